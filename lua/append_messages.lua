@@ -1,0 +1,103 @@
+#!lua
+-- append_messages: append messages to an active session, all of them or none.
+--
+-- Why it is atomic: taking the next seq, writing the entry and remembering its messageId are one step, so seq has no gap
+-- and no number is given twice, however many callers append.
+-- Safe to run twice: every message has an id (the client's, or one that the service made for this call). An id that is
+-- known with the same role and content is answered as stored and appends nothing.
+--
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
+--        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
+-- ARGV   1 id             the session's id
+--        2 now_ms         Unix time
+--        3 idle_ms        idle timeout
+--        4 retention_ms   how long a session stays readable after its end
+--        5 keep           the newest messages to keep, at least as many as one call may bring
+--        6 trim_max       messages to trim at the most
+--        7 ... messageId, role, content, metadata (the last two JSON), four for each message
+-- Returns {`appended`, six for each message: `new` or `known`, seq, createdAt, role, content, metadata}
+--         {`replayed`, the same}    all of them were known
+--         {`conflict`, three for each: position from 1, stored role, stored content}
+--         {`missing`} {`not_active`}
+-- O(messages in the call + trim_max), plus log n in the size of the business index.
+local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
+local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
+local id, now_ms, idle_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local retention_ms, keep, trim_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local FIRST, WIDTH = 7, 4
+
+local function int(ms)
+  return string.format('%.0f', ms)
+end
+
+local document = redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
+  'messageCount', 'endedAt')
+if document[1] ~= id then return {'missing'} end
+if now_ms >= tonumber(document[7] or document[3]) + retention_ms then return {'missing'} end
+
+local known, conflicts, new_count = {}, {'conflict'}, 0
+for i = FIRST, #ARGV, WIDTH do
+  local seq = redis.call('HGET', message_ids, ARGV[i])
+  local entry = seq and redis.call('XRANGE', messages, seq .. '-0', seq .. '-0')[1]
+  if entry then
+    local stored = {}
+    for k = 1, #entry[2], 2 do stored[entry[2][k]] = entry[2][k + 1] end
+    if stored.role == ARGV[i + 1] and stored.content == ARGV[i + 2] then
+      known[i] = {'known', seq, stored.createdAt, stored.role, stored.content, stored.metadata}
+    else
+      table.insert(conflicts, int((i - FIRST) / WIDTH + 1))
+      table.insert(conflicts, stored.role)
+      table.insert(conflicts, stored.content)
+    end
+  else
+    new_count = new_count + 1
+  end
+end
+if #conflicts > 1 then return conflicts end
+if new_count > 0 and not (document[2] == 'active' and now_ms < tonumber(document[3])) then return {'not_active'} end
+
+local length = redis.call('XLEN', messages) + new_count
+local surplus = math.min(length - keep, trim_max)
+local trimmed_ids = {}
+if new_count > 0 and surplus > 0 then
+  for _, entry in ipairs(redis.call('XRANGE', messages, '-', '+', 'COUNT', surplus)) do
+    for k = 1, #entry[2], 2 do
+      if entry[2][k] == 'messageId' then table.insert(trimmed_ids, entry[2][k + 1]) end
+    end
+  end
+end
+local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
+
+-- From here on only writes.
+local reply = {new_count > 0 and 'appended' or 'replayed'}
+local seq = tonumber(document[6])
+local active_ms = math.max(now_ms, tonumber(document[4]))
+local at = int(active_ms)
+for i = FIRST, #ARGV, WIDTH do
+  local message = known[i]
+  if not message then
+    seq = seq + 1
+    redis.call('XADD', messages, int(seq) .. '-0', 'messageId', ARGV[i], 'role', ARGV[i + 1], 'content', ARGV[i + 2],
+      'metadata', ARGV[i + 3], 'createdAt', at)
+    redis.call('HSET', message_ids, ARGV[i], int(seq))
+    message = {'new', int(seq), at, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]}
+  end
+  for k = 1, 6 do table.insert(reply, message[k]) end
+end
+if new_count == 0 then return reply end
+
+if #trimmed_ids > 0 then
+  redis.call('XTRIM', messages, 'MAXLEN', '=', length - #trimmed_ids)
+  redis.call('HDEL', message_ids, unpack(trimmed_ids))
+end
+local expires = math.min(active_ms + idle_ms, tonumber(document[5]))
+local gone = int(expires + retention_ms)
+redis.call('HSET', session, 'messageCount', int(seq), 'lastActivityAt', at, 'expiresAt', int(expires))
+redis.call('PEXPIREAT', session, gone)
+redis.call('PEXPIREAT', messages, gone)
+redis.call('PEXPIREAT', message_ids, gone)
+redis.call('PEXPIREAT', pointer, gone)
+redis.call('ZADD', business, int(expires), id)
+if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
+if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
+return reply

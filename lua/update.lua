@@ -1,0 +1,172 @@
+#!lua
+-- update: change fields of a session, end it, or resume it as the user's active session.
+--
+-- Why it is atomic: the version check, the question whether another session is active, and the change are one step, so two
+-- resumes cannot both win, and fields that a caller does not name keep what a concurrent caller wrote.
+-- Safe to run twice: the caller brings a mutation id. The last few of a session are kept with it, and one that is found
+-- there is answered with the session as it is now. A call that changed nothing leaves none, and may run again.
+--
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
+--        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
+--        derived: the session that the pointer names, its messages and its message ids, under `partition`
+-- ARGV   1 partition          key prefix of the partition
+--        2 id                 the session's id
+--        3 now_ms             Unix time
+--        4 idle_ms            idle timeout
+--        5 max_lifetime_ms    maximum lifetime
+--        6 retention_ms       how long a session stays readable after its end
+--        7 mutation_id        11 characters, new for every call
+--        8 if_version         the version that the client insists on, or ``
+--        9 base_version       the version that the new metadata was merged into, or ``
+--       10 status             `active`, `ended` or ``
+--       11 if_active          `replace`, or `return` to refuse if another session is active
+--       12 ... field, value   `=` and the new value, or `` to remove the field
+-- Returns {`updated`, status change or ``, what another session ended of or ``, fields}
+--         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
+-- O(log n) in the size of the business index.
+local FIELDS = {
+  'sessionId', 'businessId', 'userId', 'locationId', 'sessionType', 'status', 'title', 'metadata', 'messageCount',
+  'version', 'createdAt', 'updatedAt', 'lastActivityAt', 'expiresAt', 'activeUntil', 'endedAt', 'endReason',
+}
+local MUTATIONS_KEPT = 4
+local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
+local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
+local partition, id, now_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local idle_ms, max_lifetime_ms, retention_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local mutation_id, if_version, base_version = ARGV[7], ARGV[8], ARGV[9]
+local status, if_active = ARGV[10], ARGV[11]
+
+local function int(ms)
+  return string.format('%.0f', ms)
+end
+
+local values = redis.call('HMGET', session, unpack(FIELDS))
+if values[1] ~= id then return {'missing'} end
+local document = {}
+for i, field in ipairs(FIELDS) do document[field] = values[i] end
+
+local function answer(change, other_ended)
+  local reply = {'updated', change, other_ended}
+  for _, field in ipairs(FIELDS) do table.insert(reply, document[field] or false) end
+  return reply
+end
+
+local over_ms = tonumber(document.endedAt or document.expiresAt)
+if now_ms >= over_ms + retention_ms then return {'missing'} end
+local mutations = redis.call('HGET', session, 'mutations') or ''
+if string.find(mutations, mutation_id, 1, true) then return answer('', '') end
+if if_version ~= '' and if_version ~= document.version then return {'version_mismatch'} end
+if base_version ~= '' and base_version ~= document.version then return {'stale'} end
+
+local was_active = document.status == 'active' and now_ms < tonumber(document.expiresAt)
+local expired_now = document.status == 'active' and not was_active
+local resumes = status == 'active' and not was_active
+local ends = status == 'ended' and was_active
+local pointed_id = redis.call('GET', pointer)
+local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
+
+local other, other_key, other_active = nil, nil, false
+if resumes and pointed_id and pointed_id ~= id then
+  other_key = partition .. 's:' .. pointed_id
+  other = redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt')
+  other_active = other[1] == 'active' and now_ms < tonumber(other[2])
+  if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
+end
+
+-- From here on only writes. `document` becomes what is stored; `write` collects the fields that differ.
+local write, remove = {}, {}
+local function set(field, value)
+  if document[field] ~= value then
+    document[field] = value
+    table.insert(write, field)
+    table.insert(write, value)
+    return true
+  end
+  return false
+end
+local function unset(field)
+  if document[field] then
+    document[field] = false
+    table.insert(remove, field)
+    return true
+  end
+  return false
+end
+
+local other_ended = ''
+if other and other[1] == 'active' then
+  if other_active then
+    other_ended = 'replaced'
+    local end_ms = math.max(now_ms, tonumber(other[5]))
+    local gone = int(end_ms + retention_ms)
+    redis.call('HSET', other_key, 'status', 'ended', 'endReason', other_ended, 'endedAt', int(end_ms),
+      'updatedAt', int(end_ms), 'version', int(tonumber(other[4]) + 1))
+    redis.call('PEXPIREAT', other_key, gone)
+    redis.call('PEXPIREAT', partition .. 'm:' .. pointed_id, gone)
+    redis.call('PEXPIREAT', partition .. 'd:' .. pointed_id, gone)
+  else
+    other_ended = other[2] == other[3] and 'max_lifetime' or 'idle'
+    redis.call('HSET', other_key, 'status', 'expired', 'endReason', other_ended, 'endedAt', other[2])
+  end
+  redis.call('ZREM', business, pointed_id)
+end
+
+local changed = false
+for i = 12, #ARGV, 2 do
+  local field, value = ARGV[i], ARGV[i + 1]
+  if value == '' then
+    changed = unset(field) or changed
+  else
+    changed = set(field, string.sub(value, 2)) or changed
+  end
+end
+
+local change = ''
+local change_ms = math.max(now_ms, tonumber(document.updatedAt))
+local active_ms = math.max(now_ms, tonumber(document.lastActivityAt))
+if resumes then
+  change, changed = 'resumed', true
+  unset('endedAt')
+  unset('endReason')
+  set('status', 'active')
+  set('activeUntil', int(active_ms + max_lifetime_ms))
+elseif ends then
+  change, changed = 'ended', true
+  set('status', 'ended')
+  set('endedAt', int(change_ms))
+  set('endReason', 'client')
+elseif expired_now then
+  change = 'expired'
+  set('status', 'expired')
+  set('endedAt', document.expiresAt)
+  set('endReason', document.expiresAt == document.activeUntil and 'max_lifetime' or 'idle')
+end
+if document.status == 'active' then
+  set('lastActivityAt', int(active_ms))
+  set('expiresAt', int(math.min(active_ms + idle_ms, tonumber(document.activeUntil))))
+end
+if changed then
+  set('version', int(tonumber(document.version) + 1))
+  set('updatedAt', int(change_ms))
+  set('mutations', string.sub(mutation_id .. ' ' .. mutations, 1, MUTATIONS_KEPT * (#mutation_id + 1)))
+end
+
+if #write > 0 then redis.call('HSET', session, unpack(write)) end
+if #remove > 0 then redis.call('HDEL', session, unpack(remove)) end
+local gone_ms = tonumber(document.endedAt or document.expiresAt) + retention_ms
+local gone = int(gone_ms)
+if document.status == 'active' then
+  redis.call('SET', pointer, id, 'PXAT', gone)
+  redis.call('ZADD', business, document.expiresAt, id)
+  if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
+  if business_until < gone_ms then redis.call('PEXPIREAT', business, gone) end
+elseif change ~= '' then
+  if pointed_id == id then redis.call('DEL', pointer) end
+  redis.call('ZREM', business, id)
+end
+if document.status == 'active' or change ~= '' then
+  redis.call('PEXPIREAT', session, gone)
+  redis.call('PEXPIREAT', messages, gone)
+  redis.call('PEXPIREAT', message_ids, gone)
+end
+return answer(change, other_ended)

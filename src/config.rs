@@ -1,0 +1,311 @@
+//! Every setting, once: its flag, its variable, its default, its unit. The only place that reads the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
+use crate::store::RedisAddress;
+
+/// The session service in front of every conversation of an AI chat assistant
+///
+/// Answers which conversation a user of a business is in: finds the active session or creates it, in one atomic step in
+/// Redis. Without a Redis URL it runs its own private Redis.
+///
+/// Every setting is a flag and a variable; the flag wins. Durations have a unit: 500ms, 30s, 5m, 24h, 30days.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about, max_term_width = 120, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do; `serve` if nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Subcommands>,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  sessiond                                             serve on 127.0.0.1:3000 with a private Redis
+  REDIS_URL=redis://127.0.0.1:6379 sessiond            serve with the Redis that is there
+  sessiond --idle-timeout 1h check-config              show what these settings mean, and serve nothing
+  curl -X POST http://127.0.0.1:3000/api/sessions -H 'Content-Type: application/json' \\
+       -d '{\"businessId\":\"B0100001\",\"userId\":\"user_123\"}'";
+
+/// What the program can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Subcommands {
+    /// Serve the API (the default)
+    Serve,
+    /// Ask a running service on the --listen address whether it is ready; exit 0 if it is, 1 if not
+    Healthcheck,
+    /// Print the `OpenAPI` 3.1 document
+    Openapi,
+    /// Check the settings and print what they mean; exit 2 if one is bad
+    CheckConfig,
+}
+
+/// The settings as text, before any is checked: so all bad ones can be told at once.
+#[derive(Args, Clone, Debug)]
+pub struct SettingsArgs {
+    /// Address to serve the API on
+    #[arg(long, global = true, env = "SESSIOND_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
+    listen: String,
+    /// Redis to use: redis://, rediss://, redis+unix://, redis-cluster:// or redis-sentinel://; without it the service
+    /// runs its own. Prefer the variable: other users of the machine can read flags
+    #[arg(long, global = true, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
+    redis_url: Option<String>,
+    /// Folder of the private Redis's data
+    #[arg(
+        long,
+        global = true,
+        env = "SESSIOND_DATA_DIR",
+        value_name = "FOLDER",
+        help = "Folder of the private Redis's data [default: $XDG_DATA_HOME/sessiond or ~/.local/share/sessiond]"
+    )]
+    data_dir: Option<String>,
+    /// Program of the private Redis [default: the first valkey-server or redis-server in PATH]
+    #[arg(long, global = true, env = "SESSIOND_REDIS_SERVER", value_name = "FILE")]
+    redis_server: Option<String>,
+    /// What all Redis keys start with; services with different prefixes can share a Redis
+    #[arg(long, global = true, env = "SESSIOND_KEY_PREFIX", value_name = "TEXT", default_value = "sd")]
+    key_prefix: String,
+    /// A session expires after this long without activity
+    #[arg(long, global = true, env = "SESSIOND_IDLE_TIMEOUT", value_name = "DURATION", default_value = "30m")]
+    idle_timeout: String,
+    /// A session expires this long after it was created or resumed
+    #[arg(long, global = true, env = "SESSIOND_MAX_LIFETIME", value_name = "DURATION", default_value = "24h")]
+    max_lifetime: String,
+    /// A session stays readable this long after its end
+    #[arg(long, global = true, env = "SESSIOND_RETENTION", value_name = "DURATION", default_value = "30days")]
+    retention: String,
+    /// A get-or-create writes activity only if the last written one is this old [default: 60s or a twentieth of the idle
+    /// timeout, whichever is less]
+    #[arg(long, global = true, env = "SESSIOND_ACTIVITY_RESOLUTION", value_name = "DURATION")]
+    activity_resolution: Option<String>,
+    /// locationId of a session that is created without one
+    #[arg(long, global = true, env = "SESSIOND_DEFAULT_LOCATION_ID", value_name = "TEXT", default_value = "L0100001")]
+    default_location_id: String,
+    /// sessionType of a session that is created without one
+    #[arg(long, global = true, env = "SESSIOND_DEFAULT_SESSION_TYPE", value_name = "TEXT", default_value = "general")]
+    default_session_type: String,
+    /// Newest messages of a session that are kept; at least 100
+    #[arg(long, global = true, env = "SESSIOND_MESSAGES_KEPT", value_name = "COUNT", default_value = "10000")]
+    messages_kept: String,
+    /// Most bytes of a request's body
+    #[arg(long, global = true, env = "SESSIOND_MAX_BODY_BYTES", value_name = "BYTES", default_value = "262144")]
+    max_body_bytes: String,
+    /// Most bytes of a session's or message's metadata, as JSON
+    #[arg(long, global = true, env = "SESSIOND_MAX_METADATA_BYTES", value_name = "BYTES", default_value = "16384")]
+    max_metadata_bytes: String,
+    /// Most time to answer a request that was received; a store that hangs is a 503 by then
+    #[arg(long, global = true, env = "SESSIOND_REQUEST_DEADLINE", value_name = "DURATION", default_value = "1s")]
+    request_deadline: String,
+    /// Most time for a request's headers to arrive, and for its body after them
+    #[arg(long, global = true, env = "SESSIOND_RECEIVE_TIMEOUT", value_name = "DURATION", default_value = "10s")]
+    receive_timeout: String,
+    /// Most time to finish accepted requests after SIGTERM or SIGINT
+    #[arg(long, global = true, env = "SESSIOND_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s")]
+    shutdown_grace: String,
+    /// What to log, as in `info,sessiond=debug`
+    #[arg(long, global = true, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info,fred=warn")]
+    log: String,
+}
+
+/// The settings, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address to serve the API on.
+    pub listen: SocketAddr,
+    /// Where the sessions are.
+    pub redis: RedisSource,
+    /// What all Redis keys start with.
+    pub key_prefix: String,
+    /// How long sessions live.
+    pub lifecycle: Lifecycle,
+    /// `locationId` of a session that is created without one.
+    pub default_location_id: Identifier,
+    /// `sessionType` of a session that is created without one.
+    pub default_session_type: Identifier,
+    /// The newest messages of a session that are kept.
+    pub messages_kept: usize,
+    /// The most bytes of a request's body.
+    pub body_bytes_max: usize,
+    /// The most bytes of metadata.
+    pub metadata_bytes_max: usize,
+    /// The most that answering may take.
+    pub request_deadline: Duration,
+    /// The most that a request's headers, and then its body, may take to arrive.
+    pub receive_timeout: Duration,
+    /// The most that accepted requests may take after the signal to stop.
+    pub shutdown_grace: Duration,
+    /// What to log.
+    pub log: String,
+}
+
+/// Which Redis to use.
+#[derive(Clone, Debug)]
+pub enum RedisSource {
+    /// One that is there.
+    Given(RedisAddress),
+    /// A private one, started by the service.
+    Embedded {
+        /// The program, or `None` to look for one.
+        server: Option<PathBuf>,
+        /// Where programs are looked for.
+        search_path: String,
+        /// The folder of its data.
+        data_dir: PathBuf,
+    },
+}
+
+impl SettingsArgs {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// One line for each bad setting.
+    pub fn check(self) -> Result<Config, Vec<String>> {
+        let mut bad = Bad(Vec::new());
+        let idle_timeout = bad.duration("--idle-timeout", &self.idle_timeout);
+        let activity_resolution = match &self.activity_resolution {
+            Some(text) if text == "0" => Duration::ZERO,
+            Some(text) => bad.duration("--activity-resolution", text),
+            None => (idle_timeout / 20).min(Duration::from_secs(60)),
+        };
+        let redis = self.redis(&mut bad);
+        let listen = bad.parsed("--listen", &self.listen, "an address and a port, such as 127.0.0.1:3000");
+        let key_prefix = bad.key_prefix(self.key_prefix);
+        let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
+        let retention = bad.duration("--retention", &self.retention);
+        let default_location_id = bad.identifier("--default-location-id", self.default_location_id);
+        let default_session_type = bad.identifier("--default-session-type", self.default_session_type);
+        let messages_kept = bad.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
+        let body_bytes_max = bad.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30);
+        let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
+        let request_deadline = bad.duration("--request-deadline", &self.request_deadline);
+        let receive_timeout = bad.duration("--receive-timeout", &self.receive_timeout);
+        let shutdown_grace = bad.duration("--shutdown-grace", &self.shutdown_grace);
+        let log = bad.log_filter(self.log);
+        match (listen, redis, default_location_id, default_session_type) {
+            (Some(listen), Some(redis), Some(default_location_id), Some(default_session_type)) if bad.0.is_empty() => {
+                let lifecycle = Lifecycle { idle_timeout, max_lifetime, retention, activity_resolution };
+                Ok(Config {
+                    listen,
+                    redis,
+                    key_prefix,
+                    lifecycle,
+                    default_location_id,
+                    default_session_type,
+                    messages_kept,
+                    body_bytes_max,
+                    metadata_bytes_max,
+                    request_deadline,
+                    receive_timeout,
+                    shutdown_grace,
+                    log,
+                })
+            }
+            _ => Err(bad.0),
+        }
+    }
+
+    /// The Redis that was given, or the private one.
+    fn redis(&self, bad: &mut Bad) -> Option<RedisSource> {
+        if let Some(url) = not_empty(self.redis_url.as_deref()) {
+            return bad.checked("--redis-url", RedisAddress::from_url(url)).map(RedisSource::Given);
+        }
+        let data_dir = match not_empty(self.data_dir.as_deref()) {
+            Some(path) => Some(PathBuf::from(path)),
+            None => bad.checked("--data-dir", default_data_dir()),
+        };
+        data_dir.map(|data_dir| RedisSource::Embedded {
+            server: not_empty(self.redis_server.as_deref()).map(PathBuf::from),
+            search_path: environment("PATH").unwrap_or_default(),
+            data_dir,
+        })
+    }
+}
+
+/// A variable that is set to nothing is not set.
+fn not_empty(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+/// Collects a line for each bad setting; the values that it returns for those are never used.
+struct Bad(Vec<String>);
+
+impl Bad {
+    fn checked<T>(&mut self, flag: &str, checked: Result<T, String>) -> Option<T> {
+        match checked {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                let variable = if flag == "--redis-url" {
+                    "REDIS_URL".to_owned()
+                } else {
+                    format!("SESSIOND_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase())
+                };
+                self.0.push(format!("{flag} ({variable}) {problem}"));
+                None
+            }
+        }
+    }
+
+    fn parsed<T: std::str::FromStr>(&mut self, flag: &str, text: &str, wanted: &str) -> Option<T> {
+        self.checked(flag, text.parse().map_err(|_| format!("must be {wanted}; it is {text:?}")))
+    }
+
+    /// A duration with a unit, from 1 ms to 10 years.
+    fn duration(&mut self, flag: &str, text: &str) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+        let checked = match humantime::parse_duration(text) {
+            Ok(duration) if duration >= Duration::from_millis(1) && duration <= LONGEST => Ok(duration),
+            Ok(_) => Err(format!("must be from 1ms to 10years; it is {text:?}")),
+            Err(_) => Err(format!("must be a duration with a unit, such as 500ms, 30s, 5m or 24h; it is {text:?}")),
+        };
+        self.checked(flag, checked).unwrap_or_default()
+    }
+
+    fn number(&mut self, flag: &str, text: &str, least: usize, most: usize) -> usize {
+        let checked = match text.parse() {
+            Ok(number) if (least..=most).contains(&number) => Ok(number),
+            _ => Err(format!("must be a whole number from {least} to {most}; it is {text:?}")),
+        };
+        self.checked(flag, checked).unwrap_or(least)
+    }
+
+    fn identifier(&mut self, flag: &str, text: String) -> Option<Identifier> {
+        self.checked(flag, Identifier::new(text).map_err(str::to_owned))
+    }
+
+    fn key_prefix(&mut self, text: String) -> String {
+        let good = |character: char| character.is_ascii_alphanumeric() || "-_.:".contains(character);
+        if text.is_empty() || text.len() > 64 || !text.chars().all(good) {
+            let problem = format!("must be 1 to 64 letters, digits or -_.: ; it is {text:?}");
+            self.checked::<()>("--key-prefix", Err(problem));
+        }
+        text
+    }
+
+    fn log_filter(&mut self, text: String) -> String {
+        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&text) {
+            self.checked::<()>("--log", Err(format!("must be a filter such as info,sessiond=debug: {error}")));
+        }
+        text
+    }
+}
+
+fn default_data_dir() -> Result<PathBuf, String> {
+    let folder = environment("XDG_DATA_HOME").filter(|path| Path::new(path).is_absolute()).map(PathBuf::from);
+    let folder = folder.or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/share")));
+    match folder {
+        Some(folder) => Ok(folder.join("sessiond")),
+        None => Err("must be given: neither XDG_DATA_HOME nor HOME is set".to_owned()),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

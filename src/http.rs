@@ -1,0 +1,144 @@
+//! The HTTP interface: one router, its layers, and a file a resource.
+//!
+//! A request passes the layers from the outside in; the answer passes them back:
+//!
+//! 1. [`identify`] takes or makes the request's id, and gives every error answer its body with that id;
+//! 2. a panic of anything inside becomes a `500`;
+//! 3. [`bound`] receives the body, then gives the rest the deadline;
+//! 4. *(credentials will be checked here: before any handler, for every route)*
+//! 5. the router picks the handler, whose arguments are extracted ([`extract`]) before it runs.
+
+mod businesses;
+mod docs;
+mod error;
+mod extract;
+mod health;
+mod json;
+mod messages;
+mod openapi;
+mod page;
+mod sessions;
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use self::error::{ApiError, Code};
+pub use self::openapi::document;
+use crate::session::{Identifier, Timestamp};
+use crate::store::SessionStore;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Tells the time. The one thing below the server that does is asked for every request, so tests can set it.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// What the handlers work with.
+pub struct App {
+    /// The sessions.
+    pub store: SessionStore,
+    /// Tells the time.
+    pub clock: Clock,
+    /// `locationId` of a session that is created without one.
+    pub default_location_id: Identifier,
+    /// `sessionType` of a session that is created without one.
+    pub default_session_type: Identifier,
+    /// The most bytes of a request's body.
+    pub body_bytes_max: usize,
+    /// The most bytes of metadata.
+    pub metadata_bytes_max: usize,
+    /// The most that receiving a request's body may take.
+    pub body_timeout: Duration,
+    /// The most that answering may take, from when the request is received.
+    pub request_deadline: Duration,
+}
+
+impl App {
+    fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("App").finish_non_exhaustive()
+    }
+}
+
+/// The whole interface: every route of the contract, and an answer in its shape for every other request.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, document) = openapi::routes().split_for_parts();
+    router
+        .with_state(app.clone())
+        .merge(openapi::router(document))
+        .layer(from_fn_with_state(app, bound))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(identify))
+}
+
+/// Gives the request its id, and every error answer its body. Failures of ours are logged here, once.
+async fn identify(request: Request, next: Next) -> Response {
+    let request_id = request_id(&request);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
+    let mut response = next.run(request).await;
+    if let Some((code, cause)) = error::finish(&mut response, request_id.to_str().unwrap_or_default()) {
+        let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+        let (request_id, cause) = (request_id.to_str().unwrap_or_default(), cause.unwrap_or_default());
+        match code.status() {
+            StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(request_id, %method, route, cause, "internal error"),
+            status if status.is_server_error() => {
+                tracing::warn!(request_id, %method, route, code = code.as_str(), cause, "could not serve");
+            }
+            _ => {}
+        }
+    }
+    response.headers_mut().insert(X_REQUEST_ID, request_id);
+    response
+}
+
+/// The client's `X-Request-Id` if it is 1 to 128 visible ASCII characters, or a new one.
+fn request_id(request: &Request) -> HeaderValue {
+    let mut given = request.headers().get_all(X_REQUEST_ID).iter();
+    if let (Some(only), None) = (given.next(), given.next()) {
+        let bytes = only.as_bytes();
+        if (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic) {
+            return only.clone();
+        }
+    }
+    let mut bytes = [0; 16];
+    // Ids that repeat because there are no random bytes are worse for the log than no service.
+    if getrandom::fill(&mut bytes).is_err() {
+        return HeaderValue::from_static("unidentified");
+    }
+    let id = uuid::Builder::from_random_bytes(bytes).into_uuid().to_string();
+    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unidentified"))
+}
+
+fn panicked(payload: Box<dyn Any + Send>) -> Response {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind");
+    ApiError::internal(format!("panic: {text}")).into_response()
+}
+
+/// Receives the body, as fast as the client sends it and no slower than allowed; then bounds the answer.
+async fn bound(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    let received = tokio::time::timeout(app.body_timeout, extract::receive(body, app.body_bytes_max)).await;
+    let body = received.map_err(|_| {
+        ApiError::new(Code::RequestTimeout, format!("The body did not arrive within {:?}", app.body_timeout))
+    })??;
+    let answer = next.run(Request::from_parts(parts, body));
+    tokio::time::timeout(app.request_deadline, answer).await.map_err(|_| {
+        ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")
+    })
+}

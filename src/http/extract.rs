@@ -1,0 +1,201 @@
+//! What handlers take from a request: ids from the path, a JSON body, a query, `If-Match`. Each refuses in the one shape.
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::Value;
+
+use super::error::{ApiError, Code, FieldProblem};
+use super::json;
+use crate::session::{Identifier, SessionId};
+use crate::store::VersionCondition;
+
+/// The session id of the path. What is not a UUID is a session that does not exist.
+pub(super) struct PathSession(pub(super) SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathSession {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(text)) => text.parse().map(Self).map_err(|_| ApiError::session_not_found(&text)),
+            Err(_) => Err(ApiError::session_not_found("of this path")),
+        }
+    }
+}
+
+/// The business of the path.
+pub(super) struct PathBusiness(pub(super) Identifier);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathBusiness {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(business_id) = Path::<String>::from_request_parts(parts, state).await.map_err(not_text)?;
+        identifiers([("businessId", business_id)]).map(|[business_id]| Self(business_id))
+    }
+}
+
+/// The user of the path, with the business.
+pub(super) struct PathUser {
+    pub(super) business_id: Identifier,
+    pub(super) user_id: Identifier,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PathUser {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path((business_id, user_id)) =
+            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(not_text)?;
+        identifiers([("businessId", business_id), ("userId", user_id)])
+            .map(|[business_id, user_id]| Self { business_id, user_id })
+    }
+}
+
+fn not_text(_: axum::extract::rejection::PathRejection) -> ApiError {
+    ApiError::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8")
+}
+
+/// All of them, or every problem that they have.
+fn identifiers<const N: usize>(named: [(&'static str, String); N]) -> Result<[Identifier; N], ApiError> {
+    let mut problems = Vec::new();
+    let mut good = Vec::with_capacity(N);
+    for (name, text) in named {
+        match Identifier::new(text) {
+            Ok(identifier) => good.push(identifier),
+            Err(message) => problems.push(FieldProblem { field: name.to_owned(), message: message.to_owned() }),
+        }
+    }
+    good.try_into().map_err(|_| ApiError::fields(problems))
+}
+
+/// The whole body, at most `bytes_max`.
+///
+/// # Errors
+/// A `413` if it is larger, a `400` if it ends before it is complete.
+pub(super) async fn receive(body: Body, bytes_max: usize) -> Result<Body, ApiError> {
+    let too_large =
+        || ApiError::new(Code::PayloadTooLarge, format!("The body is larger than the limit of {bytes_max} bytes"));
+    if body.is_end_stream() {
+        return Ok(Body::empty());
+    }
+    // A body that says that it is too large is not read at all.
+    if body.size_hint().lower() > u64::try_from(bytes_max).unwrap_or(u64::MAX) {
+        return Err(too_large());
+    }
+    match Limited::new(body, bytes_max).collect().await {
+        Ok(collected) => Ok(Body::from(collected.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(_) => Err(ApiError::new(Code::InvalidRequest, "The body ended before it was complete")),
+    }
+}
+
+/// A JSON body, declared as such. Merge patches (RFC 7396) are JSON too.
+pub(super) struct JsonBody(pub(super) Value);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            let detail = "The body must be JSON, declared by the header Content-Type: application/json";
+            return Err(ApiError::new(Code::UnsupportedMediaType, detail));
+        }
+        // Received by the deadline layer already.
+        let body = request.into_body().collect().await.map_err(|error| ApiError::internal(error.to_string()))?;
+        json::parse(&body.to_bytes()).map(Self)
+    }
+}
+
+/// `application/json` or `application/<something>+json`, in UTF-8.
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut declared = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(only), None) = (declared.next(), declared.next()) else {
+        return false;
+    };
+    let Some(mime) = only.to_str().ok().and_then(|text| text.parse::<mime::Mime>().ok()) else {
+        return false;
+    };
+    let json = mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON);
+    mime.type_() == mime::APPLICATION && json && mime.get_param(mime::CHARSET).is_none_or(|set| set == mime::UTF_8)
+}
+
+/// The versions that `If-Match` names (RFC 9110, 13.1.1). What is not a strong entity tag of ours names none.
+pub(super) struct IfMatch(pub(super) VersionCondition);
+
+impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let lines = parts.headers.get_all(header::IF_MATCH);
+        let mut versions = Vec::new();
+        for line in lines.iter() {
+            for tag in line.to_str().unwrap_or_default().split(',').map(str::trim) {
+                if tag == "*" {
+                    return Ok(Self(VersionCondition::Any));
+                }
+                let version = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+                versions.push(version.unwrap_or_default().to_owned());
+            }
+        }
+        Ok(Self(if versions.is_empty() { VersionCondition::Any } else { VersionCondition::OneOf(versions) }))
+    }
+}
+
+/// The query's parameters, taken one by one like [`json::Fields`].
+pub(super) struct Query {
+    parameters: Vec<(String, String)>,
+    known: Vec<&'static str>,
+    problems: Vec<FieldProblem>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let query = parts.uri.query().unwrap_or_default();
+        let parameters = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        Ok(Self { parameters, known: Vec::new(), problems: Vec::new() })
+    }
+}
+
+impl Query {
+    pub(super) fn problem(&mut self, name: &str, message: impl Into<String>) {
+        self.problems.push(FieldProblem { field: name.to_owned(), message: message.into() });
+    }
+
+    pub(super) fn text(&mut self, name: &'static str) -> Option<String> {
+        self.known.push(name);
+        let place = self.parameters.iter().position(|(parameter, _)| parameter == name)?;
+        Some(self.parameters.remove(place).1)
+    }
+
+    /// A whole number from `least` to `most`, in decimal digits.
+    pub(super) fn number(&mut self, name: &'static str, least: u64, most: u64) -> Option<u64> {
+        let text = self.text(name)?;
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse().ok().filter(|number| digits && (least..=most).contains(number)) {
+            Some(number) => Some(number),
+            None => {
+                self.problem(name, format!("must be a whole number from {least} to {most}"));
+                None
+            }
+        }
+    }
+
+    /// The error with all problems, if there is one. Parameters that were not asked for, or come twice, are problems.
+    pub(super) fn finish(mut self) -> Result<(), ApiError> {
+        for (name, _) in std::mem::take(&mut self.parameters) {
+            if self.known.contains(&name.as_str()) {
+                self.problem(&name, "must be given once");
+            } else {
+                let message = format!("is unknown; known are {}", self.known.join(", "));
+                self.problem(&name, message);
+            }
+        }
+        if self.problems.is_empty() { Ok(()) } else { Err(ApiError::fields(self.problems)) }
+    }
+}

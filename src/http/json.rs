@@ -1,0 +1,218 @@
+//! Reads JSON bodies strictly, and collects every problem of every field before it answers.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use super::error::{ApiError, Code, FieldProblem};
+use crate::session::{Identifier, TITLE_CHARS_MAX};
+
+/// Parses a body. Objects with the same key twice are refused, at any depth, and so is nesting deeper than 127.
+///
+/// # Errors
+/// A `400` that says where the text stops to be JSON.
+pub(super) fn parse(body: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice::<Strict>(body)
+        .map(|strict| strict.0)
+        .map_err(|error| ApiError::new(Code::InvalidRequest, format!("The body is not valid JSON: {error}")))
+}
+
+/// A JSON value without duplicate keys.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Self)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = members.next_key::<String>()? {
+            if object.contains_key(&key) {
+                return Err(A::Error::custom(format!("duplicate key {key:?}")));
+            }
+            let Strict(value) = members.next_value()?;
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// An object's members, taken one by one. Whatever is wrong is remembered; [`Fields::finish`] answers it all at once.
+pub(super) struct Fields {
+    /// What the fields' names start with in problems: nothing, or `[2].`.
+    path: String,
+    members: Map<String, Value>,
+    known: Vec<&'static str>,
+    problems: Vec<FieldProblem>,
+}
+
+impl Fields {
+    /// The members of the body, which must be an object.
+    pub(super) fn of_body(body: Value) -> Result<Self, ApiError> {
+        match body {
+            Value::Object(members) => Ok(Self::new(String::new(), members)),
+            _ => Err(ApiError::new(Code::InvalidRequest, "The body must be a JSON object")),
+        }
+    }
+
+    pub(super) fn new(path: String, members: Map<String, Value>) -> Self {
+        Self { path, members, known: Vec::new(), problems: Vec::new() }
+    }
+
+    pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.known.push(name);
+        self.members.shift_remove(name)
+    }
+
+    pub(super) fn problem<T>(&mut self, name: &str, message: impl Into<String>) -> Option<T> {
+        self.problems.push(FieldProblem { field: format!("{}{name}", self.path), message: message.into() });
+        None
+    }
+
+    pub(super) fn required<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&mut Self, &'static str) -> Option<T>,
+    ) -> Option<T> {
+        if self.members.contains_key(name) {
+            return read(self, name);
+        }
+        self.known.push(name);
+        self.problem(name, "is required")
+    }
+
+    pub(super) fn identifier(&mut self, name: &'static str) -> Option<Identifier> {
+        match self.take(name)? {
+            Value::String(text) => match Identifier::new(text) {
+                Ok(identifier) => Some(identifier),
+                Err(message) => self.problem(name, message),
+            },
+            _ => self.problem(name, "must be a string"),
+        }
+    }
+
+    /// A title, or null for none.
+    pub(super) fn title(&mut self, name: &'static str) -> Option<Option<String>> {
+        match self.take(name)? {
+            Value::Null => Some(None),
+            Value::String(text) if text.chars().count() <= TITLE_CHARS_MAX => Some(Some(text)),
+            Value::String(_) => self.problem(name, format!("must have at most {TITLE_CHARS_MAX} characters")),
+            _ => self.problem(name, "must be a string or null"),
+        }
+    }
+
+    /// A JSON object of at most `bytes_max`, as its text.
+    pub(super) fn object_text(&mut self, name: &'static str, bytes_max: usize) -> Option<String> {
+        match self.take(name)? {
+            value @ Value::Object(_) => {
+                let text = value.to_string();
+                if text.len() > bytes_max {
+                    return self.problem(name, format!("must have at most {bytes_max} bytes as JSON"));
+                }
+                Some(text)
+            }
+            _ => self.problem(name, "must be an object"),
+        }
+    }
+
+    /// One of a fixed set of words.
+    pub(super) fn word<T>(
+        &mut self,
+        name: &'static str,
+        words: &[&str],
+        from_word: fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.take(name)?;
+        match value.as_str().and_then(from_word) {
+            Some(word) => Some(word),
+            None => self.problem(name, format!("must be one of {}", words.join(", "))),
+        }
+    }
+
+    /// Adds a problem for every member that was not asked for, and returns all problems.
+    pub(super) fn into_problems(mut self) -> Vec<FieldProblem> {
+        let message = format!("is unknown; known are {}", self.known.join(", "));
+        for name in std::mem::take(&mut self.members).keys() {
+            self.problem::<()>(name, message.clone());
+        }
+        self.problems
+    }
+
+    /// The error with all problems, if there is one.
+    pub(super) fn finish(self) -> Result<(), ApiError> {
+        let problems = self.into_problems();
+        if problems.is_empty() { Ok(()) } else { Err(ApiError::fields(problems)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicate_keys_and_deep_nesting_are_refused_at_any_depth() {
+        assert!(parse(br#"{"a":1,"b":[{"a":1}]}"#).is_ok());
+        for body in
+            [r#"{"a":1,"a":1}"#, r#"{"b":[{"a":1,"\u0061":2}]}"#, &"[".repeat(200), "{\"a\":1e400}", "", "{} {}"]
+        {
+            assert!(parse(body.as_bytes()).is_err(), "{body}");
+        }
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(nested(127).as_bytes()).is_ok());
+        assert!(parse(nested(200).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn values_come_back_as_they_were_sent() {
+        let body = r#"{"z":1,"a":[1.5,-3,18446744073709551615,null,true,"é\u0000💬"],"m":{}}"#;
+        assert_eq!(parse(body.as_bytes()).expect("JSON").to_string(), body.replace("\\u0000", "\\u0000"));
+    }
+}

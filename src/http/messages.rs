@@ -1,0 +1,227 @@
+//! `/api/sessions/{sessionId}/messages`: append and list.
+
+use std::sync::Arc;
+
+use axum::extract::{OriginalUri, State};
+use axum::http::{StatusCode, header};
+use axum::response::Response;
+use serde_json::Value;
+use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::error::{ApiError, Code, FieldProblem, problems};
+use super::extract::{JsonBody, PathSession, Query};
+use super::json::Fields;
+use super::page::link_header;
+use super::sessions::{json_array, json_response};
+use crate::session::{APPEND_MESSAGES_MAX, Message, NewMessage, Role, content_schema};
+use crate::store::{Append, MessageRange};
+
+const LIMIT_MAX: u64 = 1000;
+const LIMIT_DEFAULT: u64 = 50;
+/// The largest seq that a JSON number of a browser holds exactly.
+const SEQ_MAX: u64 = (1 << 53) - 1;
+
+/// The routes of this file.
+pub(super) fn router() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(list_messages, append_messages))
+}
+
+/// A message to append.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase", example = json!({"messageId": "m-1", "role": "user", "content": "Hello!"}))]
+#[expect(dead_code, reason = "documents what `new_message` reads")]
+struct AppendMessage {
+    /// Unique in its session; makes a retry safe. The service makes one if it is absent.
+    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    message_id: Option<String>,
+    /// Who it is from.
+    role: Role,
+    /// Any JSON value but null.
+    #[schema(schema_with = content_schema)]
+    content: Value,
+    /// At most 16 KiB as JSON.
+    #[schema(value_type = Object, required = false)]
+    metadata: Value,
+}
+
+/// One message, or several that are appended whole or not at all.
+struct AppendMessages;
+
+/// The stored message, or as many as were sent, in the order of the request.
+struct AppendedMessages;
+
+/// Documents "one of these, or an array of them".
+macro_rules! one_or_several {
+    ($name:ident, $item:ident) => {
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let item = Ref::from_schema_name(stringify!($item));
+                let several = ArrayBuilder::new().items(item.clone());
+                let several = several.min_items(Some(1)).max_items(Some(APPEND_MESSAGES_MAX));
+                OneOfBuilder::new().item(item).item(several).into()
+            }
+        }
+
+        impl ToSchema for $name {
+            fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+                schemas.push((stringify!($item).to_owned(), $item::schema()));
+                $item::schemas(schemas);
+            }
+        }
+    };
+}
+one_or_several!(AppendMessages, AppendMessage);
+one_or_several!(AppendedMessages, Message);
+
+/// Reads one message, or an array. Every problem of every message is answered at once.
+fn new_messages(body: Value, metadata_bytes_max: usize) -> Result<Vec<NewMessage>, ApiError> {
+    let (items, path): (Vec<Value>, fn(usize) -> String) = match body {
+        Value::Object(_) => (vec![body], |_| String::new()),
+        Value::Array(items) => (items, |index| format!("[{index}].")),
+        _ => return Err(ApiError::new(Code::InvalidRequest, "The body must be a JSON object, or an array of objects")),
+    };
+    if items.is_empty() || items.len() > APPEND_MESSAGES_MAX {
+        let detail = format!("The array must have 1 to {APPEND_MESSAGES_MAX} messages; it has {}", items.len());
+        return Err(ApiError::new(Code::InvalidRequest, detail));
+    }
+    let mut messages = Vec::with_capacity(items.len());
+    let mut problems = Vec::new();
+    for (index, item) in items.into_iter().enumerate() {
+        match item {
+            Value::Object(members) => {
+                let mut fields = Fields::new(path(index), members);
+                messages.extend(new_message(&mut fields, metadata_bytes_max));
+                problems.extend(fields.into_problems());
+            }
+            _ => problems.push(FieldProblem {
+                field: path(index).trim_end_matches('.').to_owned(),
+                message: "must be an object".to_owned(),
+            }),
+        }
+    }
+    if problems.is_empty() { Ok(messages) } else { Err(ApiError::fields(problems)) }
+}
+
+fn new_message(fields: &mut Fields, metadata_bytes_max: usize) -> Option<NewMessage> {
+    let message_id = fields.identifier("messageId");
+    let role = fields.required("role", |fields, name| fields.word(name, Role::WORDS, Role::from_word));
+    let content = fields.required("content", |fields, name| match fields.take(name) {
+        Some(Value::Null) => fields.problem(name, "must not be null"),
+        content => content,
+    });
+    let metadata = fields.object_text("metadata", metadata_bytes_max).unwrap_or_else(|| "{}".to_owned());
+    Some(NewMessage { message_id, role: role?, content: content?, metadata })
+}
+
+problems! {
+    /// What an append can be refused for.
+    AppendProblems {
+        InvalidRequest, SessionNotFound, RequestTimeout, SessionNotActive, MessageIdConflict, PayloadTooLarge,
+        UnsupportedMediaType, StoreFull
+    }
+}
+
+/// Append messages
+///
+/// Appends one message or an array, whole or not at all. A message whose id is known with the same role and content is
+/// answered as it is stored and appended no second time, so every append with ids can be repeated.
+#[utoipa::path(
+    post, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "appendMessages",
+    params(("sessionId" = String, Path, description = "A UUID.")),
+    request_body = AppendMessages,
+    responses(
+        (status = 200, description = "All of them were there already, as they are stored.", body = AppendedMessages),
+        (status = 201, description = "At least one is new.", body = AppendedMessages),
+        AppendProblems,
+    ),
+)]
+async fn append_messages(
+    State(app): State<Arc<App>>,
+    PathSession(id): PathSession,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let is_array = body.is_array();
+    let new = new_messages(body, app.metadata_bytes_max)?;
+    let (status, messages) = match app.store.append_messages(id, &new, app.now()).await? {
+        Append::Appended(messages) => (StatusCode::CREATED, messages),
+        Append::Replayed(messages) => (StatusCode::OK, messages),
+        Append::Missing => return Err(ApiError::session_not_found(&id.to_string())),
+        Append::NotActive => {
+            let detail = "The session is not active; resume it with PATCH {\"status\":\"active\"}, or create a new one";
+            return Err(ApiError::new(Code::SessionNotActive, detail));
+        }
+        Append::Conflict(message_id) => {
+            let detail = format!("The session has another message with the messageId {message_id}");
+            return Err(ApiError::new(Code::MessageIdConflict, detail));
+        }
+    };
+    let body = match messages.as_slice() {
+        [message] if !is_array => {
+            let mut body = Vec::new();
+            message.write_json(&mut body);
+            body
+        }
+        messages => json_array(messages, Message::write_json),
+    };
+    Ok(json_response(status, body))
+}
+
+problems! {
+    /// What listing messages can be refused for.
+    ListProblems { InvalidRequest, SessionNotFound }
+}
+
+/// List messages
+///
+/// The newest `limit` messages, or those around a seq; always in ascending `seq`.
+#[utoipa::path(
+    get, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "listMessages",
+    params(
+        ("sessionId" = String, Path, description = "A UUID."),
+        ("limit" = Option<u64>, Query, description = "The most messages to answer.",
+            minimum = 1, maximum = 1000, nullable = false),
+        ("before" = Option<u64>, Query, description = "The newest messages before this seq. Not with `after`.",
+            minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),
+        ("after" = Option<u64>, Query, description = "The oldest messages after this seq. Not with `before`.",
+            minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),
+    ),
+    responses(
+        (status = 200, description = "The messages, in ascending `seq`.", body = [Message], headers(
+            ("Link" = String, description = "`rel=\"prev\"` to older and `rel=\"next\"` to newer messages, if there are."),
+        )),
+        ListProblems,
+    ),
+)]
+async fn list_messages(
+    State(app): State<Arc<App>>,
+    PathSession(id): PathSession,
+    OriginalUri(uri): OriginalUri,
+    mut query: Query,
+) -> Result<Response, ApiError> {
+    let limit = query.number("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
+    let before = query.number("before", 0, SEQ_MAX);
+    let after = query.number("after", 0, SEQ_MAX);
+    if before.is_some() && after.is_some() {
+        query.problem("after", "must not be given together with before");
+    }
+    query.finish()?;
+    let range = match (before, after) {
+        (Some(seq), _) => MessageRange::Before(seq),
+        (None, Some(seq)) => MessageRange::After(seq),
+        (None, None) => MessageRange::Newest,
+    };
+    let page = app.store.list_messages(id, range, limit, app.now()).await?;
+    let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
+    let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));
+    let next = page.after.map(|seq| ("next", format!("limit={limit}&after={seq}")));
+    let mut response = json_response(StatusCode::OK, json_array(&page.messages, Message::write_json));
+    if let Some(link) = link_header(prev.into_iter().chain(next), &uri) {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    Ok(response)
+}

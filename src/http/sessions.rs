@@ -1,0 +1,281 @@
+//! `/api/sessions` and `/api/sessions/{sessionId}`: create, read, change, delete.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::error::{ApiError, Code, problems};
+use super::extract::{IfMatch, JsonBody, PathSession};
+use super::json::Fields;
+use crate::session::{IfActive, NewSession, PatchStatus, Session, SessionPatch};
+use crate::store::{Delete, GetOrCreate, Update};
+
+/// The routes of this file.
+pub(super) fn router() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(get_or_create)).routes(routes!(get, update, delete))
+}
+
+/// Which conversation a user of a business is to be in.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase", example = json!({
+    "businessId": "B0100001", "userId": "user_123", "locationId": "L001", "sessionType": "general"
+}))]
+#[expect(dead_code, reason = "documents what `new_session` reads")]
+struct GetOrCreateSession {
+    /// The business that the user talks to.
+    #[schema(min_length = 1, max_length = 128)]
+    business_id: String,
+    /// The user, unique in the business.
+    #[schema(min_length = 1, max_length = 128)]
+    user_id: String,
+    /// The business's location. Taken if a session is created; the service's default if absent.
+    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    location_id: Option<String>,
+    /// What kind of conversation it is. Taken if a session is created; the service's default if absent.
+    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    session_type: Option<String>,
+    /// Taken if a session is created.
+    #[schema(max_length = 200)]
+    title: Option<String>,
+    /// Taken if a session is created. At most 16 KiB as JSON.
+    #[schema(value_type = Object, required = false)]
+    metadata: Value,
+    /// `return` (the default) gives back an active session; `replace` ends it and creates a new one, in one step.
+    #[schema(nullable = false, default = "return")]
+    if_active: Option<IfActive>,
+}
+
+fn new_session(body: Value, app: &App) -> Result<NewSession, ApiError> {
+    let mut fields = Fields::of_body(body)?;
+    let business_id = fields.required("businessId", Fields::identifier);
+    let user_id = fields.required("userId", Fields::identifier);
+    let location_id = fields.identifier("locationId");
+    let session_type = fields.identifier("sessionType");
+    let title = fields.title("title");
+    let metadata = fields.object_text("metadata", app.metadata_bytes_max);
+    let if_active = fields.word("ifActive", IfActive::WORDS, IfActive::from_word);
+    fields.finish()?;
+    // Both are there, or `finish` would have said that they are not.
+    let (Some(business_id), Some(user_id)) = (business_id, user_id) else {
+        return Err(ApiError::internal("a required field is missing without a problem"));
+    };
+    Ok(NewSession {
+        business_id,
+        user_id,
+        location_id: location_id.unwrap_or_else(|| app.default_location_id.clone()),
+        session_type: session_type.unwrap_or_else(|| app.default_session_type.clone()),
+        title: title.flatten(),
+        metadata: metadata.unwrap_or_else(|| "{}".to_owned()),
+        if_active: if_active.unwrap_or(IfActive::Return),
+    })
+}
+
+/// The changes to a session. Absent members stay as they are.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase", example = json!({"title": "Opening hours", "metadata": {"topic": "hours"}}))]
+#[expect(dead_code, reason = "documents what `session_patch` reads")]
+struct UpdateSession {
+    /// The business's location.
+    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    location_id: Option<String>,
+    /// What kind of conversation it is.
+    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    session_type: Option<String>,
+    /// The title, or null to remove it.
+    #[schema(max_length = 200)]
+    title: Option<String>,
+    /// Merged into the metadata (RFC 7396): null removes a key, at any depth; null itself empties it.
+    metadata: Option<std::collections::HashMap<String, Value>>,
+    /// `ended` ends the session; `active` resumes it as the user's active one.
+    #[schema(nullable = false)]
+    status: Option<PatchStatus>,
+    /// What a resume does if another session is active: `return` (the default) refuses, `replace` ends that one.
+    #[schema(nullable = false, default = "return")]
+    if_active: Option<IfActive>,
+}
+
+fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
+    let mut fields = Fields::of_body(body)?;
+    let patch = SessionPatch {
+        location_id: fields.identifier("locationId"),
+        session_type: fields.identifier("sessionType"),
+        title: fields.title("title"),
+        metadata: match fields.take("metadata") {
+            Some(patch @ (Value::Object(_) | Value::Null)) => Some(patch),
+            Some(_) => fields.problem("metadata", "must be an object or null"),
+            None => None,
+        },
+        status: fields.word("status", PatchStatus::WORDS, PatchStatus::from_word),
+        if_active: fields.word("ifActive", IfActive::WORDS, IfActive::from_word).unwrap_or(IfActive::Return),
+    };
+    fields.finish()?;
+    Ok(patch)
+}
+
+problems! {
+    /// What a get-or-create can be refused for.
+    GetOrCreateProblems { InvalidRequest, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, StoreFull }
+}
+
+/// Find or create a session
+///
+/// The user's active session, or a new one, decided in one atomic step: however many ask at once, they get one session.
+#[utoipa::path(
+    post, path = "/api/sessions", tag = "sessions", operation_id = "getOrCreateSession",
+    request_body = GetOrCreateSession,
+    responses(
+        (status = 200, description = "The user's active session.", body = Session,
+            headers(("ETag" = String, description = "The session's version, in quotes."))),
+        (status = 201, description = "A new session.", body = Session, headers(
+            ("ETag" = String, description = "The session's version, in quotes."),
+            ("Location" = String, description = "The session's path."),
+        )),
+        GetOrCreateProblems,
+    ),
+)]
+async fn get_or_create(State(app): State<Arc<App>>, JsonBody(body): JsonBody) -> Result<Response, ApiError> {
+    let new = new_session(body, &app)?;
+    Ok(match app.store.get_or_create(&new, app.now()).await? {
+        GetOrCreate::Resumed(session) => session_response(StatusCode::OK, &session),
+        GetOrCreate::Created(session) => {
+            let location = format!("/api/sessions/{}", session.session_id);
+            ([(header::LOCATION, location)], session_response(StatusCode::CREATED, &session)).into_response()
+        }
+    })
+}
+
+problems! {
+    /// What a read can be refused for.
+    GetProblems { SessionNotFound }
+}
+
+/// Read a session
+#[utoipa::path(
+    get, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "getSession",
+    params(("sessionId" = String, Path, description = "A UUID.")),
+    responses(
+        (status = 200, description = "The session.", body = Session,
+            headers(("ETag" = String, description = "The session's version, in quotes."))),
+        GetProblems,
+    ),
+)]
+async fn get(State(app): State<Arc<App>>, PathSession(id): PathSession) -> Result<Response, ApiError> {
+    let session = app.store.get(id, app.now()).await?;
+    let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
+    Ok(session_response(StatusCode::OK, &session))
+}
+
+problems! {
+    /// What a change can be refused for.
+    UpdateProblems {
+        InvalidRequest, SessionNotFound, RequestTimeout, AnotherSessionActive, ConcurrentUpdate, VersionMismatch,
+        PayloadTooLarge, UnsupportedMediaType, StoreFull
+    }
+}
+
+/// Change, end or resume a session
+///
+/// Changes the members that are named, all of them or none. An empty object is the heartbeat: it keeps an active session
+/// active. Ended sessions can still be changed. Without `If-Match`, concurrent changes of different members are all kept.
+#[utoipa::path(
+    patch, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "updateSession",
+    params(
+        ("sessionId" = String, Path, description = "A UUID."),
+        ("If-Match" = Option<String>, Header, description = "Change only if this is the session's `ETag`."),
+    ),
+    request_body(content(
+        (UpdateSession = "application/json"), (UpdateSession = "application/merge-patch+json"),
+    )),
+    responses(
+        (status = 200, description = "The session as it is now.", body = Session,
+            headers(("ETag" = String, description = "The session's version, in quotes."))),
+        UpdateProblems,
+    ),
+)]
+async fn update(
+    State(app): State<Arc<App>>,
+    PathSession(id): PathSession,
+    IfMatch(condition): IfMatch,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let patch = session_patch(body)?;
+    match app.store.update(id, &patch, &condition, app.now()).await? {
+        Update::Updated(session) => Ok(session_response(StatusCode::OK, &session)),
+        Update::Missing => Err(ApiError::session_not_found(&id.to_string())),
+        Update::VersionMismatch(version) => Err(version_mismatch(version)),
+        Update::AnotherActive(active) => Err(ApiError::another_session_active(active)),
+        Update::ConcurrentUpdate => {
+            Err(ApiError::new(Code::ConcurrentUpdate, "Other changes came in between; nothing was changed, try again"))
+        }
+        Update::MetadataTooLarge => {
+            let message = format!("must have at most {} bytes as JSON after the merge", app.metadata_bytes_max);
+            Err(ApiError::field("metadata", message))
+        }
+    }
+}
+
+problems! {
+    /// What a deletion can be refused for.
+    DeleteProblems { SessionNotFound, VersionMismatch }
+}
+
+/// Delete a session with its messages
+#[utoipa::path(
+    delete, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "deleteSession",
+    params(
+        ("sessionId" = String, Path, description = "A UUID."),
+        ("If-Match" = Option<String>, Header, description = "Delete only if this is the session's `ETag`."),
+    ),
+    responses((status = 204, description = "It is gone."), DeleteProblems),
+)]
+async fn delete(
+    State(app): State<Arc<App>>,
+    PathSession(id): PathSession,
+    IfMatch(condition): IfMatch,
+) -> Result<StatusCode, ApiError> {
+    match app.store.delete(id, &condition, app.now()).await? {
+        Delete::Deleted => Ok(StatusCode::NO_CONTENT),
+        Delete::Missing => Err(ApiError::session_not_found(&id.to_string())),
+        Delete::VersionMismatch(version) => Err(version_mismatch(version)),
+    }
+}
+
+fn version_mismatch(version: u64) -> ApiError {
+    ApiError::new(Code::VersionMismatch, format!("If-Match does not name the current version, \"{version}\""))
+}
+
+/// A session as an answer, with its version as the entity tag.
+pub(super) fn session_response(status: StatusCode, session: &Session) -> Response {
+    let mut body = Vec::with_capacity(640 + session.metadata.len());
+    session.write_json(&mut body);
+    let mut response = json_response(status, body);
+    if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", session.version)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+/// JSON that is written already, as an answer.
+pub(super) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
+    (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}
+
+/// Several items as a JSON array.
+pub(super) fn json_array<T>(items: &[T], write: fn(&T, &mut Vec<u8>)) -> Vec<u8> {
+    let mut body = vec![b'['];
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        write(item, &mut body);
+    }
+    body.push(b']');
+    body
+}

@@ -1,0 +1,6 @@
+//! sessiond
+pub mod config;
+pub mod http;
+pub mod server;
+pub mod session;
+pub mod store;

@@ -1,0 +1,110 @@
+//! The program: parses its arguments and runs what they say.
+
+use std::io::{IsTerminal, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use sessiond::config::{Cli, Config, Subcommands};
+use sessiond::{http, server};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The exit status of a bad setting or a missing prerequisite, as of a bad flag.
+const EXIT_USAGE: u8 = 2;
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.command == Some(Subcommands::Openapi) {
+        return print_line(&http::document().to_pretty_json().unwrap_or_default());
+    }
+    let config = match cli.settings.check() {
+        Ok(config) => config,
+        Err(problems) => {
+            for problem in problems {
+                eprintln!("sessiond: {problem}");
+            }
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match cli.command.unwrap_or(Subcommands::Serve) {
+        Subcommands::CheckConfig => print_line(&format!("{config:#?}")),
+        Subcommands::Healthcheck => healthcheck(config.listen),
+        Subcommands::Serve | Subcommands::Openapi => serve(&config),
+    }
+}
+
+fn print_line(text: &str) -> ExitCode {
+    // A reader that stops reading, such as `head`, is no failure of ours.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    ExitCode::SUCCESS
+}
+
+fn serve(config: &Config) -> ExitCode {
+    start_log(&config.log);
+    let (redis, embedded) = match server::start_redis(config) {
+        Ok(redis) => redis,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let result = runtime.block_on(server::run(config, redis, stop_signal()));
+    // The private Redis goes last: accepted requests need it to the end.
+    drop(embedded);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
+}
+
+fn fail(error: &dyn std::error::Error, status: u8) -> ExitCode {
+    eprintln!("sessiond: {error}");
+    ExitCode::from(status)
+}
+
+/// Logs to stderr: for people on a terminal, as JSON lines otherwise.
+fn start_log(filter: &str) {
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() { log.init() } else { log.json().flatten_event(true).init() }
+}
+
+/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("cannot listen for signals: stop the service with SIGKILL");
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::warn!("a second signal: ending at once");
+        std::process::exit(1);
+    });
+}
+
+/// Asks the service at `address` whether it is ready.
+fn healthcheck(address: SocketAddr) -> ExitCode {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
+        stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
+        write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    match ask() {
+        Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => print_line("ready"),
+        Ok(answer) => {
+            eprintln!("sessiond: not ready: {}", answer.lines().last().unwrap_or_default());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("sessiond: no answer from {address}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

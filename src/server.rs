@@ -1,0 +1,204 @@
+//! Starts the service and stops it: listener, connections, drain. The one place that reads the clock.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tower::ServiceExt;
+
+use crate::config::{Config, RedisSource};
+use crate::http::{self, App, Clock};
+use crate::session::Timestamp;
+use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
+use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
+
+/// How long to wait before accepting again after the operating system refused: usually it is out of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How much of the request's deadline one Redis command may take: the rest is for saying that it took too long.
+const COMMAND_SHARE: f64 = 0.8;
+/// How long a service that starts waits for its Redis before it serves without one.
+const STORE_WAIT: Duration = Duration::from_secs(3);
+const STORE_POLL: Duration = Duration::from_millis(10);
+
+/// Why the service did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no private Redis.
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    /// The address cannot be served on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(std::net::SocketAddr, #[source] io::Error),
+    /// The Redis URL cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The Redis holds another layout.
+    #[error(
+        "the Redis at {0} holds sessions of another layout version under the prefix {1:?}; choose another --key-prefix"
+    )]
+    Layout(RedisAddress, String),
+}
+
+/// The wall clock.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+pub fn system_now() -> Timestamp {
+    Timestamp(chrono::Utc::now().timestamp_millis())
+}
+
+/// The Redis of a configuration: its address, and the private server if it is one. Blocks until that one is up.
+///
+/// # Errors
+/// If the private Redis cannot be started.
+pub fn start_redis(config: &Config) -> Result<(RedisAddress, Option<EmbeddedRedis>), EmbeddedError> {
+    match &config.redis {
+        RedisSource::Given(address) => Ok((address.clone(), None)),
+        RedisSource::Embedded { server, search_path, data_dir } => {
+            let server = find_server(server.as_deref(), search_path).ok_or(EmbeddedError::NoServer)?;
+            let redis = EmbeddedRedis::start(&server, data_dir)?;
+            tracing::info!(server = %server.display(), data = %data_dir.display(), "started a private Redis");
+            Ok((RedisAddress::Socket(redis.socket()), Some(redis)))
+        }
+    }
+}
+
+/// What the handlers work with, from the settings.
+///
+/// # Errors
+/// If the Redis URL cannot be used.
+pub fn app(config: &Config, redis: RedisAddress, clock: Clock) -> Result<Arc<App>, StoreError> {
+    Ok(Arc::new(App {
+        store: SessionStore::connect(StoreConfig {
+            redis,
+            key_prefix: config.key_prefix.clone(),
+            command_timeout: config.request_deadline.mul_f64(COMMAND_SHARE),
+            lifecycle: config.lifecycle,
+            messages_kept: config.messages_kept,
+            metadata_bytes_max: config.metadata_bytes_max,
+        })?,
+        clock,
+        default_location_id: config.default_location_id.clone(),
+        default_session_type: config.default_session_type.clone(),
+        body_bytes_max: config.body_bytes_max,
+        metadata_bytes_max: config.metadata_bytes_max,
+        body_timeout: config.receive_timeout,
+        request_deadline: config.request_deadline,
+    }))
+}
+
+/// Runs the service until `shutdown` resolves and what was accepted is finished.
+///
+/// # Errors
+/// Why it did not start.
+pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    let app = app(config, redis.clone(), Arc::new(system_now))?;
+    if !layout_is_ours(&app.store).await {
+        return Err(StartError::Layout(redis, config.key_prefix.clone()));
+    }
+    let cannot_listen = |error| StartError::Listen(config.listen, error);
+    let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
+    let address = listener.local_addr().map_err(cannot_listen)?;
+    tracing::info!(address = %address, redis = %redis, "serving on http://{address}, documentation at http://{address}/docs");
+    serve(listener, http::router(app.clone()), config.receive_timeout, config.shutdown_grace, shutdown).await;
+    app.store.quit().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Waits a moment for Redis, and claims or checks the layout version. Without Redis the service starts all the same: it
+/// is alive but not ready, and checks nothing.
+async fn layout_is_ours(store: &SessionStore) -> bool {
+    let claimed = async {
+        loop {
+            if let Ok(ours) = store.claim_layout().await {
+                return ours;
+            }
+            tokio::time::sleep(STORE_POLL).await;
+        }
+    };
+    match tokio::time::timeout(STORE_WAIT, claimed).await {
+        Ok(ours) => ours,
+        Err(_) => {
+            tracing::warn!("Redis does not answer; serving 503 until it does");
+            true
+        }
+    }
+}
+
+/// Accepts connections until `shutdown` resolves, then finishes what was accepted, for at most `grace`.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    header_timeout: Duration,
+    grace: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
+    let graceful = GracefulShutdown::new();
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => connection(stream, router.clone(), header_timeout, &graceful),
+                Err(error) if is_of_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    tracing::info!("stopping: finishing what was accepted");
+    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some requests did not finish within {grace:?}");
+    }
+}
+
+/// Serves one connection in its own task.
+fn connection(stream: TcpStream, router: Router, header_timeout: Duration, graceful: &GracefulShutdown) {
+    // Without it an answer may wait for the acknowledgement of the one before.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection was gone before it was served");
+        return;
+    }
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let router = router.clone();
+        async move {
+            Ok::<_, Infallible>(
+                router
+                    .oneshot(request.map(axum::body::Body::new) as Request)
+                    .await
+                    .unwrap_or_else(|never| match never {}),
+            )
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        // What goes wrong with a connection is its client's doing.
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection error");
+        }
+    });
+}
+
+/// Errors that belong to the connection that was to be accepted, not to the listener.
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    )
+}

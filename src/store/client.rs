@@ -1,0 +1,119 @@
+//! The connection to Redis, with settings that keep every command bounded (design, 2.7).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::ClientLike;
+use fred::types::Builder;
+use fred::types::config::{Config, ReconnectError, ReconnectPolicy, ServerConfig, TcpConfig, UnresponsiveConfig};
+
+use super::StoreError;
+
+/// Commands that may wait for Redis at once; more are refused, so that an outage is not a memory leak.
+const COMMANDS_WAITING_MAX: usize = 16_384;
+/// How long one attempt to connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may leave a command unanswered before it is taken for dead.
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
+/// A redirection counts as an attempt, so a cluster needs more than one. This is why scripts are safe to run twice.
+const ATTEMPTS_ON_CLUSTER: u32 = 3;
+const SCHEMES: [&str; 9] = [
+    "redis",
+    "rediss",
+    "valkey",
+    "valkeys",
+    "redis+unix",
+    "redis-cluster",
+    "rediss-cluster",
+    "redis-sentinel",
+    "rediss-sentinel",
+];
+const RECONNECT_MIN_MS: u32 = 50;
+const RECONNECT_MAX_MS: u32 = 1_000;
+
+/// Where Redis listens. Shown without credentials.
+#[derive(Clone, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// A URL that was checked; it may hold a password.
+    Url(String),
+    /// A Unix socket.
+    Socket(PathBuf),
+}
+
+impl RedisAddress {
+    /// Takes a URL: `redis://`, `rediss://`, `redis+unix://`, `redis-cluster://` or `redis-sentinel://`, as fred spells
+    /// them (<https://docs.rs/fred/10.1.0/fred/types/config/struct.Config.html#method.from_url>).
+    ///
+    /// # Errors
+    /// What is wrong with it, without the URL itself.
+    pub fn from_url(url: &str) -> Result<Self, String> {
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        if !SCHEMES.contains(&scheme) {
+            return Err(format!("must start with one of {}", SCHEMES.map(|scheme| format!("{scheme}://")).join(", ")));
+        }
+        match Config::from_url(url) {
+            Ok(_) => Ok(Self::Url(url.to_owned())),
+            Err(error) => Err(format!("is not a Redis URL: {}", error.details())),
+        }
+    }
+
+    fn client_config(&self) -> Result<Config, fred::error::Error> {
+        match self {
+            Self::Url(url) => Config::from_url(url),
+            Self::Socket(path) => Ok(Config { server: ServerConfig::new_unix_socket(path), ..Config::default() }),
+        }
+    }
+}
+
+impl fmt::Display for RedisAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(formatter, "{}", path.display()),
+            Self::Url(url) => {
+                // Credentials end at the last `@` of the authority; the query may hold more of them.
+                let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
+                let rest = rest.split(['?', '#']).next().unwrap_or_default();
+                let shown = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+                write!(formatter, "{scheme}://{shown}")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RedisAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "RedisAddress({self})")
+    }
+}
+
+/// A client that connects in the background, for ever. Commands fail in at most `command_timeout`.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] if the URL cannot be used.
+pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Result<Client, StoreError> {
+    let config = address.client_config()?;
+    let attempts = if config.server.is_clustered() { ATTEMPTS_ON_CLUSTER } else { 1 };
+    let client = Builder::from_config(config)
+        .with_performance_config(|performance| performance.default_command_timeout = command_timeout)
+        .with_connection_config(|connection| {
+            connection.connection_timeout = CONNECT_TIMEOUT;
+            connection.internal_command_timeout = CONNECT_TIMEOUT;
+            connection.max_command_attempts = attempts;
+            connection.max_command_buffer_len = COMMANDS_WAITING_MAX;
+            connection.auto_client_setname = false;
+            connection.unresponsive =
+                UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE_AFTER), interval: UNRESPONSIVE_CHECK };
+            connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
+            connection.reconnect_errors =
+                vec![ReconnectError::ClusterDown, ReconnectError::Loading, ReconnectError::ReadOnly];
+        })
+        .set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2))
+        .build()?;
+    // The task ends when the client is dropped; until then it reconnects.
+    drop(client.connect());
+    Ok(client)
+}

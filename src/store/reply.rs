@@ -1,0 +1,148 @@
+//! Reads replies of Redis, value by value, in the order that the scripts and [`SESSION_FIELDS`] promise.
+
+use fred::types::Value;
+
+use super::StoreError;
+use super::keys::SESSION_FIELDS;
+use crate::session::{EndReason, Message, Role, Session, SessionId, Status, Timestamp};
+
+/// One reply of one verb, read from its start.
+pub(super) struct Reply {
+    verb: &'static str,
+    values: std::vec::IntoIter<Value>,
+}
+
+impl Reply {
+    pub(super) fn new(verb: &'static str, value: Value) -> Result<Self, StoreError> {
+        match value {
+            Value::Array(values) => Ok(Self { verb, values: values.into_iter() }),
+            other => Err(StoreError::Reply { verb, problem: format!("{:?} is not an array", other.kind()) }),
+        }
+    }
+
+    /// The error for a reply that the code does not understand.
+    pub(super) fn unexpected(&self, problem: impl Into<String>) -> StoreError {
+        StoreError::Reply { verb: self.verb, problem: problem.into() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.values.len() == 0
+    }
+
+    /// The next value, which must be there.
+    fn value(&mut self) -> Result<Value, StoreError> {
+        self.values.next().ok_or_else(|| self.unexpected("it is too short"))
+    }
+
+    /// A string, or `None` for nil.
+    fn optional(&mut self) -> Result<Option<String>, StoreError> {
+        match self.value()? {
+            Value::Null => Ok(None),
+            Value::String(text) => Ok(Some(text.to_string())),
+            value => value.into_string().map(Some).ok_or_else(|| self.unexpected("a value is not text")),
+        }
+    }
+
+    pub(super) fn string(&mut self) -> Result<String, StoreError> {
+        self.optional()?.ok_or_else(|| self.unexpected("a value is missing"))
+    }
+
+    pub(super) fn parse<T: std::str::FromStr>(&mut self) -> Result<T, StoreError> {
+        let text = self.string()?;
+        text.parse().map_err(|_| self.unexpected(format!("{text:?} is not of its type")))
+    }
+
+    fn word<T>(&mut self, from_word: fn(&str) -> Option<T>) -> Result<T, StoreError> {
+        let word = self.string()?;
+        from_word(&word).ok_or_else(|| self.unexpected(format!("{word:?} is not one of its words")))
+    }
+
+    pub(super) fn time(&mut self) -> Result<Timestamp, StoreError> {
+        self.parse().map(Timestamp)
+    }
+
+    /// A session's fields, or `None` if there is no such session. It must be the one that was asked for: a connection
+    /// that mixes up replies must not show one user another's session.
+    pub(super) fn session(&mut self, id: SessionId) -> Result<Option<Session>, StoreError> {
+        let session = self.any_session()?;
+        match &session {
+            Some(session) if session.session_id != id => Err(self.unexpected("it is another session's")),
+            _ => Ok(session),
+        }
+    }
+
+    /// A session's fields, whichever it is.
+    pub(super) fn any_session(&mut self) -> Result<Option<Session>, StoreError> {
+        if self.values.len() < SESSION_FIELDS.len() {
+            return Err(self.unexpected("it is too short for a session"));
+        }
+        let Some(session_id) = self.optional()? else {
+            return Ok(None);
+        };
+        Ok(Some(Session {
+            session_id: session_id.parse().map_err(|_| self.unexpected("a session id is not a UUID"))?,
+            business_id: self.string()?,
+            user_id: self.string()?,
+            location_id: self.string()?,
+            session_type: self.string()?,
+            status: self.word(Status::from_word)?,
+            title: self.optional()?,
+            metadata: self.string()?,
+            message_count: self.parse()?,
+            version: self.parse()?,
+            created_at: self.time()?,
+            updated_at: self.time()?,
+            last_activity_at: self.time()?,
+            expires_at: self.time()?,
+            active_until: self.time()?,
+            ended_at: self.optional_time()?,
+            end_reason: match self.optional()? {
+                Some(word) => {
+                    Some(EndReason::from_word(&word).ok_or_else(|| self.unexpected("an unknown end reason"))?)
+                }
+                None => None,
+            },
+        }))
+    }
+
+    fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        match self.optional()? {
+            Some(text) => match text.parse() {
+                Ok(ms) => Ok(Some(Timestamp(ms))),
+                Err(_) => Err(self.unexpected("a time is not a number")),
+            },
+            None => Ok(None),
+        }
+    }
+
+    /// A role.
+    pub(super) fn role(&mut self) -> Result<Role, StoreError> {
+        self.word(Role::from_word)
+    }
+
+    /// An entry of the message stream: its id and its fields.
+    pub(super) fn message(&mut self, session_id: SessionId) -> Result<Message, StoreError> {
+        let mut entry = Self::new(self.verb, self.value()?)?;
+        let entry_id = entry.string()?;
+        let seq = entry_id.split('-').next().and_then(|seq| seq.parse().ok());
+        let seq = seq.ok_or_else(|| entry.unexpected("an entry id is not <seq>-0"))?;
+        let mut fields = Self::new(self.verb, entry.value()?)?;
+        let (mut message_id, mut role, mut content, mut metadata, mut created_at) = (None, None, None, None, None);
+        while !fields.is_empty() {
+            match fields.string()?.as_str() {
+                "messageId" => message_id = Some(fields.string()?),
+                "role" => role = Some(fields.role()?),
+                "content" => content = Some(fields.string()?),
+                "metadata" => metadata = Some(fields.string()?),
+                "createdAt" => created_at = Some(fields.time()?),
+                _ => drop(fields.value()?),
+            }
+        }
+        match (message_id, role, content, metadata, created_at) {
+            (Some(message_id), Some(role), Some(content), Some(metadata), Some(created_at)) => {
+                Ok(Message { message_id, session_id, seq, role, content, metadata, created_at })
+            }
+            _ => Err(fields.unexpected("a message lacks a field")),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The Lua scripts of `lua/`, run by their digest.
+
+use fred::clients::Client;
+use fred::interfaces::LuaInterface;
+use fred::types::Value;
+
+use super::StoreError;
+use super::reply::Reply;
+
+/// One script: a verb that Redis runs as one step.
+#[derive(Debug)]
+pub(super) struct Script {
+    verb: &'static str,
+    source: &'static str,
+    sha1: String,
+}
+
+impl Script {
+    fn new(verb: &'static str, source: &'static str) -> Self {
+        Self { verb, source, sha1: fred::util::sha1_hash(source) }
+    }
+
+    /// Runs the script. A server that does not know it (new, restarted, promoted, flushed) is sent its text, once.
+    pub(super) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<String>) -> Result<Reply, StoreError> {
+        let value: Value = match client.evalsha(self.sha1.as_str(), keys.clone(), args.clone()).await {
+            // NOSCRIPT comes before anything is run, so this is the first run, not a second one.
+            Err(error) if error.details().starts_with("NOSCRIPT") => client.eval(self.source, keys, args).await?,
+            other => other?,
+        };
+        Reply::new(self.verb, value)
+    }
+}
+
+/// Every script of the service.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    pub(super) get_or_create: Script,
+    pub(super) update: Script,
+    pub(super) append_messages: Script,
+    pub(super) delete: Script,
+    pub(super) erase_user: Script,
+    pub(super) ready: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            get_or_create: Script::new("get_or_create", include_str!("../../lua/get_or_create.lua")),
+            update: Script::new("update", include_str!("../../lua/update.lua")),
+            append_messages: Script::new("append_messages", include_str!("../../lua/append_messages.lua")),
+            delete: Script::new("delete", include_str!("../../lua/delete.lua")),
+            erase_user: Script::new("erase_user", include_str!("../../lua/erase_user.lua")),
+            ready: Script::new("ready", include_str!("../../lua/ready.lua")),
+        }
+    }
+}
