@@ -80,9 +80,9 @@ impl Partition {
     ///
     /// ```
     /// use sessiond::session::Partition;
-    /// assert_eq!(Partition::of_user("B0100001", "user_123").to_string(), "6d21");
-    /// assert_eq!(Partition::of_user("", "").to_string(), "5eb4");
-    /// assert_eq!(Partition::of_user("💬", "jane@example.com").to_string(), "2b27");
+    /// assert_eq!(Partition::of_user("B0100001", "user_123").to_string(), "f4bc");
+    /// assert_eq!(Partition::of_user("", "").to_string(), "fda0");
+    /// assert_eq!(Partition::of_user("💬", "jane@example.com").to_string(), "3e3e");
     /// ```
     #[must_use]
     pub fn of_user(business_id: &str, user_id: &str) -> Self {
@@ -350,7 +350,7 @@ impl Session {
 
 fn session_example() -> serde_json::Value {
     serde_json::json!({
-        "sessionId": "6d21a9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e", "businessId": "B0100001", "userId": "user_123",
+        "sessionId": "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e", "businessId": "B0100001", "userId": "user_123",
         "locationId": "L0100001", "sessionType": "general", "status": "active", "title": null, "metadata": {},
         "messageCount": 0, "version": 1, "createdAt": "2026-11-22T10:00:00.000Z",
         "updatedAt": "2026-11-22T10:00:00.000Z", "lastActivityAt": "2026-11-22T10:00:00.000Z",
@@ -401,7 +401,7 @@ impl Message {
 
 fn message_example() -> serde_json::Value {
     serde_json::json!({
-        "messageId": "m-1", "sessionId": "6d21a9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e", "seq": 1, "role": "user",
+        "messageId": "m-1", "sessionId": "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e", "seq": 1, "role": "user",
         "content": "Hello!", "metadata": {}, "createdAt": "2026-11-22T10:00:01.000Z",
     })
 }
@@ -644,7 +644,7 @@ mod tests {
 
     #[test]
     fn only_the_hyphenated_form_is_a_session_id() {
-        for text in ["", "6d21a9c45e1b8d7a9c3e2f4b6a8c0d1e", "{6d21a9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e}", "business"] {
+        for text in ["", "6d21a9c45e1b8d7a9c3e2f4b6a8c0d1e", "{f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e}", "business"] {
             assert!(text.parse::<SessionId>().is_err(), "{text}");
         }
     }

@@ -249,9 +249,9 @@ pub(super) struct Problem<'a> {
 fn problem_example() -> serde_json::Value {
     serde_json::json!({
         "type": "about:blank", "title": "Not Found", "status": 404,
-        "detail": "Session 6d21a9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e not found", "code": "session_not_found",
+        "detail": "Session f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e not found", "code": "session_not_found",
         "requestId": "0b8e0a52-2a3f-4d3c-8f0a-6a4f6f1f7a11", "statusCode": 404,
-        "message": "Session 6d21a9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e not found", "error": "Not Found",
+        "message": "Session f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e not found", "error": "Not Found",
     })
 }
 

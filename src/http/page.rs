@@ -96,7 +96,7 @@ mod tests {
     fn a_cursor_is_read_by_its_own_list_only() {
         let identifier = |text: &str| Identifier::new(text).expect("an identifier");
         let list = ListId::history(&identifier("b"), &identifier("u"));
-        let id = "6d21a9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e".parse().expect("an id");
+        let id = "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e".parse().expect("an id");
         let position = Position { score: 1_795_341_600_001, session_id: id };
         let cursor = write_cursor(list, position);
         assert_eq!(read_cursor(&cursor, list), Some(position));

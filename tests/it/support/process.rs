@@ -1,0 +1,76 @@
+//! A service in a process of its own: the program as it is shipped.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything may take that a test waits for. Reached only by a test that fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running program. Killed when dropped.
+pub struct Process {
+    child: Child,
+    log: Receiver<String>,
+    /// Every line it logged that was read so far.
+    pub lines: Vec<String>,
+}
+
+impl Process {
+    /// Starts the program with these arguments and variables, and no others of ours.
+    pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.env_clear().envs(["PATH", "HOME"].map(|name| (name, std::env::var(name).unwrap_or_default())));
+        let mut child = command.envs(variables.iter().copied()).spawn().expect("the program");
+        let stderr = BufReader::new(child.stderr.take().expect("its stderr"));
+        let (sender, log) = channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, log, lines: Vec::new() }
+    }
+
+    /// Starts a service on a free port, and returns it with its base URL once it serves.
+    pub fn serve(arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
+        let arguments: Vec<_> = ["--listen", "127.0.0.1:0"].into_iter().chain(arguments.iter().copied()).collect();
+        let mut process = Self::start(&arguments, variables);
+        let line = process.wait_for_line("serving on http://");
+        let start = line.find("http://").expect("an address");
+        let length = line[start..].find(',').expect("the end of the address");
+        (process, line[start..start + length].to_owned())
+    }
+
+    /// Waits until it logs a line that contains `text`.
+    pub fn wait_for_line(&mut self, text: &str) -> String {
+        loop {
+            let line = self.log.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("never logged {text:?}: {:#?}", self.lines));
+            self.lines.push(line.clone());
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(pid, signal).expect("a running process");
+    }
+
+    /// Waits until it ended and its log is read.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = self.child.wait().expect("an exit status");
+        self.lines.extend(self.log.iter());
+        status
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,188 @@
+//! A service in this process: the real router on a real socket, with a clock that stands until the test moves it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::Duration;
+
+use clap::Parser;
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use sessiond::config::{Cli, Config};
+use sessiond::session::Timestamp;
+use sessiond::store::RedisAddress;
+use sessiond::{http, server};
+use tokio::net::TcpListener;
+
+use super::redis::{self, Look};
+
+/// Injected time is ahead of the real one, so that Redis, which has its own clock, expires nothing during a test.
+const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// A running service. It ends with the test's runtime.
+pub struct Service {
+    pub base: String,
+    pub config: Config,
+    pub look: Look,
+    clock_ms: Arc<AtomicI64>,
+    client: reqwest::Client,
+}
+
+/// An answer, read to its end.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    /// The body as JSON; null if it is empty.
+    pub fn json(&self) -> Value {
+        if self.text.is_empty() {
+            return Value::Null;
+        }
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// A member of the body.
+    pub fn member(&self, name: &str) -> Value {
+        self.json()[name].clone()
+    }
+
+    /// A member of the body that is a string.
+    pub fn string(&self, name: &str) -> String {
+        self.member(name).as_str().unwrap_or_else(|| panic!("{name} is no string: {self:?}")).to_owned()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().expect("a header of visible characters"))
+    }
+
+    /// The path and query of the `Link` with this relation.
+    pub fn link(&self, relation: &str) -> Option<String> {
+        let wanted = format!("; rel=\"{relation}\"");
+        let links = self.header("link")?.split(", ").map(str::to_owned);
+        let link = links.into_iter().find(|link| link.ends_with(&wanted))?;
+        Some(link.trim_end_matches(&wanted).trim_matches(['<', '>']).to_owned())
+    }
+
+    /// Panics unless this is an error of the contract's shape with this status and code.
+    pub fn expect_problem(&self, status: u16, code: &str) -> &Self {
+        assert_eq!((self.status.as_u16(), self.string("code").as_str()), (status, code), "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let title = self.status.canonical_reason().expect("a known status");
+        assert_eq!(self.member("type"), "about:blank", "{self:?}");
+        assert_eq!((self.string("title").as_str(), self.string("error").as_str()), (title, title), "{self:?}");
+        assert_eq!((self.member("status"), self.member("statusCode")), (status.into(), status.into()), "{self:?}");
+        assert_eq!(self.string("detail"), self.string("message"), "{self:?}");
+        assert_eq!(Some(self.string("requestId").as_str()), self.header("x-request-id"), "{self:?}");
+        if status == 429 || status == 503 {
+            assert!(self.header("retry-after").is_some(), "{self:?}");
+        }
+        self
+    }
+
+    /// Panics unless the status is this one.
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        self
+    }
+}
+
+impl Service {
+    /// A service on the shared Redis with these flags and a key prefix of its own.
+    pub async fn start(flags: &[&str]) -> Self {
+        Self::start_on(&redis::shared(), flags).await
+    }
+
+    /// A service on the Redis at `socket`.
+    pub async fn start_on(socket: &Path, flags: &[&str]) -> Self {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("t{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let clock_ms = Arc::new(AtomicI64::new(server::system_now().0 + AHEAD_MS));
+        Self::start_sharing(socket, &prefix, clock_ms, flags).await
+    }
+
+    /// Another service on the same Redis, with the same keys and the same clock, and other flags.
+    pub async fn sibling(&self, flags: &[&str]) -> Self {
+        Self::start_sharing(&redis::shared(), &self.config.key_prefix, self.clock_ms.clone(), flags).await
+    }
+
+    async fn start_sharing(socket: &Path, prefix: &str, clock_ms: Arc<AtomicI64>, flags: &[&str]) -> Self {
+        let own_flags = ["sessiond", "--key-prefix", prefix, "--request-deadline", "10s"];
+        let cli = Cli::try_parse_from(own_flags.iter().chain(flags)).expect("good flags");
+        let config = cli.settings.check().expect("good settings");
+        let clock = {
+            let clock_ms = clock_ms.clone();
+            Arc::new(move || Timestamp(clock_ms.load(Ordering::SeqCst)))
+        };
+        let app = server::app(&config, RedisAddress::Socket(socket.to_owned()), clock).expect("an app");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base = format!("http://{}", listener.local_addr().expect("an address"));
+        let (receive, grace) = (config.receive_timeout, config.shutdown_grace);
+        tokio::spawn(server::serve(listener, http::router(app.clone()), receive, grace, std::future::pending()));
+        // Commands wait for the first connection, so this returns as soon as the service can serve.
+        while app.store.ready().await.is_err() {}
+        let look = Look::at(socket, prefix).await;
+        Self { base, config, look, clock_ms, client: reqwest::Client::new() }
+    }
+
+    /// Moves the service's clock on.
+    pub fn advance(&self, duration: Duration) {
+        let ms = i64::try_from(duration.as_millis()).expect("a short duration");
+        self.clock_ms.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// What the service takes for now.
+    pub fn now(&self) -> Timestamp {
+        Timestamp(self.clock_ms.load(Ordering::SeqCst))
+    }
+
+    /// Sets the service's clock.
+    pub fn set_now(&self, now: Timestamp) {
+        self.clock_ms.store(now.0, Ordering::SeqCst);
+    }
+
+    /// Sends any request.
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        let mut request = self.client.request(method, format!("{}{path}", self.base)).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status(), response.headers().clone());
+        Answer { status, headers, text: response.text().await.expect("a body") }
+    }
+
+    async fn send_json(&self, method: Method, path: &str, body: &Value) -> Answer {
+        self.send(method, path, &[("content-type", "application/json")], body.to_string().into_bytes()).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], Vec::new()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], Vec::new()).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send_json(Method::POST, path, &body).await
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.send_json(Method::PATCH, path, &body).await
+    }
+
+    /// `POST /api/sessions` for a user of business `b`.
+    pub async fn get_or_create(&self, user_id: &str) -> Answer {
+        self.post("/api/sessions", serde_json::json!({"businessId": "b", "userId": user_id})).await
+    }
+
+    /// The id of a user's active session in business `b`, created if there is none.
+    pub async fn session_of(&self, user_id: &str) -> String {
+        self.get_or_create(user_id).await.string("sessionId")
+    }
+}
