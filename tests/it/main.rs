@@ -1,5 +1,9 @@
 //! The acceptance tests: the real service on real sockets, on a real Redis. One binary; every test has a key prefix of
 //! its own, so all of them run at once on one server.
 
+#![expect(clippy::expect_used, reason = "a test that cannot go on ends")]
+#![expect(clippy::disallowed_methods, reason = "tests find the server program in the environment")]
+#![expect(unreachable_pub, reason = "the whole binary is one crate")]
+
 mod client_flow;
 mod support;
