@@ -6,4 +6,6 @@
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod client_flow;
+mod private_redis;
+mod races;
 mod support;

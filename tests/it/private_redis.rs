@@ -1,0 +1,177 @@
+//! The private Redis of a service that was given none, with the program as it is shipped.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::process::{PATIENCE, Process};
+use crate::support::redis::server_program;
+
+/// A service with a private Redis in `folder`.
+fn serve(folder: &TempDir) -> (Process, String) {
+    Process::serve(&[], &[("SESSIOND_DATA_DIR", folder.path().to_str().expect("a path of text"))])
+}
+
+fn folder() -> TempDir {
+    TempDir::new().expect("a folder")
+}
+
+async fn post(base: &str, path: &str, body: Value) -> Value {
+    let answer = reqwest::Client::new().post(format!("{base}{path}")).json(&body).send().await.expect("an answer");
+    assert!(answer.status().is_success(), "{answer:?}");
+    answer.json().await.expect("JSON")
+}
+
+async fn get(base: &str, path: &str) -> Value {
+    let answer = reqwest::get(format!("{base}{path}")).await.expect("an answer");
+    answer.json().await.expect("JSON")
+}
+
+/// The process id of the Redis in `folder`, from Redis itself.
+fn redis_pid(folder: &Path) -> Pid {
+    use std::io::{Read, Write};
+    let mut stream = UnixStream::connect(folder.join("redis.sock")).expect("a socket");
+    stream.write_all(b"INFO server\r\n").expect("a command sent");
+    let mut answer = [0; 4096];
+    let length = stream.read(&mut answer).expect("an answer");
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    let line = answer.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a process id");
+    line.parse().ok().and_then(Pid::from_raw).expect("a process id")
+}
+
+/// Waits until a process is gone, or is a zombie that nobody of ours can reap.
+fn wait_until_gone(pid: Pid) {
+    let started = std::time::Instant::now();
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let is_running = || {
+        let state = std::fs::read_to_string(&stat).unwrap_or_default();
+        test_kill_process(pid).is_ok() && !state.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
+    };
+    while is_running() {
+        assert!(started.elapsed() < PATIENCE, "process {pid:?} is still there");
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn data_survives_a_clean_stop_and_the_child_ends_with_it() {
+    let folder = folder();
+    let (mut service, base) = serve(&folder);
+    let session = post(&base, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
+    let child = redis_pid(folder.path());
+    service.signal(Signal::TERM);
+    assert!(service.wait().success(), "{:#?}", service.lines);
+    wait_until_gone(child);
+
+    let (_service, base) = serve(&folder);
+    assert_eq!(get(&base, "/api/sessions/business/b/user/u/active").await, session);
+}
+
+#[tokio::test]
+async fn data_survives_kill_9_and_the_child_ends_with_it() {
+    let folder = folder();
+    let (mut service, base) = serve(&folder);
+    let session = post(&base, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
+    let messages: Vec<_> = (0..100).map(|number| json!({"role": "user", "content": number})).collect();
+    let path = format!("/api/sessions/{}/messages", session["sessionId"].as_str().expect("an id"));
+    post(&base, &path, Value::Array(messages)).await;
+    let child = redis_pid(folder.path());
+    service.signal(Signal::KILL);
+    service.wait();
+    wait_until_gone(child);
+
+    let (_service, base) = serve(&folder);
+    let found = get(&base, "/api/sessions/business/b/user/u/active").await;
+    assert_eq!((&found["sessionId"], &found["messageCount"]), (&session["sessionId"], &json!(100)));
+    assert_eq!(get(&base, &format!("{path}?limit=1000")).await.as_array().map(Vec::len), Some(100));
+}
+
+#[tokio::test]
+async fn a_redis_that_dies_is_started_again_with_its_data() {
+    let folder = folder();
+    let (mut service, base) = serve(&folder);
+    let session = post(&base, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
+    kill_process(redis_pid(folder.path()), Signal::KILL).expect("a running Redis");
+    service.wait_for_line("starting it again");
+    let started = std::time::Instant::now();
+    let found = loop {
+        let answer = reqwest::get(format!("{base}/api/sessions/business/b/user/u/active")).await.expect("an answer");
+        match answer.status().as_u16() {
+            // Not back yet: an honest answer all the same.
+            503 => assert!(answer.headers().contains_key("retry-after")),
+            200 => break answer.json::<Value>().await.expect("JSON"),
+            status => panic!("{status}"),
+        }
+        assert!(started.elapsed() < PATIENCE, "Redis is not back");
+    };
+    assert_eq!(found, session);
+}
+
+#[tokio::test]
+async fn a_second_service_on_the_same_folder_is_refused() {
+    let folder = folder();
+    let (_first, base) = serve(&folder);
+    let path = folder.path().to_str().expect("a path of text");
+    let mut second = Process::start(&["--listen", "127.0.0.1:0"], &[("SESSIOND_DATA_DIR", path)]);
+    assert_eq!(second.wait().code(), Some(2));
+    let last = second.lines.last().expect("a line");
+    assert!(last.contains("is in use by another sessiond") && last.contains("--data-dir"), "{last}");
+    assert_eq!(get(&base, "/readyz").await, json!({"status": "ready"}), "the first goes on");
+}
+
+#[test]
+fn nobody_else_can_read_the_folder_and_no_port_is_open() {
+    let folder = folder();
+    let inner = folder.path().join("data");
+    let path = inner.to_str().expect("a path of text");
+    let (_service, _) = Process::serve(&[], &[("SESSIOND_DATA_DIR", path)]);
+    let mode = |path: &Path| std::fs::metadata(path).expect("a file").permissions().mode() & 0o777;
+    assert_eq!(mode(&inner), 0o700);
+    assert_eq!(mode(&inner.join("redis.sock")), 0o700);
+    let child = redis_pid(&inner);
+    let sockets = std::fs::read_to_string(format!("/proc/{}/net/tcp", child.as_raw_nonzero())).expect("sockets");
+    let owned: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", child.as_raw_nonzero()))
+        .expect("open files")
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter_map(|target| target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned))
+        .collect();
+    let of_tcp = |inode: &String| sockets.lines().any(|line| line.split_whitespace().nth(9) == Some(inode));
+    assert!(!owned.iter().any(of_tcp), "the private Redis listens on TCP");
+}
+
+#[test]
+fn without_a_server_program_it_says_what_to_install() {
+    let folder = folder();
+    let path = folder.path().to_str().expect("a path of text");
+    let mut service = Process::start(&["--listen", "127.0.0.1:0"], &[("SESSIOND_DATA_DIR", path), ("PATH", path)]);
+    assert_eq!(service.wait().code(), Some(2));
+    let last = service.lines.last().expect("a line");
+    assert!(last.contains("sudo apt-get install redis-server") && last.contains("REDIS_URL"), "{last}");
+}
+
+#[test]
+fn a_server_that_cannot_start_is_reported_with_its_log() {
+    let folder = folder();
+    let path = folder.path().to_str().expect("a path of text");
+    // Redis refuses to load an append-only file that is none.
+    std::fs::create_dir(folder.path().join("appendonlydir")).expect("a folder");
+    std::fs::write(folder.path().join("appendonlydir/appendonly.aof.manifest"), "nonsense").expect("a file");
+    let mut service = Process::start(&["--listen", "127.0.0.1:0"], &[("SESSIOND_DATA_DIR", path)]);
+    assert_eq!(service.wait().code(), Some(2));
+    let all = service.lines.join("\n");
+    assert!(all.contains("did not come up") && all.contains("manifest"), "{all}");
+}
+
+#[test]
+fn the_server_can_be_named() {
+    let folder = folder();
+    let path = folder.path().to_str().expect("a path of text");
+    let server = server_program();
+    let server = server.to_str().expect("a path of text");
+    let (_service, _) =
+        Process::serve(&[], &[("SESSIOND_DATA_DIR", path), ("SESSIOND_REDIS_SERVER", server), ("PATH", "/nowhere")]);
+}

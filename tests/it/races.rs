@@ -1,0 +1,178 @@
+//! Many callers at once, spread over two processes of the service on one Redis.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::process::Process;
+use crate::support::redis::{Look, shared};
+
+const CALLERS: usize = 10_000;
+/// Connections that are opened at once: a listener's queue is shorter than `CALLERS`.
+const CONNECTS_AT_ONCE: usize = 500;
+
+/// Two processes on the shared Redis, with one key prefix.
+struct Pair {
+    _processes: [Process; 2],
+    hosts: [String; 2],
+    look: Look,
+}
+
+impl Pair {
+    async fn start(prefix: &str) -> Self {
+        let prefix = format!("{prefix}-{}", std::process::id());
+        let url = format!("redis+unix://{}", shared().display());
+        let flags = ["--key-prefix", &prefix, "--request-deadline", "60s"];
+        let [(first, first_url), (second, second_url)] =
+            [(), ()].map(|()| Process::serve(&flags, &[("REDIS_URL", &url)]));
+        let hosts = [first_url, second_url].map(|url| url.trim_start_matches("http://").to_owned());
+        Self { _processes: [first, second], hosts, look: Look::at(&shared(), &prefix).await }
+    }
+
+    /// A connection to the first or the second process, in turn.
+    async fn connect(&self, turn: usize) -> TcpStream {
+        TcpStream::connect(&self.hosts[turn % 2]).await.expect("a connection")
+    }
+}
+
+/// One request on a connection that is then closed. Returns the status and the body.
+async fn exchange(stream: &mut TcpStream, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    send(stream, method, path, body).await;
+    receive(stream).await
+}
+
+async fn send(stream: &mut TcpStream, method: &str, path: &str, body: &Value) {
+    let body = body.to_string();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.expect("a request sent");
+}
+
+async fn receive(stream: &mut TcpStream) -> (u16, Value) {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+/// Both ends of 10,000 connections need file descriptors; the services inherit this limit.
+fn raise_open_files_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit");
+    let enough = limit.maximum.is_none_or(|most| most > CALLERS as u64 + 1_000);
+    assert!(enough, "this test opens {CALLERS} connections: raise the hard limit of open files (ulimit -Hn)");
+}
+
+#[tokio::test]
+async fn ten_thousand_at_once_get_one_session() {
+    raise_open_files_limit();
+    let pair = Pair::start("race-create").await;
+    let mut streams = Vec::with_capacity(CALLERS);
+    while streams.len() < CALLERS {
+        let turns = streams.len()..(streams.len() + CONNECTS_AT_ONCE).min(CALLERS);
+        streams.extend(join_all(turns.map(|turn| pair.connect(turn))).await);
+    }
+    let body = json!({"businessId": "b", "userId": "everybody"});
+    // Everybody is connected; now everybody asks before anybody listens.
+    join_all(streams.iter_mut().map(|stream| send(stream, "POST", "/api/sessions", &body))).await;
+    let answers = join_all(streams.iter_mut().map(receive)).await;
+
+    let created = answers.iter().filter(|(status, _)| *status == 201).count();
+    let resumed = answers.iter().filter(|(status, _)| *status == 200).count();
+    assert_eq!((created, resumed), (1, CALLERS - 1));
+    let ids: BTreeSet<_> = answers.iter().map(|(_, session)| session["sessionId"].to_string()).collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+
+    let [session] = &pair.look.keys_of('s').await[..] else { panic!("one hash") };
+    let [pointer] = &pair.look.keys_of('a').await[..] else { panic!("one pointer") };
+    let [history] = &pair.look.keys_of('h').await[..] else { panic!("one history") };
+    let id = pair.look.text(&["GET", pointer]).await.expect("a pointer");
+    assert!(session.ends_with(&id) && ids.contains(&format!("{id:?}")), "{session} {id} {ids:?}");
+    assert_eq!(pair.look.texts(&["ZRANGE", history, "0", "-1"]).await, [id]);
+}
+
+/// One of many callers: creates, replaces, ends and resumes in an order of its own.
+async fn caller(pair: &Pair, number: usize) {
+    let mut known = Vec::new();
+    for step in 0..12 {
+        let turn = number + step;
+        let mut stream = pair.connect(turn).await;
+        // A fixed mix, another for each caller.
+        let last = known.last().cloned().unwrap_or_else(|| "none".to_owned());
+        let patch = |body: Value| ("PATCH", format!("/api/sessions/{last}"), body);
+        let post = |body: Value| ("POST", "/api/sessions".to_owned(), body);
+        let (method, path, body) = match (number * 7 + step * 5) % 8 {
+            0 | 1 => post(json!({"businessId": "b", "userId": "u"})),
+            2 | 3 => post(json!({"businessId": "b", "userId": "u", "ifActive": "replace"})),
+            4 => patch(json!({"status": "ended"})),
+            5 => patch(json!({"status": "active"})),
+            6 => patch(json!({"status": "active", "ifActive": "replace"})),
+            _ => patch(json!({"metadata": {"caller": number}})),
+        };
+        let (status, answer) = exchange(&mut stream, method, &path, &body).await;
+        assert!(matches!(status, 200 | 201 | 404 | 409), "{method} {path} {body}: {status} {answer}");
+        if let Some(id) = answer["sessionId"].as_str() {
+            known.push(id.to_owned());
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_a_race_of_all_verbs_at_most_one_session_is_active() {
+    let pair = Pair::start("race-mixed").await;
+    join_all((0..128).map(|number| caller(&pair, number))).await;
+
+    let mut active = Vec::new();
+    let sessions = pair.look.keys_of('s').await;
+    for key in &sessions {
+        let session = pair.look.hash(key).await;
+        if session["status"] == "active" {
+            active.push(session["sessionId"].clone());
+        }
+    }
+    let mut pointed = Vec::new();
+    for key in pair.look.keys_of('a').await {
+        pointed.extend(pair.look.text(&["GET", &key]).await);
+    }
+    let mut indexed = Vec::new();
+    for key in pair.look.keys_of('b').await {
+        indexed.extend(pair.look.texts(&["ZRANGE", &key, "0", "-1"]).await);
+    }
+    assert!(active.len() <= 1, "{active:?}");
+    assert_eq!(pointed, active);
+    assert_eq!(indexed, active);
+    let [history] = &pair.look.keys_of('h').await[..] else { panic!("one history") };
+    let entries = pair.look.texts(&["ZRANGE", history, "0", "-1", "WITHSCORES"]).await;
+    assert_eq!(entries.len() / 2, sessions.len());
+    let scores: BTreeSet<_> = entries.iter().skip(1).step_by(2).collect();
+    assert_eq!(scores.len(), sessions.len(), "createdAt strictly increases");
+}
+
+#[tokio::test]
+async fn concurrent_patches_of_different_members_are_all_kept() {
+    let pair = Pair::start("race-patch").await;
+    let mut stream = pair.connect(0).await;
+    let (_, session) = exchange(&mut stream, "POST", "/api/sessions", &json!({"businessId": "b", "userId": "u"})).await;
+    let path = format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"));
+    let patch = |number: usize| {
+        let (pair, path) = (&pair, &path);
+        async move {
+            let mut stream = pair.connect(number).await;
+            let body = json!({"metadata": {format!("key{number}"): number}});
+            exchange(&mut stream, "PATCH", path, &body).await.0
+        }
+    };
+    let statuses = join_all((0..24).map(patch)).await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    let (_, after) = exchange(&mut pair.connect(1).await, "GET", &path, &json!({})).await;
+    assert_eq!(after["metadata"].as_object().map(serde_json::Map::len), Some(24), "{after}");
+    assert_eq!(after["version"], 25);
+}
