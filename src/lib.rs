@@ -1,4 +1,68 @@
-//! sessiond
+//! sessiond answers one question on every page load of a chat frontend: which conversation is this user of this business
+//! in? It finds the active session or creates it, in one atomic step in Redis.
+//!
+//! # Where things are
+//!
+//! `main → server → http → store → session`, and [`config`] beside them:
+//!
+//! | place | what it does | what it does not |
+//! |---|---|---|
+//! | [`session`] | identifiers, partitions, sessions, messages, the rules of their life, their JSON | I/O, clocks |
+//! | [`store`] | one method a verb: [`SessionStore`](store::SessionStore); `lua/` has a script for each that writes | HTTP |
+//! | `store/keys.rs` | names of keys and fields, why they share a hash tag | |
+//! | `store/client.rs` | the connection, bounded in every way | |
+//! | [`store::embedded`] | the private Redis of a service that was given none | |
+//! | [`http`] | the router and its layers; a file a resource: parse, call the store, pick the status | fred, Redis |
+//! | `http/error.rs` | every error answer, in one shape | |
+//! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
+//! | [`config`] | every setting once; the one place that reads the environment | |
+//!
+//! To add a field to a session: `Session` and its `write_json` in `session.rs` (the compiler leads on to the reply and
+//! the create), its name in `SESSION_FIELDS` of `store/keys.rs` and in `FIELDS` of the two scripts that answer sessions,
+//! and, if clients set it, the reading in `http/sessions.rs`. Tests fail where one of these is forgotten.
+//!
+//! # One request
+//!
+//! `POST /api/sessions` for a user who has an active session:
+//!
+//! 1. `server.rs` accepted the connection; hyper parses the request. `http.rs` gives it an id and receives its body.
+//! 2. `http/sessions.rs` reads the JSON member by member; every problem is collected and answered at once.
+//! 3. [`get_or_create`](store::SessionStore::get_or_create) hashes business and user to a partition, makes an id there in
+//!    case it is needed, and runs `lua/get_or_create.lua`: Redis follows the user's pointer, sees that the session is
+//!    active, writes the activity if that is due, and answers its fields.
+//! 4. The fields become a [`Session`](session::Session), and its JSON the answer; `metadata` is spliced in as it is stored.
+//!
+//! # Invariants
+//!
+//! **At most one session of a user is active.** A session is active if and only if its hash says `status=active` and
+//! `now < expiresAt`. Scripts change hash, pointer and indexes together, and nothing else writes. Redis's own expiry
+//! collects garbage later: no decision depends on it, nor on SCAN or notifications.
+//!
+//! **Time is an argument.** Below [`server`] nobody reads a clock. Stored times of a session never move backwards,
+//! whatever the clocks of several processes say.
+//!
+//! **A script reads before it writes, and may run twice.** An error in the middle leaves nothing half done, and a
+//! connection that drops after the write looks like one that dropped before it.
+//!
+//! **A refused call writes nothing**, not even an expiry that it noticed.
+//!
+//! **An answer belongs to its question.** Every session that is read carries its id, and is refused if it is another one.
+//!
+//! **Names stay in their place.** fred under `store`, axum under `http` and `server`, the environment in `config`, Redis
+//! names in `store/keys.rs`, `store/reply.rs` and `lua/`. `tests/it/architecture.rs` holds the code to it.
+//!
+//! # Where this differs from the first design, and why
+//!
+//! - A session stores `activeUntil`, the moment at which its maximum lifetime ends, instead of when it became active.
+//!   Whether it expired of idleness or of age then follows from the session alone, and stays true when the setting changes.
+//! - Scripts touch keys that are not in KEYS in one case: the session that a *declared* pointer or history names. The
+//!   pointer has to be read and followed in one step, or two callers could both replace a session. Such a key has the same
+//!   hash tag as the key that named it, and it is read before the first write.
+//! - A repeated message is compared as text by the script and, where the texts differ, as JSON here: the order of an
+//!   object's members and its spacing do not make a retry a conflict, and messages keep them as they were sent.
+//! - The request's deadline starts when the request is received. A client on a slow line gets the receive timeout for its
+//!   body; the store gets the deadline.
+
 pub mod config;
 pub mod http;
 pub mod server;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessiond::config::{Cli, Config, Subcommands};
 use sessiond::{http, server};
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +44,7 @@ fn print_line(text: &str) -> ExitCode {
 
 fn serve(config: &Config) -> ExitCode {
     start_log(&config.log);
+    raise_open_files_limit();
     let (redis, embedded) = match server::start_redis(config) {
         Ok(redis) => redis,
         Err(error) => return fail(&error, EXIT_USAGE),
@@ -63,6 +65,14 @@ fn serve(config: &Config) -> ExitCode {
 fn fail(error: &dyn std::error::Error, status: u8) -> ExitCode {
     eprintln!("sessiond: {error}");
     ExitCode::from(status)
+}
+
+/// Every connection is an open file, and the usual soft limit is 1,024: takes the hard limit.
+fn raise_open_files_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// Logs to stderr: for people on a terminal, as JSON lines otherwise.

@@ -124,13 +124,10 @@ async fn layout_is_ours(store: &SessionStore) -> bool {
             tokio::time::sleep(STORE_POLL).await;
         }
     };
-    match tokio::time::timeout(STORE_WAIT, claimed).await {
-        Ok(ours) => ours,
-        Err(_) => {
-            tracing::warn!("Redis does not answer; serving 503 until it does");
-            true
-        }
-    }
+    tokio::time::timeout(STORE_WAIT, claimed).await.unwrap_or_else(|_| {
+        tracing::warn!("Redis does not answer; serving 503 until it does");
+        true
+    })
 }
 
 /// Accepts connections until `shutdown` resolves, then finishes what was accepted, for at most `grace`.

@@ -80,6 +80,7 @@ pub enum GetOrCreate {
 
 /// What [`SessionStore::update`] did.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub enum Update {
     /// The session as it is now.
     Updated(Session),
@@ -853,19 +854,16 @@ impl Batch {
                 Some(message_id) => (message_id.to_string(), false),
                 None => (random_message_id()?, true),
             };
-            match batch.messages.iter().position(|earlier| earlier.message_id == message_id) {
-                Some(place) => {
-                    let earlier = &batch.messages[place].new;
-                    if (earlier.role, &earlier.content) != (message.role, &message.content) {
-                        return Ok(Err(message_id));
-                    }
-                    batch.places.push(place);
+            if let Some(place) = batch.messages.iter().position(|earlier| earlier.message_id == message_id) {
+                let earlier = &batch.messages[place].new;
+                if (earlier.role, &earlier.content) != (message.role, &message.content) {
+                    return Ok(Err(message_id));
                 }
-                None => {
-                    batch.places.push(batch.messages.len());
-                    let content = message.content.to_string();
-                    batch.messages.push(BatchMessage { message_id, made_here, new: message.clone(), content });
-                }
+                batch.places.push(place);
+            } else {
+                batch.places.push(batch.messages.len());
+                let content = message.content.to_string();
+                batch.messages.push(BatchMessage { message_id, made_here, new: message.clone(), content });
             }
         }
         Ok(Ok(batch))

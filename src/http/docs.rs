@@ -23,7 +23,7 @@ pub(super) async fn file(Path(file): Path<String>) -> Response {
 fn serve(file: &str, edit: fn(String) -> String) -> Response {
     match utoipa_swagger_ui::serve(file, CONFIG.clone()) {
         Ok(Some(found)) => {
-            let body = if file.ends_with(".html") {
+            let body = if found.content_type.starts_with("text/html") {
                 edit(String::from_utf8_lossy(&found.bytes).into_owned()).into_bytes()
             } else {
                 found.bytes.into_owned()

@@ -132,7 +132,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
         let lines = parts.headers.get_all(header::IF_MATCH);
         let mut versions = Vec::new();
-        for line in lines.iter() {
+        for line in &lines {
             for tag in line.to_str().unwrap_or_default().split(',').map(str::trim) {
                 if tag == "*" {
                     return Ok(Self(VersionCondition::Any));
@@ -177,13 +177,11 @@ impl Query {
     pub(super) fn number(&mut self, name: &'static str, least: u64, most: u64) -> Option<u64> {
         let text = self.text(name)?;
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        match text.parse().ok().filter(|number| digits && (least..=most).contains(number)) {
-            Some(number) => Some(number),
-            None => {
-                self.problem(name, format!("must be a whole number from {least} to {most}"));
-                None
-            }
+        let number = text.parse().ok().filter(|number| digits && (least..=most).contains(number));
+        if number.is_none() {
+            self.problem(name, format!("must be a whole number from {least} to {most}"));
         }
+        number
     }
 
     /// The error with all problems, if there is one. Parameters that were not asked for, or come twice, are problems.

@@ -140,6 +140,7 @@ impl Fields {
     }
 
     /// A title, or null for none.
+    #[expect(clippy::option_option, reason = "absent, null and a text are three different things")]
     pub(super) fn title(&mut self, name: &'static str) -> Option<Option<String>> {
         match self.take(name)? {
             Value::Null => Some(None),
@@ -213,6 +214,6 @@ mod tests {
     #[test]
     fn values_come_back_as_they_were_sent() {
         let body = r#"{"z":1,"a":[1.5,-3,18446744073709551615,null,true,"é\u0000💬"],"m":{}}"#;
-        assert_eq!(parse(body.as_bytes()).expect("JSON").to_string(), body.replace("\\u0000", "\\u0000"));
+        assert_eq!(parse(body.as_bytes()).expect("JSON").to_string(), body);
     }
 }

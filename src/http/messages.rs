@@ -215,7 +215,7 @@ async fn list_messages(
         (None, Some(seq)) => MessageRange::After(seq),
         (None, None) => MessageRange::Newest,
     };
-    let page = app.store.list_messages(id, range, limit, app.now()).await?;
+    let page = Box::pin(app.store.list_messages(id, range, limit, app.now())).await?;
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));
     let next = page.after.map(|seq| ("next", format!("limit={limit}&after={seq}")));

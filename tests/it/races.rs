@@ -107,15 +107,15 @@ async fn caller(pair: &Pair, number: usize) {
         let mut stream = pair.connect(turn).await;
         // A fixed mix, another for each caller.
         let last = known.last().cloned().unwrap_or_else(|| "none".to_owned());
-        let patch = |body: Value| ("PATCH", format!("/api/sessions/{last}"), body);
+        let change = |body: Value| ("PATCH", format!("/api/sessions/{last}"), body);
         let post = |body: Value| ("POST", "/api/sessions".to_owned(), body);
         let (method, path, body) = match (number * 7 + step * 5) % 8 {
             0 | 1 => post(json!({"businessId": "b", "userId": "u"})),
             2 | 3 => post(json!({"businessId": "b", "userId": "u", "ifActive": "replace"})),
-            4 => patch(json!({"status": "ended"})),
-            5 => patch(json!({"status": "active"})),
-            6 => patch(json!({"status": "active", "ifActive": "replace"})),
-            _ => patch(json!({"metadata": {"caller": number}})),
+            4 => change(json!({"status": "ended"})),
+            5 => change(json!({"status": "active"})),
+            6 => change(json!({"status": "active", "ifActive": "replace"})),
+            _ => change(json!({"metadata": {"caller": number}})),
         };
         let (status, answer) = exchange(&mut stream, method, &path, &body).await;
         assert!(matches!(status, 200 | 201 | 404 | 409), "{method} {path} {body}: {status} {answer}");
@@ -162,7 +162,7 @@ async fn concurrent_patches_of_different_members_are_all_kept() {
     let mut stream = pair.connect(0).await;
     let (_, session) = exchange(&mut stream, "POST", "/api/sessions", &json!({"businessId": "b", "userId": "u"})).await;
     let path = format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"));
-    let patch = |number: usize| {
+    let add_key = |number: usize| {
         let (pair, path) = (&pair, &path);
         async move {
             let mut stream = pair.connect(number).await;
@@ -170,7 +170,7 @@ async fn concurrent_patches_of_different_members_are_all_kept() {
             exchange(&mut stream, "PATCH", path, &body).await.0
         }
     };
-    let statuses = join_all((0..24).map(patch)).await;
+    let statuses = join_all((0..24).map(add_key)).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     let (_, after) = exchange(&mut pair.connect(1).await, "GET", &path, &json!({})).await;
     assert_eq!(after["metadata"].as_object().map(serde_json::Map::len), Some(24), "{after}");

@@ -1,0 +1,24 @@
+# `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-redis).
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench
+
+help: ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+run: ## Build and serve on http://127.0.0.1:3000, with a private Redis unless REDIS_URL is set
+	deploy/ensure-redis
+	cargo run --release --locked --
+
+test: ## Run the whole test suite
+	deploy/ensure-redis
+	cargo test --locked
+
+check: ## Check formatting, lints and documentation, as CI does
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
+
+bench: ## Measure every verb of the store beside a bare PING
+	deploy/ensure-redis
+	cargo bench --locked
