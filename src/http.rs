@@ -2,11 +2,11 @@
 //!
 //! A request passes the layers from the outside in; the answer passes them back:
 //!
-//! 1. [`identify`] takes or makes the request's id, and gives every error answer its body with that id;
+//! 1. `identify` takes or makes the request's id, and gives every error answer its body with that id;
 //! 2. a panic of anything inside becomes a `500`;
-//! 3. [`bound`] receives the body, then gives the rest the deadline;
+//! 3. `bound` receives the body, then gives the rest the deadline;
 //! 4. *(credentials will be checked here: before any handler, for every route)*
-//! 5. the router picks the handler, whose arguments are extracted ([`extract`]) before it runs.
+//! 5. the router picks the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
 mod businesses;
 mod docs;

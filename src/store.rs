@@ -224,7 +224,7 @@ impl SessionStore {
         self.scripts.ready.run(&self.client, Vec::new(), Vec::new()).await.map(|_| ())
     }
 
-    /// The active session of a user, or a new one; or always a new one in place of it ([`IfActive::Replace`]).
+    /// The active session of a user, or a new one; or always a new one in place of it (`replace`).
     ///
     /// # Errors
     /// If the store cannot serve.
