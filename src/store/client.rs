@@ -95,7 +95,9 @@ impl fmt::Debug for RedisAddress {
 /// # Errors
 /// [`StoreError::Unavailable`] if the URL cannot be used.
 pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Result<Client, StoreError> {
-    let config = address.client_config()?;
+    let mut config = address.client_config()?;
+    // Otherwise a Redis that is away when the service starts is never tried again.
+    config.fail_fast = false;
     let attempts = if config.server.is_clustered() { ATTEMPTS_ON_CLUSTER } else { 1 };
     let client = Builder::from_config(config)
         .with_performance_config(|performance| performance.default_command_timeout = command_timeout)

@@ -6,6 +6,9 @@
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod client_flow;
+mod lists;
+mod messages;
 mod private_redis;
+mod program;
 mod races;
 mod support;

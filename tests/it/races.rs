@@ -26,7 +26,8 @@ impl Pair {
     async fn start(prefix: &str) -> Self {
         let prefix = format!("{prefix}-{}", std::process::id());
         let url = format!("redis+unix://{}", shared().display());
-        let flags = ["--key-prefix", &prefix, "--request-deadline", "60s"];
+        // Ten thousand callers take their time on a small machine.
+        let flags = ["--key-prefix", &prefix, "--request-deadline", "60s", "--receive-timeout", "60s"];
         let [(first, first_url), (second, second_url)] =
             [(), ()].map(|()| Process::serve(&flags, &[("REDIS_URL", &url)]));
         let hosts = [first_url, second_url].map(|url| url.trim_start_matches("http://").to_owned());

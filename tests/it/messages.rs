@@ -1,0 +1,155 @@
+//! Messages: seq, replays, pages, trimming.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::service::{Answer, Service};
+
+fn text(number: u64) -> Value {
+    json!({"role": "user", "content": format!("message {number}")})
+}
+
+fn seqs(answer: &Answer) -> Vec<u64> {
+    let messages = answer.json();
+    let messages = messages.as_array().expect("an array");
+    messages.iter().map(|message| message["seq"].as_u64().expect("a seq")).collect()
+}
+
+/// A session with `count` messages, appended in arrays of up to 100. Returns the path of its messages.
+async fn session_with(service: &Service, user: &str, count: u64) -> String {
+    let path = format!("/api/sessions/{}/messages", service.session_of(user).await);
+    let numbers: Vec<_> = (1..=count).collect();
+    for batch in numbers.chunks(100) {
+        let batch: Vec<_> = batch.iter().map(|number| text(*number)).collect();
+        service.post(&path, json!(batch)).await.expect(201);
+    }
+    path
+}
+
+#[tokio::test]
+async fn concurrent_appends_number_without_gaps() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 0).await;
+    let append = |number| service.post(&path, json!([text(number), text(number)]));
+    let answers = join_all((0..50).map(append)).await;
+    let mut given = BTreeSet::new();
+    for answer in &answers {
+        let both = seqs(answer);
+        assert_eq!(both[0] + 1, both[1], "an array stays together");
+        given.extend(both);
+    }
+    assert!(given.into_iter().eq(1..=100));
+    let id = path.split('/').nth(3).expect("an id");
+    assert_eq!(service.get(&format!("/api/sessions/{id}")).await.member("messageCount"), 100);
+}
+
+#[tokio::test]
+async fn a_retry_is_answered_as_stored_and_appends_nothing() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 0).await;
+    let message = json!({"messageId": "m", "role": "user", "content": {"a": 1, "b": [true]}, "metadata": {"x": 1}});
+    let first = service.post(&path, message.clone()).await.expect(201);
+    service.advance(std::time::Duration::from_secs(5));
+    assert_eq!(service.post(&path, message).await.expect(200).json(), first.json());
+    // The same content, written in another order: still the same message, as it was stored.
+    let reordered = r#"{"content": {"b": [ true ], "a": 1}, "role": "user", "messageId": "m"}"#;
+    let json_type = [("content-type", "application/json")];
+    let again = service.send(reqwest::Method::POST, &path, &json_type, reordered.into()).await.expect(200);
+    assert_eq!(again.text, first.text);
+    for other in [
+        json!({"messageId": "m", "role": "assistant", "content": {"a": 1, "b": [true]}}),
+        json!({"messageId": "m", "role": "user", "content": {"a": 2, "b": [true]}}),
+    ] {
+        let before = service.look.digest().await;
+        service.post(&path, json!([text(1), other])).await.expect_problem(409, "message_id_conflict");
+        assert_eq!(service.look.digest().await, before, "an array is appended whole or not at all");
+    }
+    let mixed = json!([{"messageId": "m", "role": "user", "content": {"a": 1, "b": [true]}}, text(2), text(3)]);
+    let mixed = service.post(&path, mixed).await.expect(201);
+    assert_eq!(seqs(&mixed), [1, 2, 3]);
+    assert_eq!(mixed.json()[0], first.json());
+}
+
+#[tokio::test]
+async fn a_retry_succeeds_although_the_session_ended_meanwhile() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 0).await;
+    let message = json!({"messageId": "m", "role": "user", "content": "hello"});
+    let first = service.post(&path, message.clone()).await.expect(201);
+    service.patch(path.trim_end_matches("/messages"), json!({"status": "ended"})).await.expect(200);
+    assert_eq!(service.post(&path, message).await.expect(200).json(), first.json());
+    service.post(&path, text(2)).await.expect_problem(409, "session_not_active");
+}
+
+#[tokio::test]
+async fn pages_go_both_ways_and_meet_every_message_once() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 23).await;
+
+    let newest = service.get(&format!("{path}?limit=5")).await.expect(200);
+    assert_eq!(seqs(&newest), [19, 20, 21, 22, 23]);
+    assert_eq!(newest.link("next"), None);
+    let mut met = seqs(&newest);
+    let mut older = newest.link("prev");
+    while let Some(link) = older {
+        let page = service.get(&link).await.expect(200);
+        assert!(page.link("next").is_some(), "there are newer ones");
+        met.splice(0..0, seqs(&page));
+        older = page.link("prev");
+    }
+    assert!(met.into_iter().eq(1..=23));
+
+    let first = service.get(&format!("{path}?limit=10&after=0")).await.expect(200);
+    assert_eq!(first.link("prev"), None);
+    let mut met = seqs(&first);
+    let mut newer = first.link("next");
+    while let Some(link) = newer {
+        let page = service.get(&link).await.expect(200);
+        assert!(page.link("prev").is_some(), "there are older ones");
+        met.extend(seqs(&page));
+        newer = page.link("next");
+    }
+    assert!(met.into_iter().eq(1..=23));
+
+    for (query, expected) in
+        [("before=1", vec![]), ("after=23", vec![]), ("after=99", vec![]), ("before=3", vec![1, 2])]
+    {
+        assert_eq!(seqs(&service.get(&format!("{path}?{query}")).await.expect(200)), expected, "{query}");
+    }
+    assert_eq!(seqs(&service.get(&path).await.expect(200)).len(), 23, "the default limit is 50");
+}
+
+#[tokio::test]
+async fn the_newest_messages_are_kept_and_their_ids_forgotten_with_the_others() {
+    let service = Service::start(&["--messages-kept", "100"]).await;
+    let path = session_with(&service, "u", 0).await;
+    let message = |number: u64| json!({"messageId": format!("m{number}"), "role": "user", "content": number});
+    for batch in 0..3 {
+        let batch: Vec<_> = (batch * 60 + 1..=batch * 60 + 60).map(message).collect();
+        service.post(&path, json!(batch)).await.expect(201);
+    }
+    let all = service.get(&format!("{path}?limit=1000&after=0")).await.expect(200);
+    assert!(seqs(&all).into_iter().eq(81..=180));
+    assert_eq!((all.link("prev"), all.link("next")), (None, None));
+    let [ids] = &service.look.keys_of('d').await[..] else { panic!("one index of ids") };
+    assert_eq!(service.look.hash(ids).await.len(), 100);
+    assert_eq!(service.post(&path, message(81)).await.expect(200).member("seq"), 81);
+    assert_eq!(service.post(&path, message(80)).await.expect(201).member("seq"), 181, "forgotten, so new");
+}
+
+#[tokio::test]
+async fn content_is_any_json_value_but_null_and_comes_back_as_it_was() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 0).await;
+    for content in
+        ["\"\"", "0", "false", "[]", "{}", "-1.5e-7", "18446744073709551615", "{\"z\":{\"a\":null}}", "\"é💬\\u0000\""]
+    {
+        let body = format!("{{\"role\":\"tool\",\"content\":{content}}}");
+        let json_type = [("content-type", "application/json")];
+        let answer = service.send(reqwest::Method::POST, &path, &json_type, body.into()).await.expect(201);
+        let expected = format!("\"content\":{content},\"metadata\"");
+        assert!(answer.text.contains(&expected), "{content}: {}", answer.text);
+    }
+}

@@ -1,0 +1,179 @@
+//! The program: its settings, its exit statuses, its signals, and what it answers when Redis does not.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::process::{PATIENCE, Process};
+use crate::support::redis::{Look, server_program, shared};
+use sessiond::store::embedded::EmbeddedRedis;
+
+fn shared_url() -> String {
+    format!("redis+unix://{}", shared().display())
+}
+
+/// Runs the program to its end. Returns its exit status and what it wrote to stderr.
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<String>) {
+    let mut process = Process::start(arguments, variables);
+    (process.wait().code(), process.lines.clone())
+}
+
+/// Fails instead of waiting for ever.
+async fn patiently<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, wait).await.expect("it came in time")
+}
+
+#[test]
+fn every_bad_setting_is_told_at_once() {
+    let variables = [
+        ("SESSIOND_IDLE_TIMEOUT", "soon"),
+        ("SESSIOND_MAX_BODY_BYTES", "-1"),
+        ("REDIS_URL", "http://user:hunter2@example.com"),
+        ("SESSIOND_KEY_PREFIX", "a{b}"),
+        ("SESSIOND_DEFAULT_LOCATION_ID", ""),
+    ];
+    let (status, lines) = run(&["--listen", "nowhere", "--retention=0s", "--log", "=x=", "check-config"], &variables);
+    assert_eq!(status, Some(2), "{lines:#?}");
+    let names = [
+        "SESSIOND_LISTEN",
+        "REDIS_URL",
+        "SESSIOND_KEY_PREFIX",
+        "SESSIOND_IDLE_TIMEOUT",
+        "SESSIOND_RETENTION",
+        "SESSIOND_DEFAULT_LOCATION_ID",
+        "SESSIOND_MAX_BODY_BYTES",
+        "SESSIOND_LOG",
+    ];
+    for name in names {
+        assert_eq!(lines.iter().filter(|line| line.contains(name)).count(), 1, "{name}: {lines:#?}");
+    }
+    assert_eq!(lines.len(), names.len(), "{lines:#?}");
+    assert!(!lines.join("\n").contains("hunter2"), "a password is told: {lines:#?}");
+}
+
+#[test]
+fn check_config_shows_the_settings_and_no_password() {
+    let program = env!("CARGO_BIN_EXE_sessiond");
+    let output = std::process::Command::new(program)
+        .args(["check-config", "--idle-timeout", "90s"])
+        .env("REDIS_URL", "redis://default:hunter2@redis.internal:6379/1")
+        .output()
+        .expect("the program");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("90s") && text.contains("redis.internal:6379"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    let help = std::process::Command::new(program).arg("--help").env("REDIS_URL", "redis://:hunter2@x").output();
+    let help = String::from_utf8_lossy(&help.expect("the program").stdout).into_owned();
+    assert!(
+        help.contains("REDIS_URL") && help.contains("SESSIOND_IDLE_TIMEOUT") && !help.contains("hunter2"),
+        "{help}"
+    );
+}
+
+#[test]
+fn healthcheck_says_whether_the_service_is_ready() {
+    let url = shared_url();
+    let (_service, base) = Process::serve(&["--key-prefix", "healthcheck"], &[("REDIS_URL", &url)]);
+    let address = base.trim_start_matches("http://");
+    assert_eq!(run(&["healthcheck", "--listen", address], &[("REDIS_URL", &url)]).0, Some(0));
+    let (status, lines) = run(&["healthcheck", "--listen", "127.0.0.1:1"], &[("REDIS_URL", &url)]);
+    assert_eq!(status, Some(1));
+    assert!(lines.join("\n").contains("no answer from 127.0.0.1:1"), "{lines:#?}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_told() {
+    let url = shared_url();
+    let (_service, base) = Process::serve(&["--key-prefix", "taken"], &[("REDIS_URL", &url)]);
+    let address = base.trim_start_matches("http://");
+    let (status, lines) = run(&["--listen", address], &[("REDIS_URL", &url)]);
+    assert_eq!(status, Some(1));
+    assert!(lines.join("\n").contains(&format!("cannot listen on {address}")), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn a_redis_with_another_layout_is_refused() {
+    let url = shared_url();
+    let look = Look::at(&shared(), "foreign").await;
+    look.command(&["SET", "foreign:layout", "0"]).await;
+    let (status, lines) = run(&["--listen", "127.0.0.1:0", "--key-prefix", "foreign"], &[("REDIS_URL", &url)]);
+    assert_eq!(status, Some(1));
+    assert!(lines.join("\n").contains("another layout version"), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn sigterm_finishes_what_was_accepted_and_a_second_one_does_not_wait() {
+    let url = shared_url();
+    for (second_signal, status) in [(false, 0), (true, 1)] {
+        let (mut service, base) = Process::serve(&["--key-prefix", "drain"], &[("REDIS_URL", &url)]);
+        let mut stream = TcpStream::connect(base.trim_start_matches("http://")).await.expect("a connection");
+        let body = json!({"businessId": "b", "userId": "u"}).to_string();
+        let head = format!(
+            "POST /api/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        // The request is accepted, but not complete, when the signal comes.
+        stream.write_all(head.as_bytes()).await.expect("a head sent");
+        stream.write_all(&body.as_bytes()[..5]).await.expect("half a body sent");
+        let mut probe = reqwest::get(format!("{base}/livez")).await.expect("an answer");
+        assert!(probe.chunk().await.expect("a body").is_some());
+        service.signal(Signal::TERM);
+        service.wait_for_line("stopping");
+        assert!(TcpStream::connect(base.trim_start_matches("http://")).await.is_err(), "it still accepts");
+        if second_signal {
+            service.signal(Signal::TERM);
+        } else {
+            stream.write_all(&body.as_bytes()[5..]).await.expect("the rest sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+        }
+        assert_eq!(service.wait().code(), Some(status), "{:#?}", service.lines);
+    }
+}
+
+#[tokio::test]
+async fn without_redis_it_is_alive_and_not_ready_and_recovers_unaided() {
+    let folder = TempDir::new().expect("a folder");
+    let data = folder.path().join("data");
+    let url = format!("redis+unix://{}", data.join("redis.sock").display());
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let status = |path: &str| {
+        let url = format!("{base}{path}");
+        async move { reqwest::get(url).await.expect("an answer").status().as_u16() }
+    };
+    assert_eq!(status("/livez").await, 200);
+    let not_ready = reqwest::get(format!("{base}/readyz")).await.expect("an answer");
+    assert_eq!(not_ready.status().as_u16(), 503);
+    assert!(not_ready.headers().contains_key("retry-after"));
+    let problem: Value = not_ready.json().await.expect("JSON");
+    assert_eq!(problem["code"], "store_unavailable");
+    let _redis = EmbeddedRedis::start(&server_program(), &data).expect("a private Redis");
+    patiently(async { while status("/readyz").await != 200 {} }).await;
+    assert_eq!(status("/api/sessions/business/b/active").await, 200);
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_is_a_503_within_the_deadline_and_then_service_again() {
+    let folder = TempDir::new().expect("a folder");
+    let redis = EmbeddedRedis::start(&server_program(), folder.path()).expect("a private Redis");
+    let url = format!("redis+unix://{}", redis.socket().display());
+    let (_service, base) = Process::serve(&["--request-deadline", "300ms"], &[("REDIS_URL", &url)]);
+    let post = || async {
+        let body = json!({"businessId": "b", "userId": "u"});
+        let request = reqwest::Client::new().post(format!("{base}/api/sessions")).json(&body);
+        request.send().await.expect("an answer")
+    };
+    assert_eq!(post().await.status().as_u16(), 201);
+    let pid = redis.process_id().and_then(rustix::process::Pid::from_raw).expect("a running Redis");
+    rustix::process::kill_process(pid, Signal::STOP).expect("a running Redis");
+    let answer = post().await;
+    assert_eq!(answer.status().as_u16(), 503);
+    assert!(answer.headers().contains_key("retry-after"));
+    assert_eq!(answer.json::<Value>().await.expect("JSON")["code"], "store_unavailable");
+    assert_eq!(reqwest::get(format!("{base}/livez")).await.expect("an answer").status().as_u16(), 200);
+    rustix::process::kill_process(pid, Signal::CONT).expect("a running Redis");
+    patiently(async { while post().await.status().as_u16() != 200 {} }).await;
+}
