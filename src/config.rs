@@ -41,7 +41,7 @@ pub enum Subcommands {
     Serve,
     /// Ask a running service on the --listen address whether it is ready; exit 0 if it is, 1 if not
     Healthcheck,
-    /// Print the `OpenAPI` 3.1 document
+    #[command(about = "Print the OpenAPI 3.1 document")]
     Openapi,
     /// Check the settings and print what they mean; exit 2 if one is bad
     CheckConfig,
@@ -53,6 +53,9 @@ pub struct SettingsArgs {
     /// Address to serve the API on
     #[arg(long, global = true, env = "SESSIOND_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
     listen: String,
+    /// Address to serve /metrics on, in the format of Prometheus [default: 127.0.0.1:9464, or none if that is taken]
+    #[arg(long, global = true, env = "SESSIOND_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<String>,
     /// Redis to use: redis://, rediss://, redis+unix://, redis-cluster:// or redis-sentinel://; without it the service
     /// runs its own. Prefer the variable: other users of the machine can read flags
     #[arg(long, global = true, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -119,6 +122,8 @@ pub struct SettingsArgs {
 pub struct Config {
     /// Address to serve the API on.
     pub listen: SocketAddr,
+    /// Address to serve the metrics on. The default one may be taken, by another service on the machine.
+    pub metrics_listen: Option<SocketAddr>,
     /// Where the sessions are.
     pub redis: RedisSource,
     /// What all Redis keys start with.
@@ -176,6 +181,8 @@ impl SettingsArgs {
         };
         let redis = self.redis(&mut bad);
         let listen = bad.parsed("--listen", &self.listen, "an address and a port, such as 127.0.0.1:3000");
+        let metrics_listen = not_empty(self.metrics_listen.as_deref())
+            .and_then(|text| bad.parsed("--metrics-listen", text, "an address and a port, such as 127.0.0.1:9464"));
         let key_prefix = bad.key_prefix(self.key_prefix);
         let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
         let retention = bad.duration("--retention", &self.retention);
@@ -193,6 +200,7 @@ impl SettingsArgs {
                 let lifecycle = Lifecycle { idle_timeout, max_lifetime, retention, activity_resolution };
                 Ok(Config {
                     listen,
+                    metrics_listen,
                     redis,
                     key_prefix,
                     lifecycle,

@@ -22,17 +22,18 @@ mod sessions;
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::{ApiError, Code};
 pub use self::openapi::document;
+use crate::metrics;
 use crate::session::{Identifier, Timestamp};
 use crate::store::SessionStore;
 
@@ -85,14 +86,16 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(from_fn(identify))
 }
 
-/// Gives the request its id, and every error answer its body. Failures of ours are logged here, once.
+/// Gives the request its id, and every error answer its body. Every request is counted, and failures of ours are logged,
+/// here and nowhere else.
 async fn identify(request: Request, next: Next) -> Response {
+    let started = Instant::now();
     let request_id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
     let mut response = next.run(request).await;
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     if let Some((code, cause)) = error::finish(&mut response, request_id.to_str().unwrap_or_default()) {
-        let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
         let (request_id, cause) = (request_id.to_str().unwrap_or_default(), cause.unwrap_or_default());
         match code.status() {
             StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(request_id, %method, route, cause, "internal error"),
@@ -102,8 +105,21 @@ async fn identify(request: Request, next: Next) -> Response {
             _ => {}
         }
     }
+    metrics::request_answered(method_label(&method), route.to_owned(), response.status().as_u16(), started.elapsed());
     response.headers_mut().insert(X_REQUEST_ID, request_id);
     response
+}
+
+/// A client can invent methods; there are no metrics of those.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
 }
 
 /// The client's `X-Request-Id` if it is 1 to 128 visible ASCII characters, or a new one.

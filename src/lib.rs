@@ -3,7 +3,7 @@
 //!
 //! # Where things are
 //!
-//! `main → server → http → store → session`, and [`config`] beside them:
+//! `main → server → http → store → session`, and [`config`] and [`metrics`] beside them:
 //!
 //! | place | what it does | what it does not |
 //! |---|---|---|
@@ -16,6 +16,7 @@
 //! | `http/error.rs` | every error answer, in one shape | |
 //! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
 //! | [`config`] | every setting once; the one place that reads the environment | |
+//! | [`metrics`] | every metric once | |
 //!
 //! To add a field to a session: `Session` and its `write_json` in `session.rs` (the compiler leads on to the reply and
 //! the create), its name in `SESSION_FIELDS` of `store/keys.rs` and in `FIELDS` of the two scripts that answer sessions,
@@ -65,6 +66,7 @@
 
 pub mod config;
 pub mod http;
+pub mod metrics;
 pub mod server;
 pub mod session;
 pub mod store;

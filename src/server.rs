@@ -3,19 +3,24 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::header;
+use axum::routing::get;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 use crate::config::{Config, RedisSource};
 use crate::http::{self, App, Clock};
+use crate::metrics;
 use crate::session::Timestamp;
 use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
 use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
@@ -28,6 +33,9 @@ const COMMAND_SHARE: f64 = 0.8;
 const STORE_WAIT: Duration = Duration::from_secs(3);
 const STORE_POLL: Duration = Duration::from_millis(10);
 
+/// Where metrics are served if nothing is said.
+const METRICS_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -36,10 +44,13 @@ pub enum StartError {
     Embedded(#[from] EmbeddedError),
     /// The address cannot be served on.
     #[error("cannot listen on {0}: {1}")]
-    Listen(std::net::SocketAddr, #[source] io::Error),
+    Listen(SocketAddr, #[source] io::Error),
     /// The Redis URL cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Metrics cannot be recorded.
+    #[error("cannot record metrics: {0}")]
+    Metrics(#[from] BuildError),
     /// The Redis holds another layout.
     #[error(
         "the Redis at {0} holds sessions of another layout version under the prefix {1:?}; choose another --key-prefix"
@@ -99,6 +110,7 @@ pub fn app(config: &Config, redis: RedisAddress, clock: Clock) -> Result<Arc<App
 /// # Errors
 /// Why it did not start.
 pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    let metrics = metrics::install()?;
     let app = app(config, redis.clone(), Arc::new(system_now))?;
     if !layout_is_ours(&app.store).await {
         return Err(StartError::Layout(redis, config.key_prefix.clone()));
@@ -106,10 +118,41 @@ pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Out
     let cannot_listen = |error| StartError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
+    serve_metrics(config, metrics).await?;
     tracing::info!(address = %address, redis = %redis, "serving on http://{address}, documentation at http://{address}/docs");
     serve(listener, http::router(app.clone()), config.receive_timeout, config.shutdown_grace, shutdown).await;
     app.store.quit().await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Serves `/metrics` for as long as the process lives. The default address may be taken by another service on this
+/// machine: then this one does without. An address that was asked for has to work.
+async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
+    let address = config.metrics_listen.unwrap_or(METRICS_LISTEN_DEFAULT);
+    let listener = match TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) if config.metrics_listen.is_some() => return Err(StartError::Listen(address, error)),
+        Err(error) => {
+            tracing::warn!(%address, %error, "serving no metrics; choose another address with --metrics-listen");
+            return Ok(());
+        }
+    };
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "metrics on http://{address}/metrics");
+    }
+    let upkeep = metrics.clone();
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(metrics::UPKEEP_INTERVAL);
+        loop {
+            tick.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    let render =
+        move || async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()) };
+    let router = Router::new().route("/metrics", get(render));
+    tokio::spawn(serve(listener, router, config.receive_timeout, Duration::ZERO, std::future::pending()));
     Ok(())
 }
 

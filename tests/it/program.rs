@@ -177,3 +177,26 @@ async fn a_redis_that_hangs_is_a_503_within_the_deadline_and_then_service_again(
     rustix::process::kill_process(pid, Signal::CONT).expect("a running Redis");
     patiently(async { while post().await.status().as_u16() != 200 {} }).await;
 }
+
+#[tokio::test]
+async fn metrics_count_requests_by_route_and_never_by_path() {
+    let url = shared_url();
+    let (service, base) = Process::serve(&["--key-prefix", "metrics"], &[("REDIS_URL", &url)]);
+    let line = service.lines.iter().find(|line| line.contains("/metrics")).expect("the address of the metrics");
+    let start = line.find("http://").expect("an address");
+    let end = line[start..].find("/metrics").expect("a path") + "/metrics".len();
+    for path in ["/livez", "/api/sessions/business/canary/active", "/nowhere/canary", "/api/sessions/canary"] {
+        reqwest::get(format!("{base}{path}")).await.expect("an answer");
+    }
+    let text = reqwest::get(&line[start..start + end]).await.expect("an answer").text().await.expect("a body");
+    let series = [
+        r#"sessiond_http_requests_total{method="GET",route="/livez",status="200"} 1"#,
+        r#"sessiond_http_requests_total{method="GET",route="/api/sessions/business/{businessId}/active",status="200"} 1"#,
+        r#"sessiond_http_requests_total{method="GET",route="unmatched",status="404"} 1"#,
+        r#"sessiond_http_request_duration_seconds_count{method="GET",route="/api/sessions/{sessionId}"} 1"#,
+    ];
+    for one in series {
+        assert!(text.contains(one), "{one}\n{text}");
+    }
+    assert!(!text.contains("canary"), "{text}");
+}

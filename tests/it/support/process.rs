@@ -33,7 +33,10 @@ impl Process {
 
     /// Starts a service on a free port, and returns it with its base URL once it serves.
     pub fn serve(arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
-        let arguments: Vec<_> = ["--listen", "127.0.0.1:0"].into_iter().chain(arguments.iter().copied()).collect();
+        let arguments: Vec<_> = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
         let mut process = Self::start(&arguments, variables);
         let line = process.wait_for_line("serving on http://");
         let start = line.find("http://").expect("an address");

@@ -1,0 +1,39 @@
+//! Every metric: its name, labels, buckets and help. Labels are bounded by the code: routes are templates, and nothing of
+//! a business, user or session is in any.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+const REQUESTS: &str = "sessiond_http_requests_total";
+const REQUEST_SECONDS: &str = "sessiond_http_request_duration_seconds";
+const BUILD: &str = "sessiond_build_info";
+
+/// From 100 µs to 1 s: the deadline is the usual end.
+const REQUEST_BUCKETS: [f64; 13] =
+    [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+/// How often what was measured has to be folded into the buckets: without it memory grows until somebody scrapes.
+pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Starts to record, for the whole process.
+///
+/// # Errors
+/// If something records already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let seconds = Matcher::Full(REQUEST_SECONDS.to_owned());
+    let recorder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &REQUEST_BUCKETS)?.build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder)?;
+    describe_counter!(REQUESTS, "Requests answered.");
+    describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's headers to its answer.");
+    describe_gauge!(BUILD, "1, with what is running.");
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+/// Counts one answer. `method` is one of the contract's or `other`, `route` a template of the router's or `unmatched`.
+pub fn request_answered(method: &'static str, route: String, status: u16, took: Duration) {
+    counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status.to_string()).increment(1);
+    histogram!(REQUEST_SECONDS, "method" => method, "route" => route).record(took);
+}
