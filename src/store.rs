@@ -456,12 +456,12 @@ impl SessionStore {
         new: &[NewMessage],
         now: Timestamp,
     ) -> Result<Append, StoreError> {
+        let Some(session) = self.get(id, now).await? else {
+            return Ok(Append::Missing);
+        };
         let mut batch = match Batch::new(new)? {
             Ok(batch) => batch,
             Err(message_id) => return Ok(Append::Conflict(message_id)),
-        };
-        let Some(session) = self.get(id, now).await? else {
-            return Ok(Append::Missing);
         };
         loop {
             let mut args = vec![
