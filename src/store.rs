@@ -510,8 +510,9 @@ impl SessionStore {
         let messages = async {
             let value: Value = match range {
                 MessageRange::Newest => self.client.xrevrange(key.as_str(), "+", "-", count).await?,
+                // Not `(seq-0`: Redis refuses what would be before 0, and there is no message with that seq.
                 MessageRange::Before(seq) => {
-                    self.client.xrevrange(key.as_str(), format!("({seq}-0"), "-", count).await?
+                    self.client.xrevrange(key.as_str(), seq.saturating_sub(1).to_string(), "-", count).await?
                 }
                 MessageRange::After(seq) => self.client.xrange(key.as_str(), format!("({seq}-0"), "+", count).await?,
             };
