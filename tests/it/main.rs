@@ -6,4 +6,6 @@
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod client_flow;
+mod lifecycle;
+mod state_machine;
 mod support;
