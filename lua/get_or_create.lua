@@ -49,7 +49,7 @@ local old_id = redis.call('GET', pointer)
 local old, old_key = nil, nil
 if old_id then
   old_key = partition .. 's:' .. old_id
-  old = redis.call('HMGET', old_key, 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'version')
+  old = redis.call('HMGET', old_key, 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'version', 'updatedAt')
 end
 local marked_active = old and old[1] == 'active'
 local is_active = marked_active and now_ms < tonumber(old[2])
@@ -94,9 +94,11 @@ if #stale_business > 0 then redis.call('ZREM', business, unpack(stale_business))
 local ended = ''
 if is_active then
   ended = 'replaced'
-  local gone = int(start_ms + retention_ms)
-  redis.call('HSET', old_key, 'status', 'ended', 'endReason', ended, 'endedAt', int(start_ms),
-    'updatedAt', int(start_ms), 'version', int(tonumber(old[5]) + 1))
+  -- Not before its last change, whatever the clocks say.
+  local end_ms = math.max(start_ms, tonumber(old[6]))
+  local gone = int(end_ms + retention_ms)
+  redis.call('HSET', old_key, 'status', 'ended', 'endReason', ended, 'endedAt', int(end_ms),
+    'updatedAt', int(end_ms), 'version', int(tonumber(old[5]) + 1))
   redis.call('PEXPIREAT', old_key, gone)
   redis.call('PEXPIREAT', partition .. 'm:' .. old_id, gone)
   redis.call('PEXPIREAT', partition .. 'd:' .. old_id, gone)

@@ -39,6 +39,8 @@ const UPDATE_ATTEMPTS: u32 = 64;
 const POINTER_ATTEMPTS: u32 = 8;
 /// How often a list reads on to fill a page that has gaps.
 const PAGE_READS_MAX: u32 = 4;
+/// How many entries a history with gaps reads on by at the least: those of sessions that are gone lie together.
+const PAGE_READ_ON: usize = 100;
 
 /// Where the sessions are and how they live.
 #[derive(Clone, Debug)]
@@ -457,12 +459,12 @@ impl SessionStore {
         new: &[NewMessage],
         now: Timestamp,
     ) -> Result<Append, StoreError> {
+        let Some(session) = self.get(id, now).await? else {
+            return Ok(Append::Missing);
+        };
         let mut batch = match Batch::new(new)? {
             Ok(batch) => batch,
             Err(message_id) => return Ok(Append::Conflict(message_id)),
-        };
-        let Some(session) = self.get(id, now).await? else {
-            return Ok(Append::Missing);
         };
         loop {
             let mut args = vec![
@@ -511,8 +513,9 @@ impl SessionStore {
         let messages = async {
             let value: Value = match range {
                 MessageRange::Newest => self.client.xrevrange(key.as_str(), "+", "-", count).await?,
+                // Not `(seq-0`: Redis refuses what would be before 0, and there is no message with that seq.
                 MessageRange::Before(seq) => {
-                    self.client.xrevrange(key.as_str(), format!("({seq}-0"), "-", count).await?
+                    self.client.xrevrange(key.as_str(), seq.saturating_sub(1).to_string(), "-", count).await?
                 }
                 MessageRange::After(seq) => self.client.xrange(key.as_str(), format!("({seq}-0"), "+", count).await?,
             };
@@ -639,15 +642,17 @@ impl SessionStore {
         let key = self.keys.history(business_id.as_str(), user_id.as_str());
         let mut after = after;
         let mut sessions = Vec::with_capacity(limit);
+        let mut wanted = limit + 1;
         // Entries whose session is gone leave gaps; a page with very many of them stays short and has a next one.
         for _ in 0..PAGE_READS_MAX {
             // Scores are unique: createdAt strictly increases for a user.
             let highest = after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
-            let entries = self.range_down(&key, highest, ScoreBound::Infinite, 0, limit + 1).await?;
-            let exhausted = entries.len() <= limit;
+            let entries = self.range_down(&key, highest, ScoreBound::Infinite, 0, wanted).await?;
+            let exhausted = entries.len() < wanted;
             let read = try_join_all(entries.iter().map(|entry| self.get(entry.session_id, now))).await?;
             for (entry, session) in entries.into_iter().zip(read) {
-                if sessions.len() == limit {
+                // Only a session that is there makes a further page.
+                if sessions.len() == limit && session.is_some() {
                     return Ok(SessionPage { sessions, next: after });
                 }
                 sessions.extend(session);
@@ -656,6 +661,7 @@ impl SessionStore {
             if exhausted {
                 return Ok(SessionPage { sessions, next: None });
             }
+            wanted = wanted.max(PAGE_READ_ON);
         }
         Ok(SessionPage { sessions, next: after })
     }
@@ -697,10 +703,12 @@ impl SessionStore {
             let exhausted = entries.len() <= limit;
             let read = try_join_all(entries.iter().map(|entry| self.get(entry.session_id, now))).await?;
             for (entry, session) in entries.into_iter().zip(read) {
-                if sessions.len() == limit {
+                let session = session.filter(|session| session.status == Status::Active);
+                // Only a session that is there makes a further page.
+                if sessions.len() == limit && session.is_some() {
                     return Ok(SessionPage { sessions, next: after });
                 }
-                sessions.extend(session.filter(|session| session.status == Status::Active));
+                sessions.extend(session);
                 after = Some(entry);
             }
             if exhausted {

@@ -6,9 +6,11 @@
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod client_flow;
+mod lifecycle;
 mod lists;
 mod messages;
 mod private_redis;
 mod program;
 mod races;
+mod state_machine;
 mod support;

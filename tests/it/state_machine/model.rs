@@ -1,0 +1,347 @@
+//! The contract, once more, as plainly as it can be said: a list of sessions, one rule a method. Not a line of it comes
+//! from the service, so where both agree, both say what the contract says.
+
+use serde_json::{Map, Value, json};
+use sessiond::session::Timestamp;
+
+/// How long sessions live, in milliseconds.
+#[derive(Clone, Copy)]
+pub struct Lifetimes {
+    pub idle: i64,
+    pub max_lifetime: i64,
+    pub retention: i64,
+    pub resolution: i64,
+}
+
+/// Who has a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub business: String,
+    pub user: String,
+}
+
+/// Everything that there is.
+pub struct Model {
+    pub now: i64,
+    lifetimes: Lifetimes,
+    /// In the order in which they were created.
+    sessions: Vec<Session>,
+}
+
+/// One session.
+pub struct Session {
+    pub id: String,
+    pub owner: Owner,
+    pub version: u64,
+    pub expires: i64,
+    /// When the maximum lifetime is over.
+    pub lives_until: i64,
+    /// The conversation, from the first message on.
+    pub messages: Vec<Value>,
+    location: Value,
+    kind: Value,
+    title: Value,
+    metadata: Value,
+    created: i64,
+    updated: i64,
+    last_activity: i64,
+    /// When and why, if it was ended; an expired one was not.
+    ended: Option<(i64, &'static str)>,
+}
+
+/// What the contract wants for an answer.
+#[derive(Debug, PartialEq)]
+pub enum Expected {
+    /// The session, with its version as `ETag`; with its `Location` if it was created.
+    Session { status: u16, document: Value },
+    /// JSON.
+    Body { status: u16, body: Value },
+    /// Nothing.
+    NoContent,
+    /// A problem with this code, and the session that it names.
+    Problem { status: u16, code: &'static str, active: Option<String> },
+}
+
+fn problem(status: u16, code: &'static str) -> Expected {
+    Expected::Problem { status, code, active: None }
+}
+
+fn time(ms: i64) -> Value {
+    Timestamp(ms).to_string().into()
+}
+
+impl Session {
+    fn is_active(&self, now: i64) -> bool {
+        self.ended.is_none() && now < self.expires
+    }
+
+    /// The end of its retention, as things stand.
+    pub fn gone(&self, lifetimes: Lifetimes) -> i64 {
+        self.ended.map_or(self.expires, |(at, _)| at) + lifetimes.retention
+    }
+
+    fn end(&mut self, at: i64, reason: &'static str) {
+        self.ended = Some((at, reason));
+        self.updated = at;
+        self.version += 1;
+    }
+
+    fn touch(&mut self, now: i64, lifetimes: Lifetimes) {
+        self.last_activity = self.last_activity.max(now);
+        self.expires = self.lives_until.min(self.last_activity + lifetimes.idle);
+    }
+
+    fn document(&self, now: i64) -> Value {
+        let (status, ended) = match self.ended {
+            Some(ended) => ("ended", Some(ended)),
+            None if self.is_active(now) => ("active", None),
+            None if self.expires == self.lives_until => ("expired", Some((self.expires, "max_lifetime"))),
+            None => ("expired", Some((self.expires, "idle"))),
+        };
+        json!({
+            "sessionId": self.id, "businessId": self.owner.business, "userId": self.owner.user,
+            "locationId": self.location, "sessionType": self.kind, "status": status, "title": self.title,
+            "metadata": self.metadata, "messageCount": self.messages.len(), "version": self.version,
+            "createdAt": time(self.created), "updatedAt": time(self.updated),
+            "lastActivityAt": time(self.last_activity), "expiresAt": time(self.expires),
+            "endedAt": ended.map(|(at, _)| time(at)), "endReason": ended.map(|(_, reason)| reason),
+        })
+    }
+
+    fn answer(&self, status: u16, now: i64) -> Expected {
+        Expected::Session { status, document: self.document(now) }
+    }
+}
+
+impl Model {
+    pub fn new(now: i64, lifetimes: Lifetimes) -> Self {
+        Self { now, lifetimes, sessions: Vec::new() }
+    }
+
+    /// The session with this id, if it can still be read.
+    pub fn session(&self, id: &str) -> Option<&Session> {
+        self.place(id).map(|place| &self.sessions[place])
+    }
+
+    fn place(&self, id: &str) -> Option<usize> {
+        let id = id.to_lowercase();
+        self.sessions.iter().position(|session| session.id == id && self.is_readable(session))
+    }
+
+    fn is_readable(&self, session: &Session) -> bool {
+        self.now < session.gone(self.lifetimes)
+    }
+
+    fn active_place(&self, owner: &Owner) -> Option<usize> {
+        self.sessions.iter().position(|session| session.owner == *owner && session.is_active(self.now))
+    }
+
+    /// POST /api/sessions. `new_id` is what the service calls the session if it creates one.
+    pub fn get_or_create(&mut self, owner: &Owner, body: &Value, new_id: &str) -> Expected {
+        let active = self.active_place(owner);
+        let replaces = body.get("ifActive") == Some(&json!("replace"));
+        if let Some(place) = active.filter(|_| !replaces) {
+            let (now, lifetimes) = (self.now, self.lifetimes);
+            let session = &mut self.sessions[place];
+            if now - session.last_activity >= lifetimes.resolution {
+                session.touch(now, lifetimes);
+            }
+            return session.answer(200, now);
+        }
+        let newest =
+            self.sessions.iter().filter(|session| session.owner == *owner).map(|session| session.created).max();
+        let at = newest.map_or(self.now, |newest| self.now.max(newest + 1));
+        if let Some(place) = active {
+            self.sessions[place].end(at, "replaced");
+        }
+        let member = |name: &str, default: Value| body.get(name).cloned().unwrap_or(default);
+        let mut session = Session {
+            id: new_id.to_owned(),
+            owner: owner.clone(),
+            version: 1,
+            expires: 0,
+            lives_until: at + self.lifetimes.max_lifetime,
+            messages: Vec::new(),
+            location: member("locationId", json!("L0100001")),
+            kind: member("sessionType", json!("general")),
+            title: member("title", Value::Null),
+            metadata: member("metadata", json!({})),
+            created: at,
+            updated: at,
+            last_activity: at,
+            ended: None,
+        };
+        session.touch(at, self.lifetimes);
+        let answer = session.answer(201, self.now);
+        self.sessions.push(session);
+        answer
+    }
+
+    /// GET /api/sessions/{sessionId}
+    pub fn get(&self, id: &str) -> Expected {
+        self.session(id).map_or(problem(404, "session_not_found"), |session| session.answer(200, self.now))
+    }
+
+    /// PATCH. `admitted` says whether `If-Match` names the current version.
+    pub fn patch(&mut self, id: &str, admitted: bool, body: &Value) -> Expected {
+        let Some(place) = self.place(id) else {
+            return problem(404, "session_not_found");
+        };
+        if !admitted {
+            return problem(412, "version_mismatch");
+        }
+        let (now, lifetimes) = (self.now, self.lifetimes);
+        let was_active = self.sessions[place].is_active(now);
+        let resumes = body.get("status") == Some(&json!("active")) && !was_active;
+        if resumes && let Some(other) = self.active_place(&self.sessions[place].owner) {
+            let other = &mut self.sessions[other];
+            if body.get("ifActive") != Some(&json!("replace")) {
+                let active = Some(other.id.clone());
+                return Expected::Problem { status: 409, code: "another_session_active", active };
+            }
+            other.end(now.max(other.updated), "replaced");
+        }
+        let session = &mut self.sessions[place];
+        let before = session.patchable();
+        session.merge(body);
+        if before != session.patchable() || resumes {
+            session.version += 1;
+            session.updated = session.updated.max(now);
+        }
+        if resumes {
+            session.ended = None;
+            session.lives_until = session.last_activity.max(now) + lifetimes.max_lifetime;
+        }
+        if body.get("status") == Some(&json!("ended")) && was_active {
+            if before == session.patchable() {
+                session.version += 1;
+            }
+            session.updated = session.updated.max(now);
+            session.ended = Some((session.updated, "client"));
+        } else if was_active || resumes {
+            session.touch(now, lifetimes);
+        }
+        session.answer(200, now)
+    }
+
+    /// DELETE /api/sessions/{sessionId}
+    pub fn delete(&mut self, id: &str, admitted: bool) -> Expected {
+        match self.place(id) {
+            None => problem(404, "session_not_found"),
+            Some(_) if !admitted => problem(412, "version_mismatch"),
+            Some(place) => {
+                self.sessions.remove(place);
+                Expected::NoContent
+            }
+        }
+    }
+
+    /// POST messages. `made_ids` is what the service calls the messages that have no id, one for each message of the call.
+    pub fn append(&mut self, id: &str, body: &Value, made_ids: &[String]) -> Expected {
+        let sent = body.as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
+        let same = |one: &Value, other: &Value| one["role"] == other["role"] && one["content"] == other["content"];
+        let Some(place) = self.place(id) else {
+            return problem(404, "session_not_found");
+        };
+        let (now, lifetimes) = (self.now, self.lifetimes);
+        let session = &mut self.sessions[place];
+        let at = session.last_activity.max(now);
+        let mut messages = session.messages.clone();
+        let mut answered = Vec::new();
+        for (message, made_id) in sent.iter().zip(made_ids) {
+            let message_id = message.get("messageId").cloned().unwrap_or_else(|| made_id.clone().into());
+            if let Some(known) = messages.iter().find(|known| known["messageId"] == message_id) {
+                if !same(known, message) {
+                    return problem(409, "message_id_conflict");
+                }
+                answered.push(known.clone());
+                continue;
+            }
+            messages.push(json!({
+                "messageId": message_id, "sessionId": session.id, "seq": messages.len() + 1, "role": message["role"],
+                "content": message["content"], "metadata": message.get("metadata").cloned().unwrap_or(json!({})),
+                "createdAt": time(at),
+            }));
+            answered.extend(messages.last().cloned());
+        }
+        let has_new = messages.len() > session.messages.len();
+        if has_new {
+            if !session.is_active(now) {
+                return problem(409, "session_not_active");
+            }
+            session.messages = messages;
+            session.touch(now, lifetimes);
+        }
+        let body = if body.is_array() { answered.into() } else { answered.remove(0) };
+        Expected::Body { status: if has_new { 201 } else { 200 }, body }
+    }
+
+    /// GET .../active of a user.
+    pub fn active(&self, owner: &Owner) -> Expected {
+        let active = self.active_place(owner).map(|place| &self.sessions[place]);
+        active.map_or(problem(404, "no_active_session"), |session| session.answer(200, self.now))
+    }
+
+    /// All of the user's sessions, newest first.
+    pub fn history(&self, owner: &Owner) -> Vec<Value> {
+        let mut own: Vec<_> = self.sessions.iter().filter(|session| session.owner == *owner).collect();
+        own.retain(|session| self.is_readable(session));
+        own.sort_by_key(|session| -session.created);
+        own.into_iter().map(|session| session.document(self.now)).collect()
+    }
+
+    /// All active sessions of a business, latest expiry first.
+    pub fn active_of_business(&self, business: &str) -> Vec<Value> {
+        let mut active: Vec<_> = self.sessions.iter().filter(|session| session.owner.business == business).collect();
+        active.retain(|session| session.is_active(self.now));
+        active.sort_by_key(|session| -session.expires);
+        active.into_iter().map(|session| session.document(self.now)).collect()
+    }
+
+    /// DELETE of a user.
+    pub fn erase(&mut self, owner: &Owner) -> Expected {
+        let deleted = self.history(owner).len();
+        self.sessions.retain(|session| session.owner != *owner);
+        Expected::Body { status: 200, body: json!({"deletedSessions": deleted}) }
+    }
+}
+
+impl Session {
+    /// What a PATCH can set, but for the status.
+    fn patchable(&self) -> [Value; 4] {
+        [self.location.clone(), self.kind.clone(), self.title.clone(), self.metadata.clone()]
+    }
+
+    fn merge(&mut self, body: &Value) {
+        let set = |field: &mut Value, name: &str| {
+            if let Some(value) = body.get(name) {
+                *field = value.clone();
+            }
+        };
+        set(&mut self.location, "locationId");
+        set(&mut self.kind, "sessionType");
+        set(&mut self.title, "title");
+        match body.get("metadata") {
+            Some(Value::Null) => self.metadata = json!({}),
+            Some(patch) => self.metadata = merge_patch(&self.metadata, patch),
+            None => {}
+        }
+    }
+}
+
+/// RFC 7396, section 2, word by word.
+fn merge_patch(target: &Value, patch: &Value) -> Value {
+    let Value::Object(patch) = patch else {
+        return patch.clone();
+    };
+    let mut merged = target.as_object().cloned().unwrap_or_else(Map::new);
+    for (name, value) in patch {
+        if value.is_null() {
+            merged.shift_remove(name);
+        } else {
+            let member = merge_patch(merged.get(name).unwrap_or(&Value::Null), value);
+            merged.insert(name.clone(), member);
+        }
+    }
+    merged.into()
+}
