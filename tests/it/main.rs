@@ -5,5 +5,6 @@
 #![expect(clippy::disallowed_methods, reason = "tests find the server program in the environment")]
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
+mod bad_input;
 mod client_flow;
 mod support;
