@@ -7,4 +7,5 @@
 
 mod bad_input;
 mod client_flow;
+mod identifiers;
 mod support;
