@@ -510,6 +510,8 @@ impl SessionStore {
         let messages = async {
             let value: Value = match range {
                 MessageRange::Newest => self.client.xrevrange(key.as_str(), "+", "-", count).await?,
+                // Redis calls a range that ends before the first possible id an error.
+                MessageRange::Before(0) => Value::Array(Vec::new()),
                 MessageRange::Before(seq) => {
                     self.client.xrevrange(key.as_str(), format!("({seq}-0"), "-", count).await?
                 }
