@@ -8,4 +8,5 @@
 mod bad_input;
 mod client_flow;
 mod identifiers;
+mod openapi;
 mod support;
