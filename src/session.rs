@@ -271,8 +271,9 @@ pub struct Session {
     /// At most 200 characters.
     #[schema(required, max_length = 200)]
     pub title: Option<String>,
-    /// A JSON object, as its text.
-    #[schema(value_type = Object)]
+    /// What the client keeps with it.
+    // The text of a JSON object, so that reads can splice it in.
+    #[schema(value_type = HashMap<String, Value>)]
     pub metadata: String,
     /// Messages ever appended.
     #[schema(minimum = 0)]
@@ -376,8 +377,9 @@ pub struct Message {
     /// Any JSON value but null, as its text.
     #[schema(schema_with = content_schema)]
     pub content: String,
-    /// A JSON object, as its text.
-    #[schema(value_type = Object)]
+    /// What the client keeps with it.
+    // The text of a JSON object, so that reads can splice it in.
+    #[schema(value_type = HashMap<String, Value>)]
     pub metadata: String,
     /// When it was appended.
     #[schema(value_type = String, format = DateTime)]

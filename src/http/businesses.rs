@@ -42,7 +42,7 @@ problems! {
     get, path = "/api/sessions/business/{businessId}/active", tag = "businesses", operation_id = "listActiveSessions",
     params(
         ("businessId" = String, Path, description = "The business.", min_length = 1, max_length = 128),
-        ("limit" = Option<u64>, Query, description = "The most sessions to answer.",
+        ("limit" = Option<u64>, Query, description = "The most sessions to answer; 50 if absent.",
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Where to go on: from a `Link` of this list.",
             nullable = false),
@@ -108,7 +108,7 @@ async fn get_active(State(app): State<Arc<App>>, user: PathUser) -> Result<Respo
     params(
         ("businessId" = String, Path, description = "The business.", min_length = 1, max_length = 128),
         ("userId" = String, Path, description = "The user.", min_length = 1, max_length = 128),
-        ("limit" = Option<u64>, Query, description = "The most sessions to answer.",
+        ("limit" = Option<u64>, Query, description = "The most sessions to answer; 20 if absent.",
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Where to go on: from a `Link` of this list.",
             nullable = false),

@@ -218,10 +218,12 @@ pub(super) fn finish(response: &mut Response, request_id: &str) -> Option<(Code,
 #[schema(example = problem_example)]
 pub(super) struct Problem<'a> {
     /// Always `about:blank`: `code` tells errors apart.
+    #[schema(pattern = "^about:blank$")]
     r#type: &'a str,
     /// The status in words.
     title: &'a str,
     /// The status.
+    #[schema(minimum = 400, maximum = 599)]
     status: u16,
     /// What went wrong, for people.
     detail: &'a str,
@@ -229,6 +231,7 @@ pub(super) struct Problem<'a> {
     #[schema(schema_with = code_schema)]
     code: &'a str,
     /// The answer's `X-Request-Id`; the log has it too.
+    #[schema(min_length = 1, max_length = 128)]
     request_id: &'a str,
     /// Each field that is wrong, if the request was.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -236,9 +239,10 @@ pub(super) struct Problem<'a> {
     errors: &'a [FieldProblem],
     /// The session in the way of a resume (`another_session_active`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false, value_type = String, required = false)]
+    #[schema(nullable = false, value_type = String, format = Uuid, required = false)]
     active_session_id: Option<String>,
     /// The status, as `NestJS` names it.
+    #[schema(minimum = 400, maximum = 599)]
     status_code: u16,
     /// `detail`, as `NestJS` names it.
     message: &'a str,
@@ -256,7 +260,11 @@ fn problem_example() -> serde_json::Value {
 }
 
 fn code_schema() -> Object {
-    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(Code::ALL.iter().map(|code| code.as_str()))).build()
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("What went wrong, for programs. Each code belongs to one status."))
+        .enum_values(Some(Code::ALL.iter().map(|code| code.as_str())))
+        .build()
 }
 
 /// The documentation of the error answers with these codes, one for each status.

@@ -44,8 +44,8 @@ struct AppendMessage {
     /// Any JSON value but null.
     #[schema(schema_with = content_schema)]
     content: Value,
-    /// At most 16 KiB as JSON.
-    #[schema(value_type = Object, required = false)]
+    /// What the client keeps with the message. At most 16 KiB as JSON.
+    #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
 }
 
@@ -132,7 +132,7 @@ problems! {
 /// answered as it is stored and appended no second time, so every append with ids can be repeated.
 #[utoipa::path(
     post, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "appendMessages",
-    params(("sessionId" = String, Path, description = "A UUID.")),
+    params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
     request_body = AppendMessages,
     responses(
         (status = 200, description = "All of them were there already, as they are stored.", body = AppendedMessages),
@@ -182,8 +182,8 @@ problems! {
 #[utoipa::path(
     get, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "listMessages",
     params(
-        ("sessionId" = String, Path, description = "A UUID."),
-        ("limit" = Option<u64>, Query, description = "The most messages to answer.",
+        ("sessionId" = String, Path, description = "The session.", format = Uuid),
+        ("limit" = Option<u64>, Query, description = "The most messages to answer; 50 if absent.",
             minimum = 1, maximum = 1000, nullable = false),
         ("before" = Option<u64>, Query, description = "The newest messages before this seq. Not with `after`.",
             minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),

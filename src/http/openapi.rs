@@ -7,12 +7,17 @@ use axum::http::header;
 use axum::routing::get;
 use utoipa::OpenApi as _;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::schema::{Object, Type};
-use utoipa::openapi::{OpenApi, RefOr};
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Header, OpenApi, Ref, RefOr, Required};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::error::{FieldProblem, Problem};
-use super::{App, businesses, docs, health, messages, sessions};
+use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions};
+
+const REQUEST_ID: &str = "X-Request-Id";
+/// The bodies that may have no other members than those that the document lists.
+const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
 
 /// What the document says beside its operations.
 #[derive(utoipa::OpenApi)]
@@ -50,23 +55,53 @@ pub fn document() -> OpenApi {
     complete(routes().into_openapi())
 }
 
-/// Adds what holds for every operation: each answer has the request's id.
+/// Adds what the annotations cannot say: a request and each of its answers have an id, and unknown members are refused.
 fn complete(mut document: OpenApi) -> OpenApi {
+    let components = document.components.get_or_insert_default();
+    components.parameters.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_parameter()));
+    components.headers.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_header()));
+    for name in CLOSED_SCHEMAS {
+        if let Some(RefOr::T(Schema::Object(schema))) = components.schemas.get_mut(name) {
+            schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+    }
     for item in document.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
+            let parameter = Ref::new(format!("#/components/parameters/{REQUEST_ID}"));
+            operation.parameters.get_or_insert_default().push(RefOr::Ref(parameter));
             for response in operation.responses.responses.values_mut() {
                 if let RefOr::T(response) = response {
-                    let header = HeaderBuilder::new()
-                        .schema(Some(Object::with_type(Type::String)))
-                        .description(Some("The request's `X-Request-Id`, or the one that was made for it."))
-                        .build();
-                    response.headers.insert("X-Request-Id".to_owned(), RefOr::T(header));
+                    let header = Ref::new(format!("#/components/headers/{REQUEST_ID}"));
+                    response.headers.insert(REQUEST_ID.to_owned(), RefOr::Ref(header));
                 }
             }
         }
     }
     document
+}
+
+fn request_id_parameter() -> Parameter {
+    ParameterBuilder::new()
+        .name(REQUEST_ID)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(
+            "Names the request in the answer and the log: visible ASCII characters. Made if it is not that.",
+        ))
+        .schema(Some(request_id_schema()))
+        .build()
+}
+
+fn request_id_header() -> Header {
+    HeaderBuilder::new()
+        .description(Some("The request's `X-Request-Id`, or the one that was made for it."))
+        .schema(Some(request_id_schema()))
+        .build()
+}
+
+fn request_id_schema() -> Object {
+    ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(REQUEST_ID_BYTES_MAX)).build()
 }
 
 /// `/openapi.json` and `/docs`.

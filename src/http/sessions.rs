@@ -41,11 +41,11 @@ struct GetOrCreateSession {
     /// What kind of conversation it is. Taken if a session is created; the service's default if absent.
     #[schema(min_length = 1, max_length = 128, nullable = false)]
     session_type: Option<String>,
-    /// Taken if a session is created.
+    /// The title. Taken if a session is created.
     #[schema(max_length = 200)]
     title: Option<String>,
-    /// Taken if a session is created. At most 16 KiB as JSON.
-    #[schema(value_type = Object, required = false)]
+    /// What the client keeps with the session. Taken if a session is created. At most 16 KiB as JSON.
+    #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
     /// `return` (the default) gives back an active session; `replace` ends it and creates a new one, in one step.
     #[schema(nullable = false, default = "return")]
@@ -92,7 +92,8 @@ struct UpdateSession {
     #[schema(max_length = 200)]
     title: Option<String>,
     /// Merged into the metadata (RFC 7396): null removes a key, at any depth; null itself empties it.
-    metadata: Option<std::collections::HashMap<String, Value>>,
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    metadata: Option<Value>,
     /// `ended` ends the session; `active` resumes it as the user's active one.
     #[schema(nullable = false)]
     status: Option<PatchStatus>,
@@ -159,7 +160,7 @@ problems! {
 /// Read a session
 #[utoipa::path(
     get, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "getSession",
-    params(("sessionId" = String, Path, description = "A UUID.")),
+    params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
     responses(
         (status = 200, description = "The session.", body = Session,
             headers(("ETag" = String, description = "The session's version, in quotes."))),
@@ -187,8 +188,9 @@ problems! {
 #[utoipa::path(
     patch, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "updateSession",
     params(
-        ("sessionId" = String, Path, description = "A UUID."),
-        ("If-Match" = Option<String>, Header, description = "Change only if this is the session's `ETag`."),
+        ("sessionId" = String, Path, description = "The session.", format = Uuid),
+        ("If-Match" = Option<String>, Header, description = "Change only if this is the session's `ETag`.",
+            nullable = false, example = "\"1\""),
     ),
     request_body(content(
         (UpdateSession = "application/json"), (UpdateSession = "application/merge-patch+json"),
@@ -230,8 +232,9 @@ problems! {
 #[utoipa::path(
     delete, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "deleteSession",
     params(
-        ("sessionId" = String, Path, description = "A UUID."),
-        ("If-Match" = Option<String>, Header, description = "Delete only if this is the session's `ETag`."),
+        ("sessionId" = String, Path, description = "The session.", format = Uuid),
+        ("If-Match" = Option<String>, Header, description = "Delete only if this is the session's `ETag`.",
+            nullable = false, example = "\"1\""),
     ),
     responses((status = 204, description = "It is gone."), DeleteProblems),
 )]

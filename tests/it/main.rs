@@ -5,10 +5,13 @@
 #![expect(clippy::disallowed_methods, reason = "tests find the server program in the environment")]
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
+mod bad_input;
 mod client_flow;
+mod identifiers;
 mod lifecycle;
 mod lists;
 mod messages;
+mod openapi;
 mod private_redis;
 mod program;
 mod races;

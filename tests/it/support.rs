@@ -2,5 +2,6 @@
 //! process.
 
 pub mod process;
+pub mod raw;
 pub mod redis;
 pub mod service;

@@ -1,0 +1,641 @@
+//! The `OpenAPI` document against the service: what it says is so, and what is so it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use jsonschema::{Draft, Validator};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::service::{Answer, Service};
+
+/// The table of the contract, 1.3.
+const OPERATIONS: [(&str, &str); 14] = [
+    ("post", "/api/sessions"),
+    ("get", "/api/sessions/{sessionId}"),
+    ("patch", "/api/sessions/{sessionId}"),
+    ("delete", "/api/sessions/{sessionId}"),
+    ("get", "/api/sessions/{sessionId}/messages"),
+    ("post", "/api/sessions/{sessionId}/messages"),
+    ("get", "/api/sessions/business/{businessId}/active"),
+    ("get", "/api/sessions/business/{businessId}/user/{userId}/active"),
+    ("get", "/api/sessions/business/{businessId}/user/{userId}/history"),
+    ("delete", "/api/sessions/business/{businessId}/user/{userId}"),
+    ("get", "/livez"),
+    ("get", "/readyz"),
+    ("get", "/openapi.json"),
+    ("get", "/docs"),
+];
+/// The codes of the contract, 1.4, that need no credentials and no limits on load.
+const CODES: [&str; 17] = [
+    "invalid_request",
+    "session_not_found",
+    "no_active_session",
+    "route_not_found",
+    "method_not_allowed",
+    "request_timeout",
+    "payload_too_large",
+    "unsupported_media_type",
+    "session_not_active",
+    "another_session_active",
+    "message_id_conflict",
+    "concurrent_update",
+    "version_mismatch",
+    "store_unavailable",
+    "store_full",
+    "store_busy",
+    "internal",
+];
+/// Statuses that take a fault: no good service gives them for the asking.
+const FAULTS: [&str; 3] = ["408", "500", "503"];
+/// Headers that mean something to clients: none is sent that the document does not name.
+const HEADERS: [&str; 7] = ["ETag", "Location", "Link", "X-Total-Count", "X-Request-Id", "Retry-After", "Allow"];
+/// Documented, and still absent where there is no further page.
+const OPTIONAL_HEADER: &str = "Link";
+const UNKNOWN_SESSION: &str = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
+const SESSION: &str = "/api/sessions/{sessionId}";
+const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
+const JSON: &str = "application/json";
+
+/// The generated document.
+struct Document(Value);
+
+impl Document {
+    fn generated() -> Self {
+        Self(serde_json::to_value(sessiond::http::document()).expect("JSON"))
+    }
+
+    /// Every operation: method, path, and what is said about it.
+    fn operations(&self) -> Vec<(&str, &str, &Value)> {
+        let paths = self.0["paths"].as_object().expect("paths");
+        paths
+            .iter()
+            .flat_map(|(path, item)| {
+                let operations = item.as_object().expect("operations").iter();
+                operations.map(move |(method, operation)| (method.as_str(), path.as_str(), operation))
+            })
+            .collect()
+    }
+
+    fn operation(&self, method: &str, path: &str) -> &Value {
+        let operation = &self.0["paths"][path][method];
+        assert!(operation.is_object(), "{method} {path} is not documented");
+        operation
+    }
+
+    fn schema(&self, name: &str) -> &Value {
+        let schema = &self.0["components"]["schemas"][name];
+        assert!(schema.is_object(), "there is no schema {name}");
+        schema
+    }
+
+    /// What a `$ref` points to, or the value itself.
+    fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
+        let Some(reference) = value["$ref"].as_str() else {
+            return value;
+        };
+        let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} leads out of the document"));
+        self.0.pointer(pointer).unwrap_or_else(|| panic!("{reference} leads nowhere"))
+    }
+
+    fn validator(&self, schema: &Value) -> Validator {
+        let mut whole = schema.clone();
+        whole["components"] = self.0["components"].clone();
+        let options = jsonschema::options().with_draft(Draft::Draft202012).should_validate_formats(true);
+        options.build(&whole).unwrap_or_else(|error| panic!("{error}: {schema}"))
+    }
+
+    /// Panics unless the value is what the schema says.
+    fn check(&self, schema: &Value, value: &Value, what: &str) {
+        let validator = self.validator(schema);
+        let errors: Vec<_> =
+            validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        assert!(errors.is_empty(), "{what}: {errors:#?} in {value}");
+    }
+}
+
+/// Every value inside a JSON value, with its place.
+fn walk<'a>(place: &str, value: &'a Value, visit: &mut impl FnMut(&str, &'a Value)) {
+    visit(place, value);
+    match value {
+        Value::Object(members) => {
+            members.iter().for_each(|(name, member)| walk(&format!("{place}/{name}"), member, visit));
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(index, item)| walk(&format!("{place}/{index}"), item, visit));
+        }
+        _ => {}
+    }
+}
+
+fn names(value: &Value) -> BTreeSet<&str> {
+    match value {
+        Value::Object(members) => members.keys().map(String::as_str).collect(),
+        Value::Array(items) => items.iter().filter_map(Value::as_str).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+#[tokio::test]
+async fn the_committed_document_is_the_one_of_this_code() {
+    let generated = sessiond::http::document().to_pretty_json().expect("JSON");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    let committed = std::fs::read_to_string(path).expect("openapi.json; write it: cargo run -- openapi > openapi.json");
+    assert!(committed == format!("{generated}\n"), "openapi.json is out of date: cargo run -- openapi > openapi.json");
+    let served = Service::start(&[]).await.get("/openapi.json").await.expect(200);
+    assert!(served.text == generated, "the service shows another document than it prints");
+}
+
+#[test]
+fn the_operations_are_those_of_the_contract() {
+    let document = Document::generated();
+    let documented: BTreeSet<_> = document.operations().into_iter().map(|(method, path, _)| (method, path)).collect();
+    assert_eq!(documented, BTreeSet::from(OPERATIONS));
+}
+
+#[test]
+fn every_operation_is_described() {
+    let document = Document::generated();
+    let tags: BTreeSet<_> =
+        document.0["tags"].as_array().expect("tags").iter().filter_map(|tag| tag["name"].as_str()).collect();
+    let mut ids = BTreeSet::new();
+    for (method, path, operation) in document.operations() {
+        let what = format!("{method} {path}");
+        assert!(ids.insert(operation["operationId"].as_str().expect("an id")), "{what} shares its id");
+        assert!(operation["summary"].as_str().is_some_and(|summary| !summary.is_empty()), "{what} has no summary");
+        let of = names(&operation["tags"]);
+        assert!(of.len() == 1 && of.is_subset(&tags), "{what}: {of:?}");
+        let responses = operation["responses"].as_object().expect("responses");
+        assert!(responses.keys().any(|status| status.starts_with('2')), "{what} never succeeds");
+        for (status, response) in responses {
+            assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{what} {status}");
+            let contents = response["content"].as_object().map(serde_json::Map::len).unwrap_or_default();
+            assert_eq!(contents, usize::from(status != "204"), "{what} {status}");
+            for content in response["content"].as_object().into_iter().flat_map(serde_json::Map::values) {
+                assert!(content["schema"].is_object(), "{what} {status} has no schema");
+            }
+            let problem = response["content"]["application/problem+json"].is_object();
+            assert_eq!(problem, !status.starts_with('2'), "{what} {status}");
+        }
+        let parameters = operation["parameters"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let parameters: Vec<_> = parameters.iter().map(|parameter| document.resolve(parameter)).collect();
+        let of_path = parameters.iter().filter(|parameter| parameter["in"] == "path").count();
+        let wanted: Vec<_> = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+        assert_eq!(of_path, wanted.len(), "{what}");
+        for parameter in &parameters {
+            let name = parameter["name"].as_str().expect("a name");
+            assert!(parameter["description"].is_string() && parameter["schema"].is_object(), "{what} {name}");
+            assert_eq!(parameter["required"] == true, wanted.contains(&name), "{what} {name}");
+        }
+        let has_body = ["post", "patch"].contains(&method);
+        assert_eq!(operation["requestBody"]["required"] == true, has_body, "{what}");
+        assert_eq!(names(&operation["requestBody"]["content"]).contains(JSON), has_body, "{what}");
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere_and_every_schema_compiles() {
+    let document = Document::generated();
+    assert_eq!(document.0["openapi"].as_str().map(|version| &version[..4]), Some("3.1."));
+    let (mut schemas, mut references) = (0, 0);
+    walk("", &document.0, &mut |place, value| {
+        if value["$ref"].is_string() {
+            document.resolve(value);
+            references += 1;
+        }
+        // 3.1 says null as a type; the word of 3.0 would be passed over.
+        assert!(value.get("nullable").is_none() || place.ends_with("/properties"), "{place} is of OpenAPI 3.0");
+        let (parent, name) = place.rsplit_once('/').unwrap_or_default();
+        if name == "schema" || parent == "/components/schemas" || parent.ends_with("/properties") {
+            document.validator(value);
+            jsonschema::draft202012::meta::validate(value).unwrap_or_else(|error| panic!("{place}: {error}"));
+            schemas += 1;
+        }
+    });
+    assert!(schemas > 100 && references > 100, "{schemas} schemas, {references} references: is this all?");
+}
+
+#[test]
+fn examples_are_examples_of_their_schemas() {
+    let document = Document::generated();
+    let mut examples = 0;
+    for (name, schema) in document.0["components"]["schemas"].as_object().expect("schemas") {
+        if let Some(example) = schema.get("example") {
+            document.check(schema, example, name);
+            examples += 1;
+        }
+    }
+    for (method, path, operation) in document.operations() {
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let parameter = document.resolve(parameter);
+            if let Some(example) = parameter.get("example") {
+                document.check(&parameter["schema"], example, &format!("{method} {path}"));
+                examples += 1;
+            }
+        }
+    }
+    assert!(examples >= 9, "{examples} examples: is this all?");
+}
+
+#[test]
+fn schemas_name_every_member() {
+    let document = Document::generated();
+    for name in ["Session", "Message"] {
+        let schema = document.schema(name);
+        let example = names(&schema["example"]);
+        assert_eq!((names(&schema["properties"]), names(&schema["required"])), (example.clone(), example), "{name}");
+    }
+    for name in ["GetOrCreateSession", "UpdateSession", "AppendMessage"] {
+        assert_eq!(document.schema(name)["additionalProperties"], false, "{name}: unknown members are refused");
+    }
+    for (name, member) in [
+        ("Session", "metadata"),
+        ("Message", "metadata"),
+        ("GetOrCreateSession", "metadata"),
+        ("UpdateSession", "metadata"),
+    ] {
+        let metadata = &document.schema(name)["properties"][member];
+        assert_eq!(metadata["additionalProperties"], json!({}), "{name}: metadata has free members");
+    }
+    let codes = names(&document.schema("Problem")["properties"]["code"]["enum"]);
+    let missing: Vec<_> = CODES.into_iter().filter(|code| !codes.contains(code)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// Calls a service and holds each answer against the document.
+struct Caller {
+    document: Document,
+    service: Service,
+    /// Operation id and status.
+    reached: BTreeSet<(String, String)>,
+    codes: BTreeSet<String>,
+    /// Operation id and relation.
+    links: BTreeSet<(String, String)>,
+}
+
+/// One call: which operation, and how.
+struct Call<'a> {
+    method: Method,
+    template: &'a str,
+    path: String,
+    headers: Vec<(&'a str, &'a str)>,
+    body: Option<Value>,
+}
+
+fn call<'a>(method: Method, template: &'a str, path: &str) -> Call<'a> {
+    Call { method, template, path: path.to_owned(), headers: Vec::new(), body: None }
+}
+
+impl<'a> Call<'a> {
+    fn json(mut self, body: Value) -> Self {
+        self.body = Some(body);
+        self.header("content-type", JSON)
+    }
+
+    fn header(mut self, name: &'a str, value: &'a str) -> Self {
+        self.headers.retain(|(other, _)| *other != name);
+        self.headers.push((name, value));
+        self
+    }
+}
+
+impl Caller {
+    async fn start() -> Self {
+        let (document, service) = (Document::generated(), Service::start(&[]).await);
+        Self { document, service, reached: BTreeSet::new(), codes: BTreeSet::new(), links: BTreeSet::new() }
+    }
+
+    async fn get(&mut self, template: &str, path: &str, status: u16) -> Answer {
+        self.call(call(Method::GET, template, path), status).await
+    }
+
+    /// Makes a call that must be answered with this status, as documented.
+    async fn call(&mut self, call: Call<'_>, status: u16) -> Answer {
+        let body = call.body.as_ref().map(Value::to_string).unwrap_or_default().into_bytes();
+        let answer = self.service.send(call.method.clone(), &call.path, &call.headers, body).await.expect(status);
+        let what = format!("{} {}: {}", call.method, call.path, answer.status);
+        let operation = self.document.operation(&call.method.as_str().to_lowercase(), call.template);
+        let id = operation["operationId"].as_str().expect("an id").to_owned();
+        let response = &operation["responses"][status.to_string()];
+        assert!(response.is_object(), "{what} is not documented");
+        if let (true, Some(body)) = (status < 300, &call.body) {
+            let declared =
+                call.headers.iter().find(|(name, _)| *name == "content-type").map_or(JSON, |(_, value)| value);
+            let schema = &operation["requestBody"]["content"][declared]["schema"];
+            assert!(schema.is_object(), "{what}: {declared} is accepted and not documented");
+            self.document.check(schema, body, &format!("{what}: the request"));
+        }
+        self.check_body(response, &answer, &what);
+        self.check_headers(response, &answer, &what);
+        if status >= 400 {
+            let code = answer.expect_problem(status, &answer.string("code")).string("code");
+            let description = response["description"].as_str().expect("a description");
+            assert!(description.contains(&format!("`{code}`")), "{what}: {code} is not described");
+            self.codes.insert(code);
+        }
+        for relation in ["prev", "next"].into_iter().filter(|relation| answer.link(relation).is_some()) {
+            self.links.insert((id.clone(), relation.to_owned()));
+        }
+        self.reached.insert((id, status.to_string()));
+        answer
+    }
+
+    fn check_body(&self, response: &Value, answer: &Answer, what: &str) {
+        let Some(contents) = response["content"].as_object() else {
+            assert!(answer.text.is_empty() && answer.header("content-type").is_none(), "{what} has a body: {answer:?}");
+            return;
+        };
+        let content_type = answer.header("content-type").expect("a content type");
+        let essence = content_type.split(';').next().unwrap_or_default();
+        let content = contents.get(essence).unwrap_or_else(|| panic!("{what}: {content_type} is not documented"));
+        let body = if essence.ends_with("json") { answer.json() } else { Value::from(answer.text.as_str()) };
+        self.document.check(&content["schema"], &body, what);
+    }
+
+    fn check_headers(&self, response: &Value, answer: &Answer, what: &str) {
+        let documented = names(&response["headers"]);
+        for name in HEADERS {
+            let value = answer.header(name);
+            assert_eq!(
+                documented.contains(name),
+                value.is_some() || (name == OPTIONAL_HEADER && documented.contains(name)),
+                "{what}: {name} in {answer:?}"
+            );
+            if let Some(value) = value {
+                let schema = &self.document.resolve(&response["headers"][name])["schema"];
+                let typed =
+                    if schema["type"] == "integer" { value.parse::<u64>().map(Value::from) } else { Ok(value.into()) };
+                self.document.check(schema, &typed.expect("a number"), &format!("{what}: {name}"));
+            }
+        }
+        assert!(documented.iter().all(|name| HEADERS.contains(name)), "{what}: {documented:?}");
+    }
+
+    /// Documented operations and statuses that no call had.
+    fn not_reached(&self) -> BTreeSet<(String, String)> {
+        let documented = self.document.operations().into_iter().flat_map(|(_, _, operation)| {
+            let id = operation["operationId"].as_str().expect("an id");
+            names(&operation["responses"]).into_iter().map(move |status| (id.to_owned(), status.to_owned()))
+        });
+        documented.filter(|pair| !self.reached.contains(pair)).collect()
+    }
+
+    async fn post_session(&mut self, body: Value, status: u16) -> Answer {
+        self.call(call(Method::POST, "/api/sessions", "/api/sessions").json(body), status).await
+    }
+
+    /// What every operation with a body refuses.
+    async fn refuse_bodies(&mut self, method: Method, template: &str, path: &str) {
+        let make = || call(method.clone(), template, path);
+        self.call(make().json(json!({"unknown": 1})), 400).await;
+        self.call(make().json(json!({"content": "x".repeat(300 * 1024)})), 413).await;
+        self.call(make().json(json!({})).header("content-type", "text/plain"), 415).await;
+    }
+
+    /// Answers of `/api/sessions` and `/api/sessions/{sessionId}`.
+    async fn drive_sessions(&mut self) {
+        let user = json!({"businessId": "b", "userId": "u"});
+        let first = self.post_session(user.clone(), 201).await.string("sessionId");
+        self.post_session(user.clone(), 200).await;
+        let second = self
+            .post_session(
+                json!({
+                    "businessId": "b", "userId": "u", "locationId": "l", "sessionType": "t", "title": "t",
+                    "metadata": {"k": [1, null]}, "ifActive": "replace",
+                }),
+                201,
+            )
+            .await
+            .string("sessionId");
+        self.refuse_bodies(Method::POST, "/api/sessions", "/api/sessions").await;
+        let (first, second) = (format!("/api/sessions/{first}"), format!("/api/sessions/{second}"));
+        let patch = |path: &str| call(Method::PATCH, SESSION, path);
+        self.get(SESSION, &first, 200).await;
+        self.get(SESSION, UNKNOWN_SESSION, 404).await;
+        self.get(SESSION, "/api/sessions/1", 404).await;
+        self.call(patch(&second).json(json!({})), 200).await;
+        let merge = patch(&second).json(json!({"title": null, "metadata": {"k": null, "l": {}}}));
+        self.call(merge.header("content-type", "application/merge-patch+json"), 200).await;
+        self.call(patch(UNKNOWN_SESSION).json(json!({})), 404).await;
+        let refused = self.call(patch(&first).json(json!({"status": "active"})), 409).await;
+        assert!(second.ends_with(&refused.string("activeSessionId")));
+        self.call(patch(&first).json(json!({"status": "active", "ifActive": "replace"})), 200).await;
+        self.call(patch(&first).json(json!({"status": "ended"})), 200).await;
+        self.call(patch(&first).json(json!({})).header("if-match", "\"0\""), 412).await;
+        self.refuse_bodies(Method::PATCH, SESSION, &second).await;
+        let delete = |path: &str| call(Method::DELETE, SESSION, path);
+        self.call(delete(&first).header("if-match", "\"0\""), 412).await;
+        self.call(delete(&first), 204).await;
+        self.call(delete(&first), 404).await;
+    }
+
+    /// Answers of `/api/sessions/{sessionId}/messages`.
+    async fn drive_messages(&mut self) {
+        let session = self.service.session_of("talker").await;
+        let path = format!("/api/sessions/{session}/messages");
+        let post = |body: Value| call(Method::POST, MESSAGES, &path).json(body);
+        let known = json!({"messageId": "m", "role": "user", "content": "c", "metadata": {"k": 1}});
+        self.call(post(known.clone()), 201).await;
+        self.call(post(known.clone()), 200).await;
+        self.call(post(json!([known])), 200).await;
+        let contents = [json!("c"), json!(1), json!(1.5), json!(false), json!({"k": null}), json!([null])];
+        let several: Vec<_> = contents.iter().zip(["user", "assistant", "system", "tool", "user", "user"]).collect();
+        let several: Vec<_> =
+            several.into_iter().map(|(content, role)| json!({"role": role, "content": content})).collect();
+        self.call(post(json!(several)), 201).await;
+        self.call(post(json!({"messageId": "m", "role": "user", "content": "other"})), 409).await;
+        self.refuse_bodies(Method::POST, MESSAGES, &path).await;
+        self.get(MESSAGES, &path, 200).await;
+        self.get(MESSAGES, &format!("{path}?limit=1&before=3"), 200).await;
+        self.get(MESSAGES, &format!("{path}?limit=1000&after=6"), 200).await;
+        let before_all = self.get(MESSAGES, &format!("{path}?before=0"), 200).await;
+        assert_eq!(before_all.json(), json!([]));
+        let next = self.get(MESSAGES, &before_all.link("next").expect("newer messages"), 200).await;
+        assert_eq!(next.json()[0]["seq"], 1);
+        self.get(MESSAGES, &format!("{path}?limit=0"), 400).await;
+        let unknown = format!("{UNKNOWN_SESSION}/messages");
+        self.get(MESSAGES, &unknown, 404).await;
+        self.call(call(Method::POST, MESSAGES, &unknown).json(json!({"role": "user", "content": 1})), 404).await;
+        self.service.advance(Duration::from_secs(31 * 60));
+        self.call(post(json!({"role": "user", "content": 1})), 409).await;
+        self.get(SESSION, &format!("/api/sessions/{session}"), 200).await;
+    }
+
+    /// Answers about businesses and users.
+    async fn drive_businesses(&mut self) {
+        let (active, of_user) =
+            ("/api/sessions/business/{businessId}/active", "/api/sessions/business/{businessId}/user/{userId}");
+        let (of_user_active, history) = (format!("{of_user}/active"), format!("{of_user}/history"));
+        for user in ["x", "x", "y"] {
+            self.post_session(json!({"businessId": "c", "userId": user, "ifActive": "replace"}), 201).await;
+        }
+        let long = "x".repeat(129);
+        let first = self.get(active, "/api/sessions/business/c/active?limit=1", 200).await;
+        self.get(active, &first.link("next").expect("a next page"), 200).await;
+        self.get(active, &format!("/api/sessions/business/{long}/active"), 400).await;
+        let first = self.get(&history, "/api/sessions/business/c/user/x/history?limit=1", 200).await;
+        self.get(&history, &first.link("next").expect("a next page"), 200).await;
+        self.get(&history, "/api/sessions/business/c/user/x/history?cursor=x", 400).await;
+        self.get(&of_user_active, "/api/sessions/business/c/user/x/active", 200).await;
+        self.get(&of_user_active, "/api/sessions/business/c/user/z/active", 404).await;
+        self.get(&of_user_active, &format!("/api/sessions/business/c/user/{long}/active"), 400).await;
+        let erase = |user: &str| call(Method::DELETE, of_user, &format!("/api/sessions/business/c/user/{user}"));
+        self.call(erase("x"), 200).await;
+        self.call(erase(&long), 400).await;
+    }
+}
+
+#[tokio::test]
+async fn answers_are_as_documented() {
+    let mut caller = Caller::start().await;
+    caller.drive_sessions().await;
+    caller.drive_messages().await;
+    caller.drive_businesses().await;
+    for path in ["/livez", "/readyz", "/openapi.json", "/docs"] {
+        caller.get(path, path, 200).await;
+    }
+    let not_reached = caller.not_reached();
+    let not_faults: Vec<_> = not_reached.iter().filter(|(_, status)| !FAULTS.contains(&status.as_str())).collect();
+    assert!(not_faults.is_empty(), "documented and never answered: {not_faults:?}");
+    let pair = |(id, relation): (&str, &str)| (id.to_owned(), relation.to_owned());
+    let links = [
+        ("listActiveSessions", "next"),
+        ("listMessages", "next"),
+        ("listMessages", "prev"),
+        ("listSessionHistory", "next"),
+    ];
+    assert_eq!(caller.links, links.map(pair).into());
+    let codes: BTreeSet<_> = caller.codes.iter().map(String::as_str).collect();
+    let unseen: BTreeSet<_> = BTreeSet::from(CODES).difference(&codes).copied().collect();
+    let elsewhere = [
+        // Of no documented operation.
+        "route_not_found",
+        "method_not_allowed",
+        // Only with a fault, or a great many callers.
+        "request_timeout",
+        "store_unavailable",
+        "store_full",
+        "store_busy",
+        "internal",
+        "concurrent_update",
+    ];
+    assert_eq!(unseen, elsewhere.into());
+}
+
+#[tokio::test]
+async fn sessions_and_messages_have_exactly_the_documented_members() {
+    let document = Document::generated();
+    let service = Service::start(&[]).await;
+    let created = service.get_or_create("u").await.expect(201);
+    let path = format!("/api/sessions/{}", created.string("sessionId"));
+    let ended = service.patch(&path, json!({"title": "t"})).await.expect(200);
+    service.post(&format!("{path}/messages"), json!({"role": "user", "content": 1})).await.expect(201);
+    let message = service.get(&format!("{path}/messages")).await.expect(200).json()[0].clone();
+    let ended = [ended, service.patch(&path, json!({"status": "ended"})).await.expect(200)];
+    let listed = service.get("/api/sessions/business/b/user/u/history").await.expect(200).json()[0].clone();
+    let sessions = ended.iter().chain([&created]).map(Answer::json).chain([listed]);
+    let rendered = sessions.map(|session| ("Session", session)).chain([("Message", message)]);
+    for (name, value) in rendered {
+        assert_eq!(names(&value), names(&document.schema(name)["properties"]), "{name}");
+    }
+}
+
+/// Values of every type, around every bound of the contract that a schema can say.
+fn values() -> Vec<Value> {
+    let lengths = [1, 128, 129, 200, 201].map(|length| json!("💬".repeat(length)));
+    let words = ["", "return", "replace", "active", "ended", "expired", "user", "tool"].map(Value::from);
+    let others = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(1.5),
+        json!([]),
+        json!(["a"]),
+        json!({}),
+        json!({"a": null}),
+        json!([{}]),
+    ];
+    lengths.into_iter().chain(words).chain(others).collect()
+}
+
+#[tokio::test]
+async fn the_document_and_the_service_accept_the_same_bodies() {
+    let document = Document::generated();
+    let service = Service::start(&[]).await;
+    let session = format!("/api/sessions/{}", service.session_of("u").await);
+    let talk = format!("/api/sessions/{}/messages", service.session_of("talker").await);
+    let requests = [
+        (
+            Method::POST,
+            "/api/sessions",
+            "/api/sessions".to_owned(),
+            "GetOrCreateSession",
+            json!({"businessId": "b", "userId": "v"}),
+        ),
+        (Method::PATCH, SESSION, session, "UpdateSession", json!({})),
+        (Method::POST, MESSAGES, talk, "AppendMessage", json!({"role": "user", "content": "c"})),
+    ];
+    for (method, template, path, schema, base) in requests {
+        let operation = document.operation(&method.as_str().to_lowercase(), template);
+        let validator = document.validator(&operation["requestBody"]["content"][JSON]["schema"]);
+        let mut bodies = values();
+        for name in names(&document.schema(schema)["properties"]).into_iter().chain(["unknown"]) {
+            let mut without = base.clone();
+            without.as_object_mut().expect("an object").remove(name);
+            bodies.push(without);
+            for value in values() {
+                let mut body = base.clone();
+                body[name] = value;
+                bodies.push(json!([base, body]));
+                bodies.push(body);
+            }
+        }
+        bodies.extend([1, 100, 101].map(|count| json!(vec![base.clone(); count])));
+        let (mut good, mut bad) = (0, 0);
+        for body in bodies {
+            let answer =
+                service.send(method.clone(), &path, &[("content-type", JSON)], body.to_string().into_bytes()).await;
+            let is_good = answer.status != 400;
+            assert!(!answer.status.is_server_error(), "{answer:?}");
+            assert_eq!(is_good, validator.is_valid(&body), "{method} {path} {body}: {answer:?}");
+            *(if is_good { &mut good } else { &mut bad }) += 1;
+        }
+        assert!(good > 10 && bad > 10, "{method} {path}: {good} good and {bad} bad bodies");
+    }
+}
+
+#[tokio::test]
+async fn the_document_and_the_service_accept_the_same_queries() {
+    let document = Document::generated();
+    let service = Service::start(&[]).await;
+    let session = service.session_of("u").await;
+    let path_of = |template: &str| {
+        template.replace("{sessionId}", &session).replace("{businessId}", "b").replace("{userId}", "u")
+    };
+    let numbers = ["-1", "0", "1", "2", "99", "100", "101", "1000", "1001", "9007199254740991", "9007199254740992"];
+    let mut checked = BTreeMap::new();
+    for (method, template, operation) in document.operations() {
+        let parameters = operation["parameters"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let parameters = parameters.iter().map(|parameter| document.resolve(parameter));
+        for parameter in parameters.filter(|parameter| parameter["schema"]["type"] == "integer") {
+            let validator = document.validator(&parameter["schema"]);
+            let name = parameter["name"].as_str().expect("a name");
+            assert_eq!((method, &parameter["in"]), ("get", &json!("query")), "{template} {name}");
+            for number in numbers {
+                let answer = service.get(&format!("{}?{name}={number}", path_of(template))).await;
+                let value: Value = serde_json::from_str(number).expect("a number");
+                assert_eq!(answer.status == 200, validator.is_valid(&value), "{template} {name}={number}: {answer:?}");
+                *checked.entry(name.to_owned()).or_insert(0) += 1;
+            }
+        }
+    }
+    let count = numbers.len();
+    assert_eq!(
+        checked,
+        [("after", count), ("before", count), ("limit", 3 * count)]
+            .map(|(name, count)| (name.to_owned(), count))
+            .into()
+    );
+}
