@@ -220,7 +220,11 @@ impl SessionStore {
     /// # Errors
     /// Why it would not.
     pub async fn ready(&self) -> Result<(), StoreError> {
-        self.scripts.ready.run(&self.client, Vec::new(), Vec::new()).await.map(|_| ())
+        let mut reply = self.scripts.ready.run(&self.client, Vec::new(), Vec::new()).await?;
+        match reply.string()?.as_str() {
+            "ready" => Ok(()),
+            tag => Err(reply.unexpected(tag)),
+        }
     }
 
     /// The active session of a user, or a new one; or always a new one in place of it ([`IfActive::Replace`]).
