@@ -6,4 +6,5 @@
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod client_flow;
+mod scripts;
 mod support;
