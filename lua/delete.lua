@@ -2,7 +2,7 @@
 -- delete: remove a session with its messages and every entry that points at it.
 --
 -- Why it is atomic: hash, messages, pointer and index entries go in one step, so nobody finds a pointer to nothing, and no
--- write that comes later can bring the session back: every script requires that the hash exists.
+-- change or message that comes later can bring the session back: those scripts require that the hash exists.
 -- Safe to run twice: the second run finds nothing and says so. `allow-oom`, because a full Redis must be able to shrink.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq

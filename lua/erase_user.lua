@@ -2,7 +2,7 @@
 -- erase_user: remove the newest sessions of a user with their messages, up to a bound; the caller repeats until none remain.
 --
 -- Why it is atomic: each session goes with its pointer and index entries in one step, so a reader in between two runs sees
--- whole sessions only. The newest go first: after the first run the user has no active session.
+-- whole sessions only. The newest go first: as a rule the active one, unless a client resumed a very old one.
 -- Safe to run twice: a session that is gone is not counted again. `allow-oom`, because a full Redis must be able to shrink.
 --
 -- KEYS   1 pointer, 2 history, 3 business    of the user, the user, the business in this partition

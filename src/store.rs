@@ -19,7 +19,7 @@ use futures_util::future::try_join_all;
 
 pub use self::client::RedisAddress;
 pub use self::error::StoreError;
-use self::keys::{Keys, LAYOUT_VERSION, SESSION_FIELDS};
+use self::keys::{Keys, LAYOUT_VERSION, SESSION_FIELDS, field};
 use self::reply::Reply;
 use self::scripts::Scripts;
 use crate::session::{
@@ -223,7 +223,11 @@ impl SessionStore {
     /// # Errors
     /// Why it would not.
     pub async fn ready(&self) -> Result<(), StoreError> {
-        self.scripts.ready.run(&self.client, Vec::new(), Vec::new()).await.map(|_| ())
+        let mut reply = self.scripts.ready.run(&self.client, Vec::new(), Vec::new()).await?;
+        match reply.string()?.as_str() {
+            "ready" => Ok(()),
+            tag => Err(reply.unexpected(tag)),
+        }
     }
 
     /// The active session of a user, or a new one; or always a new one in place of it (`replace`).
@@ -251,14 +255,14 @@ impl SessionStore {
             new.if_active.as_str().to_owned(),
             TRIM_MAX.to_string(),
         ];
-        let mut field = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
-        field("businessId", business_id);
-        field("userId", user_id);
-        field("locationId", new.location_id.as_str());
-        field("sessionType", new.session_type.as_str());
-        field("metadata", &new.metadata);
+        let mut set = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
+        set(field::BUSINESS_ID, business_id);
+        set(field::USER_ID, user_id);
+        set(field::LOCATION_ID, new.location_id.as_str());
+        set(field::SESSION_TYPE, new.session_type.as_str());
+        set(field::METADATA, &new.metadata);
         if let Some(title) = &new.title {
-            field("title", title);
+            set(field::TITLE, title);
         }
 
         let mut reply = self.scripts.get_or_create.run(&self.client, keys, args).await?;
@@ -422,16 +426,16 @@ impl SessionStore {
         ];
         let mut set = |name: &str, value: String| args.extend([name.to_owned(), value]);
         if let Some(location_id) = &patch.location_id {
-            set("locationId", format!("={location_id}"));
+            set(field::LOCATION_ID, format!("={location_id}"));
         }
         if let Some(session_type) = &patch.session_type {
-            set("sessionType", format!("={session_type}"));
+            set(field::SESSION_TYPE, format!("={session_type}"));
         }
         if let Some(title) = &patch.title {
-            set("title", title.as_ref().map_or_else(String::new, |title| format!("={title}")));
+            set(field::TITLE, title.as_ref().map_or_else(String::new, |title| format!("={title}")));
         }
         if let Some(metadata) = metadata {
-            set("metadata", format!("={metadata}"));
+            set(field::METADATA, format!("={metadata}"));
         }
         args
     }

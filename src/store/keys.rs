@@ -11,20 +11,34 @@ use crate::session::{Partition, SessionId};
 /// The layout that this code reads and writes. Stored under `<prefix>:layout`.
 pub(super) const LAYOUT_VERSION: &str = "1";
 
+/// Fields that the store names one by one: of a session's hash, or of a message in the stream.
+pub(super) mod field {
+    pub(in crate::store) const BUSINESS_ID: &str = "businessId";
+    pub(in crate::store) const CONTENT: &str = "content";
+    pub(in crate::store) const CREATED_AT: &str = "createdAt";
+    pub(in crate::store) const LOCATION_ID: &str = "locationId";
+    pub(in crate::store) const MESSAGE_ID: &str = "messageId";
+    pub(in crate::store) const METADATA: &str = "metadata";
+    pub(in crate::store) const ROLE: &str = "role";
+    pub(in crate::store) const SESSION_TYPE: &str = "sessionType";
+    pub(in crate::store) const TITLE: &str = "title";
+    pub(in crate::store) const USER_ID: &str = "userId";
+}
+
 /// The fields of a session's hash, in the order in which every read and every script's answer has them.
 /// Absent: `title`, `endedAt` and `endReason` that are null. One more, `mutations`, is `update.lua`'s own.
 pub(super) const SESSION_FIELDS: [&str; 17] = [
     "sessionId",
-    "businessId",
-    "userId",
-    "locationId",
-    "sessionType",
+    field::BUSINESS_ID,
+    field::USER_ID,
+    field::LOCATION_ID,
+    field::SESSION_TYPE,
     "status",
-    "title",
-    "metadata",
+    field::TITLE,
+    field::METADATA,
     "messageCount",
     "version",
-    "createdAt",
+    field::CREATED_AT,
     "updatedAt",
     "lastActivityAt",
     "expiresAt",

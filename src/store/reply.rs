@@ -3,7 +3,7 @@
 use fred::types::Value;
 
 use super::StoreError;
-use super::keys::SESSION_FIELDS;
+use super::keys::{SESSION_FIELDS, field};
 use crate::session::{EndReason, Message, Role, Session, SessionId, Status, Timestamp};
 
 /// One reply of one verb, read from its start.
@@ -130,11 +130,11 @@ impl Reply {
         let (mut message_id, mut role, mut content, mut metadata, mut created_at) = (None, None, None, None, None);
         while !fields.is_empty() {
             match fields.string()?.as_str() {
-                "messageId" => message_id = Some(fields.string()?),
-                "role" => role = Some(fields.role()?),
-                "content" => content = Some(fields.string()?),
-                "metadata" => metadata = Some(fields.string()?),
-                "createdAt" => created_at = Some(fields.time()?),
+                field::MESSAGE_ID => message_id = Some(fields.string()?),
+                field::ROLE => role = Some(fields.role()?),
+                field::CONTENT => content = Some(fields.string()?),
+                field::METADATA => metadata = Some(fields.string()?),
+                field::CREATED_AT => created_at = Some(fields.time()?),
                 _ => drop(fields.value()?),
             }
         }

@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests find the server program in the environment")]
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
+mod architecture;
 mod bad_input;
 mod client_flow;
 mod identifiers;
@@ -15,5 +16,6 @@ mod openapi;
 mod private_redis;
 mod program;
 mod races;
+mod scripts;
 mod state_machine;
 mod support;
