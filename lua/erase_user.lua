@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- erase_user: remove the newest sessions of a user with their messages, up to a bound; the caller repeats until none remain.
+-- erase_user: remove sessions of a user with their messages, up to a bound; the caller repeats until none remain.
 --
 -- Why it is atomic: each session goes with its pointer and index entries in one step, so a reader in between two runs sees
--- whole sessions only. The newest go first: as a rule the active one, unless a client resumed a very old one.
+-- whole sessions only. The active one goes first, then the newest: nobody is given a session that is about to vanish.
 -- Safe to run twice: a session that is gone is not counted again. `allow-oom`, because a full Redis must be able to shrink.
 --
 -- KEYS   1 pointer, 2 history, 3 business    of the user, the user, the business in this partition
@@ -16,15 +16,17 @@
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
 local partition, now_ms, retention_ms, batch_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local ids = redis.call('ZRANGE', history, 0, batch_max - 1, 'REV')
-local remaining = redis.call('ZCARD', history) - #ids
 local pointed_id = redis.call('GET', pointer)
-local readable, points_here = 0, false
+local ids = {pointed_id or nil}
+for _, id in ipairs(redis.call('ZRANGE', history, 0, batch_max - 1, 'REV')) do
+  if id ~= pointed_id then table.insert(ids, id) end
+end
+local entries, removed, readable = redis.call('ZCARD', history), 0, 0
 for _, id in ipairs(ids) do
   local document = redis.call('HMGET', partition .. 's:' .. id, 'expiresAt', 'endedAt')
   local over = tonumber(document[2] or document[1])
   if over and now_ms < over + retention_ms then readable = readable + 1 end
-  points_here = points_here or id == pointed_id
+  if redis.call('ZSCORE', history, id) then removed = removed + 1 end
 end
 
 -- From here on only writes.
@@ -35,5 +37,5 @@ if #ids > 0 then
   redis.call('ZREM', history, unpack(ids))
   redis.call('ZREM', business, unpack(ids))
 end
-if points_here then redis.call('DEL', pointer) end
-return {'erased', tostring(readable), tostring(remaining)}
+redis.call('DEL', pointer)
+return {'erased', tostring(readable), tostring(entries - removed)}

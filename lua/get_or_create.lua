@@ -94,8 +94,8 @@ if #stale_business > 0 then redis.call('ZREM', business, unpack(stale_business))
 local ended = ''
 if is_active then
   ended = 'replaced'
-  -- Not before its last change, whatever the clocks say.
-  local end_ms = math.max(start_ms, tonumber(old[6]))
+  -- Not before its last change or activity, whatever the clocks say.
+  local end_ms = math.max(now_ms, tonumber(old[3]), tonumber(old[6]))
   local gone = int(end_ms + retention_ms)
   redis.call('HSET', old_key, 'status', 'ended', 'endReason', ended, 'endedAt', int(end_ms),
     'updatedAt', int(end_ms), 'version', int(tonumber(old[5]) + 1))
@@ -109,16 +109,18 @@ elseif marked_active then
   redis.call('ZREM', business, old_id)
 end
 
-local active_until = start_ms + max_lifetime_ms
-local expires = math.min(start_ms + idle_ms, active_until)
+-- Only the order of creation needs start_ms. A clock that once was ahead must not keep later sessions alive.
+local active_until = now_ms + max_lifetime_ms
+local expires = math.min(now_ms + idle_ms, active_until)
 local gone = int(expires + retention_ms)
 redis.call('HSET', created, 'sessionId', new_id, 'status', 'active', 'messageCount', '0', 'version', '1',
-  'createdAt', int(start_ms), 'updatedAt', int(start_ms), 'lastActivityAt', int(start_ms),
+  'createdAt', int(start_ms), 'updatedAt', int(start_ms), 'lastActivityAt', int(now_ms),
   'expiresAt', int(expires), 'activeUntil', int(active_until), unpack(ARGV, 10))
 redis.call('PEXPIREAT', created, gone)
 redis.call('SET', pointer, new_id, 'PXAT', gone)
 redis.call('ZADD', history, int(start_ms), new_id)
 redis.call('ZADD', business, int(expires), new_id)
-if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
-if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
+-- What was removed above may have been all that an index held: then it is a new one, and has no expiry yet.
+redis.call('PEXPIREAT', history, int(math.max(history_until, expires + retention_ms)))
+redis.call('PEXPIREAT', business, int(math.max(business_until, expires + retention_ms)))
 return {'created', int(start_ms), ended}

@@ -17,7 +17,7 @@
 --        6 retention_ms       how long a session stays readable after its end
 --        7 mutation_id        11 characters, new for every call
 --        8 if_version         the version that the client insists on, or ``
---        9 base_version       the version that the new metadata was merged into, or ``
+--        9 base_metadata      `=` and the metadata that the new one was merged into, or ``
 --       10 status             `active`, `ended` or ``
 --       11 if_active          `replace`, or `return` to refuse if another session is active
 --       12 ... field, value   `=` and the new value, or `` to remove the field
@@ -33,7 +33,7 @@ local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local partition, id, now_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local idle_ms, max_lifetime_ms, retention_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local mutation_id, if_version, base_version = ARGV[7], ARGV[8], ARGV[9]
+local mutation_id, if_version, base_metadata = ARGV[7], ARGV[8], ARGV[9]
 local status, if_active = ARGV[10], ARGV[11]
 
 local function int(ms)
@@ -56,7 +56,7 @@ if now_ms >= over_ms + retention_ms then return {'missing'} end
 local mutations = redis.call('HGET', session, 'mutations') or ''
 if string.find(mutations, mutation_id, 1, true) then return answer('', '') end
 if if_version ~= '' and if_version ~= document.version then return {'version_mismatch'} end
-if base_version ~= '' and base_version ~= document.version then return {'stale'} end
+if base_metadata ~= '' and base_metadata ~= '=' .. document.metadata then return {'stale'} end
 
 local was_active = document.status == 'active' and now_ms < tonumber(document.expiresAt)
 local expired_now = document.status == 'active' and not was_active
@@ -68,7 +68,7 @@ local history_until, business_until = redis.call('PEXPIRETIME', history), redis.
 local other, other_key, other_active = nil, nil, false
 if resumes and pointed_id and pointed_id ~= id then
   other_key = partition .. 's:' .. pointed_id
-  other = redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt')
+  other = redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt', 'lastActivityAt')
   other_active = other[1] == 'active' and now_ms < tonumber(other[2])
   if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
 end
@@ -97,7 +97,8 @@ local other_ended = ''
 if other and other[1] == 'active' then
   if other_active then
     other_ended = 'replaced'
-    local end_ms = math.max(now_ms, tonumber(other[5]))
+    -- Not before its last change or activity, whatever the clocks say.
+    local end_ms = math.max(now_ms, tonumber(other[5]), tonumber(other[6]))
     local gone = int(end_ms + retention_ms)
     redis.call('HSET', other_key, 'status', 'ended', 'endReason', other_ended, 'endedAt', int(end_ms),
       'updatedAt', int(end_ms), 'version', int(tonumber(other[4]) + 1))
@@ -133,7 +134,7 @@ if resumes then
 elseif ends then
   change, changed = 'ended', true
   set('status', 'ended')
-  set('endedAt', int(change_ms))
+  set('endedAt', int(math.max(change_ms, active_ms)))
   set('endReason', 'client')
 elseif expired_now then
   change = 'expired'
@@ -159,10 +160,15 @@ if document.status == 'active' then
   redis.call('SET', pointer, id, 'PXAT', gone)
   redis.call('ZADD', business, document.expiresAt, id)
   if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
-  if business_until < gone_ms then redis.call('PEXPIREAT', business, gone) end
+  -- The other session may have been all that the index held: then it is a new one, and has no expiry yet.
+  if other or business_until < gone_ms then
+    redis.call('PEXPIREAT', business, int(math.max(business_until, gone_ms)))
+  end
 elseif change ~= '' then
   if pointed_id == id then redis.call('DEL', pointer) end
   redis.call('ZREM', business, id)
+  -- The retention may have become longer since the session was last active.
+  if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
 end
 if document.status == 'active' or change ~= '' then
   redis.call('PEXPIREAT', session, gone)

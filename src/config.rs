@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
 use crate::store::RedisAddress;
@@ -15,7 +15,7 @@ use crate::store::RedisAddress;
 /// Redis. Without a Redis URL it runs its own private Redis.
 ///
 /// Every setting is a flag and a variable; the flag wins. Durations have a unit: 500ms, 30s, 5m, 24h, 30days.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(version, about, long_about, max_term_width = 120, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do; `serve` if nothing is said.
@@ -24,6 +24,22 @@ pub struct Cli {
     /// The settings.
     #[command(flatten)]
     pub settings: SettingsArgs,
+}
+
+impl Cli {
+    /// Takes the program's arguments and variables. A variable that is set to nothing is not set.
+    #[must_use]
+    pub fn from_environment() -> Self {
+        let command = Self::command().mut_args(|argument| {
+            let variable = argument.get_env().and_then(|name| name.to_str());
+            let argument = argument.clone().allow_negative_numbers(argument.get_num_args().is_none());
+            match variable {
+                Some(name) if is_set_to_nothing(name) => argument.env(None),
+                _ => argument,
+            }
+        });
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -41,14 +57,16 @@ pub enum Subcommands {
     Serve,
     /// Ask a running service on the --listen address whether it is ready; exit 0 if it is, 1 if not
     Healthcheck,
+    /// Print the `OpenAPI` 3.1 document.
     #[command(about = "Print the OpenAPI 3.1 document")]
     Openapi,
     /// Check the settings and print what they mean; exit 2 if one is bad
     CheckConfig,
 }
 
-/// The settings as text, before any is checked: so all bad ones can be told at once.
-#[derive(Args, Clone, Debug)]
+/// The settings as text, before any is checked: so all bad ones can be told at once. Not `Debug`: a URL may hold a
+/// password.
+#[derive(Args, Clone)]
 pub struct SettingsArgs {
     /// Address to serve the API on
     #[arg(long, global = true, env = "SESSIOND_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
@@ -179,6 +197,10 @@ impl SettingsArgs {
             Some(text) => bad.duration("--activity-resolution", text),
             None => (idle_timeout / 20).min(Duration::from_secs(60)),
         };
+        if activity_resolution > idle_timeout / 2 && !idle_timeout.is_zero() {
+            let problem = "must be at most half of the idle timeout, or users who are active would expire";
+            bad.checked::<()>("--activity-resolution", Err(problem.to_owned()));
+        }
         let redis = self.redis(&mut bad);
         let listen = bad.parsed("--listen", &self.listen, "an address and a port, such as 127.0.0.1:3000");
         let metrics_listen = not_empty(self.metrics_listen.as_deref())
@@ -311,6 +333,11 @@ fn default_data_dir() -> Result<PathBuf, String> {
         Some(folder) => Ok(folder.join("sessiond")),
         None => Err("must be given: neither XDG_DATA_HOME nor HOME is set".to_owned()),
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn is_set_to_nothing(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| value.is_empty())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]

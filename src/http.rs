@@ -60,7 +60,7 @@ pub struct App {
     /// The most that receiving a request's body may take.
     pub body_timeout: Duration,
     /// The most that answering may take, from when the request is received.
-    pub request_deadline: Duration,
+    pub answer_timeout: Duration,
 }
 
 impl App {
@@ -150,12 +150,13 @@ fn panicked(payload: Box<dyn Any + Send>) -> Response {
 /// Receives the body, as fast as the client sends it and no slower than allowed; then bounds the answer.
 async fn bound(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let received = tokio::time::timeout(app.body_timeout, extract::receive(body, app.body_bytes_max)).await;
-    let body = received.map_err(|_| {
+    let received = tokio::time::timeout(app.body_timeout, extract::receive(&parts.headers, body, app.body_bytes_max));
+    let body = received.await.map_err(|_| {
         ApiError::new(Code::RequestTimeout, format!("The body did not arrive within {:?}", app.body_timeout))
     })??;
     let answer = next.run(Request::from_parts(parts, body));
-    tokio::time::timeout(app.request_deadline, answer).await.map_err(|_| {
+    tokio::time::timeout(app.answer_timeout, answer).await.map_err(|_| {
         ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")
+            .caused_by("all of its commands together took longer than the request's deadline")
     })
 }

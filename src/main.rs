@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessiond::config::{Cli, Config, Subcommands};
 use sessiond::{http, server};
@@ -16,7 +15,7 @@ const EXIT_USAGE: u8 = 2;
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_environment();
     if cli.command == Some(Subcommands::Openapi) {
         return print_line(&http::document().to_pretty_json().unwrap_or_default());
     }
@@ -45,15 +44,20 @@ fn print_line(text: &str) -> ExitCode {
 fn serve(config: &Config) -> ExitCode {
     start_log(&config.log);
     raise_open_files_limit();
-    let (redis, embedded) = match server::start_redis(config) {
-        Ok(redis) => redis,
-        Err(error) => return fail(&error, EXIT_USAGE),
-    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    let result = runtime.block_on(server::run(config, redis, stop_signal()));
+    // From here on a signal stops the service cleanly, however far its start has come.
+    let stop = match runtime.block_on(async { stop_signal() }) {
+        Ok(stop) => stop,
+        Err(error) => return fail(&error, 1),
+    };
+    let (redis, embedded) = match server::start_redis(config) {
+        Ok(redis) => redis,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let result = runtime.block_on(server::run(config, redis, stop));
     // The private Redis goes last: accepted requests need it to the end.
     drop(embedded);
     match result {
@@ -81,19 +85,18 @@ fn start_log(filter: &str) {
     if std::io::stderr().is_terminal() { log.init() } else { log.json().flatten_event(true).init() }
 }
 
-/// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.
-async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("cannot listen for signals: stop the service with SIGKILL");
-        return std::future::pending().await;
-    };
-    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    tokio::spawn(async move {
+/// Resolves at the first SIGTERM or SIGINT from now on. A second one ends the process at once.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::warn!("a second signal: ending at once");
-        std::process::exit(1);
-    });
+        tokio::spawn(async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(1);
+        });
+    })
 }
 
 /// Asks the service at `address` whether it is ready.

@@ -27,11 +27,12 @@ use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 
 /// How long to wait before accepting again after the operating system refused: usually it is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// How much of the request's deadline one Redis command may take: the rest is for saying that it took too long.
-const COMMAND_SHARE: f64 = 0.8;
-/// How long a service that starts waits for its Redis before it serves without one.
-const STORE_WAIT: Duration = Duration::from_secs(3);
-const STORE_POLL: Duration = Duration::from_millis(10);
+/// How much of the request's deadline one Redis command may take, and how much all that a request needs: the rest is for
+/// saying that it took too long.
+const COMMAND_SHARE: f64 = 0.75;
+const ANSWER_SHARE: f64 = 0.9;
+/// How often a service whose Redis does not answer looks whether its layout is the right one.
+const LAYOUT_CHECK: Duration = Duration::from_millis(500);
 
 /// Where metrics are served if nothing is said.
 const METRICS_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
@@ -45,17 +46,12 @@ pub enum StartError {
     /// The address cannot be served on.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, #[source] io::Error),
-    /// The Redis URL cannot be used.
+    /// The Redis URL cannot be used, or leads to a store of another layout.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Metrics cannot be recorded.
     #[error("cannot record metrics: {0}")]
     Metrics(#[from] BuildError),
-    /// The Redis holds another layout.
-    #[error(
-        "the Redis at {0} holds sessions of another layout version under the prefix {1:?}; choose another --key-prefix"
-    )]
-    Layout(RedisAddress, String),
 }
 
 /// The wall clock.
@@ -101,7 +97,7 @@ pub fn app(config: &Config, redis: RedisAddress, clock: Clock) -> Result<Arc<App
         body_bytes_max: config.body_bytes_max,
         metadata_bytes_max: config.metadata_bytes_max,
         body_timeout: config.receive_timeout,
-        request_deadline: config.request_deadline,
+        answer_timeout: config.request_deadline.mul_f64(ANSWER_SHARE),
     }))
 }
 
@@ -112,18 +108,36 @@ pub fn app(config: &Config, redis: RedisAddress, clock: Clock) -> Result<Arc<App
 pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let metrics = metrics::install()?;
     let app = app(config, redis.clone(), Arc::new(system_now))?;
-    if !layout_is_ours(&app.store).await {
-        return Err(StartError::Layout(redis, config.key_prefix.clone()));
-    }
     let cannot_listen = |error| StartError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
     serve_metrics(config, metrics).await?;
     tracing::info!(address = %address, redis = %redis, "serving on http://{address}, documentation at http://{address}/docs");
-    serve(listener, http::router(app.clone()), config.receive_timeout, config.shutdown_grace, shutdown).await;
+    let mut foreign = None;
+    let stop = async {
+        tokio::select! {
+            () = shutdown => {}
+            error = foreign_layout(&app.store) => foreign = Some(error),
+        }
+    };
+    serve(listener, http::router(app.clone()), config.receive_timeout, config.shutdown_grace, stop).await;
     app.store.quit().await;
-    tracing::info!("stopped");
-    Ok(())
+    match foreign {
+        Some(error) => Err(error.into()),
+        None => Ok(tracing::info!("stopped")),
+    }
+}
+
+/// Resolves if Redis turns out to hold another layout. Until it answers, the service is alive and not ready.
+async fn foreign_layout(store: &SessionStore) -> StoreError {
+    loop {
+        match store.check_layout().await {
+            Ok(()) => return std::future::pending().await,
+            Err(error @ StoreError::Layout(_)) => return error,
+            // The client tells the log why there is no connection.
+            Err(_) => tokio::time::sleep(LAYOUT_CHECK).await,
+        }
+    }
 }
 
 /// Serves `/metrics` for as long as the process lives. The default address may be taken by another service on this
@@ -154,23 +168,6 @@ async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(),
     let router = Router::new().route("/metrics", get(render));
     tokio::spawn(serve(listener, router, config.receive_timeout, Duration::ZERO, std::future::pending()));
     Ok(())
-}
-
-/// Waits a moment for Redis, and claims or checks the layout version. Without Redis the service starts all the same: it
-/// is alive but not ready, and checks nothing.
-async fn layout_is_ours(store: &SessionStore) -> bool {
-    let claimed = async {
-        loop {
-            if let Ok(ours) = store.claim_layout().await {
-                return ours;
-            }
-            tokio::time::sleep(STORE_POLL).await;
-        }
-    };
-    tokio::time::timeout(STORE_WAIT, claimed).await.unwrap_or_else(|_| {
-        tracing::warn!("Redis does not answer; serving 503 until it does");
-        true
-    })
 }
 
 /// Accepts connections until `shutdown` resolves, then finishes what was accepted, for at most `grace`.

@@ -18,6 +18,19 @@ use crate::store::StoreError;
 /// How long a client should wait before it tries again, in seconds, after a `503`.
 const RETRY_AFTER_SECS: &str = "1";
 
+/// How many problems one answer tells, so that no small request gets a large answer.
+const PROBLEMS_MAX: usize = 20;
+/// How much of a client's own text an answer repeats, in characters.
+const REPEATED_CHARS_MAX: usize = 64;
+
+/// A client's own text, cut where it is long.
+pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(REPEATED_CHARS_MAX) {
+        Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
 /// Makes the table of error codes: variant, status, the code's word, and when it is answered.
 macro_rules! codes {
     ($($variant:ident $status:ident $word:literal $when:literal,)+) => {
@@ -106,8 +119,13 @@ impl ApiError {
 
     /// A `400` for fields of the body or the query.
     #[must_use]
-    pub(super) fn fields(errors: Vec<FieldProblem>) -> Self {
-        let problems: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.message)).collect();
+    pub(super) fn fields(mut errors: Vec<FieldProblem>) -> Self {
+        let more = errors.len().saturating_sub(PROBLEMS_MAX);
+        errors.truncate(PROBLEMS_MAX);
+        let mut problems: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.message)).collect();
+        if more > 0 {
+            problems.push(format!("and {more} more"));
+        }
         Self { errors, ..Self::new(Code::InvalidRequest, problems.join("; ")) }
     }
 
@@ -119,7 +137,7 @@ impl ApiError {
     /// The `404` for a session.
     #[must_use]
     pub(super) fn session_not_found(id: &str) -> Self {
-        Self::new(Code::SessionNotFound, format!("Session {id} not found"))
+        Self::new(Code::SessionNotFound, format!("Session {} not found", shortened(id)))
     }
 
     /// The `409` that names the session in the way.
@@ -133,6 +151,12 @@ impl ApiError {
     pub(super) fn internal(cause: impl Into<String>) -> Self {
         let detail = "Something went wrong in the service; its log has the cause under the request id";
         Self { cause: Some(cause.into()), ..Self::new(Code::Internal, detail) }
+    }
+
+    /// Tells the log, and not the client, what the cause is.
+    #[must_use]
+    pub(super) fn caused_by(self, cause: impl Into<String>) -> Self {
+        Self { cause: Some(cause.into()), ..self }
     }
 
     /// What stands in for an answer that some layer gave with a status alone.
@@ -176,6 +200,7 @@ impl From<StoreError> for ApiError {
                 Code::StoreUnavailable,
                 "The store does not answer; try again. A write may or may not have been applied: all calls can be repeated",
             ),
+            StoreError::Layout(_) => (Code::StoreUnavailable, "The store belongs to another version of the service"),
             StoreError::Full(_) => (Code::StoreFull, "The store is full; reads and deletes still work"),
             StoreError::Busy(_) => (Code::StoreBusy, "The store is busy; try again"),
             StoreError::Refused(_) | StoreError::Reply { .. } | StoreError::Random(_) => {

@@ -4,10 +4,10 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde_json::Value;
 
-use super::error::{ApiError, Code, FieldProblem};
+use super::error::{ApiError, Code, FieldProblem, shortened};
 use super::json;
 use crate::session::{Identifier, SessionId};
 use crate::store::VersionCondition;
@@ -72,25 +72,35 @@ fn identifiers<const N: usize>(named: [(&'static str, String); N]) -> Result<[Id
     good.try_into().map_err(|_| ApiError::fields(problems))
 }
 
+/// How much of a body that is too large is read all the same: many clients do not look for an answer while they send.
+const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// The whole body, at most `bytes_max`.
 ///
 /// # Errors
 /// A `413` if it is larger, a `400` if it ends before it is complete.
-pub(super) async fn receive(body: Body, bytes_max: usize) -> Result<Body, ApiError> {
-    let too_large =
-        || ApiError::new(Code::PayloadTooLarge, format!("The body is larger than the limit of {bytes_max} bytes"));
-    if body.is_end_stream() {
-        return Ok(Body::empty());
+pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Body, ApiError> {
+    let too_large = ApiError::new(Code::PayloadTooLarge, format!("The body is larger than {bytes_max} bytes"));
+    let is_declared_too_large = body.size_hint().lower() > u64::try_from(bytes_max).unwrap_or(u64::MAX);
+    if is_declared_too_large && headers.contains_key(header::EXPECT) {
+        // The client asks before it sends.
+        return Err(too_large);
     }
-    // A body that says that it is too large is not read at all.
-    if body.size_hint().lower() > u64::try_from(bytes_max).unwrap_or(u64::MAX) {
-        return Err(too_large());
+    let mut received = Vec::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|_| ApiError::new(Code::InvalidRequest, "The body ended before it was complete"))?
+            .into_data()
+            .unwrap_or_default();
+        length += frame.len();
+        if length <= bytes_max {
+            received.extend_from_slice(&frame);
+        } else if length > DISCARD_BYTES_MAX {
+            break;
+        }
     }
-    match Limited::new(body, bytes_max).collect().await {
-        Ok(collected) => Ok(Body::from(collected.to_bytes())),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(ApiError::new(Code::InvalidRequest, "The body ended before it was complete")),
-    }
+    if length > bytes_max { Err(too_large) } else { Ok(Body::from(received)) }
 }
 
 /// A JSON body, declared as such. Merge patches (RFC 7396) are JSON too.
@@ -116,11 +126,11 @@ fn is_json(headers: &HeaderMap) -> bool {
     let (Some(only), None) = (declared.next(), declared.next()) else {
         return false;
     };
-    let Some(mime) = only.to_str().ok().and_then(|text| text.parse::<mime::Mime>().ok()) else {
-        return false;
-    };
-    let json = mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON);
-    mime.type_() == mime::APPLICATION && json && mime.get_param(mime::CHARSET).is_none_or(|set| set == mime::UTF_8)
+    let declared = only.to_str().unwrap_or_default().to_ascii_lowercase();
+    let mut parts = declared.split(';').map(str::trim);
+    let subtype = parts.next().and_then(|essence| essence.strip_prefix("application/")).unwrap_or_default();
+    let charset = parts.find_map(|parameter| parameter.strip_prefix("charset=")).map(|set| set.trim_matches('"'));
+    (subtype == "json" || subtype.ends_with("+json")) && charset.is_none_or(|set| set == "utf-8")
 }
 
 /// The versions that `If-Match` names (RFC 9110, 13.1.1). What is not a strong entity tag of ours names none.
@@ -164,7 +174,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
 
 impl Query {
     pub(super) fn problem(&mut self, name: &str, message: impl Into<String>) {
-        self.problems.push(FieldProblem { field: name.to_owned(), message: message.into() });
+        self.problems.push(FieldProblem { field: shortened(name).into_owned(), message: message.into() });
     }
 
     pub(super) fn text(&mut self, name: &'static str) -> Option<String> {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::error::{ApiError, Code, FieldProblem};
+use super::error::{ApiError, Code, FieldProblem, shortened};
 use crate::session::{Identifier, TITLE_CHARS_MAX};
 
 /// Parses a body. Objects with the same key twice are refused, at any depth, and so is nesting deeper than 127.
@@ -76,7 +76,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some(key) = members.next_key::<String>()? {
             if object.contains_key(&key) {
-                return Err(A::Error::custom(format!("duplicate key {key:?}")));
+                return Err(A::Error::custom(format!("duplicate key {:?}", shortened(&key))));
             }
             let Strict(value) = members.next_value()?;
             object.insert(key, value);
@@ -113,7 +113,8 @@ impl Fields {
     }
 
     pub(super) fn problem<T>(&mut self, name: &str, message: impl Into<String>) -> Option<T> {
-        self.problems.push(FieldProblem { field: format!("{}{name}", self.path), message: message.into() });
+        let field = format!("{}{}", self.path, shortened(name));
+        self.problems.push(FieldProblem { field, message: message.into() });
         None
     }
 

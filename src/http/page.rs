@@ -57,7 +57,8 @@ impl PageQuery {
 
 /// A `Link` header: a relation and the query of each link, on the request's own path.
 pub(super) fn link_header<'a>(links: impl IntoIterator<Item = (&'a str, String)>, uri: &Uri) -> Option<HeaderValue> {
-    let path = uri.path();
+    // A header has ASCII only; a path may come with raw UTF-8.
+    let path = percent_encoding::percent_encode(uri.path().as_bytes(), percent_encoding::CONTROLS).to_string();
     let links: Vec<_> =
         links.into_iter().map(|(relation, query)| format!("<{path}?{query}>; rel=\"{relation}\"")).collect();
     if links.is_empty() { None } else { links.join(", ").parse().ok() }

@@ -2,12 +2,18 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fred::clients::Client;
-use fred::interfaces::ClientLike;
+use fred::error::Error;
+use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::Builder;
-use fred::types::config::{Config, ReconnectError, ReconnectPolicy, ServerConfig, TcpConfig, UnresponsiveConfig};
+use fred::types::config::{
+    Config, ReconnectError, ReconnectPolicy, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
+};
+
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 
 use super::StoreError;
 
@@ -32,6 +38,8 @@ const SCHEMES: [&str; 9] = [
     "redis-sentinel",
     "rediss-sentinel",
 ];
+/// An error that goes on is told again after this long.
+const REPEAT_ERROR_AFTER: Duration = Duration::from_secs(30);
 const RECONNECT_MIN_MS: u32 = 50;
 const RECONNECT_MAX_MS: u32 = 1_000;
 
@@ -99,6 +107,11 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
     // Otherwise a Redis that is away when the service starts is never tried again.
     config.fail_fast = false;
     let attempts = if config.server.is_clustered() { ATTEMPTS_ON_CLUSTER } else { 1 };
+    let mut reconnect_errors = vec![ReconnectError::ClusterDown, ReconnectError::Loading];
+    if !(config.server.is_centralized() || config.server.is_unix_socket()) {
+        // A new connection may lead to the new master. With a single server it only would take the reads away, too.
+        reconnect_errors.push(ReconnectError::ReadOnly);
+    }
     let client = Builder::from_config(config)
         .with_performance_config(|performance| performance.default_command_timeout = command_timeout)
         .with_connection_config(|connection| {
@@ -110,12 +123,31 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
             connection.unresponsive =
                 UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE_AFTER), interval: UNRESPONSIVE_CHECK };
             connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
-            connection.reconnect_errors =
-                vec![ReconnectError::ClusterDown, ReconnectError::Loading, ReconnectError::ReadOnly];
+            connection.reconnect_errors = reconnect_errors.clone();
         })
         .set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2))
         .build()?;
+    tokio::spawn(log_errors(client.error_rx()));
     // The task ends when the client is dropped; until then it reconnects.
     drop(client.connect());
     Ok(client)
+}
+
+/// Tells the log why there is no connection: once for each reason, not for each attempt.
+async fn log_errors(mut errors: Receiver<(Error, Option<Server>)>) {
+    let mut last = (String::new(), Instant::now());
+    loop {
+        match errors.recv().await {
+            Ok((error, server)) => {
+                let error = error.to_string();
+                if error != last.0 || last.1.elapsed() > REPEAT_ERROR_AFTER {
+                    let server = server.map(|server| server.to_string()).unwrap_or_default();
+                    tracing::warn!(server, error, "no connection to Redis; trying on");
+                    last = (error, Instant::now());
+                }
+            }
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! It is the same engine and the same scripts as in production; there is no second, in-memory implementation.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -19,12 +19,15 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 const SERVERS: [&str; 2] = ["valkey-server", "redis-server"];
 const SOCKET: &str = "redis.sock";
 const LOG: &str = "redis.log";
+const LOCK: &str = "sessiond.lock";
+/// How much of the server's log is read for its last lines.
+const LOG_TAIL_BYTES: u64 = 4096;
 /// The longest path that a Unix socket can have on Linux (`sun_path` less its final NUL).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// How long a new server may take until its socket answers, if only to say that it is loading.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a server may take to stop when asked to.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 const RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(5);
 /// A server that lived this long is restarted without delay.
@@ -45,6 +48,9 @@ pub enum EmbeddedError {
     /// Another process uses the data directory.
     #[error("the data directory {0} is in use by another sessiond; stop that one, or choose another with --data-dir")]
     InUse(PathBuf),
+    /// The data directory is somebody else's folder.
+    #[error("{0} is neither empty nor a data directory of sessiond; choose another with --data-dir")]
+    NotOurs(PathBuf),
     /// The path of the socket does not fit into a socket address.
     #[error("the data directory {0} has too long a path for a Unix socket; choose a shorter one with --data-dir")]
     PathTooLong(PathBuf),
@@ -91,11 +97,16 @@ impl Shared {
 #[must_use]
 pub fn find_server(wanted: Option<&Path>, search_path: &str) -> Option<PathBuf> {
     if let Some(wanted) = wanted {
-        return Some(wanted.to_owned());
+        // The server is started from another folder. Links are kept: the program may look at its own name.
+        return Some(std::path::absolute(wanted).unwrap_or_else(|_| wanted.to_owned()));
     }
-    SERVERS.iter().flat_map(|server| search_path.split(':').map(move |folder| Path::new(folder).join(server))).find(
-        |candidate| candidate.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0),
-    )
+    let is_program = |path: &PathBuf| {
+        // An empty part of the search path would be the current folder.
+        path.is_absolute() && path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let candidates =
+        SERVERS.iter().flat_map(|server| search_path.split(':').map(move |folder| Path::new(folder).join(server)));
+    candidates.into_iter().find(is_program)
 }
 
 impl EmbeddedRedis {
@@ -106,8 +117,12 @@ impl EmbeddedRedis {
     pub fn start(server: &Path, data_dir: &Path) -> Result<Self, EmbeddedError> {
         let unusable = |error| EmbeddedError::Directory(data_dir.to_owned(), error);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(unusable)?;
-        fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700)).map_err(unusable)?;
         let data_dir = data_dir.canonicalize().map_err(unusable)?;
+        let is_empty = data_dir.read_dir().map_err(unusable)?.next().is_none();
+        if !is_empty && !data_dir.join(LOCK).exists() {
+            return Err(EmbeddedError::NotOurs(data_dir));
+        }
+        fs::set_permissions(&data_dir, fs::Permissions::from_mode(0o700)).map_err(unusable)?;
         if data_dir.join(SOCKET).as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             return Err(EmbeddedError::PathTooLong(data_dir));
         }
@@ -193,12 +208,7 @@ fn signal(child: Option<Pid>, signal: Signal) {
 /// Takes the data directory's lock. The operating system gives it back however the process ends.
 fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
     let unusable = |error| EmbeddedError::Directory(data_dir.to_owned(), error);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(data_dir.join("sessiond.lock"))
-        .map_err(unusable)?;
+    let file = File::options().create(true).truncate(false).write(true).open(data_dir.join(LOCK)).map_err(unusable)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(EmbeddedError::InUse(data_dir.to_owned())),
@@ -239,6 +249,10 @@ fn spawn(server: &Path, data_dir: &Path, shared: &Shared) -> io::Result<Child> {
     command.process_group(0);
     end_with_parent(&mut command);
     let mut state = shared.state();
+    if state.stop {
+        // Whoever stops us has found no child to signal.
+        return Err(io::ErrorKind::Interrupted.into());
+    }
     let child = command.spawn()?;
     state.child = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     Ok(child)
@@ -304,7 +318,13 @@ fn reap(mut child: Child, shared: &Shared) -> String {
 }
 
 fn log_tail(data_dir: &Path) -> String {
-    let log = fs::read(data_dir.join(LOG)).unwrap_or_default();
+    let mut log = Vec::new();
+    if let Ok(mut file) = File::open(data_dir.join(LOG)) {
+        let length = file.metadata().map_or(0, |file| file.len());
+        // A log that cannot be read is told as an empty one.
+        let _ = file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)));
+        let _ = file.read_to_end(&mut log);
+    }
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(5)..].join("\n")

@@ -17,6 +17,9 @@ pub enum StoreError {
     /// Redis refused a command for a reason that no operator's action explains: a bug.
     #[error("the store refused a command: {0}")]
     Refused(#[source] fred::error::Error),
+    /// The Redis holds sessions in a layout that this code does not know.
+    #[error("the Redis holds another layout version, {0:?}, under this prefix; choose another --key-prefix")]
+    Layout(String),
     /// A reply that the code does not understand, or one that belongs to another question: a bug.
     #[error("unexpected reply of {verb}: {problem}")]
     Reply {
@@ -30,8 +33,9 @@ pub enum StoreError {
     Random(#[from] getrandom::Error),
 }
 
-/// Replies by which a server says that it cannot serve now: it loads, fails over, moves slots, lost replicas, cannot save.
-const TRANSIENT: [&str; 11] = [
+/// Replies by which a server says that it cannot serve now: it loads, fails over, moves slots, lost replicas, cannot save,
+/// or was not told who we are.
+const TRANSIENT: [&str; 13] = [
     "LOADING",
     "READONLY",
     "MASTERDOWN",
@@ -43,6 +47,8 @@ const TRANSIENT: [&str; 11] = [
     "MISCONF",
     "UNBLOCKED",
     "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
 ];
 
 impl From<fred::error::Error> for StoreError {

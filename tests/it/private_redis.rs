@@ -158,12 +158,25 @@ fn a_server_that_cannot_start_is_reported_with_its_log() {
     let folder = folder();
     let path = folder.path().to_str().expect("a path of text");
     // Redis refuses to load an append-only file that is none.
+    std::fs::write(folder.path().join("sessiond.lock"), "").expect("a file");
     std::fs::create_dir(folder.path().join("appendonlydir")).expect("a folder");
     std::fs::write(folder.path().join("appendonlydir/appendonly.aof.manifest"), "nonsense").expect("a file");
     let mut service = Process::start(&["--listen", "127.0.0.1:0"], &[("SESSIOND_DATA_DIR", path)]);
     assert_eq!(service.wait().code(), Some(2));
     let all = service.lines.join("\n");
     assert!(all.contains("did not come up") && all.contains("manifest"), "{all}");
+}
+
+#[test]
+fn somebody_elses_folder_is_left_alone() {
+    let folder = folder();
+    std::fs::write(folder.path().join("letters.txt"), "mine").expect("a file");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    let path = folder.path().to_str().expect("a path of text");
+    let mut service = Process::start(&["--listen", "127.0.0.1:0"], &[("SESSIOND_DATA_DIR", path)]);
+    assert_eq!(service.wait().code(), Some(2));
+    assert!(service.lines.join("\n").contains("neither empty nor a data directory"), "{:#?}", service.lines);
+    assert_eq!(std::fs::metadata(folder.path()).expect("a folder").permissions().mode() & 0o777, 0o755);
 }
 
 #[test]

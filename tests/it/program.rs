@@ -32,9 +32,12 @@ fn every_bad_setting_is_told_at_once() {
         ("SESSIOND_MAX_BODY_BYTES", "-1"),
         ("REDIS_URL", "http://user:hunter2@example.com"),
         ("SESSIOND_KEY_PREFIX", "a{b}"),
-        ("SESSIOND_DEFAULT_LOCATION_ID", ""),
+        ("SESSIOND_DEFAULT_LOCATION_ID", "a\tb"),
+        // Set to nothing is not set.
+        ("SESSIOND_MESSAGES_KEPT", ""),
     ];
-    let (status, lines) = run(&["--listen", "nowhere", "--retention=0s", "--log", "=x=", "check-config"], &variables);
+    let arguments = ["--listen", "nowhere", "--retention", "-1", "--log", "=x=", "check-config"];
+    let (status, lines) = run(&arguments, &variables);
     assert_eq!(status, Some(2), "{lines:#?}");
     let names = [
         "SESSIOND_LISTEN",
@@ -51,6 +54,13 @@ fn every_bad_setting_is_told_at_once() {
     }
     assert_eq!(lines.len(), names.len(), "{lines:#?}");
     assert!(!lines.join("\n").contains("hunter2"), "a password is told: {lines:#?}");
+}
+
+#[test]
+fn a_resolution_that_would_expire_active_users_is_refused() {
+    let (status, lines) = run(&["--idle-timeout", "2s", "--activity-resolution", "1h", "check-config"], &[]);
+    assert_eq!(status, Some(2));
+    assert!(lines.join("\n").contains("at most half of the idle timeout"), "{lines:#?}");
 }
 
 #[test]
@@ -176,6 +186,48 @@ async fn a_redis_that_hangs_is_a_503_within_the_deadline_and_then_service_again(
     assert_eq!(reqwest::get(format!("{base}/livez")).await.expect("an answer").status().as_u16(), 200);
     rustix::process::kill_process(pid, Signal::CONT).expect("a running Redis");
     patiently(async { while post().await.status().as_u16() != 200 {} }).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_late_with_another_layout_is_refused_too() {
+    let folder = TempDir::new().expect("a folder");
+    let data = folder.path().join("data");
+    let url = format!("redis+unix://{}", data.join("redis.sock").display());
+    let (mut service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("an answer").status().as_u16(), 503);
+    {
+        // The data are there before the service can reach them.
+        let elsewhere = folder.path().join("elsewhere");
+        let redis = EmbeddedRedis::start(&server_program(), &elsewhere).expect("a private Redis");
+        Look::at(&redis.socket(), "sd").await.command(&["SET", "sd:layout", "99"]).await;
+        drop(redis);
+        std::fs::rename(&elsewhere, &data).expect("a new name");
+    }
+    let redis = EmbeddedRedis::start(&server_program(), &data).expect("a private Redis");
+    assert_eq!(service.wait().code(), Some(1));
+    assert!(service.lines.join("\n").contains("another layout version"), "{:#?}", service.lines);
+    let look = Look::at(&redis.socket(), "sd").await;
+    assert_eq!(look.texts(&["KEYS", "*"]).await, ["sd:layout"], "nothing was written into a foreign layout");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_in_the_log() {
+    let folder = TempDir::new().expect("a folder");
+    let redis = EmbeddedRedis::start(&server_program(), folder.path()).expect("a private Redis");
+    let look = Look::at(&redis.socket(), "sd").await;
+    look.command(&["CONFIG", "SET", "requirepass", "correct-horse"]).await;
+    let url = format!("redis+unix://default:hunter2@localhost{}", redis.socket().display());
+    let (mut service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    service.wait_for_line("WRONGPASS");
+    assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("an answer").status().as_u16(), 503);
+    assert!(!service.lines.join("\n").contains("hunter2"), "{:#?}", service.lines);
+}
+
+#[tokio::test]
+async fn a_signal_while_redis_is_awaited_stops_the_service_cleanly() {
+    let (mut service, _) = Process::serve(&[], &[("REDIS_URL", "redis://127.0.0.1:1")]);
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait().code(), Some(0), "{:#?}", service.lines);
 }
 
 #[tokio::test]

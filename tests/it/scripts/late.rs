@@ -209,7 +209,7 @@ async fn a_version_that_moved_is_refused_and_nothing_is_written() {
     let delete = Run { keys: update.keys.clone(), ..delete }.with("id", &update.args[1]);
     for (run, tag) in [
         (update.clone().with("if_version", "1"), "version_mismatch"),
-        (update.with("base_version", "1"), "stale"),
+        (update.with("base_metadata", "={\"a\":1}"), "stale"),
         (delete.with("if_version", "1"), "version_mismatch"),
     ] {
         assert_eq!(again_without_effect(&service, &run).await, [Some(tag.to_owned())]);

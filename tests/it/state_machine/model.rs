@@ -152,7 +152,8 @@ impl Model {
             self.sessions.iter().filter(|session| session.owner == *owner).map(|session| session.created).max();
         let at = newest.map_or(self.now, |newest| self.now.max(newest + 1));
         if let Some(place) = active {
-            self.sessions[place].end(at, "replaced");
+            let replaced = &mut self.sessions[place];
+            replaced.end(self.now.max(replaced.updated), "replaced");
         }
         let member = |name: &str, default: Value| body.get(name).cloned().unwrap_or(default);
         let mut session = Session {
@@ -160,7 +161,7 @@ impl Model {
             owner: owner.clone(),
             version: 1,
             expires: 0,
-            lives_until: at + self.lifetimes.max_lifetime,
+            lives_until: self.now + self.lifetimes.max_lifetime,
             messages: Vec::new(),
             location: member("locationId", json!("L0100001")),
             kind: member("sessionType", json!("general")),
@@ -168,10 +169,10 @@ impl Model {
             metadata: member("metadata", json!({})),
             created: at,
             updated: at,
-            last_activity: at,
+            last_activity: self.now,
             ended: None,
         };
-        session.touch(at, self.lifetimes);
+        session.touch(self.now, self.lifetimes);
         let answer = session.answer(201, self.now);
         self.sessions.push(session);
         answer

@@ -76,9 +76,9 @@ impl Look {
         reply.into_iter().map(|value| value.into_string().expect("a string")).collect()
     }
 
-    /// Every key of the prefix, sorted.
+    /// Every key of the prefix but the layout version, sorted.
     pub async fn keys(&self) -> Vec<String> {
-        let mut keys = self.texts(&["KEYS", &format!("{}:*", self.prefix)]).await;
+        let mut keys = self.texts(&["KEYS", &format!("{}:{{*", self.prefix)]).await;
         keys.sort();
         keys
     }

@@ -1,0 +1,212 @@
+//! The verbs of lists: pages by keyset cursors, whose cost is the page's and not the list's.
+
+use fred::interfaces::SortedSetsInterface;
+use fred::types::Value;
+use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
+use futures_util::future::try_join_all;
+
+use super::reply::Reply;
+use super::{SessionStore, StoreError};
+use crate::session::{Identifier, Partition, Session, SessionId, Status, Timestamp};
+
+/// How often a list reads on to fill a page that has gaps.
+const PAGE_READS_MAX: u32 = 4;
+/// How many entries a history with gaps reads on by at the least: those of sessions that are gone lie together.
+const PAGE_READ_ON: usize = 100;
+
+/// A place in a list: the entry that a page ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The list's sort key: Unix time in milliseconds.
+    pub score: i64,
+    /// The entry.
+    pub session_id: SessionId,
+}
+
+/// Sessions in the list's order, and where the next page starts.
+#[derive(Debug)]
+pub struct SessionPage {
+    /// In the list's order.
+    pub sessions: Vec<Session>,
+    /// The place to continue from, if there may be more.
+    pub next: Option<Position>,
+}
+
+impl SessionStore {
+    /// A page of the user's sessions, newest first.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn list_history(
+        &self,
+        business_id: &Identifier,
+        user_id: &Identifier,
+        limit: usize,
+        after: Option<Position>,
+        now: Timestamp,
+    ) -> Result<SessionPage, StoreError> {
+        let key = self.keys.history(business_id.as_str(), user_id.as_str());
+        let mut after = after;
+        let mut sessions = Vec::with_capacity(limit);
+        let mut wanted = limit + 1;
+        // Entries whose session is gone leave gaps; a page with very many of them stays short and has a next one.
+        for _ in 0..PAGE_READS_MAX {
+            // Scores are unique: createdAt strictly increases for a user.
+            let highest = after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
+            let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
+            let exhausted = entries.len() < wanted;
+            let read = try_join_all(entries.iter().map(|entry| self.get(entry.session_id, now))).await?;
+            for (entry, session) in entries.into_iter().zip(read) {
+                // Only a session that is there makes a further page.
+                if sessions.len() == limit && session.is_some() {
+                    return Ok(SessionPage { sessions, next: after });
+                }
+                sessions.extend(session);
+                after = Some(entry);
+            }
+            if exhausted {
+                return Ok(SessionPage { sessions, next: None });
+            }
+            wanted = wanted.max(PAGE_READ_ON);
+        }
+        Ok(SessionPage { sessions, next: after })
+    }
+
+    /// A page of the active sessions of a business, latest expiry first, and how many there are in all.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn list_active(
+        &self,
+        business_id: &Identifier,
+        limit: usize,
+        after: Option<Position>,
+        now: Timestamp,
+    ) -> Result<(SessionPage, u64), StoreError> {
+        let partitions = Partition::of_business(business_id.as_str());
+        let keys: Vec<_> =
+            partitions.into_iter().map(|partition| self.keys.business(partition, business_id.as_str())).collect();
+        let totals = try_join_all(keys.iter().map(|key| self.count_active(key, now)));
+        let page = self.page_of_active(&keys, limit, after, now);
+        let (totals, page) = futures_util::try_join!(totals, page)?;
+        Ok((page, totals.into_iter().sum()))
+    }
+
+    async fn page_of_active(
+        &self,
+        keys: &[String],
+        limit: usize,
+        after: Option<Position>,
+        now: Timestamp,
+    ) -> Result<SessionPage, StoreError> {
+        let mut after = after;
+        let mut sessions = Vec::with_capacity(limit);
+        for _ in 0..PAGE_READS_MAX {
+            let heads = keys.iter().map(|key| self.active_entries(key, after, now, limit + 1));
+            let mut entries: Vec<_> = try_join_all(heads).await?.into_iter().flatten().collect();
+            entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.score, entry.session_id)));
+            entries.truncate(limit + 1);
+            let exhausted = entries.len() <= limit;
+            let read = try_join_all(entries.iter().map(|entry| self.get(entry.session_id, now))).await?;
+            for (entry, session) in entries.into_iter().zip(read) {
+                let session = session.filter(|session| session.status == Status::Active);
+                // Only a session that is there makes a further page.
+                if sessions.len() == limit && session.is_some() {
+                    return Ok(SessionPage { sessions, next: after });
+                }
+                sessions.extend(session);
+                after = Some(entry);
+            }
+            if exhausted {
+                return Ok(SessionPage { sessions, next: None });
+            }
+        }
+        Ok(SessionPage { sessions, next: after })
+    }
+
+    /// The first `limit` entries of one business index after a position. Several may expire in the same millisecond, so
+    /// entries with the
+    /// position's own score are read again and those up to it dropped; if these are too many, twice as many are read.
+    async fn active_entries(
+        &self,
+        key: &str,
+        after: Option<Position>,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Position>, StoreError> {
+        let highest = after.map_or(ScoreBound::Infinite, |position| ScoreBound::Inclusive(position.score));
+        let is_after = |entry: &Position| {
+            after.is_none_or(|after| (entry.score, entry.session_id) < (after.score, after.session_id))
+        };
+        let mut count = limit;
+        loop {
+            let mut entries = self.range_down(key, highest, ScoreBound::Above(now.0), count).await?;
+            let exhausted = entries.len() < count;
+            entries.retain(is_after);
+            if exhausted || entries.len() >= limit {
+                return Ok(entries);
+            }
+            count *= 2;
+        }
+    }
+
+    async fn count_active(&self, key: &str, now: Timestamp) -> Result<u64, StoreError> {
+        // Scores are whole milliseconds, so "above now" is "from the next millisecond on".
+        Ok(self.client().await?.zcount(key, score_of(now.0 + 1), f64::INFINITY).await?)
+    }
+
+    /// Entries of a sorted set from `highest` downwards.
+    async fn range_down(
+        &self,
+        key: &str,
+        highest: ScoreBound,
+        lowest: ScoreBound,
+        count: usize,
+    ) -> Result<Vec<Position>, StoreError> {
+        let limit = Some((0, i64::try_from(count).unwrap_or(i64::MAX)));
+        let value: Value = self
+            .client()
+            .await?
+            .zrevrangebyscore(key, highest.as_range(f64::INFINITY), lowest.as_range(f64::NEG_INFINITY), true, limit)
+            .await?;
+        let mut reply = Reply::new("list", value)?;
+        let mut entries = Vec::new();
+        while !reply.is_empty() {
+            entries.push(Position { session_id: reply.parse()?, score: reply.parse()? });
+        }
+        Ok(entries)
+    }
+}
+
+/// One end of a range of scores.
+#[derive(Clone, Copy)]
+enum ScoreBound {
+    Infinite,
+    Inclusive(i64),
+    Below(i64),
+    Above(i64),
+}
+
+impl ScoreBound {
+    fn as_range(self, infinite: f64) -> ZRange {
+        let (kind, score) = match self {
+            Self::Infinite => (ZRangeKind::Inclusive, infinite),
+            Self::Inclusive(ms) => (ZRangeKind::Inclusive, score_of(ms)),
+            Self::Below(ms) | Self::Above(ms) => (ZRangeKind::Exclusive, score_of(ms)),
+        };
+        let range = if score == f64::INFINITY {
+            ZRangeBound::InfiniteScore
+        } else if score == f64::NEG_INFINITY {
+            ZRangeBound::NegInfiniteScore
+        } else {
+            ZRangeBound::Score(score)
+        };
+        ZRange { kind, range }
+    }
+}
+
+/// A time as a sorted set's score. Milliseconds fit in the 53 bits that are exact.
+#[expect(clippy::cast_precision_loss, reason = "exact until the year 287396")]
+fn score_of(ms: i64) -> f64 {
+    ms as f64
+}
