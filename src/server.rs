@@ -122,10 +122,11 @@ pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Out
     };
     serve(listener, http::router(app.clone()), config.receive_timeout, config.shutdown_grace, stop).await;
     app.store.quit().await;
-    match foreign {
-        Some(error) => Err(error.into()),
-        None => Ok(tracing::info!("stopped")),
+    if let Some(error) = foreign {
+        return Err(error.into());
     }
+    tracing::info!("stopped");
+    Ok(())
 }
 
 /// Resolves if Redis turns out to hold another layout. Until it answers, the service is alive and not ready.

@@ -123,7 +123,7 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
             connection.unresponsive =
                 UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE_AFTER), interval: UNRESPONSIVE_CHECK };
             connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
-            connection.reconnect_errors = reconnect_errors.clone();
+            connection.reconnect_errors.clone_from(&reconnect_errors);
         })
         .set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2))
         .build()?;

@@ -152,8 +152,8 @@ impl Model {
             self.sessions.iter().filter(|session| session.owner == *owner).map(|session| session.created).max();
         let at = newest.map_or(self.now, |newest| self.now.max(newest + 1));
         if let Some(place) = active {
-            let replaced = &mut self.sessions[place];
-            replaced.end(self.now.max(replaced.updated), "replaced");
+            let old = &mut self.sessions[place];
+            old.end(self.now.max(old.updated), "replaced");
         }
         let member = |name: &str, default: Value| body.get(name).cloned().unwrap_or(default);
         let mut session = Session {
