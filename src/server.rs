@@ -31,8 +31,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// saying that it took too long.
 const COMMAND_SHARE: f64 = 0.75;
 const ANSWER_SHARE: f64 = 0.9;
-/// How often a service whose Redis does not answer looks whether its layout is the right one.
-const LAYOUT_CHECK: Duration = Duration::from_millis(500);
+/// How often a service whose Redis does not answer looks whether it is one to be used.
+const STORE_CHECK: Duration = Duration::from_millis(500);
 
 /// Where metrics are served if nothing is said.
 const METRICS_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
@@ -46,7 +46,7 @@ pub enum StartError {
     /// The address cannot be served on.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, #[source] io::Error),
-    /// The Redis URL cannot be used, or leads to a store of another layout.
+    /// The Redis URL cannot be used, or leads to a Redis that must not be used.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Metrics cannot be recorded.
@@ -113,30 +113,30 @@ pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Out
     let address = listener.local_addr().map_err(cannot_listen)?;
     serve_metrics(config, metrics).await?;
     tracing::info!(address = %address, redis = %redis, "serving on http://{address}, documentation at http://{address}/docs");
-    let mut foreign = None;
+    let mut unfit = None;
     let stop = async {
         tokio::select! {
             () = shutdown => {}
-            error = foreign_layout(&app.store) => foreign = Some(error),
+            error = unfit_store(&app.store) => unfit = Some(error),
         }
     };
     serve(listener, http::router(app.clone()), config.receive_timeout, config.shutdown_grace, stop).await;
     app.store.quit().await;
-    if let Some(error) = foreign {
+    if let Some(error) = unfit {
         return Err(error.into());
     }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Resolves if Redis turns out to hold another layout. Until it answers, the service is alive and not ready.
-async fn foreign_layout(store: &SessionStore) -> StoreError {
+/// Resolves if Redis turns out to be one that must not be used. Until it answers, the service is alive and not ready.
+async fn unfit_store(store: &SessionStore) -> StoreError {
     loop {
-        match store.check_layout().await {
+        match store.check().await {
             Ok(()) => return std::future::pending().await,
-            Err(error @ StoreError::Layout(_)) => return error,
+            Err(error @ (StoreError::Layout(_) | StoreError::Unfit(_))) => return error,
             // The client tells the log why there is no connection.
-            Err(_) => tokio::time::sleep(LAYOUT_CHECK).await,
+            Err(_) => tokio::time::sleep(STORE_CHECK).await,
         }
     }
 }

@@ -3,13 +3,13 @@
 mod client;
 pub mod embedded;
 mod error;
+mod fitness;
 mod keys;
 mod lists;
 mod messages;
 mod reply;
 mod scripts;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -17,6 +17,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, HashesInterface, KeysInterface};
 use fred::types::{MultipleKeys, SetOptions, Value};
+use tokio::sync::OnceCell;
 
 pub use self::client::RedisAddress;
 pub use self::error::StoreError;
@@ -63,7 +64,7 @@ pub struct SessionStore {
     scripts: Scripts,
     keys: Keys,
     fields: MultipleKeys,
-    layout_is_ours: AtomicBool,
+    checked: OnceCell<()>,
     retry_budget: Duration,
     lifecycle: Lifecycle,
     messages_kept: usize,
@@ -140,45 +141,49 @@ impl SessionStore {
     /// # Errors
     /// [`StoreError::Unavailable`] if the URL cannot be used.
     pub fn connect(config: StoreConfig) -> Result<Self, StoreError> {
+        let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
         Ok(Self {
             client: client::connect(&config.redis, config.command_timeout)?,
-            scripts: Scripts::new(),
+            scripts: Scripts::new(retry_budget),
             keys: Keys::new(config.key_prefix),
             fields: SESSION_FIELDS.to_vec().into(),
-            layout_is_ours: AtomicBool::new(false),
-            retry_budget: config.command_timeout.mul_f64(RETRY_SHARE),
+            checked: OnceCell::new(),
+            retry_budget,
             lifecycle: config.lifecycle,
             messages_kept: config.messages_kept,
             metadata_bytes_max: config.metadata_bytes_max,
         })
     }
 
-    /// The connection, once the layout that is stored is known to be this code's. If there is none yet, it becomes so.
-    ///
-    /// # Errors
-    /// [`StoreError::Layout`] if it is another one, and whatever keeps Redis from being asked.
+    /// The connection, once this Redis is known to be fit and its layout to be this code's.
     async fn client(&self) -> Result<&Client, StoreError> {
-        if !self.layout_is_ours.load(Ordering::Relaxed) {
-            // Read first: a store that takes no writes can still be read.
-            let key = self.keys.layout();
-            let mut stored: Option<String> = self.client.get(key.as_str()).await?;
-            if stored.is_none() {
-                let () = self.client.set(key.as_str(), LAYOUT_VERSION, None, Some(SetOptions::NX), false).await?;
-                stored = self.client.get(key).await?;
-            }
-            if stored.as_deref() != Some(LAYOUT_VERSION) {
-                return Err(StoreError::Layout(stored.unwrap_or_default()));
-            }
-            self.layout_is_ours.store(true, Ordering::Relaxed);
-        }
+        self.checked.get_or_try_init(|| self.check_once()).await?;
         Ok(&self.client)
     }
 
-    /// Whether the layout that is stored is this code's.
+    async fn check_once(&self) -> Result<(), StoreError> {
+        // Read first: a store that takes no writes can still be read.
+        let key = self.keys.layout();
+        let mut stored: Option<String> = self.client.get(key.as_str()).await?;
+        if stored.as_deref().is_some_and(|stored| stored != LAYOUT_VERSION) {
+            return Err(StoreError::Layout(stored.unwrap_or_default()));
+        }
+        fitness::check(&self.client).await?;
+        if stored.is_none() {
+            let () = self.client.set(key.as_str(), LAYOUT_VERSION, None, Some(SetOptions::NX), false).await?;
+            stored = self.client.get(key).await?;
+        }
+        if stored.as_deref() != Some(LAYOUT_VERSION) {
+            return Err(StoreError::Layout(stored.unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// Whether this Redis is fit and holds this code's layout. If it holds none yet, it does from now on.
     ///
     /// # Errors
-    /// [`StoreError::Layout`] if it is not, and whatever keeps Redis from being asked.
-    pub async fn check_layout(&self) -> Result<(), StoreError> {
+    /// [`StoreError::Layout`] or [`StoreError::Unfit`] if it is not, and whatever keeps Redis from being asked.
+    pub async fn check(&self) -> Result<(), StoreError> {
         self.client().await.map(|_| ())
     }
 

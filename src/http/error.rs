@@ -200,7 +200,12 @@ impl From<StoreError> for ApiError {
                 Code::StoreUnavailable,
                 "The store does not answer; try again. A write may or may not have been applied: all calls can be repeated",
             ),
+            StoreError::NotServing(code, _) => {
+                let detail = format!("The store does not serve now ({code}); nothing was changed, try again");
+                return Self::new(Code::StoreUnavailable, detail).caused_by(error.to_string());
+            }
             StoreError::Layout(_) => (Code::StoreUnavailable, "The store belongs to another version of the service"),
+            StoreError::Unfit(_) => (Code::StoreUnavailable, "The store is not set up for sessions"),
             StoreError::Full(_) => (Code::StoreFull, "The store is full; reads and deletes still work"),
             StoreError::Busy(_) => (Code::StoreBusy, "The store is busy; try again"),
             StoreError::Refused(_) | StoreError::Reply { .. } | StoreError::Random(_) => {

@@ -5,9 +5,12 @@ use fred::error::ErrorKind;
 /// A failure of the store. Each says whether it is the server's state, the way to it, or a bug.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Redis did not answer in time, is not reachable, or refuses to serve. Whether a write was applied is not known.
+    /// Redis did not answer in time or is not reachable. Whether a write was applied is not known.
     #[error("the store is unavailable: {0}")]
     Unavailable(#[source] fred::error::Error),
+    /// Redis said that it does not serve now, and by which of its error codes. Nothing was applied.
+    #[error("the store does not serve: {1}")]
+    NotServing(&'static str, #[source] fred::error::Error),
     /// Redis is at its memory limit and takes no writes. Nothing was applied.
     #[error("the store is full: {0}")]
     Full(#[source] fred::error::Error),
@@ -20,6 +23,9 @@ pub enum StoreError {
     /// The Redis holds sessions in a layout that this code does not know.
     #[error("the Redis holds another layout version, {0:?}, under this prefix; choose another --key-prefix")]
     Layout(String),
+    /// The Redis is too old, or set up so that it loses sessions.
+    #[error("{0}")]
+    Unfit(String),
     /// A reply that the code does not understand, or one that belongs to another question: a bug.
     #[error("unexpected reply of {verb}: {problem}")]
     Reply {
@@ -33,9 +39,9 @@ pub enum StoreError {
     Random(#[from] getrandom::Error),
 }
 
-/// Replies by which a server says that it cannot serve now: it loads, fails over, moves slots, lost replicas, cannot save,
-/// or was not told who we are.
-const TRANSIENT: [&str; 13] = [
+/// Error codes by which a server says that it does not serve now: it loads, fails over, moves slots, lost its replicas,
+/// cannot save, or was not told who we are.
+const NOT_SERVING: [&str; 12] = [
     "LOADING",
     "READONLY",
     "MASTERDOWN",
@@ -45,24 +51,33 @@ const TRANSIENT: [&str; 13] = [
     "ASK",
     "NOREPLICAS",
     "MISCONF",
-    "UNBLOCKED",
     "NOAUTH",
     "WRONGPASS",
     "NOPERM",
 ];
 
+/// What a script is told that touches a key of a slot that is on its way to another server, without having declared it.
+const NON_LOCAL_KEY: &str = "attempted to access a non local key";
+
+/// Whether a script met a slot that is moving to another server. It had not written yet: scripts read first.
+pub(super) fn is_slot_moving(error: &fred::error::Error) -> bool {
+    error.details().starts_with("TRYAGAIN") || error.details().contains(NON_LOCAL_KEY)
+}
+
 impl From<fred::error::Error> for StoreError {
     fn from(error: fred::error::Error) -> Self {
+        if is_slot_moving(&error) {
+            return Self::NotServing("TRYAGAIN", error);
+        }
         let details = error.details();
-        let code = details.split(' ').next().unwrap_or_default();
-        if code == "OOM" || details.contains("-OOM ") {
-            return Self::Full(error);
-        }
-        if code == "BUSY" {
-            return Self::Busy(details.to_owned());
-        }
-        if TRANSIENT.contains(&code) || details.contains("access a non local key") {
-            return Self::Unavailable(error);
+        match details.split(' ').next().unwrap_or_default() {
+            "OOM" => return Self::Full(error),
+            "BUSY" => return Self::Busy(details.to_owned()),
+            code => {
+                if let Some(code) = NOT_SERVING.into_iter().find(|known| *known == code) {
+                    return Self::NotServing(code, error);
+                }
+            }
         }
         match error.kind() {
             ErrorKind::InvalidArgument
@@ -72,5 +87,37 @@ impl From<fred::error::Error> for StoreError {
             | ErrorKind::Unknown => Self::Refused(error),
             _ => Self::Unavailable(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reply_has_its_meaning() {
+        let not_serving = [
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "READONLY You can't write against a read only replica. script: 6f, on @user_script:80.",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "CLUSTERDOWN The cluster is down",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "ERR Script attempted to access a non local key in a cluster node script: 6f, on @user_script:80.",
+            "NOREPLICAS Not enough good replicas to write.",
+            "MISCONF Errors writing to the AOF file: No space left on device",
+            "NOAUTH Authentication required.",
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "NOPERM this user has no permissions to run the 'hmget' command",
+        ];
+        let error = |details: &'static str| StoreError::from(fred::error::Error::new(ErrorKind::Unknown, details));
+        for details in not_serving {
+            assert!(matches!(error(details), StoreError::NotServing(..)), "{details}");
+        }
+        assert!(matches!(error("OOM command not allowed when used memory > 'maxmemory'."), StoreError::Full(_)));
+        assert!(matches!(error("BUSY Redis is busy running a script."), StoreError::Busy(_)));
+        assert!(matches!(error("ERR wrong number of arguments"), StoreError::Refused(_)));
+        let timeout = fred::error::Error::new(ErrorKind::Timeout, "Request timed out.");
+        assert!(matches!(StoreError::from(timeout), StoreError::Unavailable(_)));
     }
 }
