@@ -16,6 +16,7 @@ mod openapi;
 mod private_redis;
 mod program;
 mod races;
+mod redis_outage;
 mod scripts;
 mod state_machine;
 mod support;
