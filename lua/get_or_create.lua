@@ -119,6 +119,7 @@ redis.call('PEXPIREAT', created, gone)
 redis.call('SET', pointer, new_id, 'PXAT', gone)
 redis.call('ZADD', history, int(start_ms), new_id)
 redis.call('ZADD', business, int(expires), new_id)
-if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
-if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
+-- What was removed above may have been all that an index held: then it is a new one, and has no expiry yet.
+redis.call('PEXPIREAT', history, int(math.max(history_until, expires + retention_ms)))
+redis.call('PEXPIREAT', business, int(math.max(business_until, expires + retention_ms)))
 return {'created', int(start_ms), ended}

@@ -159,10 +159,15 @@ if document.status == 'active' then
   redis.call('SET', pointer, id, 'PXAT', gone)
   redis.call('ZADD', business, document.expiresAt, id)
   if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
-  if business_until < gone_ms then redis.call('PEXPIREAT', business, gone) end
+  -- The other session may have been all that the index held: then it is a new one, and has no expiry yet.
+  if other or business_until < gone_ms then
+    redis.call('PEXPIREAT', business, int(math.max(business_until, gone_ms)))
+  end
 elseif change ~= '' then
   if pointed_id == id then redis.call('DEL', pointer) end
   redis.call('ZREM', business, id)
+  -- The retention may have become longer since the session was last active.
+  if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
 end
 if document.status == 'active' or change ~= '' then
   redis.call('PEXPIREAT', session, gone)
