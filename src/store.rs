@@ -4,6 +4,7 @@ mod client;
 pub mod embedded;
 mod error;
 mod keys;
+pub mod keyspace;
 mod reply;
 mod scripts;
 
@@ -812,7 +813,7 @@ impl ScoreBound {
 
 /// A time as a sorted set's score. Milliseconds fit in the 53 bits that are exact.
 #[expect(clippy::cast_precision_loss, reason = "exact until the year 287396")]
-fn score_of(ms: i64) -> f64 {
+pub(crate) fn score_of(ms: i64) -> f64 {
     ms as f64
 }
 

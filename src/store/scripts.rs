@@ -40,6 +40,7 @@ pub(super) struct Scripts {
     pub(super) delete: Script,
     pub(super) erase_user: Script,
     pub(super) ready: Script,
+    pub(super) repair: Script,
 }
 
 impl Scripts {
@@ -51,6 +52,7 @@ impl Scripts {
             delete: Script::new("delete", include_str!("../../lua/delete.lua")),
             erase_user: Script::new("erase_user", include_str!("../../lua/erase_user.lua")),
             ready: Script::new("ready", include_str!("../../lua/ready.lua")),
+            repair: Script::new("repair", include_str!("../../lua/repair.lua")),
         }
     }
 }

@@ -6,6 +6,7 @@
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod architecture;
+mod audit;
 mod bad_input;
 mod client_flow;
 mod identifiers;

@@ -25,7 +25,8 @@ use crate::support::redis::{self, Look};
 use crate::support::service::{Answer, Service};
 
 /// Commands of the scripts that only read.
-const READS: [&str; 9] = ["EXISTS", "GET", "HGET", "HMGET", "PEXPIRETIME", "XLEN", "XRANGE", "ZCARD", "ZRANGE"];
+const READS: [&str; 10] =
+    ["EXISTS", "GET", "HGET", "HMGET", "PEXPIRETIME", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE"];
 /// Commands of the scripts that write.
 const WRITES: [&str; 10] = ["DEL", "HDEL", "HSET", "PEXPIREAT", "SET", "UNLINK", "XADD", "XTRIM", "ZADD", "ZREM"];
 /// A business and a user that would open hash tags of their own and split keys if they were not encoded.
