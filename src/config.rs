@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
 use crate::store::RedisAddress;
@@ -47,6 +47,7 @@ Examples:
   sessiond                                             serve on 127.0.0.1:3000 with a private Redis
   REDIS_URL=redis://127.0.0.1:6379 sessiond            serve with the Redis that is there
   sessiond --idle-timeout 1h check-config              show what these settings mean, and serve nothing
+  REDIS_URL=redis://127.0.0.1:6379 sessiond audit      check what is stored there, and change nothing
   curl -X POST http://127.0.0.1:3000/api/sessions -H 'Content-Type: application/json' \\
        -d '{\"businessId\":\"B0100001\",\"userId\":\"user_123\"}'";
 
@@ -62,6 +63,35 @@ pub enum Subcommands {
     Openapi,
     /// Check the settings and print what they mean; exit 2 if one is bad
     CheckConfig,
+    /// Check every invariant over the stored sessions; exit 0 if all hold, 1 if not, 2 if Redis cannot be asked
+    ///
+    /// Safe on a Redis that serves: it reads at a bounded rate, and looks again at whatever seems broken. Use the settings
+    /// of the service itself; a private Redis must not be in use by a running one.
+    Audit(AuditArgs),
+}
+
+/// How to audit.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditArgs {
+    /// How to print the report
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+    /// Most keys and index entries to look at in a second
+    #[arg(long, value_name = "COUNT", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_keys_per_second: u32,
+    /// Repair what is safe to repair: remove entries and pointers that lead nowhere, put back missing ones of existing
+    /// sessions, set missing expiries. The rest is left alone and reported; exit 0 if nothing is left
+    #[arg(long)]
+    pub repair: bool,
+}
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object.
+    Json,
 }
 
 /// The settings as text, before any is checked: so all bad ones can be told at once. Not `Debug`: a URL may hold a

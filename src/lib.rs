@@ -3,7 +3,7 @@
 //!
 //! # Where things are
 //!
-//! `main → server → http → store → session`, and [`config`] and [`metrics`] beside them:
+//! `main → server → http → store → session`; [`config`] and [`metrics`] beside them, [`audit`] on the store:
 //!
 //! | place | what it does | what it does not |
 //! |---|---|---|
@@ -17,6 +17,7 @@
 //! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |
+//! | [`audit`] | what must hold of a whole keyspace; `store/keyspace.rs` walks it | |
 //!
 //! To add a field to a session: `Session` and its `write_json` in `session.rs` (the compiler leads on to the reply and
 //! the create), its name in `SESSION_FIELDS` of `store/keys.rs` and in `FIELDS` of the two scripts that answer sessions,
@@ -64,6 +65,7 @@
 //! - The request's deadline starts when the request is received. A client on a slow line gets the receive timeout for its
 //!   body; the store gets the deadline.
 
+pub mod audit;
 pub mod config;
 pub mod http;
 pub mod metrics;

@@ -3,16 +3,26 @@
 use std::io::{IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sessiond::config::{Cli, Config, Subcommands};
+use sessiond::audit::{self, AuditOptions, Report};
+use sessiond::config::{AuditArgs, Cli, Config, ReportFormat, Subcommands};
+use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use sessiond::{http, server};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The exit status of a bad setting or a missing prerequisite, as of a bad flag.
 const EXIT_USAGE: u8 = 2;
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an audit waits for one answer of Redis: it is in no hurry.
+const AUDIT_COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an audit waits for a Redis that is running.
+const AUDIT_REDIS_WAIT: Duration = Duration::from_secs(3);
+/// How long an audit waits for the private Redis, which has all of its data to load.
+const AUDIT_LOAD_WAIT: Duration = Duration::from_secs(600);
+/// How often an audit asks a Redis again that does not answer.
+const AUDIT_POLL: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let cli = Cli::from_environment();
@@ -31,6 +41,7 @@ fn main() -> ExitCode {
     match cli.command.unwrap_or(Subcommands::Serve) {
         Subcommands::CheckConfig => print_line(&format!("{config:#?}")),
         Subcommands::Healthcheck => healthcheck(config.listen),
+        Subcommands::Audit(args) => run_audit(&config, args),
         Subcommands::Serve | Subcommands::Openapi => serve(&config),
     }
 }
@@ -64,6 +75,85 @@ fn serve(config: &Config) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
     }
+}
+
+/// Audits the Redis of a configuration and prints the report.
+fn run_audit(config: &Config, args: AuditArgs) -> ExitCode {
+    start_log(&config.log);
+    let (redis, embedded) = match server::start_redis(config) {
+        Ok(redis) => redis,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let wait = if embedded.is_some() { AUDIT_LOAD_WAIT } else { AUDIT_REDIS_WAIT };
+    let audited = runtime.block_on(async {
+        let stop = match stop_signal() {
+            Ok(stop) => stop,
+            Err(error) => return Some(Err(AuditError::Signals(error))),
+        };
+        tokio::select! {
+            audited = audit_of(config, redis, args, wait) => Some(audited),
+            () = stop => None,
+        }
+    });
+    // The private Redis goes last, and cleanly.
+    drop(embedded);
+    let report = match audited {
+        Some(Ok(report)) => report,
+        Some(Err(error)) => return fail(&error, EXIT_USAGE),
+        None => {
+            eprintln!("sessiond: stopped before the end");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let printed = match args.format {
+        ReportFormat::Text => report.to_string(),
+        ReportFormat::Json => serde_json::to_string_pretty(&report).unwrap_or_default(),
+    };
+    print_line(&printed);
+    if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+enum AuditError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+async fn audit_of(config: &Config, redis: RedisAddress, args: AuditArgs, wait: Duration) -> Result<Report, AuditError> {
+    let store = SessionStore::connect(StoreConfig {
+        command_timeout: AUDIT_COMMAND_TIMEOUT,
+        ..server::store_config(config, redis)
+    })?;
+    let give_up = Instant::now() + wait;
+    loop {
+        match store.check_layout().await {
+            Ok(()) => break,
+            Err(error @ StoreError::Layout(_)) => return Err(error.into()),
+            Err(error) if Instant::now() >= give_up => return Err(error.into()),
+            Err(_) => tokio::time::sleep(AUDIT_POLL).await,
+        }
+    }
+    let options = AuditOptions { keys_per_second_max: args.max_keys_per_second, repair: args.repair };
+    let on_terminal = std::io::stderr().is_terminal();
+    let progress = |report: &Report| {
+        if on_terminal {
+            eprint!("\r{} keys, {} findings", report.keys, report.findings.len());
+        }
+    };
+    let report = audit::audit(&store, options, &server::system_now, &progress).await;
+    if on_terminal {
+        // The progress line goes before anything else is printed.
+        eprint!("\r\x1b[K");
+    }
+    store.quit().await;
+    Ok(report?)
 }
 
 fn fail(error: &dyn std::error::Error, status: u8) -> ExitCode {

@@ -77,20 +77,26 @@ pub fn start_redis(config: &Config) -> Result<(RedisAddress, Option<EmbeddedRedi
     }
 }
 
+/// Where the sessions are and how they live, from the settings.
+#[must_use]
+pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
+    StoreConfig {
+        redis,
+        key_prefix: config.key_prefix.clone(),
+        command_timeout: config.request_deadline.mul_f64(COMMAND_SHARE),
+        lifecycle: config.lifecycle,
+        messages_kept: config.messages_kept,
+        metadata_bytes_max: config.metadata_bytes_max,
+    }
+}
+
 /// What the handlers work with, from the settings.
 ///
 /// # Errors
 /// If the Redis URL cannot be used.
 pub fn app(config: &Config, redis: RedisAddress, clock: Clock) -> Result<Arc<App>, StoreError> {
     Ok(Arc::new(App {
-        store: SessionStore::connect(StoreConfig {
-            redis,
-            key_prefix: config.key_prefix.clone(),
-            command_timeout: config.request_deadline.mul_f64(COMMAND_SHARE),
-            lifecycle: config.lifecycle,
-            messages_kept: config.messages_kept,
-            metadata_bytes_max: config.metadata_bytes_max,
-        })?,
+        store: SessionStore::connect(store_config(config, redis))?,
         clock,
         default_location_id: config.default_location_id.clone(),
         default_session_type: config.default_session_type.clone(),

@@ -79,12 +79,14 @@ impl From<fred::error::Error> for StoreError {
                 }
             }
         }
+        // What the server replied starts with a code in capitals; the rest is the client's own, about its connection.
+        let code = details.split(' ').next().unwrap_or_default();
+        let is_reply = code.len() > 2 && code.bytes().all(|byte| byte.is_ascii_uppercase());
         match error.kind() {
-            ErrorKind::InvalidArgument
-            | ErrorKind::InvalidCommand
-            | ErrorKind::Parse
-            | ErrorKind::NotFound
-            | ErrorKind::Unknown => Self::Refused(error),
+            ErrorKind::InvalidArgument | ErrorKind::InvalidCommand | ErrorKind::Parse | ErrorKind::NotFound => {
+                Self::Refused(error)
+            }
+            ErrorKind::Unknown if is_reply => Self::Refused(error),
             _ => Self::Unavailable(error),
         }
     }
@@ -117,6 +119,10 @@ mod tests {
         assert!(matches!(error("OOM command not allowed when used memory > 'maxmemory'."), StoreError::Full(_)));
         assert!(matches!(error("BUSY Redis is busy running a script."), StoreError::Busy(_)));
         assert!(matches!(error("ERR wrong number of arguments"), StoreError::Refused(_)));
+        // These are the client's own words, about its connection.
+        for details in ["Too many failed write attempts.", "Missing response."] {
+            assert!(matches!(error(details), StoreError::Unavailable(_)), "{details}");
+        }
         let timeout = fred::error::Error::new(ErrorKind::Timeout, "Request timed out.");
         assert!(matches!(StoreError::from(timeout), StoreError::Unavailable(_)));
     }

@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use crate::session::{Partition, SessionId};
+use crate::session::{Identifier, Partition, SessionId};
 
 /// The layout that this code reads and writes. Stored under `<prefix>:layout`.
 pub(super) const LAYOUT_VERSION: &str = "1";
@@ -47,6 +47,35 @@ pub(super) const SESSION_FIELDS: [&str; 17] = [
     "endReason",
 ];
 
+/// Those of them that say whose a session is, and whether it is over.
+pub(super) const OWNER_AND_STATUS: [&str; 3] = ["businessId", "userId", "status"];
+
+/// What a key of a partition holds, from its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// A session's hash.
+    Session(SessionId),
+    /// A session's messages.
+    Messages(SessionId),
+    /// A session's `messageId` to `seq`.
+    MessageIds(SessionId),
+    /// A user's active pointer.
+    Pointer(User),
+    /// A user's history.
+    History(User),
+    /// The active sessions of a business in one partition.
+    Business(String),
+}
+
+/// A user, who is one only within a business.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The business.
+    pub business_id: String,
+    /// The user of it.
+    pub user_id: String,
+}
+
 /// Makes keys. All of them start with the prefix that the operator chose.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
@@ -83,6 +112,12 @@ impl Keys {
         format!("{}d:{id}", self.partition(id.partition()))
     }
 
+    /// The hash, stream and message ids of what an index of the partition names, which may be no session's id at all.
+    pub(super) fn named(&self, partition: Partition, session_id: &str) -> [String; 3] {
+        let partition = self.partition(partition);
+        ["s:", "m:", "d:"].map(|kind| format!("{partition}{kind}{session_id}"))
+    }
+
     /// `sd:{pppp}:a:<businessId>:<userId>`: the user's active pointer, a session id.
     pub(super) fn pointer(&self, business_id: &str, user_id: &str) -> String {
         self.of_user("a:", business_id, user_id)
@@ -99,6 +134,43 @@ impl Keys {
         key.push_str("b:");
         push_encoded(&mut key, business_id);
         key
+    }
+
+    /// What to scan for: the keys that start with the prefix.
+    pub(super) fn pattern(&self) -> String {
+        format!("{}:*", self.prefix)
+    }
+
+    /// The reverse of the functions above: the partition that a key says it is in and what it holds; `None` if none of
+    /// them made it.
+    pub(super) fn parse(&self, key: &str) -> Option<(Partition, KeyKind)> {
+        let (tag, rest) = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?.split_once("}:")?;
+        let partition = Partition(u16::from_str_radix(tag, 16).ok()?);
+        let (kind, name) = rest.split_once(':')?;
+        let user = || {
+            let (business_id, user_id) = name.split_once(':')?;
+            Some(User { business_id: decoded(business_id)?, user_id: decoded(user_id)? })
+        };
+        let kind = match kind {
+            "s" => KeyKind::Session(name.parse().ok()?),
+            "m" => KeyKind::Messages(name.parse().ok()?),
+            "d" => KeyKind::MessageIds(name.parse().ok()?),
+            "a" => KeyKind::Pointer(user()?),
+            "h" => KeyKind::History(user()?),
+            "b" => KeyKind::Business(decoded(name)?),
+            _ => return None,
+        };
+        let spelled = match &kind {
+            KeyKind::Session(id) => self.session(*id),
+            KeyKind::Messages(id) => self.messages(*id),
+            KeyKind::MessageIds(id) => self.message_ids(*id),
+            KeyKind::Pointer(user) => self.pointer(&user.business_id, &user.user_id),
+            KeyKind::History(user) => self.history(&user.business_id, &user.user_id),
+            KeyKind::Business(business_id) => self.business(partition, business_id),
+        };
+        // Each thing has one name: another spelling of it is a key that nobody reads.
+        let well_spelled = tag == partition.to_string() && spelled.split_once("}:")?.1 == rest;
+        well_spelled.then_some((partition, kind))
     }
 
     fn of_user(&self, kind: &str, business_id: &str, user_id: &str) -> String {
@@ -124,6 +196,18 @@ fn push_encoded(key: &mut String, identifier: &str) {
     }
 }
 
+/// The identifier that [`push_encoded`] wrote so, if it is one.
+fn decoded(text: &str) -> Option<String> {
+    let mut pieces = text.split('%');
+    let mut identifier = pieces.next()?.to_owned();
+    for piece in pieces {
+        let (hex, rest) = piece.split_at_checked(2)?;
+        identifier.push(char::from(u8::from_str_radix(hex, 16).ok()?));
+        identifier.push_str(rest);
+    }
+    Identifier::new(identifier.as_str()).is_ok().then_some(identifier)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,5 +219,39 @@ mod tests {
         assert!(pointer.ends_with(":a:a%3ab:%7bc%7d%25%01💬"), "{pointer}");
         assert_ne!(keys.pointer("a:b", "c"), keys.pointer("a", "b:c"));
         assert_ne!(keys.pointer("a%3ab", "c"), keys.pointer("a:b", "c"));
+    }
+    #[test]
+    fn a_key_says_what_it_holds() {
+        let keys = Keys::new("sd".to_owned());
+        let user = User { business_id: "a:b".to_owned(), user_id: "{c}%💬".to_owned() };
+        let partition = Partition::of_user(&user.business_id, &user.user_id);
+        let id = SessionId::random(partition).expect("random bytes");
+        let cases = [
+            (keys.session(id), KeyKind::Session(id)),
+            (keys.messages(id), KeyKind::Messages(id)),
+            (keys.message_ids(id), KeyKind::MessageIds(id)),
+            (keys.pointer(&user.business_id, &user.user_id), KeyKind::Pointer(user.clone())),
+            (keys.history(&user.business_id, &user.user_id), KeyKind::History(user.clone())),
+            (keys.business(partition, &user.business_id), KeyKind::Business(user.business_id.clone())),
+        ];
+        for (key, kind) in cases {
+            assert_eq!(keys.parse(&key), Some((partition, kind)), "{key}");
+        }
+        let strange = [
+            keys.layout(),
+            "sd:{03F2}:b:x".to_owned(),
+            "sd:{3f2}:b:x".to_owned(),
+            "sd:{03f2}:b:".to_owned(),
+            "sd:{03f2}:b:%3A".to_owned(),
+            "sd:{03f2}:b:%78".to_owned(),
+            "sd:{03f2}:a:x".to_owned(),
+            "sd:{03f2}:a:x:y:z".to_owned(),
+            "sd:{03f2}:x:y".to_owned(),
+            "sd2:{03f2}:b:x".to_owned(),
+            keys.session(id).to_uppercase(),
+        ];
+        for key in strange {
+            assert_eq!(keys.parse(&key), None, "{key}");
+        }
     }
 }

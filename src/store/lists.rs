@@ -207,6 +207,6 @@ impl ScoreBound {
 
 /// A time as a sorted set's score. Milliseconds fit in the 53 bits that are exact.
 #[expect(clippy::cast_precision_loss, reason = "exact until the year 287396")]
-fn score_of(ms: i64) -> f64 {
+pub(crate) fn score_of(ms: i64) -> f64 {
     ms as f64
 }

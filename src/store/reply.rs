@@ -25,6 +25,11 @@ impl Reply {
         StoreError::Reply { verb: self.verb, problem: problem.into() }
     }
 
+    /// How many values are left to read.
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.values.len() == 0
     }

@@ -66,6 +66,7 @@ pub(super) struct Scripts {
     pub(super) delete: Script,
     pub(super) erase_user: Script,
     pub(super) ready: Script,
+    pub(super) repair: Script,
 }
 
 impl Scripts {
@@ -78,6 +79,7 @@ impl Scripts {
             delete: script("delete", include_str!("../../lua/delete.lua")),
             erase_user: script("erase_user", include_str!("../../lua/erase_user.lua")),
             ready: script("ready", include_str!("../../lua/ready.lua")),
+            repair: script("repair", include_str!("../../lua/repair.lua")),
         }
     }
 }

@@ -6,6 +6,7 @@
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod architecture;
+mod audit;
 mod bad_input;
 mod client_flow;
 mod identifiers;
@@ -16,6 +17,7 @@ mod openapi;
 mod private_redis;
 mod program;
 mod races;
+mod redis_outage;
 mod scripts;
 mod state_machine;
 mod support;

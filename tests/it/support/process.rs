@@ -1,7 +1,7 @@
 //! A service in a process of its own: the program as it is shipped.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -9,6 +9,19 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How long anything may take that a test waits for. Reached only by a test that fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the program to its end with these arguments and variables, and no others of ours.
+pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    command(arguments, variables).output().expect("the program")
+}
+
+fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
+    command.args(arguments).stdin(Stdio::null());
+    command.env_clear().envs(["PATH", "HOME"].map(|name| (name, std::env::var(name).unwrap_or_default())));
+    command.envs(variables.iter().copied());
+    command
+}
 
 /// A running program. Killed when dropped.
 pub struct Process {
@@ -21,10 +34,8 @@ pub struct Process {
 impl Process {
     /// Starts the program with these arguments and variables, and no others of ours.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.env_clear().envs(["PATH", "HOME"].map(|name| (name, std::env::var(name).unwrap_or_default())));
-        let mut child = command.envs(variables.iter().copied()).spawn().expect("the program");
+        let mut command = command(arguments, variables);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
         let stderr = BufReader::new(child.stderr.take().expect("its stderr"));
         let (sender, log) = channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));

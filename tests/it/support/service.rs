@@ -10,6 +10,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sessiond::config::{Cli, Config};
+use sessiond::http::App;
 use sessiond::session::Timestamp;
 use sessiond::store::RedisAddress;
 use sessiond::{http, server};
@@ -25,6 +26,7 @@ pub struct Service {
     pub base: String,
     pub config: Config,
     pub look: Look,
+    pub app: Arc<App>,
     clock_ms: Arc<AtomicI64>,
     client: reqwest::Client,
 }
@@ -126,7 +128,7 @@ impl Service {
         // Commands wait for the first connection, so this returns as soon as the service can serve.
         while app.store.ready().await.is_err() {}
         let look = Look::at(socket, prefix).await;
-        Self { base, config, look, clock_ms, client: reqwest::Client::new() }
+        Self { base, config, look, app, clock_ms, client: reqwest::Client::new() }
     }
 
     /// Moves the service's clock on.

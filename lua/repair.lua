@@ -1,0 +1,119 @@
+#!lua
+-- repair: put right what is safe to put right about one session id: the entries that name it, and expiries.
+--
+-- Why it is atomic: an audit reads key after key while the service writes, so what it found may have changed since. The
+-- condition of every repair is read again here, in the step that repairs.
+-- Safe to run twice: the second run finds nothing to do. It makes nobody active who is not marked so, ends nobody, and
+-- leaves alone whatever it has more than one answer to.
+--
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
+--        4 business                              the index that names it: of its business in this partition
+--        5 pointer, 6 history                    of its user; both absent if the user is not known
+--        derived: the sessions that pointer and history name, under `partition`
+-- ARGV   1 partition       key prefix of the partition
+--        2 id              the session's id
+--        3 business_id     whose index it is
+--        4 user_id         whose pointer and history they are, or ``
+--        5 now_ms          Unix time
+--        6 retention_ms    how long a session stays readable after its end
+--        7 index_gone_ms   Unix time at which no session that is active now is readable any more
+--        8 others_max      sessions of the user to look at for another active one, at the most
+-- Returns {`repaired`, two for each repair: what was done, its key}
+-- O(others_max), plus log n in the size of the indexes.
+local session, messages, message_ids, business = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local pointer, history = KEYS[5], KEYS[6]
+local partition, id, business_id, user_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local now_ms, retention_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
+local index_gone_ms, others_max = tonumber(ARGV[7]), tonumber(ARGV[8])
+local NO_KEY, NO_EXPIRY = -2, -1
+
+local function int(ms)
+  return string.format('%.0f', ms)
+end
+
+local function number(text)
+  return text and tonumber(text)
+end
+
+local function expiry(key)
+  return key and redis.call('PEXPIRETIME', key) or NO_KEY
+end
+
+local document = redis.call('HMGET', session, 'businessId', 'userId', 'status', 'createdAt', 'expiresAt', 'endedAt')
+local created, expires, ended = number(document[4]), number(document[5]), number(document[6])
+local session_until, messages_until, message_ids_until = expiry(session), expiry(messages), expiry(message_ids)
+local pointer_until, history_until, business_until = expiry(pointer), expiry(history), expiry(business)
+local pointed_id = pointer and redis.call('GET', pointer)
+local in_history = history and redis.call('ZSCORE', history, id)
+local in_business = redis.call('ZSCORE', business, id)
+
+local exists = session_until ~= NO_KEY
+local of_business = document[1] == business_id
+local of_user = of_business and document[2] == user_id
+local of_another = (document[1] and not of_business) or (pointer and document[2] and document[2] ~= user_id)
+local is_over = document[3] == 'ended' or document[3] == 'expired'
+local is_marked_active = of_user and document[3] == 'active'
+
+local function another_is_active()
+  local others = redis.call('ZRANGE', history, 0, others_max - 1, 'REV')
+  if redis.call('ZCARD', history) > #others then return true end
+  if pointed_id then table.insert(others, pointed_id) end
+  for _, other_id in ipairs(others) do
+    local other = redis.call('HMGET', partition .. 's:' .. other_id, 'businessId', 'userId', 'status')
+    if other_id ~= id and other[1] == business_id and other[2] == user_id and other[3] == 'active' then return true end
+  end
+  return false
+end
+
+-- A session expires when it is no longer readable; what belongs to it, with it.
+local gone = session_until
+if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + retention_ms end
+if gone == NO_KEY then gone = nil end
+local puts_pointer = pointer and is_marked_active and gone and pointed_id ~= id and not another_is_active()
+local puts_history = history and of_user and created and gone and not in_history
+local puts_business = is_marked_active and gone and expires and now_ms < expires and not in_business
+
+-- From here on only writes.
+local reply = {'repaired'}
+local function done(what, key)
+  table.insert(reply, what)
+  table.insert(reply, key)
+end
+local function expire(key, current, at)
+  if current == NO_EXPIRY and at and redis.call('PEXPIREAT', key, int(at)) == 1 then done('expiry set', key) end
+end
+
+expire(session, session_until, gone)
+expire(messages, messages_until, gone)
+expire(message_ids, message_ids_until, gone)
+
+if puts_pointer then
+  redis.call('SET', pointer, id, 'PXAT', int(gone))
+  done('pointer put back', pointer)
+elseif pointed_id == id and (not exists or of_another or is_over) then
+  redis.call('DEL', pointer)
+  done('pointer removed', pointer)
+elseif pointed_id == id then
+  expire(pointer, pointer_until, gone)
+end
+
+if puts_history then
+  redis.call('ZADD', history, int(created), id)
+  if history_until ~= NO_EXPIRY and history_until < gone then redis.call('PEXPIREAT', history, int(gone)) end
+  done('history entry put back', history)
+elseif in_history and not exists then
+  redis.call('ZREM', history, id)
+  done('history entry removed', history)
+end
+if history then expire(history, history_until, math.max(index_gone_ms, gone or 0)) end
+
+if puts_business then
+  redis.call('ZADD', business, int(expires), id)
+  if business_until ~= NO_EXPIRY and business_until < gone then redis.call('PEXPIREAT', business, int(gone)) end
+  done('business entry put back', business)
+elseif in_business and (not exists or (of_business and is_over)) then
+  redis.call('ZREM', business, id)
+  done('business entry removed', business)
+end
+expire(business, business_until, math.max(index_gone_ms, gone or 0))
+return reply

@@ -1,0 +1,411 @@
+//! `sessiond audit`: a keyspace that the service made is whole; each defect is found, as what it is; what is safe is
+//! repaired and the rest is left alone.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sessiond::audit::{Finding, INVARIANTS};
+use sessiond::session::Partition;
+
+use crate::support::audit::{audit, expect_clean, repair};
+use crate::support::process::{self, Process};
+use crate::support::redis;
+use crate::support::service::Service;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn messages(count: usize) -> Value {
+    (0..count).map(|_| json!({"role": "user", "content": {"text": "hello"}})).collect()
+}
+
+#[tokio::test]
+async fn what_the_service_makes_is_whole() {
+    let service = Service::start(&["--messages-kept", "100"]).await;
+    let path = |id: &str| format!("/api/sessions/{id}");
+    let create = json!({"businessId": "b", "userId": "a:{b}%💬", "metadata": {"k": [1]}, "title": "t"});
+    let first = service.post("/api/sessions", create.clone()).await.expect(201).string("sessionId");
+    service.post(&format!("{}/messages", path(&first)), messages(3)).await.expect(201);
+    let report = expect_clean(&service).await;
+    assert_eq!((report.sessions, report.active, report.stale), (1, 1, 0), "{report}");
+
+    // Replaced, ended, resumed, and resumed in place of another.
+    service.advance(MINUTE);
+    let mut replace = create.clone();
+    replace["ifActive"] = "replace".into();
+    let second = service.post("/api/sessions", replace).await.expect(201).string("sessionId");
+    expect_clean(&service).await;
+    service.patch(&path(&second), json!({"status": "ended", "metadata": {"k": null}})).await.expect(200);
+    expect_clean(&service).await;
+    service.patch(&path(&first), json!({"status": "active"})).await.expect(200);
+    expect_clean(&service).await;
+    service.patch(&path(&second), json!({"status": "active", "ifActive": "replace"})).await.expect(200);
+    expect_clean(&service).await;
+
+    // More messages than are kept.
+    for _ in 0..3 {
+        service.post(&format!("{}/messages", path(&second)), messages(60)).await.expect(201);
+        expect_clean(&service).await;
+    }
+
+    // Idle: not written down, then written down by a change, by a resume, and by the next session.
+    service.session_of("idle").await;
+    service.advance(HOUR);
+    let report = expect_clean(&service).await;
+    assert_eq!((report.active, report.stale), (0, 2), "{report}");
+    service.patch(&path(&second), json!({"title": "late"})).await.expect(200);
+    expect_clean(&service).await;
+    service.patch(&path(&second), json!({"status": "active"})).await.expect(200);
+    service.session_of("idle").await;
+    let report = expect_clean(&service).await;
+    assert_eq!((report.sessions, report.active, report.stale), (4, 2, 0), "{report}");
+
+    // Deleted and erased.
+    service.delete(&path(&first)).await.expect(204);
+    expect_clean(&service).await;
+    service.delete(&path(&second)).await.expect(204);
+    expect_clean(&service).await;
+    service.delete("/api/sessions/business/b/user/idle").await.expect(200);
+    assert_eq!(expect_clean(&service).await.keys, 0);
+}
+
+#[tokio::test]
+async fn a_session_that_ends_under_a_longer_retention_stays_in_its_history() {
+    let service = Service::start(&["--retention", "1day"]).await;
+    let longer = service.sibling(&["--retention", "90days"]).await;
+    for (user_id, change) in [("ends", json!({"status": "ended"})), ("late", json!({"title": "t"}))] {
+        let id = service.session_of(user_id).await;
+        if user_id == "late" {
+            service.advance(HOUR);
+        }
+        longer.patch(&format!("/api/sessions/{id}"), change).await.expect(200);
+        expect_clean(&longer).await;
+    }
+}
+
+#[tokio::test]
+async fn entries_of_sessions_whose_time_is_over_are_stale_and_no_findings() {
+    let world = World::new().await;
+    world.run("DEL <es>").await;
+    let dangling = [("history-dangling", world.text("<h>"))];
+    assert_eq!(names_of(&audit(&world.service).await.findings), dangling);
+    world.service.advance(31 * DAY);
+    let report = expect_clean(&world.service).await;
+    // The ended session's entry in the history, and those of two active ones that expired among the business's.
+    assert_eq!(report.stale, 3, "{report}");
+}
+
+/// Two users with an active session each, and one with an ended one, all in one partition.
+struct World {
+    service: Service,
+    /// What a word in angle brackets stands for.
+    words: Vec<(&'static str, String)>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let service = Service::start(&[]).await;
+        let home = Partition::of_user("b", "u");
+        let mut neighbours = names().filter(|user| Partition::of_user("b", user) == home);
+        let (other_user, quiet_user) = (neighbours.next().expect("a user"), neighbours.next().expect("a user"));
+
+        let ended = service.session_of("u").await;
+        service.advance(MINUTE);
+        let end = json!({"status": "ended"});
+        service.patch(&format!("/api/sessions/{ended}"), end.clone()).await.expect(200);
+        let id = service.session_of("u").await;
+        let sent: Vec<_> =
+            [1, 2, 3].map(|n| json!({"messageId": format!("m{n}"), "role": "user", "content": n})).into();
+        service.post(&format!("/api/sessions/{id}/messages"), sent.into()).await.expect(201);
+        let other = service.session_of(&other_user).await;
+        let quiet = service.session_of(&quiet_user).await;
+        service.patch(&format!("/api/sessions/{quiet}"), end).await.expect(200);
+
+        let ids = [id, ended, other, quiet];
+        Self { words: words(&service, home, ids, &quiet_user).await, service }
+    }
+
+    fn text(&self, template: &str) -> String {
+        self.words.iter().fold(template.to_owned(), |text, (word, meaning)| text.replace(word, meaning))
+    }
+
+    /// Runs commands that `; ` separates.
+    async fn run(&self, commands: &str) {
+        for command in commands.split("; ") {
+            let words: Vec<_> = command.split(' ').map(|word| self.text(word)).collect();
+            self.service.look.command(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        }
+    }
+}
+
+/// Enough names to find one of any kind among.
+fn names() -> impl Iterator<Item = String> {
+    (0..1_000_000).map(|n| format!("n{n}"))
+}
+
+/// What the words of the table below mean in one world.
+async fn words(
+    service: &Service,
+    home: Partition,
+    [id, ended, other, quiet]: [String; 4],
+    quiet_user: &str,
+) -> Vec<(&'static str, String)> {
+    let stranger = names().find(|user| Partition::of_user("b", user) != home);
+    let business = names().find(|business| Partition::of_business(business).contains(&home));
+    let prefix = &service.config.key_prefix;
+    let in_home = |rest: &str| format!("{prefix}:{{{home}}}:{rest}");
+    let elsewhere = format!("{prefix}:{{{}}}:", Partition(home.0 ^ 1));
+    let missing = format!("{home}0000-0000-8000-8000-000000000001");
+    let document = service.look.hash(&in_home(&format!("s:{id}"))).await;
+    let gone = service.look.text(&["PEXPIRETIME", &in_home(&format!("s:{id}"))]).await.expect("an expiry");
+    vec![
+        ("<prefix>", prefix.clone()),
+        ("<elsewhere>", elsewhere),
+        ("<stranger>", stranger.expect("a user")),
+        ("<s>", in_home(&format!("s:{id}"))),
+        ("<m>", in_home(&format!("m:{id}"))),
+        ("<d>", in_home(&format!("d:{id}"))),
+        ("<a>", in_home("a:b:u")),
+        ("<h>", in_home("h:b:u")),
+        ("<b>", in_home("b:b")),
+        ("<es>", in_home(&format!("s:{ended}"))),
+        ("<ed>", in_home(&format!("d:{ended}"))),
+        ("<quiet-a>", in_home(&format!("a:b:{quiet_user}"))),
+        ("<other-b>", in_home(&format!("b:{}", business.expect("a business")))),
+        ("<missing-s>", in_home(&format!("s:{missing}"))),
+        ("<missing-m>", in_home(&format!("m:{missing}"))),
+        ("<missing-d>", in_home(&format!("d:{missing}"))),
+        ("<id>", id),
+        ("<ended>", ended),
+        ("<other>", other),
+        ("<quiet>", quiet),
+        ("<missing>", missing),
+        ("<now>", service.now().0.to_string()),
+        ("<created>", document["createdAt"].clone()),
+        ("<expires>", document["expiresAt"].clone()),
+        ("<ended-expires>", (service.now().0 + 29 * 60 * 1000).to_string()),
+        ("<gone>", gone),
+    ]
+}
+
+fn names_of(findings: &[Finding]) -> Vec<(&'static str, String)> {
+    findings.iter().map(|finding| (finding.invariant, finding.key.clone())).collect()
+}
+
+struct Defect {
+    commands: &'static str,
+    /// Invariants, each with the key where it is broken.
+    findings: &'static [(&'static str, &'static str)],
+    /// Whether a repair leaves nothing of it.
+    repaired: bool,
+}
+
+const fn found(commands: &'static str, findings: &'static [(&'static str, &'static str)]) -> Defect {
+    Defect { commands, findings, repaired: false }
+}
+
+const fn repaired(commands: &'static str, findings: &'static [(&'static str, &'static str)]) -> Defect {
+    Defect { commands, findings, repaired: true }
+}
+
+const DEFECTS: &[Defect] = &[
+    found("SET <prefix>:junk x", &[("unknown-key", "<prefix>:junk")]),
+    found("COPY <s> <elsewhere>x:<id>", &[("unknown-key", "<elsewhere>x:<id>")]),
+    found("SET <ed> x PXAT <gone>", &[("expiry-differs", "<es>"), ("wrong-type", "<ed>")]),
+    found(
+        "DEL <h>; SET <h> x PXAT <gone>",
+        &[("history-missing", "<es>"), ("history-missing", "<s>"), ("wrong-type", "<h>")],
+    ),
+    found("COPY <s> <elsewhere>s:<id>", &[("wrong-partition", "<elsewhere>s:<id>")]),
+    found("COPY <a> <elsewhere>a:b:u", &[("wrong-partition", "<elsewhere>a:b:u")]),
+    found("COPY <b> <elsewhere>b:b", &[("wrong-partition", "<elsewhere>b:b")]),
+    found("HSET <es> userId <stranger>", &[("history-of-another", "<h>"), ("wrong-partition", "<es>")]),
+    repaired("PERSIST <s>", &[("expiry-missing", "<s>")]),
+    repaired("PERSIST <m>", &[("expiry-missing", "<m>")]),
+    repaired("PERSIST <d>", &[("expiry-missing", "<d>")]),
+    repaired("PERSIST <a>", &[("expiry-missing", "<a>")]),
+    repaired("PERSIST <h>", &[("expiry-missing", "<h>")]),
+    repaired("PERSIST <b>", &[("expiry-missing", "<b>")]),
+    repaired("PERSIST <es>", &[("expiry-missing", "<es>")]),
+    found("PEXPIREAT <m> <now>", &[("expiry-differs", "<s>")]),
+    found("PEXPIREAT <d> <now>", &[("expiry-differs", "<s>")]),
+    found("PEXPIREAT <a> <now>", &[("expiry-differs", "<s>")]),
+    found("PEXPIREAT <h> <now>", &[("expiry-too-early", "<h>")]),
+    found("PEXPIREAT <b> <now>", &[("expiry-too-early", "<b>")]),
+    found("HDEL <es> locationId", &[("malformed-session", "<es>")]),
+    found("HDEL <es> sessionId", &[("malformed-session", "<es>")]),
+    found("HSET <es> sessionId <id>", &[("malformed-session", "<es>")]),
+    found("HSET <es> createdAt soon", &[("malformed-session", "<es>")]),
+    found("HSET <es> status gone", &[("malformed-session", "<es>")]),
+    found("HSET <es> metadata []", &[("malformed-session", "<es>")]),
+    found("HSET <s> activeUntil <created>", &[("impossible-times", "<s>")]),
+    found("HSET <es> updatedAt 1", &[("impossible-times", "<es>")]),
+    found("HSET <es> lastActivityAt <gone>", &[("impossible-times", "<es>")]),
+    found("HDEL <es> endReason", &[("status-and-end", "<es>")]),
+    found("HSET <es> endReason idle", &[("status-and-end", "<es>")]),
+    found("HSET <s> endReason client endedAt <now>", &[("status-and-end", "<s>")]),
+    repaired("SET <quiet-a> <missing> PXAT <gone>", &[("pointer-to-nothing", "<quiet-a>")]),
+    repaired("SET <quiet-a> nonsense PXAT <gone>", &[("pointer-to-nothing", "<quiet-a>")]),
+    repaired("SET <quiet-a> <id> PXAT <gone>", &[("pointer-to-another", "<quiet-a>")]),
+    repaired("SET <quiet-a> <quiet> PXAT <gone>", &[("pointer-to-ended", "<quiet-a>")]),
+    repaired("DEL <a>", &[("active-not-pointed-at", "<s>")]),
+    repaired("SET <a> <ended> PXAT <gone>", &[("active-not-pointed-at", "<s>"), ("pointer-to-ended", "<a>")]),
+    repaired("SET <a> <missing> PXAT <gone>", &[("active-not-pointed-at", "<s>"), ("pointer-to-nothing", "<a>")]),
+    found(
+        "HSET <es> status active; HDEL <es> endedAt endReason; ZADD <b> <ended-expires> <ended>",
+        &[("two-active", "<es>")],
+    ),
+    found(
+        "HSET <es> status active; HDEL <es> endedAt endReason; ZADD <b> <ended-expires> <ended>; DEL <a>",
+        &[("two-active", "<es>"), ("two-active", "<s>")],
+    ),
+    repaired("ZREM <h> <ended>", &[("history-missing", "<es>")]),
+    repaired("DEL <h>", &[("history-missing", "<es>"), ("history-missing", "<s>")]),
+    found("ZADD <h> 5 <ended>", &[("history-score", "<es>")]),
+    repaired("ZADD <h> <now> <missing>", &[("history-dangling", "<h>")]),
+    repaired("ZADD <h> <now> nonsense", &[("history-dangling", "<h>")]),
+    found("ZADD <h> <now> <other>", &[("history-of-another", "<h>")]),
+    repaired("ZREM <b> <id>", &[("business-missing", "<s>")]),
+    found("ZADD <b> <now> <id>", &[("business-score", "<s>")]),
+    repaired("ZADD <b> <expires> <missing>", &[("business-dangling", "<b>")]),
+    found("ZADD <other-b> <expires> <id>; PEXPIREAT <other-b> <gone>", &[("business-of-another", "<other-b>")]),
+    repaired("ZADD <b> <expires> <ended>", &[("business-of-ended", "<b>")]),
+    found("HSET <s> messageCount 2", &[("message-count", "<s>")]),
+    found("HSET <s> messageCount 4", &[("message-count", "<s>")]),
+    found("DEL <m>", &[("message-count", "<s>"), ("message-index", "<d>")]),
+    found("XDEL <m> 2-0; HDEL <d> m2", &[("message-stream", "<m>")]),
+    found("XADD <m> 4-0 role user; HSET <s> messageCount 4", &[("message-stream", "<m>")]),
+    found(
+        "XADD <m> 4-0 messageId m4 role user content null metadata {} createdAt 1; HSET <d> m4 4; HSET <s> messageCount 4",
+        &[("message-stream", "<m>")],
+    ),
+    found("COPY <m> <missing-m>", &[("message-stream", "<missing-m>")]),
+    found("COPY <d> <missing-d>", &[("message-stream", "<missing-d>")]),
+    found("HDEL <d> m2", &[("message-index", "<m>")]),
+    found("HSET <d> m2 3", &[("message-index", "<m>")]),
+    found("HSET <d> m9 9", &[("message-index", "<m>")]),
+];
+
+#[tokio::test]
+async fn each_defect_is_found_as_what_it_is_and_repaired_if_that_is_safe() {
+    let mut planted = BTreeSet::new();
+    for defect in DEFECTS {
+        let world = World::new().await;
+        expect_clean(&world.service).await;
+        world.run(defect.commands).await;
+        let report = audit(&world.service).await;
+        let mut expected: Vec<_> =
+            defect.findings.iter().map(|(invariant, key)| (*invariant, world.text(key))).collect();
+        expected.sort();
+        assert_eq!(names_of(&report.findings), expected, "{}\n{report}", defect.commands);
+        assert_eq!(report.repairs, [], "{}", defect.commands);
+        planted.extend(report.findings.iter().map(|finding| finding.invariant));
+
+        let before = world.service.look.digest().await;
+        let after_repair = repair(&world.service).await;
+        if defect.repaired {
+            assert_ne!(after_repair.repairs, [], "{}", defect.commands);
+            assert_eq!(after_repair.findings, [], "{}\n{after_repair}", defect.commands);
+            expect_clean(&world.service).await;
+        } else {
+            assert_eq!(after_repair.repairs, [], "{}\n{after_repair}", defect.commands);
+            assert_eq!(after_repair.findings, report.findings, "{}", defect.commands);
+            assert_eq!(world.service.look.digest().await, before, "{}", defect.commands);
+        }
+    }
+    assert_eq!(planted, INVARIANTS.iter().map(|(name, _)| *name).collect());
+}
+
+#[tokio::test]
+async fn a_repair_gives_a_user_the_active_session_back() {
+    let world = World::new().await;
+    world.run("DEL <a>; ZREM <b> <id>; ZREM <h> <id>; PERSIST <m>").await;
+    let path = "/api/sessions/business/b/user/u/active";
+    world.service.get(path).await.expect_problem(404, "no_active_session");
+    let report = repair(&world.service).await;
+    let done: Vec<_> = report.repairs.iter().map(|repair| (repair.done.as_str(), repair.key.clone())).collect();
+    let expected = [
+        ("business entry put back", world.text("<b>")),
+        ("expiry set", world.text("<m>")),
+        ("history entry put back", world.text("<h>")),
+        ("pointer put back", world.text("<a>")),
+    ];
+    assert_eq!(done, expected);
+    assert_eq!(world.service.get(path).await.expect(200).string("sessionId"), world.text("<id>"));
+    expect_clean(&world.service).await;
+}
+
+#[tokio::test]
+async fn the_program_says_what_it_found_and_exits_accordingly() {
+    let world = World::new().await;
+    let url = format!("redis+unix://{}", redis::shared().display());
+    let prefix = &world.service.config.key_prefix;
+    let run = |flags: &[&str]| {
+        let arguments: Vec<_> = ["audit", "--key-prefix", prefix].into_iter().chain(flags.iter().copied()).collect();
+        let output = process::run(&arguments, &[("REDIS_URL", &url)]);
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (code, text) = run(&["--max-keys-per-second", "1000000"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("4 sessions, 2 active; 0 stale index entries; 0 findings; 0 repairs"), "{text}");
+
+    world.run("DEL <a>; SET <prefix>:{\x1b junk").await;
+    let (code, text) = run(&[]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains(&world.text("found: active-not-pointed-at: <s>: ")), "{text}");
+    assert!(!text.contains('\x1b'), "{text}");
+
+    let (code, text) = run(&["--format", "json", "--repair"]);
+    assert_eq!(code, Some(1), "{text}");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["repairs"], json!([{"done": "pointer put back", "key": world.text("<a>")}]));
+    assert_eq!(report["findings"][0]["invariant"], "unknown-key");
+    assert_eq!(report["findings"][0]["key"], world.text("<prefix>:{\x1b"));
+    assert_eq!((&report["sessions"], &report["active"], &report["stale"]), (&json!(4), &json!(2), &json!(0)));
+
+    world.run("DEL <prefix>:{\x1b").await;
+    assert_eq!(run(&["--format", "json"]).0, Some(0));
+}
+
+#[tokio::test]
+async fn the_program_exits_2_if_there_is_nothing_that_it_could_audit() {
+    let service = Service::start(&[]).await;
+    let url = format!("redis+unix://{}", redis::shared().display());
+    let prefix = service.config.key_prefix.as_str();
+    service.look.command(&["SET", &format!("{prefix}:layout"), "0"]).await;
+    let cases = [
+        (vec!["audit", "--max-keys-per-second", "0"], url.as_str(), "--max-keys-per-second"),
+        (vec!["audit", "--key-prefix", prefix], &url, "another layout version"),
+        (vec!["audit"], "redis+unix:///nowhere/redis.sock", "the store is unavailable"),
+    ];
+    for (arguments, url, why) in cases {
+        let output = process::run(&arguments, &[("REDIS_URL", url)]);
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(why), "{arguments:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_private_redis_is_audited_when_no_service_uses_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data_dir = folder.path().to_str().expect("a path of text");
+    let flags = ["--data-dir", data_dir];
+    let (mut service, base) = Process::serve(&flags, &[]);
+    let client = reqwest::Client::new();
+    let body = json!({"businessId": "b", "userId": "u"});
+    client.post(format!("{base}/api/sessions")).json(&body).send().await.expect("an answer");
+
+    let in_use = process::run(&["audit", "--data-dir", data_dir], &[]);
+    assert_eq!(in_use.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&in_use.stderr).contains("is in use by another sessiond"), "{in_use:?}");
+
+    service.signal(rustix::process::Signal::TERM);
+    assert!(service.wait().success(), "{:#?}", service.lines);
+    let audited = process::run(&["audit", "--data-dir", data_dir, "--format", "json"], &[]);
+    assert_eq!(audited.status.code(), Some(0), "{audited:?}");
+    let report: Value = serde_json::from_slice(&audited.stdout).expect("JSON");
+    assert_eq!((&report["keys"], &report["sessions"], &report["active"]), (&json!(4), &json!(1), &json!(1)));
+}
