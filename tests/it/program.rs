@@ -64,6 +64,26 @@ fn a_resolution_that_would_expire_active_users_is_refused() {
 }
 
 #[test]
+fn the_readme_lists_every_setting_with_its_variable_and_default() {
+    use clap::CommandFactory;
+    let readme = include_str!("../../README.md");
+    let command = sessiond::config::Cli::command();
+    let settings: Vec<_> = command.get_arguments().filter(|argument| argument.get_env().is_some()).collect();
+    assert!(settings.len() > 15);
+    for setting in settings {
+        let flag = setting.get_long().expect("a flag");
+        let variable = setting.get_env().and_then(|name| name.to_str()).expect("a variable");
+        let row = format!("| `--{flag}` | `{variable}` | ");
+        let row = readme.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("no row {row}"));
+        for default in setting.get_default_values() {
+            assert!(row.contains(&format!("`{}`", default.display())), "{row}: the default is {default:?}");
+        }
+    }
+    let rows = readme.lines().filter(|line| line.starts_with("| `--")).count();
+    assert_eq!(rows, command.get_arguments().filter(|argument| argument.get_env().is_some()).count());
+}
+
+#[test]
 fn check_config_shows_the_settings_and_no_password() {
     let program = env!("CARGO_BIN_EXE_sessiond");
     let output = std::process::Command::new(program)
