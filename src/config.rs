@@ -154,9 +154,12 @@ pub struct SettingsArgs {
     /// Most time to answer a request that was received; a store that hangs is a 503 by then
     #[arg(long, global = true, env = "SESSIOND_REQUEST_DEADLINE", value_name = "DURATION", default_value = "1s")]
     request_deadline: String,
-    /// Most time for a request's headers to arrive, and for its body after them
+    /// Most time for a request's headers to arrive, for its body after them, and for a client to take any of its answer
     #[arg(long, global = true, env = "SESSIOND_RECEIVE_TIMEOUT", value_name = "DURATION", default_value = "10s")]
     receive_timeout: String,
+    /// Most time from an answer to the next request on its connection; longer than that of the proxies in front
+    #[arg(long, global = true, env = "SESSIOND_KEEP_ALIVE_TIMEOUT", value_name = "DURATION", default_value = "75s")]
+    keep_alive_timeout: String,
     /// Most time to finish accepted requests after SIGTERM or SIGINT
     #[arg(long, global = true, env = "SESSIOND_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s")]
     shutdown_grace: String,
@@ -192,6 +195,8 @@ pub struct Config {
     pub request_deadline: Duration,
     /// The most that a request's headers, and then its body, may take to arrive.
     pub receive_timeout: Duration,
+    /// The most from an answer to the next request on its connection.
+    pub keep_alive_timeout: Duration,
     /// The most that accepted requests may take after the signal to stop.
     pub shutdown_grace: Duration,
     /// What to log.
@@ -245,6 +250,7 @@ impl SettingsArgs {
         let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let request_deadline = bad.duration("--request-deadline", &self.request_deadline);
         let receive_timeout = bad.duration("--receive-timeout", &self.receive_timeout);
+        let keep_alive_timeout = bad.duration("--keep-alive-timeout", &self.keep_alive_timeout);
         let shutdown_grace = bad.duration("--shutdown-grace", &self.shutdown_grace);
         let log = bad.log_filter(self.log);
         match (listen, redis, default_location_id, default_session_type) {
@@ -263,6 +269,7 @@ impl SettingsArgs {
                     metadata_bytes_max,
                     request_deadline,
                     receive_timeout,
+                    keep_alive_timeout,
                     shutdown_grace,
                     log,
                 })

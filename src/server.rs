@@ -1,5 +1,7 @@
 //! Starts the service and stops it: listener, connections, drain. The one place that reads the clock.
 
+mod patience;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -12,12 +14,14 @@ use axum::extract::Request;
 use axum::http::header;
 use axum::routing::get;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
+pub use self::patience::Patience;
+use self::patience::{PatientIo, Serving};
 use crate::config::{Config, RedisSource};
 use crate::http::{self, App, Clock};
 use crate::metrics;
@@ -90,6 +94,12 @@ pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
     }
 }
 
+/// How long connections may keep the service waiting, from the settings.
+#[must_use]
+pub fn patience(config: &Config) -> Patience {
+    Patience { head: config.receive_timeout, keep_alive: config.keep_alive_timeout, send: config.receive_timeout }
+}
+
 /// What the handlers work with, from the settings.
 ///
 /// # Errors
@@ -126,7 +136,7 @@ pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Out
             error = unfit_store(&app.store) => unfit = Some(error),
         }
     };
-    serve(listener, http::router(app.clone()), config.receive_timeout, config.shutdown_grace, stop).await;
+    serve(listener, http::router(app.clone()), patience(config), config.shutdown_grace, stop).await;
     app.store.quit().await;
     if let Some(error) = unfit {
         return Err(error.into());
@@ -173,7 +183,7 @@ async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(),
     let render =
         move || async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()) };
     let router = Router::new().route("/metrics", get(render));
-    tokio::spawn(serve(listener, router, config.receive_timeout, Duration::ZERO, std::future::pending()));
+    tokio::spawn(serve(listener, router, patience(config), Duration::ZERO, std::future::pending()));
     Ok(())
 }
 
@@ -181,7 +191,7 @@ async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(),
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    header_timeout: Duration,
+    patience: Patience,
     grace: Duration,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -192,7 +202,7 @@ pub async fn serve(
             biased;
             () = &mut shutdown => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => connection(stream, router.clone(), header_timeout, &graceful),
+                Ok((stream, _)) => connection(stream, router.clone(), patience, &graceful),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -209,27 +219,25 @@ pub async fn serve(
 }
 
 /// Serves one connection in its own task.
-fn connection(stream: TcpStream, router: Router, header_timeout: Duration, graceful: &GracefulShutdown) {
+fn connection(stream: TcpStream, router: Router, patience: Patience, graceful: &GracefulShutdown) {
     // Without it an answer may wait for the acknowledgement of the one before.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }
+    let serving = Serving::default();
+    let io = PatientIo::new(TokioIo::new(stream), patience, serving.clone());
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let router = router.clone();
+        let (router, serving) = (router.clone(), serving.clone());
         async move {
-            Ok::<_, Infallible>(
-                router
-                    .oneshot(request.map(axum::body::Body::new) as Request)
-                    .await
-                    .unwrap_or_else(|never| match never {}),
-            )
+            serving.turn();
+            let request: Request = request.map(axum::body::Body::new);
+            let answer = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            serving.turn();
+            Ok::<_, Infallible>(answer)
         }
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
-        .serve_connection(TokioIo::new(stream), service);
+    let connection = hyper::server::conn::http1::Builder::new().header_read_timeout(None).serve_connection(io, service);
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         // What goes wrong with a connection is its client's doing.

@@ -251,6 +251,44 @@ async fn a_signal_while_redis_is_awaited_stops_the_service_cleanly() {
 }
 
 #[tokio::test]
+async fn slow_clients_are_cut_off_and_idle_ones_are_not() {
+    let url = shared_url();
+    let flags = ["--key-prefix", "patience", "--receive-timeout", "200ms", "--keep-alive-timeout", "60s"];
+    let (_service, base) = Process::serve(&flags, &[("REDIS_URL", &url)]);
+    let connect = || async { TcpStream::connect(base.trim_start_matches("http://")).await.expect("a connection") };
+    let ask = async |stream: &mut TcpStream| {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("a request sent");
+        let mut answer = [0; 1024];
+        let length = stream.read(&mut answer).await.expect("an answer");
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    };
+    let mut idle = connect().await;
+    assert!(ask(&mut idle).await.starts_with("HTTP/1.1 200"));
+
+    let mut silent = connect().await;
+    let mut half_a_head = connect().await;
+    half_a_head.write_all(b"GET /livez HTTP/1.1\r\nHo").await.expect("half a head sent");
+    let mut half_a_second_head = connect().await;
+    assert!(ask(&mut half_a_second_head).await.starts_with("HTTP/1.1 200"));
+    half_a_second_head.write_all(b"GET /livez HTTP/1.1\r\nHo").await.expect("half a head sent");
+    for slow in [&mut silent, &mut half_a_head, &mut half_a_second_head] {
+        let mut answer = String::new();
+        let ended = patiently(slow.read_to_string(&mut answer)).await;
+        assert!(ended.is_err() || answer.is_empty(), "{answer}");
+    }
+    let mut half_a_body = connect().await;
+    let head =
+        b"POST /api/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    half_a_body.write_all(head).await.expect("half a body sent");
+    let mut answer = String::new();
+    patiently(half_a_body.read_to_string(&mut answer)).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("request_timeout"), "{answer}");
+
+    // It was idle for longer than all of these, and is still served.
+    assert!(ask(&mut idle).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
 async fn metrics_count_requests_by_route_and_never_by_path() {
     let url = shared_url();
     let (service, base) = Process::serve(&["--key-prefix", "metrics"], &[("REDIS_URL", &url)]);
