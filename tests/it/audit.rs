@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sessiond::audit::{Finding, INVARIANTS};
-use sessiond::session::Partition;
+use sessiond::session::{Partition, Timestamp};
 
 use crate::support::audit::{audit, expect_clean, repair};
 use crate::support::process::{self, Process};
@@ -316,6 +316,26 @@ async fn each_defect_is_found_as_what_it_is_and_repaired_if_that_is_safe() {
         }
     }
     assert_eq!(planted, INVARIANTS.iter().map(|(name, _)| *name).collect());
+}
+
+/// The order of creation is strict, whatever the clock does: `createdAt` may be ahead of the activity and of the end.
+#[tokio::test]
+async fn sessions_of_one_moment_and_of_a_clock_that_went_back_are_whole() {
+    let service = Service::start(&[]).await;
+    let replace = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
+    service.post("/api/sessions", replace.clone()).await.expect(201);
+    let second = service.post("/api/sessions", replace.clone()).await.expect(201).json();
+    assert!(second["createdAt"].as_str() > second["lastActivityAt"].as_str(), "{second}");
+    expect_clean(&service).await;
+
+    let start = service.now();
+    service.set_now(Timestamp(start.0 - 2 * 60 * 60 * 1000));
+    let third = service.post("/api/sessions", replace.clone()).await.expect(201).json();
+    assert!(third["createdAt"].as_str() > third["expiresAt"].as_str(), "{third}");
+    expect_clean(&service).await;
+    service.set_now(start);
+    service.post("/api/sessions", replace).await.expect(201);
+    expect_clean(&service).await;
 }
 
 #[tokio::test]

@@ -4,6 +4,9 @@
 pub mod audit;
 pub mod monitor;
 pub mod process;
+pub mod random;
 pub mod raw;
 pub mod redis;
+pub mod reply_proxy;
 pub mod service;
+pub mod victim;
