@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, test_kill_process};
 
 /// The servers that are looked for, in this order.
 const SERVERS: [&str; 2] = ["valkey-server", "redis-server"];
@@ -68,8 +68,6 @@ pub struct EmbeddedRedis {
     shared: Arc<Shared>,
     supervisor: Option<JoinHandle<()>>,
     data_dir: PathBuf,
-    /// Held for as long as the server may run: one service a data directory.
-    _lock: File,
 }
 
 #[derive(Debug, Default)]
@@ -134,10 +132,10 @@ impl EmbeddedRedis {
             .name("redis-supervisor".to_owned())
             .spawn({
                 let (server, data_dir, shared) = (server.to_owned(), data_dir.clone(), shared.clone());
-                move || supervise(&server, &data_dir, &shared)
+                move || supervise(&server, &data_dir, &lock, &shared)
             })
             .map_err(unusable)?;
-        let redis = Self { shared, supervisor: Some(supervisor), data_dir, _lock: lock };
+        let redis = Self { shared, supervisor: Some(supervisor), data_dir };
         redis.wait_until_up(server)?;
         Ok(redis)
     }
@@ -205,15 +203,31 @@ fn signal(child: Option<Pid>, signal: Signal) {
     }
 }
 
-/// Takes the data directory's lock. The operating system gives it back however the process ends.
+/// Takes the data directory's lock, and writes into it whose it is. The operating system gives it back when this process
+/// and its server have ended, however they do. A server whose service was killed may still be writing its last commands:
+/// it is waited for.
 fn lock(data_dir: &Path) -> Result<File, EmbeddedError> {
     let unusable = |error| EmbeddedError::Directory(data_dir.to_owned(), error);
-    let file = File::options().create(true).truncate(false).write(true).open(data_dir.join(LOCK)).map_err(unusable)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(EmbeddedError::InUse(data_dir.to_owned())),
-        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    let path = data_dir.join(LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+            Err(TryLockError::WouldBlock) => {
+                let owner = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+                let is_alive = owner.and_then(Pid::from_raw).is_none_or(|pid| test_kill_process(pid).is_ok());
+                if is_alive || started.elapsed() > STOP_TIMEOUT {
+                    return Err(EmbeddedError::InUse(data_dir.to_owned()));
+                }
+                std::thread::sleep(POLL);
+            }
+        }
     }
+    file.set_len(0).map_err(unusable)?;
+    (&file).write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(unusable)?;
+    Ok(file)
 }
 
 /// Stops a server that outlived its service. On Linux there is none: the kernel ends it with the service.
@@ -237,7 +251,7 @@ fn ask(socket: &Path, command: &str) -> io::Result<String> {
 }
 
 /// Starts one server. Its settings are arguments, so that a file in the data directory cannot change them.
-fn spawn(server: &Path, data_dir: &Path, shared: &Shared) -> io::Result<Child> {
+fn spawn(server: &Path, data_dir: &Path, lock: &File, shared: &Shared) -> io::Result<Child> {
     let mut command = Command::new(server);
     // Paths are relative to the data directory: no quoting, and no limit on the server's side.
     command.current_dir(data_dir).args(["--dir", ".", "--unixsocket", SOCKET, "--unixsocketperm", "700"]);
@@ -247,7 +261,7 @@ fn spawn(server: &Path, data_dir: &Path, shared: &Shared) -> io::Result<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // A group of its own: Ctrl-C on the terminal is the service's to handle, it still needs Redis to finish requests.
     command.process_group(0);
-    end_with_parent(&mut command);
+    end_with_parent(&mut command, lock)?;
     let mut state = shared.state();
     if state.stop {
         // Whoever stops us has found no child to signal.
@@ -258,33 +272,40 @@ fn spawn(server: &Path, data_dir: &Path, shared: &Shared) -> io::Result<Child> {
     Ok(child)
 }
 
-/// Has the kernel kill the child when its parent ends, even by `kill -9`. What Redis acknowledged, it has written to its
-/// append-only file, and that survives. On other systems than Linux an orphan is stopped by the next start.
+/// Has the kernel stop the child when its parent ends, even by `kill -9`: with SIGTERM, so that it still writes what it
+/// acknowledged (Redis holds that back for up to two seconds while a sync of its file takes long). The lock goes with the
+/// child, so that nobody else uses the folder before that is done. On other systems than Linux an orphan is stopped by the
+/// next start.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "a child can ask for its parent-death signal only between fork and exec")]
-fn end_with_parent(command: &mut Command) {
+fn end_with_parent(command: &mut Command, lock: &File) -> io::Result<()> {
+    let lock = lock.try_clone()?;
     let parent = rustix::process::getpid();
-    let ask_for_signal = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let between_fork_and_exec = move || {
+        rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?;
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         // The parent may have ended before the kernel knew of the wish.
         if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
     };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are two system calls, and the error
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed: these are three system calls, and the error
     // that they may make is not allocated.
-    unsafe { command.pre_exec(ask_for_signal) };
+    unsafe { command.pre_exec(between_fork_and_exec) };
+    Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn end_with_parent(_command: &mut Command) {}
+fn end_with_parent(_command: &mut Command, _lock: &File) -> io::Result<()> {
+    Ok(())
+}
 
 /// Keeps a server running until it is meant to stop.
 ///
 /// All children are started from this one thread: the kernel takes the end of the starting *thread* for the parent's.
-fn supervise(server: &Path, data_dir: &Path, shared: &Shared) {
+fn supervise(server: &Path, data_dir: &Path, lock: &File, shared: &Shared) {
     let mut delay = RESTART_DELAY_MIN;
     loop {
         let started = Instant::now();
-        let end = match spawn(server, data_dir, shared) {
+        let end = match spawn(server, data_dir, lock, shared) {
             Ok(child) => reap(child, shared),
             Err(error) => error.to_string(),
         };

@@ -31,16 +31,29 @@ async fn get(base: &str, path: &str) -> Value {
     answer.json().await.expect("JSON")
 }
 
-/// The process id of the Redis in `folder`, from Redis itself.
-fn redis_pid(folder: &Path) -> Pid {
+/// A value of the reply of INFO of the Redis in `folder`.
+fn info(folder: &Path, name: &str) -> String {
     use std::io::{Read, Write};
     let mut stream = UnixStream::connect(folder.join("redis.sock")).expect("a socket");
-    stream.write_all(b"INFO server\r\n").expect("a command sent");
-    let mut answer = [0; 4096];
-    let length = stream.read(&mut answer).expect("an answer");
-    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-    let line = answer.lines().find_map(|line| line.strip_prefix("process_id:")).expect("a process id");
-    line.parse().ok().and_then(Pid::from_raw).expect("a process id")
+    stream.write_all(b"INFO\r\nQUIT\r\n").expect("commands sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap_or_else(|| panic!("no {name} in {answer}")).to_owned()
+}
+
+/// The process id of the Redis in `folder`, from Redis itself.
+fn redis_pid(folder: &Path) -> Pid {
+    info(folder, "process_id").parse().ok().and_then(Pid::from_raw).expect("a process id")
+}
+
+/// Redis writes its append-only file before it answers, unless a sync of it takes long: then up to two seconds later, and a
+/// `kill -9` of Redis itself loses that.
+fn wait_until_written(folder: &Path) {
+    let started = std::time::Instant::now();
+    while info(folder, "aof_buffer_length") != "0" {
+        assert!(started.elapsed() < PATIENCE, "the append-only file is not written");
+    }
 }
 
 /// Waits until a process is gone, or is a zombie that nobody of ours can reap.
@@ -95,6 +108,7 @@ async fn a_redis_that_dies_is_started_again_with_its_data() {
     let folder = folder();
     let (mut service, base) = serve(&folder);
     let session = post(&base, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
+    wait_until_written(folder.path());
     kill_process(redis_pid(folder.path()), Signal::KILL).expect("a running Redis");
     service.wait_for_line("starting it again");
     let started = std::time::Instant::now();
