@@ -1,8 +1,10 @@
 //! A connection that mixes up replies, or ends when a command was carried out and nobody has been told.
 
+use std::time::Instant;
+
 use serde_json::json;
 
-use crate::support::process::Process;
+use crate::support::process::{PATIENCE, Process};
 use crate::support::redis::shared;
 use crate::support::reply_proxy::{Fault, ReplyProxy};
 
@@ -31,6 +33,17 @@ impl Behind {
 
     async fn get(&self, path: &str) -> (u16, serde_json::Value) {
         answer(self.client.get(format!("{}{path}", self.base))).await
+    }
+
+    /// Asks again while there is no connection: the service makes a new one by itself.
+    async fn get_again(&self, path: &str) -> (u16, serde_json::Value) {
+        let started = Instant::now();
+        loop {
+            match self.get(path).await {
+                (503, answer) => assert!(started.elapsed() < PATIENCE, "no connection again: {answer}"),
+                answer => return answer,
+            }
+        }
     }
 
     async fn session_of(&self, user: &str) -> String {
@@ -69,7 +82,7 @@ async fn what_a_cut_connection_carried_out_is_carried_out_once() {
     let cut = behind.post(&messages, json!({"role": "user", "content": "cut"})).await;
     assert_eq!(behind.proxy.armed(), Fault::None, "the connection was cut");
     assert_eq!((cut.0, &cut.1["code"]), (503, &json!("store_unavailable")), "{cut:?}");
-    let (_, stored) = behind.get(&messages).await;
+    let (_, stored) = behind.get_again(&messages).await;
     let contents: Vec<_> = stored.as_array().expect("a list").iter().map(|message| &message["content"]).collect();
     assert_eq!(contents, [&json!("first"), &json!("cut")]);
 
@@ -77,6 +90,7 @@ async fn what_a_cut_connection_carried_out_is_carried_out_once() {
     let message = json!({"messageId": "m", "role": "user", "content": "again"});
     behind.proxy.arm(Fault::CutAfter("EVALSHA"));
     assert_eq!(behind.post(&messages, message.clone()).await.0, 503);
+    behind.get_again(&session).await;
     let (status, replayed) = behind.post(&messages, message).await;
     assert_eq!((status, &replayed["seq"]), (200, &json!(3)), "{replayed}");
     assert_eq!(behind.get(&session).await.1["messageCount"], 3);

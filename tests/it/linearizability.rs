@@ -5,8 +5,7 @@
 pub mod history;
 pub mod user;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -92,20 +91,20 @@ async fn histories_are_linearizable_whatever_happens_to_redis() {
     let url = redis.url();
     let [first, second] = [(), ()].map(|()| Process::serve(&DEADLINE, &[("REDIS_URL", &url)]));
     let recorder = Recorder::new(HISTORIES);
-    let over = Arc::new(AtomicBool::new(false));
+    // Dropped when it is over, also by a test that fails.
+    let (running, over) = mpsc::channel::<()>();
     let faults = {
-        let (over, mut random) = (over.clone(), random.fork());
+        let mut random = random.fork();
         tokio::task::spawn_blocking(move || {
             let mut suffered = Vec::new();
-            while !over.load(Ordering::SeqCst) {
+            while over.recv_timeout(random.pause(20, 300)) == Err(RecvTimeoutError::Timeout) {
                 suffered.push(redis.suffer(&mut random));
-                std::thread::sleep(random.pause(20, 300));
             }
             (redis, suffered)
         })
     };
     record(&recorder, &[first.1.clone(), second.1.clone()], &mut random, 120).await;
-    over.store(true, Ordering::SeqCst);
+    drop(running);
     let (_redis, suffered) = faults.await.expect("no panic");
     let summary = recorder.expect_linearizable();
     // What was given up may still be on its way: the services end first.

@@ -15,6 +15,7 @@ mod lifecycle;
 mod linearizability;
 mod lists;
 mod messages;
+mod mutants;
 mod nemesis;
 mod openapi;
 mod private_redis;
