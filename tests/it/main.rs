@@ -9,6 +9,7 @@ mod architecture;
 mod audit;
 mod bad_input;
 mod client_flow;
+mod faults;
 mod identifiers;
 mod lifecycle;
 mod lists;

@@ -2,8 +2,11 @@
 //! process.
 
 pub mod audit;
+pub mod ledger;
 pub mod monitor;
 pub mod process;
+pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod server;
 pub mod service;
