@@ -31,6 +31,9 @@ use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 
 /// How long to wait before accepting again after the operating system refused: usually it is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How long a service that stops still reads from the connections it has. hyper closes those at once on which it has read
+/// nothing, or nothing new, even if a request is waiting there.
+const LAST_REQUESTS: Duration = Duration::from_millis(100);
 /// How much of the request's deadline one Redis command may take, and how much all that a request needs: the rest is for
 /// saying that it took too long.
 const COMMAND_SHARE: f64 = 0.75;
@@ -211,10 +214,27 @@ pub async fn serve(
             },
         }
     }
-    drop(listener);
+    accept_waiting(listener, |stream| connection(stream, router.clone(), patience, &graceful));
     tracing::info!("stopping: finishing what was accepted");
+    tokio::time::sleep(LAST_REQUESTS).await;
     if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
         tracing::warn!("some requests did not finish within {grace:?}");
+    }
+}
+
+/// Closes the listener. The operating system had accepted some connections that we did not take yet: their clients may have
+/// sent a request already, which closing the listener would drop.
+fn accept_waiting(listener: TcpListener, mut serve: impl FnMut(TcpStream)) {
+    // Asked directly, because the runtime tells of a connection only after its next look.
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    while let Ok((stream, _)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            serve(stream);
+        }
     }
 }
 

@@ -67,6 +67,7 @@ pub struct SessionStore {
     keys: Keys,
     fields: MultipleKeys,
     checked: OnceCell<()>,
+    _watch: client::Watch,
     retry_budget: Duration,
     lifecycle: Lifecycle,
     messages_kept: usize,
@@ -144,8 +145,10 @@ impl SessionStore {
     /// [`StoreError::Unavailable`] if the URL cannot be used.
     pub fn connect(config: StoreConfig) -> Result<Self, StoreError> {
         let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
+        let client = client::connect(&config.redis, config.command_timeout)?;
         Ok(Self {
-            client: client::connect(&config.redis, config.command_timeout)?,
+            _watch: client::watch(&client),
+            client,
             scripts: Scripts::new(retry_budget),
             keys: Keys::new(config.key_prefix),
             fields: SESSION_FIELDS.to_vec().into(),

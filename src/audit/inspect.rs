@@ -437,20 +437,17 @@ fn document_problems(session: &Session) -> Vec<(&'static str, String)> {
         problems.push(("malformed-session", "version is 0".to_owned()));
     }
     let is_expired = session.status == Status::Expired;
-    // A user's sessions are created in a strict order even where the clock stands or goes back: then `createdAt` is ahead of
-    // it, and of what is counted from it.
+    // `createdAt` is the order of creation: it may be ahead of the clock, and so of the session's activity and end.
     let mut orders = vec![
         (("its creation", session.created_at), ("its last change", session.updated_at)),
         (("its last activity", session.last_activity_at), ("its expiry", session.expires_at)),
         (("its expiry", session.expires_at), ("the end of its lifetime", session.active_until)),
     ];
-    if let Some(ended_at) = session.ended_at {
-        if is_expired {
-            orders.push((("its expiry", session.expires_at), ("its end", ended_at)));
-            orders.push((("its end", ended_at), ("its expiry", session.expires_at)));
-        } else {
-            orders.push((("its creation", session.created_at), ("its end", ended_at)));
-        }
+    if let Some(ended_at) = session.ended_at
+        && is_expired
+    {
+        orders.push((("its expiry", session.expires_at), ("its end", ended_at)));
+        orders.push((("its end", ended_at), ("its expiry", session.expires_at)));
     }
     for ((earlier, earlier_at), (later, later_at)) in orders {
         if earlier_at > later_at {

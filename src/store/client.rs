@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
-use fred::error::Error;
+use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::types::Builder;
 use fred::types::config::{
     Config, ReconnectError, ReconnectPolicy, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
 };
+use fred::types::{Builder, Value};
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::task::AbortHandle;
 
 use super::StoreError;
 
@@ -23,7 +24,9 @@ const COMMANDS_WAITING_MAX: usize = 16_384;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may leave a command unanswered before it is taken for dead.
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
-/// How often that is looked at.
+/// How often a connection is asked whether it answers.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often fred looks at that, for connections on which nothing more is asked.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
 /// A redirection counts as an attempt, so a cluster needs more than one. This is why scripts are safe to run twice.
 const ATTEMPTS_ON_CLUSTER: u32 = 3;
@@ -131,6 +134,41 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
     // The task ends when the client is dropped; until then it reconnects.
     drop(client.connect());
     Ok(client)
+}
+
+/// Looks whether the connection answers at all, for as long as it is held.
+#[derive(Debug)]
+pub(super) struct Watch(AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Replaces a connection that swallows everything. fred's own detection counts from the last *write*, so a service that goes
+/// on asking would never find out that nobody answers.
+pub(super) fn watch(client: &Client) -> Watch {
+    let client = client.clone();
+    let watching = tokio::spawn(async move {
+        let mut answered = Instant::now();
+        loop {
+            tokio::time::sleep(PROBE_INTERVAL).await;
+            match client.ping::<Value>(None).await {
+                Err(error) if *error.kind() == ErrorKind::Timeout => {
+                    if answered.elapsed() > UNRESPONSIVE_AFTER {
+                        tracing::warn!("the connection to Redis does not answer; making a new one");
+                        // If that fails, the client goes on trying, and so do we.
+                        let _ = client.force_reconnection().await;
+                        answered = Instant::now();
+                    }
+                }
+                // Any answer will do, and where there is no connection the client makes one.
+                _ => answered = Instant::now(),
+            }
+        }
+    });
+    Watch(watching.abort_handle())
 }
 
 /// Tells the log why there is no connection: once for each reason, not for each attempt.

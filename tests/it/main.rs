@@ -10,6 +10,7 @@ mod audit;
 mod bad_input;
 mod client_flow;
 mod connection;
+mod faults;
 mod identifiers;
 mod lifecycle;
 mod linearizability;

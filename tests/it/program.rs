@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::process::{PATIENCE, Process};
+use crate::support::process::{Process, patiently};
 use crate::support::redis::{Look, server_program, shared};
 use sessiond::store::embedded::EmbeddedRedis;
 
@@ -18,11 +18,6 @@ fn shared_url() -> String {
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<String>) {
     let mut process = Process::start(arguments, variables);
     (process.wait().code(), process.lines.clone())
-}
-
-/// Fails instead of waiting for ever.
-async fn patiently<T>(wait: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, wait).await.expect("it came in time")
 }
 
 #[test]

@@ -2,11 +2,14 @@
 //! process.
 
 pub mod audit;
+pub mod ledger;
 pub mod monitor;
 pub mod process;
+pub mod proxy;
 pub mod random;
 pub mod raw;
 pub mod redis;
 pub mod reply_proxy;
+pub mod server;
 pub mod service;
 pub mod victim;

@@ -69,8 +69,14 @@ impl Process {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, signal).expect("a running process");
+        signal_child(&self.child, signal);
+    }
+
+    /// The memory that it has resident, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// Waits until it ended and its log is read.
@@ -79,6 +85,17 @@ impl Process {
         self.lines.extend(self.log.iter());
         status
     }
+}
+
+/// Signals a child that was not waited for yet.
+pub fn signal_child(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("a running process");
+}
+
+/// Fails instead of waiting for ever.
+pub async fn patiently<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, wait).await.expect("it came in time")
 }
 
 impl Drop for Process {

@@ -60,9 +60,14 @@ impl Look {
 
     /// The reply of a command.
     pub async fn command(&self, words: &[&str]) -> Value {
+        self.try_command(words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The reply of a command, or why there is none.
+    pub async fn try_command(&self, words: &[&str]) -> Result<Value, fred::error::Error> {
         let name = CustomCommand::new(words[0].to_owned(), None, false);
         let arguments: Vec<Value> = words[1..].iter().map(|word| Value::from(*word)).collect();
-        self.client.custom(name, arguments).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+        self.client.custom(name, arguments).await
     }
 
     /// The reply of a command as a string.
