@@ -76,7 +76,7 @@ async fn histories_of_two_processes_are_linearizable() {
     let prefix = format!("lin-{}", std::process::id());
     let flags = ["--key-prefix", &prefix, "--request-deadline", "10s"];
     let [first, second] = [(), ()].map(|()| Process::serve(&flags, &[("REDIS_URL", &url)]));
-    let recorder = Recorder::new(HISTORIES);
+    let recorder = Recorder::new("u", HISTORIES);
     record(&recorder, &[first.1, second.1], &mut Random::seeded(), 2).await;
     let summary = recorder.expect_linearizable();
     assert_eq!(summary.unanswered, 0, "nothing happened to Redis, so everything is answered");
@@ -90,7 +90,7 @@ async fn histories_are_linearizable_whatever_happens_to_redis() {
     let mut redis = Victim::start();
     let url = redis.url();
     let [first, second] = [(), ()].map(|()| Process::serve(&DEADLINE, &[("REDIS_URL", &url)]));
-    let recorder = Recorder::new(HISTORIES);
+    let recorder = Recorder::new("u", HISTORIES);
     // Dropped when it is over, also by a test that fails.
     let (running, over) = mpsc::channel::<()>();
     let faults = {
@@ -210,7 +210,7 @@ async fn a_recorded_history_with_one_false_answer_is_refused() {
     let url = format!("redis+unix://{}", shared().display());
     let prefix = format!("lin-false-{}", std::process::id());
     let (_process, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &url)]);
-    let recorder = Recorder::new(1);
+    let recorder = Recorder::new("u", 1);
     record(&recorder, &[base], &mut Random::seeded(), 2).await;
     let history = recorder.history(0);
     assert!(is_linearizable(&history));

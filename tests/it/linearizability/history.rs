@@ -43,6 +43,8 @@ pub fn is_linearizable(calls: &[Call]) -> bool {
 /// Sends calls and keeps one history for each user.
 pub struct Recorder {
     client: reqwest::Client,
+    /// What the names of its users start with.
+    prefix: String,
     moment: AtomicUsize,
     histories: Vec<Mutex<Vec<Call>>>,
     /// The longest time that an answer took.
@@ -50,10 +52,14 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub fn new(users: usize) -> Self {
+    pub fn new(prefix: &str, users: usize) -> Self {
         let client = reqwest::Client::builder().timeout(ANSWER_TIME_MAX).build().expect("a client");
         let histories = (0..users).map(|_| Mutex::default()).collect();
-        Self { client, moment: AtomicUsize::new(0), histories, slowest: Mutex::default() }
+        Self { client, prefix: prefix.to_owned(), moment: AtomicUsize::new(0), histories, slowest: Mutex::default() }
+    }
+
+    pub fn name(&self, user: usize) -> String {
+        format!("{}{user}", self.prefix)
     }
 
     pub fn users(&self) -> usize {
@@ -79,7 +85,7 @@ impl Recorder {
 
     /// Makes one call for a user of the service at `base`, and records it.
     pub async fn call(&self, base: &str, user: usize, verb: Verb) -> Option<Answer> {
-        let (method, path, body) = request(user, &verb);
+        let (method, path, body) = request(&self.name(user), &verb);
         let request = self.client.request(method, format!("{base}{path}")).header("content-type", "application/json");
         let request = request.body(body.map(|body| body.to_string()).unwrap_or_default());
         let (started, called) = (Instant::now(), self.moment.fetch_add(1, Ordering::SeqCst));
@@ -142,11 +148,11 @@ fn unanswered(error: &reqwest::Error) -> Option<Answer> {
     None
 }
 
-fn request(user: usize, verb: &Verb) -> (Method, String, Option<Value>) {
+fn request(user: &str, verb: &Verb) -> (Method, String, Option<Value>) {
     let session = |id: &Text| format!("/api/sessions/{id}");
-    let of_user = format!("/api/sessions/business/{BUSINESS}/user/u{user}");
+    let of_user = format!("/api/sessions/business/{BUSINESS}/user/{user}");
     let create = |if_active: &str| {
-        let body = json!({"businessId": BUSINESS, "userId": format!("u{user}"), "ifActive": if_active});
+        let body = json!({"businessId": BUSINESS, "userId": user, "ifActive": if_active});
         (Method::POST, "/api/sessions".to_owned(), Some(body))
     };
     match verb {
