@@ -21,3 +21,4 @@ mod redis_outage;
 mod scripts;
 mod state_machine;
 mod support;
+mod topologies;

@@ -6,4 +6,5 @@ pub mod monitor;
 pub mod process;
 pub mod raw;
 pub mod redis;
+pub mod servers;
 pub mod service;
