@@ -25,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
-/// A redirection counts as an attempt, so a cluster needs more than one. This is why scripts are safe to run twice.
+/// A command whose connection broke is sent again, for the slot may have a new master. Scripts are safe to run twice.
 const ATTEMPTS_ON_CLUSTER: u32 = 3;
 const SCHEMES: [&str; 9] = [
     "redis",
@@ -118,6 +118,10 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
             connection.connection_timeout = CONNECT_TIMEOUT;
             connection.internal_command_timeout = CONNECT_TIMEOUT;
             connection.max_command_attempts = attempts;
+            // After ASK, fred takes the next reply on a shared connection for that of its ASKING, whosever it is: callers
+            // would get each other's answers. So redirections come back as errors (after MOVED with the new map of the
+            // slots), and the store tries again.
+            connection.max_redirections = 0;
             connection.max_command_buffer_len = COMMANDS_WAITING_MAX;
             connection.auto_client_setname = false;
             connection.unresponsive =
