@@ -9,6 +9,7 @@ mod architecture;
 mod audit;
 mod bad_input;
 mod client_flow;
+mod cluster;
 mod identifiers;
 mod lifecycle;
 mod lists;

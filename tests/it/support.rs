@@ -2,6 +2,7 @@
 //! process.
 
 pub mod audit;
+pub mod load;
 pub mod monitor;
 pub mod process;
 pub mod raw;
