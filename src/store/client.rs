@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
-use fred::error::Error;
+use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::types::Builder;
 use fred::types::config::{
-    Config, ReconnectError, ReconnectPolicy, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
+    Config, Options, ReconnectError, ReconnectPolicy, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
 };
+use fred::types::{Builder, Value};
 
+use futures_util::future::join_all;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -132,9 +133,39 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
         .set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2))
         .build()?;
     tokio::spawn(log_errors(client.error_rx()));
+    tokio::spawn(watch(client.clone()));
     // The task ends when the client is dropped; until then it reconnects.
     drop(client.connect());
     Ok(client)
+}
+
+/// Leaves a server that takes commands and answers none. fred's own detection counts from the last command that it wrote,
+/// so it never sees that under load; and where there is a new master, it has to be asked for. Runs as long as the runtime.
+async fn watch(client: Client) {
+    let mut silent_since = None;
+    loop {
+        tokio::time::sleep(UNRESPONSIVE_CHECK).await;
+        let pings = client.active_connections().into_iter().map(|server| {
+            let client = &client;
+            async move {
+                let one = Options { cluster_node: client.is_clustered().then_some(server), ..Options::default() };
+                client.with_options(&one).ping::<Value>(None).await
+            }
+        });
+        let is_silent =
+            |reply: &Result<Value, Error>| matches!(reply, Err(error) if *error.kind() == ErrorKind::Timeout);
+        if !join_all(pings).await.iter().any(is_silent) {
+            silent_since = None;
+            continue;
+        }
+        let since = *silent_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= UNRESPONSIVE_AFTER {
+            tracing::warn!("Redis takes commands and answers none; connecting anew");
+            // Returns when there is a connection again.
+            let _ = client.force_reconnection().await;
+            silent_since = None;
+        }
+    }
 }
 
 /// Tells the log why there is no connection: once for each reason, not for each attempt.
