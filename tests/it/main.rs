@@ -20,6 +20,7 @@ mod program;
 mod races;
 mod redis_outage;
 mod scripts;
+mod sentinel;
 mod state_machine;
 mod support;
 mod topologies;
