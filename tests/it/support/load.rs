@@ -24,6 +24,7 @@ pub struct Call {
 #[derive(Debug)]
 pub struct User {
     pub business_id: String,
+    #[expect(clippy::struct_field_names, reason = "the name that it has everywhere")]
     pub user_id: String,
     pub session_id: String,
     sent: BTreeSet<String>,
@@ -50,7 +51,7 @@ impl Load {
             let body = json!({"businessId": business_id, "userId": user_id});
             let (status, session) = user.call(base, "create", Method::POST, "/api/sessions", body).await;
             assert_eq!(status, 201, "{session}");
-            user.session_id = session["sessionId"].as_str().expect("an id").to_owned();
+            session["sessionId"].as_str().expect("an id").clone_into(&mut user.session_id);
             let (base, stop) = (base.to_owned(), stop.clone());
             working.push(tokio::spawn(async move {
                 let mut round = 0;
