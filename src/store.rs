@@ -27,7 +27,7 @@ pub(crate) use self::lists::score_of;
 pub use self::lists::{Position, SessionPage};
 pub use self::messages::{Append, MessagePage, MessageRange};
 use self::reply::Reply;
-use self::scripts::Scripts;
+use self::scripts::{Scripts, while_slot_moves};
 use crate::session::{
     Identifier, Lifecycle, NewSession, Partition, PatchStatus, Session, SessionId, SessionPatch, Status, Timestamp,
     merge_patch,
@@ -290,7 +290,9 @@ impl SessionStore {
 
     /// One session as it is stored.
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
-        let value: Value = self.client().await?.hmget(self.keys.session(id), self.fields.clone()).await?;
+        let (client, key) = (self.client().await?, self.keys.session(id));
+        let send = || client.hmget(key.as_str(), self.fields.clone());
+        let value: Value = while_slot_moves(self.retry_budget, send).await?;
         Reply::new("get", value)?.session(id)
     }
 
@@ -310,7 +312,9 @@ impl SessionStore {
         let pointer = self.keys.pointer(business_id.as_str(), user_id.as_str());
         let mut seen = Vec::new();
         for _ in 0..POINTER_ATTEMPTS {
-            let Some(text) = self.client().await?.get::<Option<String>, _>(pointer.as_str()).await? else {
+            let client = self.client().await?;
+            let send = || client.get::<Option<String>, _>(pointer.as_str());
+            let Some(text) = while_slot_moves(self.retry_budget, send).await? else {
                 return Ok(None);
             };
             let id: SessionId =
@@ -453,9 +457,13 @@ impl SessionStore {
                 self.lifecycle.retention_ms().to_string(),
                 condition.pinned(session.version),
             ];
-            let mut reply = self.scripts.delete.run(self.client().await?, self.keys_of(&session), args).await?;
+            let client = self.client().await?;
+            let mut reply = self.scripts.delete.run(client, self.keys_of(&session), args).await?;
             match reply.string()?.as_str() {
                 "deleted" => return Ok(Delete::Deleted),
+                // On a cluster the script may have been sent again after it ran: what was there a moment ago is gone by our doing,
+                // or by another delete at the same time.
+                "missing" if client.is_clustered() => return Ok(Delete::Deleted),
                 "missing" => return Ok(Delete::Missing),
                 // Another change came in between: look again.
                 "version_mismatch" => {}

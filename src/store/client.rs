@@ -8,10 +8,11 @@ use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{
-    Config, ReconnectError, ReconnectPolicy, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
+    Config, Options, ReconnectError, ReconnectPolicy, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
 };
 use fred::types::{Builder, Value};
 
+use futures_util::future::join_all;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::AbortHandle;
@@ -24,11 +25,9 @@ const COMMANDS_WAITING_MAX: usize = 16_384;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may leave a command unanswered before it is taken for dead.
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
-/// How often a connection is asked whether it answers.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often fred looks at that, for connections on which nothing more is asked.
+/// How often that is looked at.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
-/// A redirection counts as an attempt, so a cluster needs more than one. This is why scripts are safe to run twice.
+/// A command whose connection broke is sent again, for the slot may have a new master. Scripts are safe to run twice.
 const ATTEMPTS_ON_CLUSTER: u32 = 3;
 const SCHEMES: [&str; 9] = [
     "redis",
@@ -121,6 +120,10 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
             connection.connection_timeout = CONNECT_TIMEOUT;
             connection.internal_command_timeout = CONNECT_TIMEOUT;
             connection.max_command_attempts = attempts;
+            // After ASK, fred takes the next reply on a shared connection for that of its ASKING, whosever it is: callers
+            // would get each other's answers. So redirections come back as errors (after MOVED with the new map of the
+            // slots), and the store tries again.
+            connection.max_redirections = 0;
             connection.max_command_buffer_len = COMMANDS_WAITING_MAX;
             connection.auto_client_setname = false;
             connection.unresponsive =
@@ -136,7 +139,7 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
     Ok(client)
 }
 
-/// Looks whether the connection answers at all, for as long as it is held.
+/// Looks whether the servers answer at all, for as long as it is held.
 #[derive(Debug)]
 pub(super) struct Watch(AbortHandle);
 
@@ -146,29 +149,37 @@ impl Drop for Watch {
     }
 }
 
-/// Replaces a connection that swallows everything. fred's own detection counts from the last *write*, so a service that goes
-/// on asking would never find out that nobody answers.
+/// Leaves a server that takes commands and answers none. fred's own detection counts from the last command that it wrote,
+/// so it never sees that under load; and where there is a new master, it has to be asked for.
 pub(super) fn watch(client: &Client) -> Watch {
-    let client = client.clone();
-    let watching = tokio::spawn(async move {
-        let mut answered = Instant::now();
-        loop {
-            tokio::time::sleep(PROBE_INTERVAL).await;
-            match client.ping::<Value>(None).await {
-                Err(error) if *error.kind() == ErrorKind::Timeout => {
-                    if answered.elapsed() > UNRESPONSIVE_AFTER {
-                        tracing::warn!("the connection to Redis does not answer; making a new one");
-                        // If that fails, the client goes on trying, and so do we.
-                        let _ = client.force_reconnection().await;
-                        answered = Instant::now();
-                    }
-                }
-                // Any answer will do, and where there is no connection the client makes one.
-                _ => answered = Instant::now(),
+    Watch(tokio::spawn(keep_watch(client.clone())).abort_handle())
+}
+
+async fn keep_watch(client: Client) {
+    let mut silent_since = None;
+    loop {
+        tokio::time::sleep(UNRESPONSIVE_CHECK).await;
+        let pings = client.active_connections().into_iter().map(|server| {
+            let client = &client;
+            async move {
+                let one = Options { cluster_node: client.is_clustered().then_some(server), ..Options::default() };
+                client.with_options(&one).ping::<Value>(None).await
             }
+        });
+        let is_silent =
+            |reply: &Result<Value, Error>| matches!(reply, Err(error) if *error.kind() == ErrorKind::Timeout);
+        if !join_all(pings).await.iter().any(is_silent) {
+            silent_since = None;
+            continue;
         }
-    });
-    Watch(watching.abort_handle())
+        let since = *silent_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= UNRESPONSIVE_AFTER {
+            tracing::warn!("Redis takes commands and answers none; connecting anew");
+            // Returns when there is a connection again.
+            let _ = client.force_reconnection().await;
+            silent_since = None;
+        }
+    }
 }
 
 /// Tells the log why there is no connection: once for each reason, not for each attempt.

@@ -59,9 +59,14 @@ const NOT_SERVING: [&str; 12] = [
 /// What a script is told that touches a key of a slot that is on its way to another server, without having declared it.
 const NON_LOCAL_KEY: &str = "attempted to access a non local key";
 
-/// Whether a script met a slot that is moving to another server. It had not written yet: scripts read first.
+/// What fred says of a redirection, MOVED or ASK: it is told to follow none.
+const REDIRECTED: &str = "Too many redirections.";
+
+/// Whether a command met a slot that is moving, or has moved, to another server. It has written nothing: a server that
+/// redirects does not run it, and scripts read first.
 pub(super) fn is_slot_moving(error: &fred::error::Error) -> bool {
-    error.details().starts_with("TRYAGAIN") || error.details().contains(NON_LOCAL_KEY)
+    let details = error.details();
+    details.starts_with("TRYAGAIN") || details == REDIRECTED || details.contains(NON_LOCAL_KEY)
 }
 
 impl From<fred::error::Error> for StoreError {
@@ -105,6 +110,7 @@ mod tests {
             "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
             "CLUSTERDOWN The cluster is down",
             "TRYAGAIN Multiple keys request during rehashing of slot",
+            "Too many redirections.",
             "ERR Script attempted to access a non local key in a cluster node script: 6f, on @user_script:80.",
             "NOREPLICAS Not enough good replicas to write.",
             "MISCONF Errors writing to the AOF file: No space left on device",

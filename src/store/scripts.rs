@@ -24,18 +24,10 @@ impl Script {
         Self { verb, source, sha1: fred::util::sha1_hash(source), retry_budget }
     }
 
-    /// Runs the script. While its slot moves to another server it is tried again, for as long as the budget allows: it has
-    /// not written anything then.
+    /// Runs the script.
     pub(super) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<String>) -> Result<Reply, StoreError> {
-        let started = Instant::now();
-        loop {
-            match self.run_once(client, &keys, &args).await {
-                Err(error) if is_slot_moving(&error) && started.elapsed() < self.retry_budget => {
-                    tokio::time::sleep(retry_delay()?).await;
-                }
-                other => return Reply::new(self.verb, other?),
-            }
-        }
+        let reply = while_slot_moves(self.retry_budget, || self.run_once(client, &keys, &args)).await?;
+        Reply::new(self.verb, reply)
     }
 
     /// Runs the script by its digest. A server that does not know it (new, restarted, promoted, flushed) is sent its text.
@@ -46,6 +38,23 @@ impl Script {
                 client.eval(self.source, keys.to_vec(), args.to_vec()).await
             }
             other => other,
+        }
+    }
+}
+
+/// Sends a command. While its slot moves to another server it is sent again, for as long as the budget allows: it has not
+/// written anything then.
+pub(super) async fn while_slot_moves<T, F>(budget: Duration, send: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, fred::error::Error>>,
+{
+    let started = Instant::now();
+    loop {
+        match send().await {
+            Err(error) if is_slot_moving(&error) && started.elapsed() < budget => {
+                tokio::time::sleep(retry_delay()?).await;
+            }
+            other => return Ok(other?),
         }
     }
 }

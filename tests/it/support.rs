@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod ledger;
+pub mod load;
 pub mod monitor;
 pub mod process;
 pub mod proxy;
@@ -11,5 +12,6 @@ pub mod raw;
 pub mod redis;
 pub mod reply_proxy;
 pub mod server;
+pub mod servers;
 pub mod service;
 pub mod victim;

@@ -1,0 +1,178 @@
+//! Every way to reach one Redis, by `REDIS_URL` alone; and the servers that are refused or warned of.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use reqwest::{Method, StatusCode};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::process::{self, Process};
+use crate::support::servers::{RedisServer, cli, free_port, wait_for};
+
+/// Walks through the life of a session on a service with these variables, then audits what it left.
+async fn expect_service(variables: &[(&str, &str)]) -> Process {
+    let (service, base) = Process::serve(&[], variables);
+    let client = reqwest::Client::new();
+    let call = |method: Method, path: String, body: Value| {
+        let request = client.request(method, format!("{base}{path}")).json(&body);
+        async move {
+            let answer = request.send().await.expect("an answer");
+            (answer.status(), answer.json::<Value>().await.unwrap_or_default())
+        }
+    };
+    let user = json!({"businessId": "b", "userId": "u"});
+    let (status, session) = call(Method::POST, "/api/sessions".to_owned(), user.clone()).await;
+    assert_eq!(status, StatusCode::CREATED, "{session} {:#?}", service.lines);
+    let path = format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"));
+    let message = json!({"role": "user", "content": "hello"});
+    let (status, appended) = call(Method::POST, format!("{path}/messages"), message).await;
+    assert_eq!(status, StatusCode::CREATED, "{appended}");
+    let (status, active) = call(Method::GET, "/api/sessions/business/b/active".to_owned(), Value::Null).await;
+    assert_eq!((status, &active[0]["sessionId"]), (StatusCode::OK, &session["sessionId"]), "{active}");
+    let audit = process::run(&["audit"], variables);
+    assert_eq!(audit.status.code(), Some(0), "{}", String::from_utf8_lossy(&audit.stdout));
+    let (status, _) = call(Method::DELETE, path.clone(), Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (status, _) = call(Method::GET, path, Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    service
+}
+
+/// Starts a service that is to end by itself. Returns its exit status and its one line on why.
+fn expect_refusal(url: &str) -> (Option<i32>, String) {
+    let mut service = Process::start(&["--listen", "127.0.0.1:0"], &[("REDIS_URL", url)]);
+    let status = service.wait().code();
+    let why: Vec<_> = service.lines.iter().filter(|line| !line.starts_with('{')).cloned().collect();
+    assert_eq!(why.len(), 1, "one line says why: {:#?}", service.lines);
+    (status, why[0].clone())
+}
+
+#[tokio::test]
+async fn by_tcp_by_socket_and_with_a_password() {
+    let folder = TempDir::new().expect("a folder");
+    let socket = folder.path().join("redis.sock");
+    let socket = socket.to_str().expect("a path");
+    let server = RedisServer::start(folder.path(), &["--unixsocket", socket]);
+    expect_service(&[("REDIS_URL", &format!("redis://{}", server.address()))]).await;
+    // Another database is another keyspace.
+    expect_service(&[("REDIS_URL", &format!("redis://{}/3", server.address()))]).await;
+    expect_service(&[("REDIS_URL", &format!("redis+unix://{socket}"))]).await;
+    server.ask(&["ACL", "SETUSER", "sessiond", "on", ">corr%ct:horse@", "~sd:*", "&*", "+@all"]);
+    server.ask(&["CONFIG", "SET", "requirepass", "other"]);
+    expect_service(&[("REDIS_URL", &format!("redis://:other@{}", server.address()))]).await;
+    expect_service(&[("REDIS_URL", &format!("redis+unix://default:other@localhost{socket}"))]).await;
+    let url = format!("redis://sessiond:corr%25ct%3Ahorse%40@{}", server.address());
+    let service = expect_service(&[("REDIS_URL", &url)]).await;
+    assert!(!service.lines.join("\n").contains("horse"), "a password is told: {:#?}", service.lines);
+}
+
+/// A private CA with a certificate and its key, as files.
+struct Certificates {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Certificates {
+    /// Makes a new CA, and a certificate of it for `host`.
+    fn make(folder: &Path, host: &str) -> Self {
+        let ca_key = KeyPair::generate().expect("a key");
+        let mut ca_params = CertificateParams::new(Vec::new()).expect("parameters");
+        // Certificates name their CA: one of the same name with another key would be a bad signature, not an unknown issuer.
+        ca_params.distinguished_name.push(DnType::CommonName, format!("CA of {host}"));
+        ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = ca_params.self_signed(&ca_key).expect("a CA");
+        let issuer = Issuer::new(ca_params, ca_key);
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new([host.to_owned()]).expect("parameters");
+        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+        let write = |name: &str, text: String| {
+            let path = folder.join(format!("{host}-{name}"));
+            std::fs::write(&path, text).expect("a file");
+            path
+        };
+        Self {
+            ca: write("ca.pem", ca.pem()),
+            certificate: write("certificate.pem", certificate.pem()),
+            key: write("key.pem", key.serialize_pem()),
+        }
+    }
+
+    /// Starts a server that takes TLS only. Returns its TLS port, too.
+    fn server(&self, folder: &Path) -> (RedisServer, u16) {
+        let tls_port = free_port();
+        let (certificate, key) = (self.certificate.to_str().expect("a path"), self.key.to_str().expect("a path"));
+        let files = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no"];
+        let tls_port_text = tls_port.to_string();
+        let server = RedisServer::start(folder, &[&["--tls-port", &tls_port_text], files.as_slice()].concat());
+        (server, tls_port)
+    }
+}
+
+#[tokio::test]
+async fn by_tls_with_a_private_ca_and_neither_another_ca_nor_another_name() {
+    let folder = TempDir::new().expect("a folder");
+    let good = Certificates::make(folder.path(), "localhost");
+    let other_name = Certificates::make(folder.path(), "redis.internal");
+    let (_server, port) = good.server(folder.path());
+    let (_other_server, other_port) = other_name.server(folder.path());
+    let (ca, other_ca) = (good.ca.to_str().expect("a path"), other_name.ca.to_str().expect("a path"));
+    let url = format!("rediss://localhost:{port}");
+    expect_service(&[("REDIS_URL", &url), ("SSL_CERT_FILE", ca)]).await;
+
+    let other_url = format!("rediss://localhost:{other_port}");
+    let refused = [(&url, other_ca, "UnknownIssuer"), (&other_url, other_ca, "NotValidForName")];
+    for (url, ca, why) in refused {
+        let (mut service, base) = Process::serve(&[], &[("REDIS_URL", url), ("SSL_CERT_FILE", ca)]);
+        service.wait_for_line(why);
+        let answer = reqwest::get(format!("{base}/api/sessions/business/b/active")).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{why}");
+    }
+    // A CA file that is not there is a bad setting, not a service that never gets ready.
+    let (status, lines) = {
+        let variables = [("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", "/nowhere/ca.pem")];
+        let output = process::run(&["check-config"], &variables);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(status, Some(2), "{lines}");
+    assert!(lines.contains("/nowhere/ca.pem") && lines.contains("REDIS_URL"), "{lines}");
+}
+
+#[test]
+fn a_redis_that_evicts_or_has_another_layout_is_refused() {
+    let folder = TempDir::new().expect("a folder");
+    let server = RedisServer::start(folder.path(), &["--maxmemory-policy", "allkeys-lru"]);
+    let url = format!("redis://{}", server.address());
+    let (status, why) = expect_refusal(&url);
+    assert_eq!(status, Some(1), "{why}");
+    assert!(why.contains("allkeys-lru") && why.contains("noeviction"), "{why}");
+    assert_eq!(server.ask(&["KEYS", "*"]).trim(), "", "nothing was written");
+
+    server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    server.ask(&["SET", "sd:layout", "2"]);
+    let (status, why) = expect_refusal(&url);
+    assert_eq!(status, Some(1), "{why}");
+    assert!(why.contains("layout version, \"2\""), "{why}");
+    assert_eq!(server.ask(&["KEYS", "*"]).trim(), "sd:layout", "nothing was written");
+}
+
+#[tokio::test]
+async fn a_master_that_may_lose_what_it_acknowledged_is_warned_of() {
+    let folder = TempDir::new().expect("a folder");
+    let master = RedisServer::start(folder.path(), &[]);
+    let port = master.port.to_string();
+    let _replica = RedisServer::start(folder.path(), &["--replicaof", "127.0.0.1", &port]);
+    wait_for("a replica", || master.info("connected_slaves") == "1");
+    let url = format!("redis://{}", master.address());
+    let (mut service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    wait_for("service", || cli(master.port, &["EXISTS", "sd:layout"]).trim() == "1");
+    // It serves all the same.
+    let answer = reqwest::get(format!("{base}/readyz")).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait().code(), Some(0), "{:#?}", service.lines);
+    let warned = |line: &&String| line.contains("WARN") && line.contains("min-replicas-to-write");
+    assert_eq!(service.lines.iter().filter(warned).count(), 1, "{:#?}", service.lines);
+}
