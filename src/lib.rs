@@ -10,11 +10,12 @@
 //! | [`session`] | identifiers, partitions, sessions, messages, the rules of their life, their JSON | I/O, clocks |
 //! | [`store`] | one method a verb: [`SessionStore`](store::SessionStore); `lua/` has a script for each that writes | HTTP |
 //! | `store/keys.rs` | names of keys and fields, why they share a hash tag | |
-//! | `store/client.rs` | the connection, bounded in every way | |
+//! | `store/client.rs`, `store/fitness.rs` | the connection, bounded in every way; is this Redis fit for sessions? | |
 //! | [`store::embedded`] | the private Redis of a service that was given none | |
 //! | [`http`] | the router and its layers; a file a resource: parse, call the store, pick the status | fred, Redis |
 //! | `http/error.rs` | every error answer, in one shape | |
 //! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
+//! | `server/patience.rs` | how long a connection may keep the service waiting | |
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |
 //! | [`audit`] | what must hold of a whole keyspace; `store/keyspace.rs` walks it | |
@@ -51,7 +52,7 @@
 //! **An answer belongs to its question.** Every session that is read carries its id, and is refused if it is another one.
 //!
 //! **Names stay in their place.** fred under `store`, axum under `http` and `server`, the environment in `config`, Redis
-//! names in `store/keys.rs`, `store/reply.rs` and `lua/`. `tests/it/architecture.rs` holds the code to it.
+//! names in `store/keys.rs` and `lua/`. `tests/it/architecture.rs` holds the code to it.
 //!
 //! # Where this differs from the first design, and why
 //!
@@ -64,6 +65,12 @@
 //!   object's members and its spacing do not make a retry a conflict, and messages keep them as they were sent.
 //! - The request's deadline starts when the request is received. A client on a slow line gets the receive timeout for its
 //!   body; the store gets the deadline.
+//! - The layout and the fitness of a Redis are checked before the first command of a process, not only at its start: a Redis
+//!   that comes late is checked like one that was there.
+//! - Redirections of a cluster are answered by the store, not by fred, which mixes up replies on a shared connection when it
+//!   sends ASKING. Keys that are on their way to another master are a `503` until they have arrived.
+//! - The private Redis is ended with its parent by SIGTERM, not SIGKILL: with `everysec` it may hold back acknowledged writes
+//!   for up to two seconds while a sync takes long.
 
 pub mod audit;
 pub mod config;
