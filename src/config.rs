@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::auth::{AuthSettings, JwtAlgorithm, JwtSettings, NewApiKey, Scope};
 use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
 use crate::store::RedisAddress;
 
@@ -48,11 +49,12 @@ Examples:
   REDIS_URL=redis://127.0.0.1:6379 sessiond            serve with the Redis that is there
   sessiond --idle-timeout 1h check-config              show what these settings mean, and serve nothing
   REDIS_URL=redis://127.0.0.1:6379 sessiond audit      check what is stored there, and change nothing
+  sessiond keygen --help                               how callers get a credential
   curl -X POST http://127.0.0.1:3000/api/sessions -H 'Content-Type: application/json' \\
        -d '{\"businessId\":\"B0100001\",\"userId\":\"user_123\"}'";
 
 /// What the program can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Subcommands {
     /// Serve the API (the default)
     Serve,
@@ -68,6 +70,64 @@ pub enum Subcommands {
     /// Safe on a Redis that serves: it reads at a bounded rate, and looks again at whatever seems broken. Use the settings
     /// of the service itself; a private Redis must not be in use by a running one.
     Audit(AuditArgs),
+    /// Make an API key: the entry for the file of keys on stdout, the credential for its caller on stderr
+    ///
+    /// The file holds a hash. The credential itself is shown this once, and is nowhere else: give it to the caller, who
+    /// sends it as `Authorization: Bearer <credential>` or `X-API-Key: <credential>`.
+    #[command(after_help = KEYGEN_EXAMPLES)]
+    Keygen(KeygenArgs),
+}
+
+const KEYGEN_EXAMPLES: &str = "\
+Examples:
+  sessiond keygen --id orders --business B0100001 >> keys.toml      add a key for one business, and see its credential
+  sessiond keygen --all-businesses --scope read --expires 2027-01-31T00:00:00Z
+                                                                    a key that reads everything until then
+A service that serves with --api-keys-file keys.toml takes the new key within 5 s, and forgets one whose entry is removed
+as fast. To change a key without a gap: add a second one, give its credential to the caller, then remove the first.";
+
+/// What key to make.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct KeygenArgs {
+    /// Names the key: 1 to 64 letters, digits, - or _ [default: a random one]
+    #[arg(long, value_name = "TEXT")]
+    id: Option<String>,
+    /// A businessId that the key reaches; give it again for another one
+    #[arg(long, value_name = "ID", required_unless_present = "all_businesses", conflicts_with = "all_businesses")]
+    business: Vec<String>,
+    /// The key reaches every business, also those to come
+    #[arg(long)]
+    all_businesses: bool,
+    /// What the key may do; give it again for another one. Erasing a user needs admin
+    #[arg(long, value_enum, default_values = ["read", "write"])]
+    scope: Vec<ScopeArg>,
+    /// When the key stops to be good, in RFC 3339, such as 2027-01-31T00:00:00Z [default: never]
+    #[arg(long, value_name = "TIME")]
+    expires: Option<String>,
+}
+
+impl KeygenArgs {
+    /// The key that is asked for.
+    #[must_use]
+    pub fn into_key(self) -> NewApiKey {
+        let scopes = self.scope.into_iter().map(|scope| match scope {
+            ScopeArg::Read => Scope::Read,
+            ScopeArg::Write => Scope::Write,
+            ScopeArg::Admin => Scope::Admin,
+        });
+        NewApiKey { id: self.id, businesses: self.business, scopes: scopes.collect(), expires: self.expires }
+    }
+}
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ScopeArg {
+    /// Read sessions and messages.
+    Read,
+    /// Create, change and delete sessions, append messages.
+    Write,
+    /// Erase users.
+    Admin,
 }
 
 /// How to audit.
@@ -104,6 +164,34 @@ pub struct SettingsArgs {
     /// Address to serve /metrics on, in the format of Prometheus [default: 127.0.0.1:9464, or none if that is taken]
     #[arg(long, global = true, env = "SESSIOND_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
     metrics_listen: Option<String>,
+    /// File of API keys, in TOML; `sessiond keygen` makes its entries. Read again when it changes
+    #[arg(long, global = true, env = "SESSIOND_API_KEYS_FILE", value_name = "FILE")]
+    api_keys_file: Option<String>,
+    /// File of the key that JWTs are checked with: a secret of 32 bytes or more (HS256), a public key in PEM, or a JWK set,
+    /// whose key a token chooses by kid. Read again when it changes. Needs the other three settings of JWTs
+    #[arg(long, global = true, env = "SESSIOND_JWT_KEY_FILE", value_name = "FILE")]
+    jwt_key_file: Option<String>,
+    /// How JWTs are signed: HS256, RS256, ES256 or EdDSA. Any other token is refused, whatever it says itself
+    #[arg(long, global = true, env = "SESSIOND_JWT_ALGORITHM", value_name = "NAME")]
+    jwt_algorithm: Option<String>,
+    /// What the claim iss of a JWT has to be
+    #[arg(long, global = true, env = "SESSIOND_JWT_ISSUER", value_name = "TEXT")]
+    jwt_issuer: Option<String>,
+    /// What the claim aud of a JWT has to be or contain
+    #[arg(long, global = true, env = "SESSIOND_JWT_AUDIENCE", value_name = "TEXT")]
+    jwt_audience: Option<String>,
+    /// Serve without credentials on an address that other machines can reach
+    #[arg(
+        long,
+        global = true,
+        env = "SESSIOND_ALLOW_UNAUTHENTICATED",
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    allow_unauthenticated: String,
     /// Redis to use: redis://, rediss://, redis+unix://, redis-cluster:// or redis-sentinel://; without it the service
     /// runs its own. Prefer the variable: other users of the machine can read flags
     #[arg(long, global = true, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -175,6 +263,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address to serve the metrics on. The default one may be taken, by another service on the machine.
     pub metrics_listen: Option<SocketAddr>,
+    /// What callers' credentials are checked against.
+    pub auth: AuthSettings,
+    /// Whether to serve without credentials on an address that others can reach.
+    pub allow_unauthenticated: bool,
     /// Where the sessions are.
     pub redis: RedisSource,
     /// What all Redis keys start with.
@@ -240,6 +332,9 @@ impl SettingsArgs {
         let listen = bad.parsed("--listen", &self.listen, "an address and a port, such as 127.0.0.1:3000");
         let metrics_listen = not_empty(self.metrics_listen.as_deref())
             .and_then(|text| bad.parsed("--metrics-listen", text, "an address and a port, such as 127.0.0.1:9464"));
+        let auth = self.auth(&mut bad);
+        let allow_unauthenticated =
+            bad.parsed("--allow-unauthenticated", &self.allow_unauthenticated, "true or false").unwrap_or_default();
         let key_prefix = bad.key_prefix(self.key_prefix);
         let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
         let retention = bad.duration("--retention", &self.retention);
@@ -259,6 +354,8 @@ impl SettingsArgs {
                 Ok(Config {
                     listen,
                     metrics_listen,
+                    auth,
+                    allow_unauthenticated,
                     redis,
                     key_prefix,
                     lifecycle,
@@ -276,6 +373,40 @@ impl SettingsArgs {
             }
             _ => Err(bad.0),
         }
+    }
+
+    /// What credentials are checked against. A key for JWTs without an issuer and an audience would accept tokens that were
+    /// made for other services.
+    fn auth(&self, bad: &mut Bad) -> AuthSettings {
+        let api_keys_file = not_empty(self.api_keys_file.as_deref()).map(PathBuf::from);
+        let jwt_settings = [
+            ("--jwt-key-file", &self.jwt_key_file),
+            ("--jwt-algorithm", &self.jwt_algorithm),
+            ("--jwt-issuer", &self.jwt_issuer),
+            ("--jwt-audience", &self.jwt_audience),
+        ];
+        let jwt_settings = jwt_settings.map(|(flag, text)| (flag, not_empty(text.as_deref())));
+        if jwt_settings.iter().all(|(_, text)| text.is_none()) {
+            return AuthSettings { api_keys_file, jwt: None };
+        }
+        let [key_file, algorithm, issuer, audience] = jwt_settings.map(|(flag, text)| {
+            let missing = "must be given: JWTs need a key file, an algorithm, an issuer and an audience";
+            bad.checked(flag, text.ok_or_else(|| missing.to_owned()))
+        });
+        let algorithm = algorithm.and_then(|text| {
+            let problem = format!("must be HS256, RS256, ES256 or EdDSA; it is {text:?}");
+            bad.checked("--jwt-algorithm", JwtAlgorithm::from_word(text).ok_or(problem))
+        });
+        let jwt = match (algorithm, key_file, issuer, audience) {
+            (Some(algorithm), Some(key_file), Some(issuer), Some(audience)) => Some(JwtSettings {
+                algorithm,
+                key_file: PathBuf::from(key_file),
+                issuer: issuer.to_owned(),
+                audience: audience.to_owned(),
+            }),
+            _ => None,
+        };
+        AuthSettings { api_keys_file, jwt }
     }
 
     /// The Redis that was given, or the private one.

@@ -4,10 +4,12 @@
 //!
 //! 1. `identify` takes or makes the request's id, and gives every error answer its body with that id;
 //! 2. a panic of anything inside becomes a `500`;
-//! 3. `bound` receives the body, then gives the rest the deadline;
-//! 4. *(credentials will be checked here: before any handler, for every route)*
+//! 3. `authorise` checks the credential, its scope, and the business and user of the path: for every route that `access.rs`
+//!    does not name as public, also one that is added later, and for paths that there are not;
+//! 4. `bound` receives the body, then gives the rest the deadline;
 //! 5. the router picks the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
+mod access;
 mod businesses;
 mod docs;
 mod error;
@@ -33,6 +35,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::{ApiError, Code};
 pub use self::openapi::document;
+use crate::auth::Credentials;
 use crate::metrics;
 use crate::session::{Identifier, Timestamp};
 use crate::store::SessionStore;
@@ -47,6 +50,8 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 pub struct App {
     /// The sessions.
     pub store: SessionStore,
+    /// Who may call, and do what.
+    pub credentials: Arc<Credentials>,
     /// Tells the time.
     pub clock: Clock,
     /// `locationId` of a session that is created without one.
@@ -81,7 +86,8 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .with_state(app.clone())
         .merge(openapi::router(document))
-        .layer(from_fn_with_state(app, bound))
+        .layer(from_fn_with_state(app.clone(), bound))
+        .layer(from_fn_with_state(app, access::authorise))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(identify))
 }

@@ -73,6 +73,7 @@
 //!   for up to two seconds while a sync takes long.
 
 pub mod audit;
+pub mod auth;
 pub mod config;
 pub mod http;
 pub mod metrics;

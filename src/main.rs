@@ -3,11 +3,13 @@
 use std::io::{IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessiond::audit::{self, AuditOptions, Report};
-use sessiond::config::{AuditArgs, Cli, Config, ReportFormat, Subcommands};
+use sessiond::auth::{self, Credentials};
+use sessiond::config::{AuditArgs, Cli, Config, KeygenArgs, ReportFormat, Subcommands};
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use sessiond::{http, server};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,23 +28,43 @@ const AUDIT_POLL: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let cli = Cli::from_environment();
-    if cli.command == Some(Subcommands::Openapi) {
-        return print_line(&http::document().to_pretty_json().unwrap_or_default());
-    }
+    let command = match cli.command.unwrap_or(Subcommands::Serve) {
+        Subcommands::Openapi => return print_line(&http::document().to_pretty_json().unwrap_or_default()),
+        Subcommands::Keygen(args) => return keygen(args),
+        command => command,
+    };
     let config = match cli.settings.check() {
         Ok(config) => config,
-        Err(problems) => {
-            for problem in problems {
-                eprintln!("sessiond: {problem}");
-            }
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(problems) => return fail_with(&problems),
     };
-    match cli.command.unwrap_or(Subcommands::Serve) {
-        Subcommands::CheckConfig => print_line(&format!("{config:#?}")),
-        Subcommands::Healthcheck => healthcheck(config.listen),
-        Subcommands::Audit(args) => run_audit(&config, args),
-        Subcommands::Serve | Subcommands::Openapi => serve(&config),
+    match command {
+        Subcommands::Healthcheck => return healthcheck(config.listen),
+        Subcommands::Audit(args) => return run_audit(&config, args),
+        _ => {}
+    }
+    match server::credentials(&config) {
+        Ok(credentials) if command == Subcommands::CheckConfig => print_line(&format!("{config:#?}\n{credentials}")),
+        Ok(credentials) => serve(&config, credentials),
+        Err(problems) => fail_with(&problems),
+    }
+}
+
+/// Tells every problem of the settings.
+fn fail_with(problems: &[String]) -> ExitCode {
+    for problem in problems {
+        eprintln!("sessiond: {problem}");
+    }
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// Makes an API key. The entry alone goes to stdout, to be appended to a file; the credential must not end up there.
+fn keygen(args: KeygenArgs) -> ExitCode {
+    match auth::generate(&args.into_key()) {
+        Ok((credential, entry)) => {
+            eprintln!("credential (shown only now): {credential}");
+            print_line(&format!("\n{entry}"))
+        }
+        Err(problem) => fail_with(&[problem]),
     }
 }
 
@@ -52,7 +74,7 @@ fn print_line(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(config: &Config) -> ExitCode {
+fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
     start_log(&config.log);
     raise_open_files_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -68,7 +90,7 @@ fn serve(config: &Config) -> ExitCode {
         Ok(redis) => redis,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
-    let result = runtime.block_on(server::run(config, redis, stop));
+    let result = runtime.block_on(server::run(config, redis, credentials, stop));
     // The private Redis goes last: accepted requests need it to the end.
     drop(embedded);
     match result {

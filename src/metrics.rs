@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 const REQUESTS: &str = "sessiond_http_requests_total";
 const REQUEST_SECONDS: &str = "sessiond_http_request_duration_seconds";
+const REFUSED: &str = "sessiond_credentials_refused_total";
 const BUILD: &str = "sessiond_build_info";
 
 /// From 100 µs to 1 s: the deadline is the usual end.
@@ -27,6 +28,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     metrics::set_global_recorder(recorder)?;
     describe_counter!(REQUESTS, "Requests answered.");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's headers to its answer.");
+    describe_counter!(REFUSED, "Requests refused for their credential: missing, several, invalid, expired, scope, reach.");
     describe_gauge!(BUILD, "1, with what is running.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
@@ -36,4 +38,9 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 pub fn request_answered(method: &'static str, route: String, status: u16, took: Duration) {
     counter!(REQUESTS, "method" => method, "route" => route.clone(), "status" => status.to_string()).increment(1);
     histogram!(REQUEST_SECONDS, "method" => method, "route" => route).record(took);
+}
+
+/// Counts one request that was refused for its credential. `reason` is one of those that the metric's help lists.
+pub fn credential_refused(reason: &'static str) {
+    counter!(REFUSED, "reason" => reason).increment(1);
 }

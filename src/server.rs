@@ -22,6 +22,7 @@ use tower::ServiceExt;
 
 pub use self::patience::Patience;
 use self::patience::{PatientIo, Serving};
+use crate::auth::{self, Credentials};
 use crate::config::{Config, RedisSource};
 use crate::http::{self, App, Clock};
 use crate::metrics;
@@ -103,13 +104,35 @@ pub fn patience(config: &Config) -> Patience {
     Patience { head: config.receive_timeout, keep_alive: config.keep_alive_timeout, send: config.receive_timeout }
 }
 
+/// Reads what callers' credentials are checked against.
+///
+/// # Errors
+/// A line for each problem. One is to have no credentials on an address that others can reach.
+pub fn credentials(config: &Config) -> Result<Arc<Credentials>, Vec<String>> {
+    let is_local = config.listen.ip().to_canonical().is_loopback();
+    if config.auth.is_empty() && !is_local && !config.allow_unauthenticated {
+        return Err(vec![format!(
+            "--listen (SESSIOND_LISTEN) {} can be reached from other machines, and there are no credentials: give \
+             --api-keys-file or --jwt-key-file, or --allow-unauthenticated if something in front checks who calls",
+            config.listen
+        )]);
+    }
+    Credentials::load(&config.auth).map(Arc::new)
+}
+
 /// What the handlers work with, from the settings.
 ///
 /// # Errors
 /// If the Redis URL cannot be used.
-pub fn app(config: &Config, redis: RedisAddress, clock: Clock) -> Result<Arc<App>, StoreError> {
+pub fn app(
+    config: &Config,
+    redis: RedisAddress,
+    credentials: Arc<Credentials>,
+    clock: Clock,
+) -> Result<Arc<App>, StoreError> {
     Ok(Arc::new(App {
         store: SessionStore::connect(store_config(config, redis))?,
+        credentials,
         clock,
         default_location_id: config.default_location_id.clone(),
         default_session_type: config.default_session_type.clone(),
@@ -124,13 +147,23 @@ pub fn app(config: &Config, redis: RedisAddress, clock: Clock) -> Result<Arc<App
 ///
 /// # Errors
 /// Why it did not start.
-pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+pub async fn run(
+    config: &Config,
+    redis: RedisAddress,
+    credentials: Arc<Credentials>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), StartError> {
     let metrics = metrics::install()?;
-    let app = app(config, redis.clone(), Arc::new(system_now))?;
+    let app = app(config, redis.clone(), credentials.clone(), Arc::new(system_now))?;
     let cannot_listen = |error| StartError::Listen(config.listen, error);
     let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
     serve_metrics(config, metrics).await?;
+    tracing::info!("{credentials}");
+    if config.allow_unauthenticated && config.auth.is_empty() {
+        tracing::warn!(%address, "--allow-unauthenticated: whoever reaches this address may do everything");
+    }
+    tokio::spawn(keep_current(credentials));
     tracing::info!(address = %address, redis = %redis, "serving on http://{address}, documentation at http://{address}/docs");
     let mut unfit = None;
     let stop = async {
@@ -157,6 +190,17 @@ async fn unfit_store(store: &SessionStore) -> StoreError {
             // The client tells the log why there is no connection.
             Err(_) => tokio::time::sleep(STORE_CHECK).await,
         }
+    }
+}
+
+/// Looks at the files of keys for as long as the process lives.
+async fn keep_current(credentials: Arc<Credentials>) {
+    let mut tick = tokio::time::interval(auth::RELOAD_INTERVAL);
+    loop {
+        tick.tick().await;
+        let credentials = credentials.clone();
+        // Files are read on a thread that may wait. Should reading ever panic, the next look is not the last.
+        let _ = tokio::task::spawn_blocking(move || credentials.reload()).await;
     }
 }
 

@@ -1,8 +1,10 @@
 //! The domain: identifiers, sessions, messages, and the rules of a session's life. No I/O, no clock.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat};
@@ -62,6 +64,66 @@ impl Identifier {
 impl fmt::Display for Identifier {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
+    }
+}
+
+impl Borrow<str> for Identifier {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whose sessions a caller may reach. What is outside is, for that caller, not there.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// Every session.
+    Everything,
+    /// The sessions of these businesses.
+    Businesses(Arc<HashSet<Identifier>>),
+    /// The sessions of one user of one business.
+    User {
+        /// The business.
+        business_id: Identifier,
+        /// The user.
+        user_id: Identifier,
+    },
+}
+
+impl Reach {
+    /// Whether the session is within.
+    #[must_use]
+    pub fn admits(&self, session: &Session) -> bool {
+        self.admits_user(&session.business_id, &session.user_id)
+    }
+
+    /// Whether every session of the user is within.
+    #[must_use]
+    pub fn admits_user(&self, business: &str, user: &str) -> bool {
+        match self {
+            Self::User { business_id, user_id } => business_id.as_str() == business && user_id.as_str() == user,
+            Self::Everything | Self::Businesses(_) => self.admits_business(business),
+        }
+    }
+
+    /// Whether every session of the business is within.
+    #[must_use]
+    pub fn admits_business(&self, business: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Businesses(businesses) => businesses.contains(business),
+            Self::User { .. } => false,
+        }
+    }
+}
+
+impl fmt::Debug for Reach {
+    /// Without the user: who calls is nothing for a log.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Everything => "Everything",
+            Self::Businesses(_) => "Businesses",
+            Self::User { .. } => "User",
+        })
     }
 }
 

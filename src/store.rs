@@ -29,8 +29,8 @@ pub use self::messages::{Append, MessagePage, MessageRange};
 use self::reply::Reply;
 use self::scripts::{Scripts, while_slot_moves};
 use crate::session::{
-    Identifier, Lifecycle, NewSession, Partition, PatchStatus, Session, SessionId, SessionPatch, Status, Timestamp,
-    merge_patch,
+    Identifier, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId, SessionPatch, Status,
+    Timestamp, merge_patch,
 };
 
 /// Stale index entries that one create removes from each index at the most.
@@ -280,12 +280,16 @@ impl SessionStore {
         }
     }
 
-    /// One session, or `None` if there is none or it is no longer readable.
+    /// One session, or `None` if there is none, it is no longer readable, or it is outside of `reach`.
+    ///
+    /// Every verb that takes an id begins with this, so that a session outside of the caller's reach is a missing one
+    /// before anything else about it is looked at, and costs the same: one `HMGET`.
     ///
     /// # Errors
     /// If the store cannot serve.
-    pub async fn get(&self, id: SessionId, now: Timestamp) -> Result<Option<Session>, StoreError> {
-        Ok(self.read(id).await?.and_then(|session| session.at(now, &self.lifecycle)))
+    pub async fn get(&self, id: SessionId, reach: &Reach, now: Timestamp) -> Result<Option<Session>, StoreError> {
+        let session = self.read(id).await?.and_then(|session| session.at(now, &self.lifecycle));
+        Ok(session.filter(|session| reach.admits(session)))
     }
 
     /// One session as it is stored.
@@ -334,7 +338,7 @@ impl SessionStore {
         Err(StoreError::Busy("the user's active session changes faster than it can be read".to_owned()))
     }
 
-    /// Changes a session.
+    /// Changes a session within `reach`.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -343,12 +347,13 @@ impl SessionStore {
         id: SessionId,
         patch: &SessionPatch,
         condition: &VersionCondition,
+        reach: &Reach,
         now: Timestamp,
     ) -> Result<Update, StoreError> {
         let mutation_id = random_mutation_id()?;
         let started = Instant::now();
         while started.elapsed() < self.retry_budget {
-            let Some(session) = self.get(id, now).await? else {
+            let Some(session) = self.get(id, reach, now).await? else {
                 return Ok(Update::Missing);
             };
             if !condition.admits(session.version) {
@@ -433,7 +438,7 @@ impl SessionStore {
         ]
     }
 
-    /// Deletes a session with its messages.
+    /// Deletes a session within `reach`, with its messages.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -441,11 +446,12 @@ impl SessionStore {
         &self,
         id: SessionId,
         condition: &VersionCondition,
+        reach: &Reach,
         now: Timestamp,
     ) -> Result<Delete, StoreError> {
         let started = Instant::now();
         while started.elapsed() < self.retry_budget {
-            let Some(session) = self.get(id, now).await? else {
+            let Some(session) = self.get(id, reach, now).await? else {
                 return Ok(Delete::Missing);
             };
             if !condition.admits(session.version) {

@@ -73,6 +73,8 @@ macro_rules! codes {
 
 codes! {
     InvalidRequest BAD_REQUEST "invalid_request" "malformed JSON, a wrong type, an unknown or missing field, a bad query",
+    Unauthorized UNAUTHORIZED "unauthorized" "there is no credential, or one that is not good",
+    Forbidden FORBIDDEN "forbidden" "the credential lacks the scope, or does not reach this business or user",
     SessionNotFound NOT_FOUND "session_not_found" "there is no such session",
     NoActiveSession NOT_FOUND "no_active_session" "the user has no active session",
     RouteNotFound NOT_FOUND "route_not_found" "the service has no such path",
@@ -107,6 +109,8 @@ pub(super) struct ApiError {
     detail: Cow<'static, str>,
     errors: Vec<FieldProblem>,
     active_session_id: Option<SessionId>,
+    /// What kind of credential would do (`WWW-Authenticate`).
+    challenge: Option<String>,
     /// What the log is told and the client is not.
     cause: Option<String>,
 }
@@ -114,7 +118,13 @@ pub(super) struct ApiError {
 impl ApiError {
     /// An error with a text for people.
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), active_session_id: None, cause: None }
+        Self { code, detail: detail.into(), errors: Vec::new(), active_session_id: None, challenge: None, cause: None }
+    }
+
+    /// A refusal for want of a credential: RFC 6750 says of `Bearer` what is wanted.
+    pub(super) fn challenge(code: Code, detail: &'static str, parameters: &str) -> Self {
+        let challenge = format!("Bearer realm=\"sessiond\"{parameters}");
+        Self { challenge: Some(challenge), ..Self::new(code, detail) }
     }
 
     /// A `400` for fields of the body or the query.
@@ -223,6 +233,9 @@ impl IntoResponse for ApiError {
         if self.code.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
         }
+        if let Some(challenge) = self.challenge.as_ref().and_then(|text| HeaderValue::from_str(text).ok()) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
         response.extensions_mut().insert(self);
         response
     }
@@ -314,6 +327,12 @@ pub(super) fn documented(codes: &[Code]) -> BTreeMap<String, RefOr<ApiResponse>>
                 .description(Some("Seconds to wait before trying again."))
                 .build();
             response = response.header("Retry-After", seconds);
+        }
+        if codes.iter().any(|code| [Code::Unauthorized, Code::Forbidden].contains(code)) {
+            let challenge = HeaderBuilder::new()
+                .schema(Some(Object::with_type(Type::String)))
+                .description(Some("What credential is wanted (RFC 6750)."));
+            response = response.header("WWW-Authenticate", challenge.build());
         }
         RefOr::T(response.build())
     };

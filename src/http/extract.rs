@@ -103,6 +103,19 @@ pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usiz
     if length > bytes_max { Err(too_large) } else { Ok(Body::from(received)) }
 }
 
+/// Reads what a client that is refused sends all the same, and keeps nothing: a connection that is closed on what was not
+/// read may lose the answer. No more than a body that is accepted may have.
+pub(super) async fn discard(headers: &HeaderMap, mut body: Body, bytes_max: usize) {
+    // A client that asks before it sends, sends nothing.
+    let mut length = if headers.contains_key(header::EXPECT) { usize::MAX } else { 0 };
+    while length <= bytes_max {
+        match body.frame().await {
+            Some(Ok(frame)) => length += frame.into_data().map_or(0, |data| data.len()),
+            Some(Err(_)) | None => break,
+        }
+    }
+}
+
 /// A JSON body, declared as such. Merge patches (RFC 7396) are JSON too.
 pub(super) struct JsonBody(pub(super) Value);
 

@@ -13,6 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
+use super::access::Caller;
 use super::error::{ApiError, Code, FieldProblem, problems};
 use super::extract::{JsonBody, PathSession, Query};
 use super::json::Fields;
@@ -142,12 +143,13 @@ problems! {
 )]
 async fn append_messages(
     State(app): State<Arc<App>>,
+    caller: Caller,
     PathSession(id): PathSession,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let is_array = body.is_array();
     let new = new_messages(body, app.metadata_bytes_max)?;
-    let (status, messages) = match app.store.append_messages(id, &new, app.now()).await? {
+    let (status, messages) = match app.store.append_messages(id, &new, caller.reach(), app.now()).await? {
         Append::Appended(messages) => (StatusCode::CREATED, messages),
         Append::Replayed(messages) => (StatusCode::OK, messages),
         Append::Missing => return Err(ApiError::session_not_found(&id.to_string())),
@@ -199,6 +201,7 @@ problems! {
 )]
 async fn list_messages(
     State(app): State<Arc<App>>,
+    caller: Caller,
     PathSession(id): PathSession,
     OriginalUri(uri): OriginalUri,
     mut query: Query,
@@ -215,7 +218,7 @@ async fn list_messages(
         (None, Some(seq)) => MessageRange::After(seq),
         (None, None) => MessageRange::Newest,
     };
-    let page = Box::pin(app.store.list_messages(id, range, limit, app.now())).await?;
+    let page = Box::pin(app.store.list_messages(id, range, limit, caller.reach(), app.now())).await?;
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));
     let next = page.after.map(|seq| ("next", format!("limit={limit}&after={seq}")));

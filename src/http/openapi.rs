@@ -3,19 +3,25 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::routing::get;
 use utoipa::OpenApi as _;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, Type};
-use utoipa::openapi::{Header, OpenApi, Ref, RefOr, Required};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{Components, Header, OpenApi, Ref, RefOr, Required};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::error::{FieldProblem, Problem};
+use super::access::{X_API_KEY, scope_of};
+use super::error::{Code, FieldProblem, Problem, documented};
 use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions};
 
 const REQUEST_ID: &str = "X-Request-Id";
+const BEARER: &str = "bearer";
+const API_KEY: &str = "apiKey";
 /// The bodies that may have no other members than those that the document lists.
 const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
 
@@ -55,7 +61,8 @@ pub fn document() -> OpenApi {
     complete(routes().into_openapi())
 }
 
-/// Adds what the annotations cannot say: a request and each of its answers have an id, and unknown members are refused.
+/// Adds what the annotations cannot say: a request and each of its answers have an id, unknown members are refused, and
+/// what is not public needs a credential.
 fn complete(mut document: OpenApi) -> OpenApi {
     let components = document.components.get_or_insert_default();
     components.parameters.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_parameter()));
@@ -65,9 +72,23 @@ fn complete(mut document: OpenApi) -> OpenApi {
             schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
         }
     }
-    for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
+    add_security_schemes(components);
+    for (path, item) in &mut document.paths.paths {
+        let operations = [
+            (Method::GET, &mut item.get),
+            (Method::POST, &mut item.post),
+            (Method::PATCH, &mut item.patch),
+            (Method::DELETE, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else {
+                continue;
+            };
+            if let Some(scope) = scope_of(&method, Some(path)) {
+                let schemes = [BEARER, API_KEY].map(|name| SecurityRequirement::new(name, [scope.as_str()]));
+                operation.security = Some(schemes.into());
+                operation.responses.responses.extend(documented(&[Code::Unauthorized, Code::Forbidden]));
+            }
             let parameter = Ref::new(format!("#/components/parameters/{REQUEST_ID}"));
             operation.parameters.get_or_insert_default().push(RefOr::Ref(parameter));
             for response in operation.responses.responses.values_mut() {
@@ -79,6 +100,15 @@ fn complete(mut document: OpenApi) -> OpenApi {
         }
     }
     document
+}
+
+fn add_security_schemes(components: &mut Components) {
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
+        "An API key, `<keyId>.<secret>`, or a JWT. A service on a loopback address may be set up to need neither.",
+    ));
+    let api_key = ApiKeyValue::with_description(X_API_KEY, "An API key, `<keyId>.<secret>`.");
+    components.security_schemes.insert(BEARER.to_owned(), SecurityScheme::Http(bearer.build()).into());
+    components.security_schemes.insert(API_KEY.to_owned(), SecurityScheme::ApiKey(ApiKey::Header(api_key)).into());
 }
 
 fn request_id_parameter() -> Parameter {

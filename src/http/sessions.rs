@@ -11,6 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
+use super::access::{Caller, outside};
 use super::error::{ApiError, Code, problems};
 use super::extract::{IfMatch, JsonBody, PathSession};
 use super::json::Fields;
@@ -141,8 +142,15 @@ problems! {
         GetOrCreateProblems,
     ),
 )]
-async fn get_or_create(State(app): State<Arc<App>>, JsonBody(body): JsonBody) -> Result<Response, ApiError> {
+async fn get_or_create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
     let new = new_session(body, &app)?;
+    if !caller.reach().admits_user(new.business_id.as_str(), new.user_id.as_str()) {
+        return Err(outside());
+    }
     Ok(match app.store.get_or_create(&new, app.now()).await? {
         GetOrCreate::Resumed(session) => session_response(StatusCode::OK, &session),
         GetOrCreate::Created(session) => {
@@ -167,8 +175,12 @@ problems! {
         GetProblems,
     ),
 )]
-async fn get(State(app): State<Arc<App>>, PathSession(id): PathSession) -> Result<Response, ApiError> {
-    let session = app.store.get(id, app.now()).await?;
+async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    PathSession(id): PathSession,
+) -> Result<Response, ApiError> {
+    let session = app.store.get(id, caller.reach(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     Ok(session_response(StatusCode::OK, &session))
 }
@@ -203,12 +215,13 @@ problems! {
 )]
 async fn update(
     State(app): State<Arc<App>>,
+    caller: Caller,
     PathSession(id): PathSession,
     IfMatch(condition): IfMatch,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let patch = session_patch(body)?;
-    match app.store.update(id, &patch, &condition, app.now()).await? {
+    match app.store.update(id, &patch, &condition, caller.reach(), app.now()).await? {
         Update::Updated(session) => Ok(session_response(StatusCode::OK, &session)),
         Update::Missing => Err(ApiError::session_not_found(&id.to_string())),
         Update::VersionMismatch(version) => Err(version_mismatch(version)),
@@ -240,10 +253,11 @@ problems! {
 )]
 async fn delete(
     State(app): State<Arc<App>>,
+    caller: Caller,
     PathSession(id): PathSession,
     IfMatch(condition): IfMatch,
 ) -> Result<StatusCode, ApiError> {
-    match app.store.delete(id, &condition, app.now()).await? {
+    match app.store.delete(id, &condition, caller.reach(), app.now()).await? {
         Delete::Deleted => Ok(StatusCode::NO_CONTENT),
         Delete::Missing => Err(ApiError::session_not_found(&id.to_string())),
         Delete::VersionMismatch(version) => Err(version_mismatch(version)),

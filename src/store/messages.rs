@@ -5,7 +5,7 @@ use fred::types::Value;
 
 use super::reply::Reply;
 use super::{SessionStore, StoreError};
-use crate::session::{Message, NewMessage, SessionId, Timestamp};
+use crate::session::{Message, NewMessage, Reach, SessionId, Timestamp};
 
 /// Messages beyond the kept ones that one append removes at the most.
 const TRIM_MESSAGES_MAX: u32 = 200;
@@ -48,7 +48,7 @@ pub struct MessagePage {
 }
 
 impl SessionStore {
-    /// Appends messages, all or none. Ids that are known with the same role and content are answered as stored.
+    /// Appends messages to a session within `reach`, all or none. Ids that are known with the same role and content are answered as stored.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -56,9 +56,10 @@ impl SessionStore {
         &self,
         id: SessionId,
         new: &[NewMessage],
+        reach: &Reach,
         now: Timestamp,
     ) -> Result<Append, StoreError> {
-        let Some(session) = self.get(id, now).await? else {
+        let Some(session) = self.get(id, reach, now).await? else {
             return Ok(Append::Missing);
         };
         let mut batch = match Batch::new(new)? {
@@ -96,7 +97,7 @@ impl SessionStore {
         }
     }
 
-    /// A page of a session's messages, or `None` if there is no such session.
+    /// A page of a session's messages, or `None` if there is no such session within `reach`.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -105,8 +106,13 @@ impl SessionStore {
         id: SessionId,
         range: MessageRange,
         limit: u64,
+        reach: &Reach,
         now: Timestamp,
     ) -> Result<Option<MessagePage>, StoreError> {
+        // Before the messages are read: how long that takes would tell a foreign session from a missing one.
+        if *reach != Reach::Everything && self.get(id, reach, now).await?.is_none() {
+            return Ok(None);
+        }
         let key = self.keys.messages(id);
         let count = Some(limit + 1);
         // The messages are read first: if the session is there afterwards, it was there when they were read.
@@ -131,7 +137,7 @@ impl SessionStore {
                 _ => Ok(Vec::new()),
             }
         };
-        let (mut messages, oldest, session) = futures_util::try_join!(messages, oldest, self.get(id, now))?;
+        let (mut messages, oldest, session) = futures_util::try_join!(messages, oldest, self.get(id, reach, now))?;
         let Some(session) = session else {
             return Ok(None);
         };

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Which modules a module may use. `main → server → http → store → session`; the rest are leaves, or read by a few.
 const MAY_USE: [(&str, &[&str]); 9] = [
-    ("main", &["audit", "config", "http", "server", "store"]),
+    ("main", &["audit", "auth", "config", "http", "server", "store"]),
     ("server", &["auth", "config", "http", "metrics", "session", "store"]),
     ("http", &["auth", "metrics", "session", "store"]),
     ("audit", &["session", "store"]),

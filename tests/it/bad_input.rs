@@ -804,7 +804,8 @@ async fn a_panic_is_an_error_of_ours_and_no_more() {
     let service = Service::start(&[]).await;
     // Handlers ask the clock, and that is the test's: here is one that is broken.
     let broken = Arc::new(|| panic!("the clock has a secret"));
-    let app = server::app(&service.config, RedisAddress::Socket(redis::shared()), broken).expect("an app");
+    let credentials = service.app.credentials.clone();
+    let app = server::app(&service.config, RedisAddress::Socket(redis::shared()), credentials, broken).expect("an app");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
     let (patience, second) = (server::patience(&service.config), Duration::from_secs(1));

@@ -130,7 +130,8 @@ impl Service {
             let clock_ms = clock_ms.clone();
             Arc::new(move || Timestamp(clock_ms.load(Ordering::SeqCst)))
         };
-        let app = server::app(&config, RedisAddress::Socket(socket.to_owned()), clock).expect("an app");
+        let credentials = server::credentials(&config).expect("good credentials");
+        let app = server::app(&config, RedisAddress::Socket(socket.to_owned()), credentials, clock).expect("an app");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
         let (patience, grace) = (server::patience(&config), config.shutdown_grace);

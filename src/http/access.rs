@@ -1,0 +1,169 @@
+//! Who calls, and may they? Asked before any handler, and before anything of the body is kept.
+//!
+//! Denied by default: a route is protected unless it is named here, and what it needs follows from its method and its path.
+//! A handler that looks at one session asks the store with [`Caller::reach`], and cannot do without.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::App;
+use super::error::{ApiError, Code};
+use super::extract::discard;
+use crate::auth::{Access, Refusal, Scope};
+use crate::metrics;
+use crate::session::{Reach, Timestamp};
+
+pub(super) const X_API_KEY: &str = "x-api-key";
+/// What needs no credential: health for those who restart and route, documentation for those who have no credential yet.
+const PUBLIC: [&str; 5] = ["/livez", "/readyz", "/openapi.json", "/docs", "/docs/{file}"];
+/// What needs more than its method says.
+const ADMIN: [(Method, &str); 1] = [(Method::DELETE, "/api/sessions/business/{businessId}/user/{userId}")];
+/// Names of path parameters, as routes have them.
+const BUSINESS_ID: &str = "businessId";
+const USER_ID: &str = "userId";
+
+/// What a call needs to be allowed to do; `None` if nothing, because it is public. `route` is the router's template.
+pub(super) fn scope_of(method: &Method, route: Option<&str>) -> Option<Scope> {
+    let route = route.unwrap_or_default();
+    if PUBLIC.contains(&route) {
+        None
+    } else if ADMIN.iter().any(|(admin, path)| (admin, *path) == (method, route)) {
+        Some(Scope::Admin)
+    } else if method.is_safe() {
+        Some(Scope::Read)
+    } else {
+        Some(Scope::Write)
+    }
+}
+
+/// Who calls. Every request that reaches a handler has one.
+pub(super) struct Caller(Arc<Access>);
+
+impl Caller {
+    /// Whose sessions the caller may reach.
+    pub(super) fn reach(&self) -> &Reach {
+        &self.0.reach
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let access = parts.extensions.get::<Arc<Access>>().cloned();
+        access.map(Self).ok_or_else(|| ApiError::internal("a protected handler on a public route"))
+    }
+}
+
+/// The answer to a call that names a business or user outside of the credential's reach, whether or not there is anything.
+pub(super) fn outside() -> ApiError {
+    metrics::credential_refused("reach");
+    let detail = "The credential does not reach this business or user";
+    ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
+}
+
+/// Lets a request pass if its credential is good for it.
+pub(super) async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    match admit(&app, &mut parts).await {
+        Ok(access) => {
+            if let Some(access) = access {
+                parts.extensions.insert(access);
+            }
+            Ok(next.run(Request::from_parts(parts, body)).await)
+        }
+        Err(refused) => {
+            let discarded = discard(&parts.headers, body, app.body_bytes_max);
+            // Whether all of it came or not: the answer is the same.
+            let _ = tokio::time::timeout(app.body_timeout, discarded).await;
+            Err(refused)
+        }
+    }
+}
+
+/// What the caller may do, or `None` if the route is public.
+async fn admit(app: &App, parts: &mut Parts) -> Result<Option<Arc<Access>>, ApiError> {
+    let route = parts.extensions.get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let Some(scope) = scope_of(&parts.method, route) else {
+        return Ok(None);
+    };
+    let access = match app.credentials.of_anybody() {
+        Some(access) => access,
+        None => authenticate(app, &parts.headers, app.now())?,
+    };
+    // A path that does not exist needs a credential, and no scope.
+    if let Some(route) = route {
+        if !access.allows(scope) {
+            metrics::credential_refused("scope");
+            let parameters = format!(", error=\"insufficient_scope\", scope=\"{}\"", scope.as_str());
+            return Err(ApiError::challenge(Code::Forbidden, "The credential lacks the scope of this call", &parameters));
+        }
+        if !is_within(&access.reach, route, RawPathParams::from_request_parts(parts, &()).await.ok().as_ref()) {
+            return Err(outside());
+        }
+    }
+    Ok(Some(access))
+}
+
+/// Whether the business and user of the path, if it has them, are within reach.
+fn is_within(reach: &Reach, route: &str, parameters: Option<&RawPathParams>) -> bool {
+    let has = |name: &str| route.contains(&format!("{{{name}}}"));
+    let value = |name: &str| {
+        let mut parameters = parameters.into_iter().flatten();
+        parameters.find(|(known, _)| *known == name).map(|(_, value)| value)
+    };
+    match (value(BUSINESS_ID), value(USER_ID)) {
+        (Some(business_id), Some(user_id)) => reach.admits_user(business_id, user_id),
+        (Some(business_id), None) => reach.admits_business(business_id),
+        // The path has none; or it has one that is not text, which is in nobody's reach.
+        (None, _) => !(has(BUSINESS_ID) || has(USER_ID)) || *reach == Reach::Everything,
+    }
+}
+
+/// Checks the one credential of a request.
+fn authenticate(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Access>, ApiError> {
+    let refused = |reason, detail, parameters| {
+        metrics::credential_refused(reason);
+        Err(ApiError::challenge(Code::Unauthorized, detail, parameters))
+    };
+    let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
+    let mut api_keys = headers.get_all(X_API_KEY).iter();
+    let checked = match (bearers.next(), api_keys.next(), bearers.next().or(api_keys.next())) {
+        (None, None, _) => {
+            let detail = "This call needs a credential: Authorization: Bearer <credential>, or X-API-Key: <credential>";
+            return refused("missing", detail, "");
+        }
+        (Some(value), None, None) => match bearer(value.as_bytes()) {
+            Some(credential) => app.credentials.of_bearer(credential, now),
+            None => return refused("invalid", "The header Authorization must be: Bearer <credential>", ""),
+        },
+        (None, Some(value), None) => {
+            let credential = value.to_str().map_err(|_| Refusal::Invalid);
+            credential.and_then(|credential| app.credentials.of_api_key(credential.trim(), now))
+        }
+        _ => return refused("several", "The request has more than one credential", ", error=\"invalid_token\""),
+    };
+    match checked {
+        Ok(access) => {
+            if let Some(credential) = access.credential {
+                tracing::debug!(%credential, "admitted");
+            }
+            Ok(access)
+        }
+        Err(Refusal::Invalid) => refused("invalid", "The credential is not valid", ", error=\"invalid_token\""),
+        Err(Refusal::Expired) => refused("expired", "The credential has expired", ", error=\"invalid_token\""),
+    }
+}
+
+/// The credential of an `Authorization: Bearer` header. The scheme is the same in lower- and upper-case (RFC 9110, 11.1).
+fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, credential) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    let credential = credential.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !credential.is_empty()).then_some(credential)
+}
