@@ -106,7 +106,9 @@ fn verbs(criterion: &mut Criterion) {
         timer.to_async(runtime).iter(|| bench.create(&known));
     });
     group.bench_function("get", |timer| {
-        timer.to_async(runtime).iter(|| async { store.get(id, &Reach::Everything, system_now()).await.expect("an answer") });
+        timer
+            .to_async(runtime)
+            .iter(|| async { store.get(id, &Reach::Everything, system_now()).await.expect("an answer") });
     });
     group.bench_function("get_active", |timer| {
         let user = (&known.business_id, &known.user_id);
@@ -124,18 +126,23 @@ fn verbs(criterion: &mut Criterion) {
     };
     group.bench_function("update/heartbeat", |timer| {
         timer.to_async(runtime).iter(|| async {
-            store.update(id, &heartbeat, &VersionCondition::Any, &Reach::Everything, system_now()).await.expect("an answer")
+            store
+                .update(id, &heartbeat, &VersionCondition::Any, &Reach::Everything, system_now())
+                .await
+                .expect("an answer")
         });
     });
     group.bench_function("append_messages/1", |timer| {
         let messages = [message()];
-        timer
-            .to_async(runtime)
-            .iter(|| async { store.append_messages(id, &messages, &Reach::Everything, system_now()).await.expect("an answer") });
+        timer.to_async(runtime).iter(|| async {
+            store.append_messages(id, &messages, &Reach::Everything, system_now()).await.expect("an answer")
+        });
     });
     group.bench_function("list_messages/50", |timer| {
         timer.to_async(runtime).iter(|| async {
-            Box::pin(store.list_messages(id, MessageRange::Newest, 50, &Reach::Everything, system_now())).await.expect("an answer")
+            Box::pin(store.list_messages(id, MessageRange::Newest, 50, &Reach::Everything, system_now()))
+                .await
+                .expect("an answer")
         });
     });
     group.finish();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::auth::{AuthSettings, JwtAlgorithm, JwtSettings, NewApiKey, Scope};
 use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
@@ -88,12 +88,13 @@ as fast. To change a key without a gap: add a second one, give its credential to
 
 /// What key to make.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(group = ArgGroup::new("businesses").required(true).args(["business", "all_businesses"]))]
 pub struct KeygenArgs {
     /// Names the key: 1 to 64 letters, digits, - or _ [default: a random one]
     #[arg(long, value_name = "TEXT")]
     id: Option<String>,
     /// A businessId that the key reaches; give it again for another one
-    #[arg(long, value_name = "ID", required_unless_present = "all_businesses", conflicts_with = "all_businesses")]
+    #[arg(long, value_name = "ID")]
     business: Vec<String>,
     /// The key reaches every business, also those to come
     #[arg(long)]

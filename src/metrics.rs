@@ -28,7 +28,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     metrics::set_global_recorder(recorder)?;
     describe_counter!(REQUESTS, "Requests answered.");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's headers to its answer.");
-    describe_counter!(REFUSED, "Requests refused for their credential: missing, several, invalid, expired, scope, reach.");
+    describe_counter!(
+        REFUSED,
+        "Requests refused for their credential: missing, several, invalid, expired, scope, reach."
+    );
     describe_gauge!(BUILD, "1, with what is running.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)

@@ -254,10 +254,7 @@ fn checked(algorithm: JwtAlgorithm, key: Result<DecodingKey, Error>) -> Result<D
 }
 
 /// The keys of a key set (RFC 7517) that are for this algorithm. Others are for other purposes, and passed over.
-fn keys_of_set(
-    algorithm: JwtAlgorithm,
-    content: &[u8],
-) -> Result<Vec<(Option<String>, DecodingKey)>, Vec<String>> {
+fn keys_of_set(algorithm: JwtAlgorithm, content: &[u8]) -> Result<Vec<(Option<String>, DecodingKey)>, Vec<String>> {
     let set: JwkSet = serde_json::from_slice(content).map_err(|error| {
         // Not the error's own text: it repeats values.
         vec![format!("is not a JWK set (line {}, column {})", error.line(), error.column())]

@@ -102,7 +102,11 @@ async fn admit(app: &App, parts: &mut Parts) -> Result<Option<Arc<Access>>, ApiE
         if !access.allows(scope) {
             metrics::credential_refused("scope");
             let parameters = format!(", error=\"insufficient_scope\", scope=\"{}\"", scope.as_str());
-            return Err(ApiError::challenge(Code::Forbidden, "The credential lacks the scope of this call", &parameters));
+            return Err(ApiError::challenge(
+                Code::Forbidden,
+                "The credential lacks the scope of this call",
+                &parameters,
+            ));
         }
         if !is_within(&access.reach, route, RawPathParams::from_request_parts(parts, &()).await.ok().as_ref()) {
             return Err(outside());

@@ -175,11 +175,7 @@ problems! {
         GetProblems,
     ),
 )]
-async fn get(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    PathSession(id): PathSession,
-) -> Result<Response, ApiError> {
+async fn get(State(app): State<Arc<App>>, caller: Caller, PathSession(id): PathSession) -> Result<Response, ApiError> {
     let session = app.store.get(id, caller.reach(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     Ok(session_response(StatusCode::OK, &session))

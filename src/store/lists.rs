@@ -55,7 +55,8 @@ impl SessionStore {
             let highest = after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
             let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
             let exhausted = entries.len() < wanted;
-            let read = try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
+            let read =
+                try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
             for (entry, session) in entries.into_iter().zip(read) {
                 // Only a session that is there makes a further page.
                 if sessions.len() == limit && session.is_some() {
@@ -107,7 +108,8 @@ impl SessionStore {
             entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.score, entry.session_id)));
             entries.truncate(limit + 1);
             let exhausted = entries.len() <= limit;
-            let read = try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
+            let read =
+                try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
             for (entry, session) in entries.into_iter().zip(read) {
                 let session = session.filter(|session| session.status == Status::Active);
                 // Only a session that is there makes a further page.

@@ -7,7 +7,10 @@ use std::time::Duration;
 use jsonschema::{Draft, Validator};
 use reqwest::Method;
 use serde_json::{Value, json};
+use sessiond::auth::Scope;
+use tempfile::TempDir;
 
+use crate::support::credentials::api_key;
 use crate::support::service::{Answer, Service};
 
 /// The table of the contract, 1.3.
@@ -27,8 +30,10 @@ const OPERATIONS: [(&str, &str); 14] = [
     ("get", "/openapi.json"),
     ("get", "/docs"),
 ];
-/// The codes of the contract, 1.4, that need no credentials and no limits on load.
-const CODES: [&str; 17] = [
+/// The codes of the contract, 1.4, that need no limits on load.
+const CODES: [&str; 19] = [
+    "unauthorized",
+    "forbidden",
     "invalid_request",
     "session_not_found",
     "no_active_session",
@@ -50,7 +55,8 @@ const CODES: [&str; 17] = [
 /// Statuses that take a fault: no good service gives them for the asking.
 const FAULTS: [&str; 3] = ["408", "500", "503"];
 /// Headers that mean something to clients: none is sent that the document does not name.
-const HEADERS: [&str; 7] = ["ETag", "Location", "Link", "X-Total-Count", "X-Request-Id", "Retry-After", "Allow"];
+const HEADERS: [&str; 8] =
+    ["ETag", "Location", "Link", "X-Total-Count", "X-Request-Id", "Retry-After", "Allow", "WWW-Authenticate"];
 /// Documented, and still absent where there is no further page.
 const OPTIONAL_HEADER: &str = "Link";
 const UNKNOWN_SESSION: &str = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
@@ -484,6 +490,23 @@ impl Caller {
         self.call(erase("x"), 200).await;
         self.call(erase(&long), 400).await;
     }
+
+    /// Refusals of every operation that is not public, by a service that has credentials.
+    async fn drive_refusals(&mut self) {
+        let folder = TempDir::new().expect("a folder");
+        let keys = folder.path().join("keys.toml");
+        let (reader, reader_entry) = api_key("reader", &[], &[Scope::Read], None);
+        let (writer, writer_entry) = api_key("writer", &[], &[Scope::Write], None);
+        std::fs::write(&keys, format!("{reader_entry}\n{writer_entry}")).expect("a file");
+        self.service = Service::start(&["--api-keys-file", keys.to_str().expect("a path")]).await;
+        for (method, template) in OPERATIONS.into_iter().filter(|(_, path)| path.starts_with("/api/")) {
+            let path = template.replace("{sessionId}", "1").replace("{businessId}", "b").replace("{userId}", "u");
+            let method: Method = method.to_uppercase().parse().expect("a method");
+            let other = if method == Method::GET { &writer } else { &reader };
+            self.call(call(method.clone(), template, &path), 401).await;
+            self.call(call(method, template, &path).header("x-api-key", other), 403).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -495,6 +518,7 @@ async fn answers_are_as_documented() {
     for path in ["/livez", "/readyz", "/openapi.json", "/docs"] {
         caller.get(path, path, 200).await;
     }
+    caller.drive_refusals().await;
     let not_reached = caller.not_reached();
     let not_faults: Vec<_> = not_reached.iter().filter(|(_, status)| !FAULTS.contains(&status.as_str())).collect();
     assert!(not_faults.is_empty(), "documented and never answered: {not_faults:?}");

@@ -2,6 +2,7 @@
 //! process.
 
 pub mod audit;
+pub mod credentials;
 pub mod ledger;
 pub mod load;
 pub mod monitor;

@@ -1,0 +1,36 @@
+//! Credentials: who may call, who is refused, and what a refusal tells.
+
+mod foreign;
+mod matrix;
+mod rotation;
+mod secrets;
+mod settings;
+mod tokens;
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::support::service::{Answer, Service};
+
+impl Service {
+    /// A call with these headers, and with a JSON body if there is one.
+    async fn call_as(&self, headers: &[(&str, &str)], method: Method, path: &str, body: Option<&Value>) -> Answer {
+        let mut headers = headers.to_vec();
+        if body.is_some() {
+            headers.push(("content-type", "application/json"));
+        }
+        let body = body.map(Value::to_string).unwrap_or_default().into_bytes();
+        self.send(method, path, &headers, body).await
+    }
+
+    /// A `GET` with this credential as a bearer's.
+    async fn get_as(&self, credential: &str, path: &str) -> Answer {
+        self.call_as(&[("authorization", &format!("Bearer {credential}"))], Method::GET, path, None).await
+    }
+
+    /// Any call with this credential as a bearer's.
+    async fn bearer(&self, credential: &str, method: Method, path: &str, body: Value) -> Answer {
+        let header = format!("Bearer {credential}");
+        self.call_as(&[("authorization", &header)], method, path, Some(&body).filter(|body| !body.is_null())).await
+    }
+}

@@ -1,0 +1,165 @@
+//! Another tenant's session is a missing one, whatever is asked of it.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sessiond::auth::Scope;
+use sessiond::store::embedded::EmbeddedRedis;
+use tempfile::TempDir;
+
+use crate::support::credentials::api_key;
+use crate::support::monitor::Monitor;
+use crate::support::redis::server_program;
+use crate::support::service::Service;
+
+const UNKNOWN_ID: &str = "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
+
+/// A service on a Redis that nobody else uses, and a key for business `b` and one for `c`.
+struct Fixture {
+    service: Service,
+    ours: String,
+    theirs: String,
+    redis: EmbeddedRedis,
+    _folder: TempDir,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let (ours, our_entry) = api_key("ours", &["b"], &Scope::ALL, None);
+        let (theirs, their_entry) = api_key("theirs", &["c"], &Scope::ALL, None);
+        let keys = folder.path().join("keys.toml");
+        std::fs::write(&keys, format!("{our_entry}\n{their_entry}")).expect("a file");
+        let redis = EmbeddedRedis::start(&server_program(), &folder.path().join("redis")).expect("a private Redis");
+        let flags = ["--api-keys-file", keys.to_str().expect("a path")];
+        Self { service: Service::start_on(&redis.socket(), &flags).await, ours, theirs, redis, _folder: folder }
+    }
+
+    async fn create(&self, user_id: &str, business_id: &str) -> String {
+        let body = json!({"businessId": business_id, "userId": user_id, "ifActive": "replace"});
+        let credential = if business_id == "b" { &self.ours } else { &self.theirs };
+        self.service.bearer(credential, Method::POST, "/api/sessions", body).await.expect(201).string("sessionId")
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_session_costs_and_tells_what_a_missing_one_does() {
+    let fixture = Fixture::start().await;
+    let ended = fixture.create("u", "c").await;
+    let active = fixture.create("u", "c").await;
+    let message = json!({"messageId": "m", "role": "user", "content": "theirs"});
+    let path = format!("/api/sessions/{active}/messages");
+    fixture.service.bearer(&fixture.theirs, Method::POST, &path, message).await.expect(201);
+    let (patch, post, get, delete) = (Method::PATCH, Method::POST, Method::GET, Method::DELETE);
+    // Each would be answered otherwise if the session were looked at before its owner: 412, 409, 200, 400.
+    let calls = [
+        (get.clone(), "", Value::Null, &active),
+        (get.clone(), "/messages", Value::Null, &active),
+        (get, "/messages?after=0&limit=1", Value::Null, &active),
+        (patch.clone(), "", json!({}), &active),
+        (patch.clone(), "", json!({"status": "active"}), &ended),
+        (patch, "", json!({"status": "active", "ifActive": "replace"}), &ended),
+        (post.clone(), "/messages", json!({"role": "user", "content": 1}), &ended),
+        (post.clone(), "/messages", json!({"messageId": "m", "role": "user", "content": "ours"}), &active),
+        (post, "/messages", json!({"messageId": "m", "role": "user", "content": "theirs"}), &active),
+        (delete, "", Value::Null, &active),
+    ];
+    let before = fixture.service.look.digest().await;
+    for (method, rest, body, session) in calls {
+        for condition in [None, Some("\"0\""), Some("\"1\""), Some("*")] {
+            let mut seen = Vec::new();
+            for id in [session.as_str(), UNKNOWN_ID] {
+                let monitor = Monitor::start(&fixture.redis.socket());
+                let bearer = format!("Bearer {}", fixture.ours);
+                let mut headers = vec![("authorization", bearer.as_str()), ("x-request-id", "the-same")];
+                headers.extend(condition.map(|condition| ("if-match", condition)));
+                let path = format!("/api/sessions/{id}{rest}");
+                let call = fixture.service.call_as(
+                    &headers,
+                    method.clone(),
+                    &path,
+                    Some(&body).filter(|body| !body.is_null()),
+                );
+                let answer = call.await;
+                answer.expect_problem(404, "session_not_found");
+                let commands = monitor.finish(&fixture.service.look).await;
+                let of_session =
+                    commands.into_iter().filter(|command| command.words.iter().any(|word| word.contains(id)));
+                let verbs: Vec<_> = of_session.map(|command| command.words[0].to_uppercase()).collect();
+                assert_eq!(verbs, ["HMGET"], "{method} {path}");
+                let mut headers = answer.headers.clone();
+                headers.remove("date");
+                seen.push((answer.status, headers, answer.text.replace(id, "<session>")));
+            }
+            assert_eq!(seen[0], seen[1], "{method} {rest} {condition:?}");
+        }
+    }
+    assert!(fixture.service.look.digest().await == before, "a foreign session was changed");
+}
+
+#[tokio::test]
+async fn a_cursor_or_a_link_leads_nobody_further() {
+    let fixture = Fixture::start().await;
+    let service = &fixture.service;
+    for user in ["u", "v"] {
+        for business in ["b", "c", "b", "c"] {
+            fixture.create(user, business).await;
+        }
+    }
+    for list in ["active?limit=1", "user/u/history?limit=1"] {
+        let path = |business: &str| format!("/api/sessions/business/{business}/{list}");
+        let page = service.get_as(&fixture.theirs, &path("c")).await.expect(200);
+        let link = page.link("next").expect("a next page");
+        service.get_as(&fixture.theirs, &link).await.expect(200);
+        // Their link is theirs, and their cursor does not fit our list.
+        service.get_as(&fixture.ours, &link).await.expect_problem(403, "forbidden");
+        let (_, cursor) = link.split_once("&cursor=").expect("a cursor");
+        let ours = format!("{}&cursor={cursor}", path("b"));
+        service.get_as(&fixture.ours, &ours).await.expect_problem(400, "invalid_request");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_same_whether_or_not_anything_is_there() {
+    let fixture = Fixture::start().await;
+    fixture.create("u", "c").await;
+    let bearer = format!("Bearer {}", fixture.ours);
+    let headers = [("authorization", bearer.as_str()), ("x-request-id", "the-same")];
+    let mut seen = Vec::new();
+    for (business, user) in [("c", "u"), ("c", "nobody"), ("nowhere", "u"), ("%ff", "u"), ("c", "%00"), ("%62%2f", "u")]
+    {
+        for rest in ["active", "user/{}/active", "user/{}/history?limit=0", "user/{}/history?cursor=x"] {
+            let path = format!("/api/sessions/business/{business}/{}", rest.replace("{}", user));
+            seen.push(fixture.service.call_as(&headers, Method::GET, &path, None).await);
+        }
+        if !business.contains('%') {
+            let body = json!({"businessId": business, "userId": user.replace('%', "")});
+            seen.push(fixture.service.call_as(&headers, Method::POST, "/api/sessions", Some(&body)).await);
+        }
+    }
+    for answer in &seen {
+        answer.expect_problem(403, "forbidden");
+        assert_eq!(answer.text, seen[0].text);
+    }
+    // An encoded spelling of our own business is our own business.
+    fixture.service.get_as(&fixture.ours, "/api/sessions/business/%62/active").await.expect(200);
+}
+
+#[tokio::test]
+async fn the_credential_is_checked_before_the_scope_and_the_scope_before_the_body() {
+    let folder = TempDir::new().expect("a folder");
+    let (reader, entry) = api_key("reader", &["b"], &[Scope::Read], None);
+    let keys = folder.path().join("keys.toml");
+    std::fs::write(&keys, entry).expect("a file");
+    let service = Service::start(&["--api-keys-file", keys.to_str().expect("a path")]).await;
+    let large = "x".repeat(300 * 1024);
+    for body in ["{", "{}", large.as_str()] {
+        for (credential, status, code) in
+            [("Bearer x.y", 401, "unauthorized"), (&format!("Bearer {reader}"), 403, "forbidden")]
+        {
+            let headers = [("authorization", credential), ("content-type", "text/plain")];
+            let answer = service.send(Method::POST, "/api/sessions", &headers, body.as_bytes().to_vec()).await;
+            answer.expect_problem(status, code);
+        }
+    }
+    assert_eq!(service.look.keys().await, Vec::<String>::new());
+}

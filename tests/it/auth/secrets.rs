@@ -1,0 +1,137 @@
+//! The canary: secrets are planted wherever one goes in, and looked for wherever something comes out.
+
+use reqwest::Method;
+use rustix::process::Signal;
+use serde_json::json;
+use sessiond::auth::{JwtAlgorithm, Scope};
+use sessiond::server::system_now;
+use sessiond::store::embedded::EmbeddedRedis;
+use tempfile::TempDir;
+
+use crate::support::credentials::{Signer, api_key, claims, jwt_flags, replace, with};
+use crate::support::process::Process;
+use crate::support::redis::{Look, server_program};
+use crate::support::service::Service;
+
+const PASSWORD: &str = "canary-redis-password";
+const USER: &str = "canary-user";
+
+#[tokio::test]
+async fn no_secret_comes_out_of_the_program() {
+    let folder = TempDir::new().expect("a folder");
+    let redis = EmbeddedRedis::start(&server_program(), &folder.path().join("redis")).expect("a private Redis");
+    Look::at(&redis.socket(), "sd").await.command(&["CONFIG", "SET", "requirepass", PASSWORD]).await;
+    let url = format!("redis+unix://default:{PASSWORD}@localhost{}", redis.socket().display());
+    let (good, good_entry) = api_key("canary-key", &["b"], &Scope::ALL, None);
+    let (expired, expired_entry) = api_key("old", &["b"], &Scope::ALL, Some("2020-01-01T00:00:00Z"));
+    let keys = folder.path().join("keys.toml");
+    replace(&keys, format!("{good_entry}\n{expired_entry}"));
+    let signer = Signer::new(JwtAlgorithm::Hs256);
+    let secret_file = folder.path().join("secret");
+    replace(&secret_file, signer.key_file());
+    let own = claims("b", USER, system_now());
+    let tokens = [
+        signer.token(&own),
+        signer.token(&with(&own, "exp", 1)),
+        signer.token(&with(&own, "businessId", json!(["canary-claim"]))),
+        Signer::new(JwtAlgorithm::Hs256).token(&own),
+        signer.token_with(&json!({"alg": "none", "kid": "canary-kid"}), &own),
+        signer.token_of("{\"alg\": \"canary-alg\"}", "canary-claims"),
+    ];
+    let mut flags = jwt_flags(JwtAlgorithm::Hs256, &secret_file);
+    flags.extend(["--api-keys-file", keys.to_str().expect("a path")].map(str::to_owned));
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let (mut service, base) = Process::serve(&flags, &[("REDIS_URL", &url), ("SESSIOND_LOG", "trace")]);
+
+    let unknown = "unknown.canary-secret-of-nobody".to_owned();
+    let credentials: Vec<_> = [good.clone(), expired.clone(), unknown].into_iter().chain(tokens.clone()).collect();
+    let mut out = call_with_each(&base, &credentials).await;
+    // A broken file has all of the good one in it, and a secret besides.
+    replace(&keys, format!("{good_entry}\n{good}\nsecret = \"{good}\""));
+    service.wait_for_line("stays in force");
+    replace(&secret_file, format!("{{\"keys\": [{:?}]}}", String::from_utf8(signer.key_file()).expect("text")));
+    service.wait_for_line("stays in force");
+    let metrics = service.lines.iter().find(|line| line.contains("/metrics\"")).expect("the metrics' address").clone();
+    let start = metrics.find("http://").expect("an address");
+    let metrics = metrics[start..].split('"').next().expect("an address");
+    let metrics = reqwest::get(metrics).await.expect("an answer").text().await.expect("text");
+    assert!(metrics.contains("sessiond_credentials_refused_total{reason=\"invalid\"}"), "{metrics}");
+    out.push(metrics);
+    service.signal(Signal::TERM);
+    service.wait();
+
+    let secret_of = |credential: &str| credential.split_once('.').expect("a secret").1.to_owned();
+    let mut planted = vec![PASSWORD.to_owned(), USER.to_owned(), "canary-".to_owned(), secret_of(&good)];
+    planted.extend([secret_of(&expired), String::from_utf8(signer.key_file()).expect("text")]);
+    for token in &tokens {
+        let parts = token.split('.').filter(|part| part.len() > 20 && !part.starts_with("eyJhbGciOiJIUzI1NiI"));
+        planted.extend(parts.map(str::to_owned));
+    }
+    for secret in &planted {
+        for text in &out {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+        for line in &service.lines {
+            assert!(!line.contains(secret), "{secret} in {line}");
+        }
+    }
+    assert!(service.lines.iter().any(|line| line.contains("\"TRACE\"")), "nothing was logged at trace");
+    assert!(service.lines.iter().any(|line| line.contains("admitted")), "what is admitted was not logged");
+}
+
+/// Answers to calls of many kinds with each credential, in each place where one can be.
+async fn call_with_each(base: &str, credentials: &[String]) -> Vec<String> {
+    let client = reqwest::Client::new();
+    let mut answers = Vec::new();
+    for credential in credentials {
+        for (name, value) in [
+            ("authorization", format!("Bearer {credential}")),
+            ("authorization", format!("Basic {credential}")),
+            ("authorization", credential.clone()),
+            ("x-api-key", credential.clone()),
+        ] {
+            for (method, path) in [
+                (Method::GET, "/api/sessions/business/b/active"),
+                (Method::GET, "/api/sessions/1"),
+                (Method::PUT, "/nowhere"),
+                (Method::POST, "/api/sessions"),
+                (Method::GET, "/readyz"),
+            ] {
+                let request = client.request(method.clone(), format!("{base}{path}")).header(name, &value);
+                let request = if method == Method::POST { request.body("{\"broken\"") } else { request };
+                let answer = request.send().await.expect("an answer");
+                answers.push(format!("{:?} {}", answer.headers().clone(), answer.text().await.expect("text")));
+            }
+        }
+    }
+    answers
+}
+
+#[tokio::test]
+async fn what_holds_secrets_shows_none_in_a_debug_print() {
+    let folder = TempDir::new().expect("a folder");
+    let (credential, entry) = api_key("canary-key", &["canary-business"], &Scope::ALL, None);
+    let keys = folder.path().join("keys.toml");
+    replace(&keys, entry);
+    let signer = Signer::new(JwtAlgorithm::Hs256);
+    let secret_file = folder.path().join("secret");
+    replace(&secret_file, signer.key_file());
+    let mut flags = jwt_flags(JwtAlgorithm::Hs256, &secret_file);
+    let url = format!("redis://default:{PASSWORD}@localhost:6379");
+    flags.extend(["--api-keys-file", keys.to_str().expect("a path"), "--redis-url", &url].map(str::to_owned));
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let service = Service::start(&flags).await;
+    let credentials = &service.app.credentials;
+    let token = signer.token(&claims("canary-business", USER, service.now()));
+    let prints = [
+        format!("{:?} {:?}", service.config, service.app),
+        format!("{credentials:?} {credentials}"),
+        format!("{:?}", credentials.of_api_key(&credential, service.now()).expect("a good key")),
+        format!("{:?}", credentials.of_bearer(&token, service.now()).expect("a good token")),
+        format!("{:?}", credentials.of_bearer(&format!("{token}x"), service.now()).expect_err("a bad token")),
+    ];
+    let secret = String::from_utf8(signer.key_file()).expect("text");
+    for text in &prints {
+        assert!(!text.contains("canary") && !text.contains(&secret), "{text}");
+    }
+}

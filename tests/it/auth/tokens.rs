@@ -1,0 +1,273 @@
+//! Forged, stale and broken tokens, for every algorithm: each is a `401`, and never a `500`.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::Method;
+use serde_json::{Value, json};
+use sessiond::auth::JwtAlgorithm;
+use tempfile::TempDir;
+
+use crate::support::credentials::{AUDIENCE, Signer, claims, hmac_sha256, jwt_flags, unsigned, with, without};
+use crate::support::service::Service;
+
+const ACTIVE: &str = "/api/sessions/business/b/user/u/active";
+
+async fn start(signer: &Signer, key_file: &[u8]) -> (Service, TempDir) {
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("key");
+    std::fs::write(&path, key_file).expect("a file");
+    let flags = jwt_flags(signer.algorithm, &path);
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    (Service::start(&flags).await, folder)
+}
+
+async fn expect_good(service: &Service, token: &str, why: &str) {
+    let answer = service.get_as(token, ACTIVE).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.string("code").as_str()),
+        (404, "no_active_session"),
+        "{why}: {answer:?}"
+    );
+}
+
+async fn expect_refused(service: &Service, token: &str, why: &str) {
+    let answer = service.get_as(token, ACTIVE).await;
+    assert_eq!(answer.status.as_u16(), 401, "{why}: {answer:?}");
+    answer.expect_problem(401, "unauthorized");
+}
+
+/// Claims that no token may have, with what is wrong.
+fn bad_claims(good: &Value, now_secs: i64) -> Vec<(String, Value)> {
+    let mut bad: Vec<_> = ["iss", "aud", "exp", "businessId", "sub"]
+        .map(|name| (format!("without {name}"), without(good, name)))
+        .into_iter()
+        .collect();
+    let wrong = [
+        ("iss", vec![json!("https://other.example.com/"), json!(""), json!(null), json!(1), json!({}), json!([])]),
+        ("aud", vec![json!("other"), json!(["other"]), json!([]), json!(null), json!(1), json!({}), json!("")]),
+        (
+            "exp",
+            vec![
+                json!(now_secs - 31),
+                json!(0),
+                json!(-1),
+                json!(format!("{}", now_secs + 300)),
+                json!(null),
+                json!([]),
+                json!(true),
+                json!(1e300),
+            ],
+        ),
+        ("nbf", vec![json!(now_secs + 60), json!("0"), json!(null), json!([]), json!(1e300)]),
+        (
+            "businessId",
+            vec![json!(""), json!(null), json!(1), json!(["b"]), json!({}), json!("b".repeat(129)), json!("b\0")],
+        ),
+        ("sub", vec![json!(""), json!(null), json!(1), json!(["u"]), json!("u".repeat(129)), json!("u\n")]),
+        ("scope", vec![json!(["read"]), json!(null), json!(1), json!({})]),
+    ];
+    for (name, values) in wrong {
+        bad.extend(values.into_iter().map(|value| (format!("{name} is {value}"), with(good, name, value))));
+    }
+    bad
+}
+
+/// Headers that no token may have, though its signature fits.
+fn bad_headers(algorithm: JwtAlgorithm) -> Vec<Value> {
+    let others = [
+        "none", "None", "NONE", "", "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "ES256", "ES384",
+        "EdDSA", "XX",
+    ];
+    let others = others.into_iter().filter(|name| *name != algorithm.as_str());
+    let mut headers: Vec<_> = others.map(|name| json!({"alg": name, "typ": "JWT"})).collect();
+    let name = algorithm.as_str();
+    headers.extend([
+        json!({"typ": "JWT"}),
+        json!({"alg": null}),
+        json!({"alg": [name]}),
+        json!({"alg": name.to_lowercase() + " "}),
+        json!({"alg": name, "crit": ["exp"], "exp": 1}),
+        json!({"alg": name, "crit": ["b64"], "b64": false}),
+        json!({"alg": name, "crit": []}),
+        json!([]),
+        json!("JWT"),
+        json!(null),
+    ]);
+    headers
+}
+
+#[tokio::test]
+async fn every_forged_or_broken_token_is_refused() {
+    for algorithm in JwtAlgorithm::ALL {
+        let signer = Signer::new(algorithm);
+        let (service, _folder) = start(&signer, &signer.key_file()).await;
+        let now_secs = service.now().0 / 1000;
+        let good = claims("b", "u", service.now());
+        expect_good(&service, &signer.token(&good), "a good token").await;
+        for (why, claims) in bad_claims(&good, now_secs) {
+            expect_refused(&service, &signer.token(&claims), &format!("{algorithm:?} {why}")).await;
+        }
+        for header in bad_headers(algorithm) {
+            let why = format!("{algorithm:?} {header}");
+            expect_refused(&service, &signer.token_with(&header, &good), &why).await;
+            let unsigned = unsigned(&header.to_string(), &good.to_string());
+            expect_refused(&service, &format!("{unsigned}."), &why).await;
+        }
+        // The public key is no secret: a token that is signed with it as one must not pass (RFC 8725, 2.1).
+        let header = json!({"alg": "HS256", "typ": "JWT"}).to_string();
+        let message = unsigned(&header, &good.to_string());
+        let pem = signer.key_file();
+        for secret in [pem.as_slice(), pem.trim_ascii(), b""] {
+            if algorithm != JwtAlgorithm::Hs256 || secret.is_empty() {
+                let forged = format!("{message}.{}", URL_SAFE_NO_PAD.encode(hmac_sha256(secret, message.as_bytes())));
+                expect_refused(&service, &forged, &format!("{algorithm:?}: HS256 with the public key")).await;
+            }
+        }
+        for other in JwtAlgorithm::ALL {
+            if (algorithm, other) != (JwtAlgorithm::Rs256, JwtAlgorithm::Rs256) {
+                let token = Signer::new(other).token(&good);
+                expect_refused(&service, &token, &format!("{algorithm:?}: another {other:?} key")).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_damaged_token_is_refused() {
+    for algorithm in JwtAlgorithm::ALL {
+        let signer = Signer::new(algorithm);
+        let (service, _folder) = start(&signer, &signer.key_file()).await;
+        let good = claims("b", "u", service.now());
+        let token = signer.token(&good);
+        let [header, payload, signature] = token.split('.').collect::<Vec<_>>()[..] else {
+            panic!("a token has three parts");
+        };
+        let other_user = URL_SAFE_NO_PAD.encode(with(&good, "sub", "v").to_string());
+        let mut flipped = URL_SAFE_NO_PAD.decode(signature).expect("base64");
+        flipped[7] ^= 1;
+        let flipped = URL_SAFE_NO_PAD.encode(flipped);
+        let huge = "x".repeat(40_000);
+        let damaged = [
+            format!("{header}.{other_user}.{signature}"),
+            format!("{header}.{payload}.{flipped}"),
+            format!("{header}.{payload}."),
+            format!("{header}.{payload}"),
+            format!("{header}..{signature}"),
+            format!(".{payload}.{signature}"),
+            format!("{token}.{signature}"),
+            format!("{token}="),
+            format!("{token}{signature}"),
+            format!("{header}.{payload}.{}", &signature[..signature.len() - 4]),
+            "..".to_owned(),
+            "...".to_owned(),
+            ".".repeat(1000),
+            "a.b.c".to_owned(),
+            "bnVsbA.bnVsbA.".to_owned(),
+            token.to_uppercase(),
+            signer.token(&with(&good, "padding", huge.as_str())),
+            format!("{huge}.{payload}.{signature}"),
+            signer.token_of(&format!("{{\"alg\":\"{}\"}}", algorithm.as_str()), &"[".repeat(5000)),
+            signer.token_of(&format!("{{\"alg\":\"{}\"}}", algorithm.as_str()), "not JSON"),
+            signer.token_of(&"[".repeat(5000), &good.to_string()),
+            // Twice the same claim: whom is it about?
+            signer.token_of(
+                &format!("{{\"alg\":\"{}\"}}", algorithm.as_str()),
+                &good.to_string().replacen('{', "{\"sub\":\"v\",", 1),
+            ),
+        ];
+        for token in damaged {
+            expect_refused(&service, &token, &format!("{algorithm:?} {:.300}", token)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn clocks_may_differ_a_little_and_claims_may_be_more_than_asked_for() {
+    let signer = Signer::new(JwtAlgorithm::Es256);
+    let (service, _folder) = start(&signer, &signer.key_file()).await;
+    let now_secs = service.now().0 / 1000;
+    let good = claims("b", "u", service.now());
+    for (name, value) in [
+        ("exp", json!(now_secs - 20)),
+        ("exp", json!(f64::from(u32::try_from(now_secs).expect("a time")) + 0.5)),
+        ("exp", json!(now_secs + 1_000_000_000)),
+        ("nbf", json!(now_secs + 20)),
+        ("nbf", json!(0.5)),
+        ("aud", json!(["other", AUDIENCE])),
+        ("scope", json!("openid profile read")),
+        ("email", json!("u@example.com")),
+    ] {
+        expect_good(&service, &signer.token(&with(&good, name, value.clone())), &format!("{name} {value}")).await;
+    }
+    for name in ["nbf", "iat"] {
+        expect_good(&service, &signer.token(&without(&good, name)), &format!("without {name}")).await;
+    }
+    let with_kid = json!({"alg": "ES256", "kid": "any", "typ": "at+jwt", "x5t": "x"});
+    expect_good(&service, &signer.token_with(&with_kid, &good), "a kid where there is one key").await;
+    // Without a user of its own, a token is of somebody who may do everything in the business.
+    let admin = with(&without(&good, "sub"), "scope", "read admin");
+    expect_good(&service, &signer.token(&admin), "an admin").await;
+    expect_refused(&service, &signer.token(&with(&without(&good, "sub"), "scope", "read write")), "nobody's").await;
+}
+
+#[tokio::test]
+async fn a_key_set_has_its_keys_chosen_by_kid() {
+    for algorithm in JwtAlgorithm::ALL {
+        let (first, second) = (Signer::new(algorithm), Signer::new(algorithm));
+        let other = if algorithm == JwtAlgorithm::EdDsa { JwtAlgorithm::Es256 } else { JwtAlgorithm::EdDsa };
+        let mut for_encryption = Signer::new(algorithm).jwk("encryption");
+        for_encryption["use"] = "enc".into();
+        let unknown_kind = json!({"kty": "XYZ", "kid": "unknown"});
+        let keys = [first.jwk("1"), for_encryption, second.jwk("2"), Signer::new(other).jwk("other"), unknown_kind];
+        let (service, _folder) = start(&first, json!({"keys": keys}).to_string().as_bytes()).await;
+        let good = claims("b", "u", service.now());
+        let token =
+            |signer: &Signer, kid: Value| signer.token_with(&json!({"alg": algorithm.as_str(), "kid": kid}), &good);
+        expect_good(&service, &token(&first, json!("1")), "the first key").await;
+        expect_good(&service, &token(&second, json!("2")), "the second key").await;
+        if algorithm != JwtAlgorithm::Rs256 {
+            expect_refused(&service, &token(&first, json!("2")), "the wrong kid").await;
+        }
+        for kid in [json!("3"), json!(""), json!("encryption"), json!("other"), json!(1), json!(null)] {
+            expect_refused(&service, &token(&first, kid.clone()), &format!("{algorithm:?} {kid}")).await;
+        }
+        expect_refused(&service, &first.token(&good), "no kid, and two keys").await;
+        let (service, _folder) = start(&first, json!({"keys": [first.jwk("1")]}).to_string().as_bytes()).await;
+        expect_good(&service, &first.token(&good), "no kid, and one key").await;
+        expect_refused(&service, &token(&first, json!("2")), "another kid than the only key's").await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_has_one_credential_in_one_place() {
+    let signer = Signer::new(JwtAlgorithm::EdDsa);
+    let (service, _folder) = start(&signer, &signer.key_file()).await;
+    let token = signer.token(&claims("b", "u", service.now()));
+    let bearer = format!("Bearer {token}");
+    let (lower, spaced) = (format!("bearer {token}"), format!("BEARER   {token} "));
+    for good in [&bearer, &lower, &spaced] {
+        let answer = service.call_as(&[("authorization", good)], Method::GET, ACTIVE, None).await;
+        answer.expect_problem(404, "no_active_session");
+    }
+    let basic = format!("Basic {token}");
+    let refused: [&[(&str, &str)]; 9] = [
+        &[("authorization", &token)],
+        &[("authorization", "Bearer")],
+        &[("authorization", "Bearer ")],
+        &[("authorization", &basic)],
+        &[("authorization", &bearer), ("authorization", &bearer)],
+        &[("authorization", &bearer), ("x-api-key", "a.b")],
+        // A token is no API key, and there are none here.
+        &[("x-api-key", &token)],
+        &[("x-api-key", "")],
+        &[("cookie", &bearer)],
+    ];
+    for headers in refused {
+        let answer = service.call_as(headers, Method::GET, ACTIVE, None).await;
+        answer.expect_problem(401, "unauthorized");
+        let challenge = answer.header("www-authenticate").expect("a challenge");
+        assert!(challenge.starts_with("Bearer realm=\"sessiond\""), "{challenge}");
+    }
+    let in_query = format!("{ACTIVE}?access_token={token}");
+    service.get(&in_query).await.expect_problem(401, "unauthorized");
+}
