@@ -172,7 +172,7 @@ pub struct SettingsArgs {
     /// whose key a token chooses by kid. Read again when it changes. Needs the other three settings of JWTs
     #[arg(long, global = true, env = "SESSIOND_JWT_KEY_FILE", value_name = "FILE")]
     jwt_key_file: Option<String>,
-    /// How JWTs are signed: HS256, RS256, ES256 or EdDSA. Any other token is refused, whatever it says itself
+    /// How JWTs are signed: `HS256`, `RS256`, `ES256` or `EdDSA`. Any other token is refused, whatever it says itself
     #[arg(long, global = true, env = "SESSIOND_JWT_ALGORITHM", value_name = "NAME")]
     jwt_algorithm: Option<String>,
     /// What the claim iss of a JWT has to be

@@ -103,9 +103,8 @@ fn sha256(text: &str) -> Hash {
 
 /// What is wrong, and where; the parser's own text would repeat the line, which may hold a secret.
 fn syntax_problem(text: &str, error: &toml::de::Error) -> String {
-    let place = error.span().map_or(0, |span| span.start).min(text.len());
-    let line = text.as_bytes()[..place].iter().filter(|&&byte| byte == b'\n').count() + 1;
-    format!("is not TOML in line {line}")
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("is not TOML in line {}", before.split('\n').count())
 }
 
 /// One `[[key]]`. Whatever is wrong with it is told by its number: a text in the wrong place may be a secret.

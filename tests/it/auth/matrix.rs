@@ -195,11 +195,8 @@ fn expected(need: &Need, case: Case) -> (u16, &'static str) {
         _ if need.about == About::Nobody => (need.success, ""),
         Case::Right => (need.success, ""),
         Case::None | Case::Bad | Case::Expired => (401, "unauthorized"),
-        // A user's token has not the scope either.
-        Case::WrongUser if need.scope == Scope::Admin => (403, "forbidden"),
-        Case::MissingScope => (403, "forbidden"),
         Case::WrongBusiness | Case::WrongUser if need.about == About::Session => (404, "session_not_found"),
-        Case::WrongBusiness | Case::WrongUser => (403, "forbidden"),
+        Case::WrongBusiness | Case::WrongUser | Case::MissingScope => (403, "forbidden"),
     }
 }
 

@@ -176,7 +176,7 @@ async fn every_damaged_token_is_refused() {
             ),
         ];
         for token in damaged {
-            expect_refused(&service, &token, &format!("{algorithm:?} {:.300}", token)).await;
+            expect_refused(&service, &token, &format!("{algorithm:?} {token:.300}")).await;
         }
     }
 }

@@ -19,7 +19,7 @@ pub const AUDIENCE: &str = "sessiond";
 /// For these tests alone: nothing can generate an RSA key here.
 const RSA_KEY: &str = include_str!("../auth/rsa-test-key.pem");
 
-/// What comes before the bytes of a public key in its DER form (RFC 5280, SubjectPublicKeyInfo).
+/// What comes before the bytes of a public key in its DER form (`SubjectPublicKeyInfo`, RFC 5280).
 const RSA_2048_PREFIX: &str = "30820122300d06092a864886f70d01010105000382010f00";
 const P256_PREFIX: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
 const ED25519_PREFIX: &str = "302a300506032b6570032100";
