@@ -3,7 +3,7 @@
 //!
 //! # Where things are
 //!
-//! `main → server → http → store → session`; [`config`] and [`metrics`] beside them, [`audit`] on the store:
+//! `main → server → http → store → session`; [`auth`], [`config`] and [`metrics`] beside them, [`audit`] on the store:
 //!
 //! | place | what it does | what it does not |
 //! |---|---|---|
@@ -13,6 +13,8 @@
 //! | `store/client.rs`, `store/fitness.rs` | the connection, bounded in every way; is this Redis fit for sessions? | |
 //! | [`store::embedded`] | the private Redis of a service that was given none | |
 //! | [`http`] | the router and its layers; a file a resource: parse, call the store, pick the status | fred, Redis |
+//! | [`auth`] | from the text of a credential to what it may do: API keys, JWTs, their files | HTTP, the store |
+//! | `http/access.rs` | who may call what: every route that is not named there as public needs a credential | |
 //! | `http/error.rs` | every error answer, in one shape | |
 //! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
 //! | `server/patience.rs` | how long a connection may keep the service waiting | |
@@ -28,7 +30,8 @@
 //!
 //! `POST /api/sessions` for a user who has an active session:
 //!
-//! 1. `server.rs` accepted the connection; hyper parses the request. `http.rs` gives it an id and receives its body.
+//! 1. `server.rs` accepted the connection; hyper parses the request. `http.rs` gives it an id, `http/access.rs` asks
+//!    [`auth`] what its credential may do, and then its body is received.
 //! 2. `http/sessions.rs` reads the JSON member by member; every problem is collected and answered at once.
 //! 3. [`get_or_create`](store::SessionStore::get_or_create) hashes business and user to a partition, makes an id there in
 //!    case it is needed, and runs `lua/get_or_create.lua`: Redis follows the user's pointer, sees that the session is
@@ -51,6 +54,10 @@
 //!
 //! **An answer belongs to its question.** Every session that is read carries its id, and is refused if it is another one.
 //!
+//! **A session out of a caller's reach is a missing one.** Every verb that takes an id takes a
+//! [`Reach`](session::Reach), and looks at nothing else of a session first. Businesses and users that a request names are
+//! checked in `http/access.rs`, and for the one body that names them in `http/sessions.rs`.
+//!
 //! **Names stay in their place.** fred under `store`, axum under `http` and `server`, the environment in `config`, Redis
 //! names in `store/keys.rs` and `lua/`. `tests/it/architecture.rs` holds the code to it.
 //!
@@ -69,6 +76,9 @@
 //!   that comes late is checked like one that was there.
 //! - Redirections of a cluster are answered by the store, not by fred, which mixes up replies on a shared connection when it
 //!   sends ASKING. Keys that are on their way to another master are a `503` until they have arrived.
+//! - A page of messages costs a caller whose reach is bounded a second round trip: the owner is looked at before the messages
+//!   are read, or the time would tell that there are some.
+//! - The crate for JWTs brings its choice of two libraries of cryptography. `ring` is here for TLS, and checks signatures too.
 //! - The private Redis is ended with its parent by SIGTERM, not SIGKILL: with `everysec` it may hold back acknowledged writes
 //!   for up to two seconds while a sync takes long.
 
