@@ -6,6 +6,7 @@
 
 mod api_keys;
 mod jwt;
+mod rate;
 mod watched;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use self::api_keys::ApiKeys;
 pub use self::api_keys::{NewApiKey, businesses, expiry, generate};
 use self::jwt::JwtKeys;
 pub use self::jwt::{JwtAlgorithm, JwtSettings};
+pub use self::rate::{Rate, RateLimits, RateSettings};
 use self::watched::Watched;
 use crate::session::{Reach, Timestamp};
 

@@ -1,12 +1,13 @@
 //! Every setting, once: its flag, its variable, its default, its unit. The only place that reads the environment.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::auth::{AuthSettings, JwtAlgorithm, JwtSettings, NewApiKey, Scope};
+use crate::auth::{AuthSettings, JwtAlgorithm, JwtSettings, NewApiKey, RateSettings, Scope};
 use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
 use crate::store::RedisAddress;
 
@@ -193,6 +194,13 @@ pub struct SettingsArgs {
         default_missing_value = "true"
     )]
     allow_unauthenticated: String,
+    /// Most requests a second with one API key, or with all tokens of one business; five seconds' worth may come at once. Each
+    /// process counts its own. 0 for no limit
+    #[arg(long, global = true, env = "SESSIOND_RATE_LIMIT", value_name = "COUNT", default_value = "2000")]
+    rate_limit: String,
+    /// Most requests a second of one user with a token, as above
+    #[arg(long, global = true, env = "SESSIOND_USER_RATE_LIMIT", value_name = "COUNT", default_value = "100")]
+    user_rate_limit: String,
     /// Redis to use: redis://, rediss://, redis+unix://, redis-cluster:// or redis-sentinel://; without it the service
     /// runs its own. Prefer the variable: other users of the machine can read flags
     #[arg(long, global = true, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -268,6 +276,8 @@ pub struct Config {
     pub auth: AuthSettings,
     /// Whether to serve without credentials on an address that others can reach.
     pub allow_unauthenticated: bool,
+    /// How often callers may call.
+    pub rate: RateSettings,
     /// Where the sessions are.
     pub redis: RedisSource,
     /// What all Redis keys start with.
@@ -336,6 +346,10 @@ impl SettingsArgs {
         let auth = self.auth(&mut bad);
         let allow_unauthenticated =
             bad.parsed("--allow-unauthenticated", &self.allow_unauthenticated, "true or false").unwrap_or_default();
+        let rate = RateSettings {
+            credential_per_second: bad.rate("--rate-limit", &self.rate_limit),
+            user_per_second: bad.rate("--user-rate-limit", &self.user_rate_limit),
+        };
         let key_prefix = bad.key_prefix(self.key_prefix);
         let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
         let retention = bad.duration("--retention", &self.retention);
@@ -357,6 +371,7 @@ impl SettingsArgs {
                     metrics_listen,
                     auth,
                     allow_unauthenticated,
+                    rate,
                     redis,
                     key_prefix,
                     lifecycle,
@@ -472,6 +487,11 @@ impl Bad {
             _ => Err(format!("must be a whole number from {least} to {most}; it is {text:?}")),
         };
         self.checked(flag, checked).unwrap_or(least)
+    }
+
+    /// A number of requests a second; `None` for 0, which is no limit.
+    fn rate(&mut self, flag: &str, text: &str) -> Option<NonZeroU32> {
+        NonZeroU32::new(u32::try_from(self.number(flag, text, 0, 1_000_000)).unwrap_or_default())
     }
 
     fn identifier(&mut self, flag: &str, text: String) -> Option<Identifier> {

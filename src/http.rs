@@ -4,7 +4,7 @@
 //!
 //! 1. `identify` takes or makes the request's id, and gives every error answer its body with that id;
 //! 2. a panic of anything inside becomes a `500`;
-//! 3. `authorise` checks the credential, its scope, and the business and user of the path: for every route that `access.rs`
+//! 3. `authorise` checks the credential, how often it calls, its scope, and the business and user of the path: for every route that `access.rs`
 //!    does not name as public, also one that is added later, and for paths that there are not;
 //! 4. `bound` receives the body, then gives the rest the deadline;
 //! 5. the router picks the handler, whose arguments are extracted (`extract.rs`) before it runs.
@@ -35,7 +35,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::{ApiError, Code};
 pub use self::openapi::document;
-use crate::auth::Credentials;
+use crate::auth::{Credentials, RateLimits};
 use crate::metrics;
 use crate::session::{Identifier, Timestamp};
 use crate::store::SessionStore;
@@ -52,6 +52,8 @@ pub struct App {
     pub store: SessionStore,
     /// Who may call, and do what.
     pub credentials: Arc<Credentials>,
+    /// How often.
+    pub rate_limits: RateLimits,
     /// Tells the time.
     pub clock: Clock,
     /// `locationId` of a session that is created without one.

@@ -30,7 +30,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's headers to its answer.");
     describe_counter!(
         REFUSED,
-        "Requests refused for their credential: missing, several, invalid, expired, scope, reach."
+        "Requests refused for their credential: missing, several, invalid, expired, rate, scope, reach."
     );
     describe_gauge!(BUILD, "1, with what is running.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);

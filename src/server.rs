@@ -22,7 +22,7 @@ use tower::ServiceExt;
 
 pub use self::patience::Patience;
 use self::patience::{PatientIo, Serving};
-use crate::auth::{self, Credentials};
+use crate::auth::{self, Credentials, RateLimits};
 use crate::config::{Config, RedisSource};
 use crate::http::{self, App, Clock};
 use crate::metrics;
@@ -133,6 +133,7 @@ pub fn app(
     Ok(Arc::new(App {
         store: SessionStore::connect(store_config(config, redis))?,
         credentials,
+        rate_limits: RateLimits::new(config.rate),
         clock,
         default_location_id: config.default_location_id.clone(),
         default_session_type: config.default_session_type.clone(),

@@ -7,18 +7,20 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::error::{ApiError, Code};
 use super::extract::discard;
-use crate::auth::{Access, Refusal, Scope};
+use crate::auth::{Access, Rate, Refusal, Scope};
 use crate::metrics;
 use crate::session::{Reach, Timestamp};
 
 pub(super) const X_API_KEY: &str = "x-api-key";
+pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// What needs no credential: health for those who restart and route, documentation for those who have no credential yet.
 const PUBLIC: [&str; 5] = ["/livez", "/readyz", "/openapi.json", "/docs", "/docs/{file}"];
 /// What needs more than its method says.
@@ -68,26 +70,46 @@ pub(super) fn outside() -> ApiError {
 }
 
 /// Lets a request pass if its credential is good for it.
-pub(super) async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
+pub(super) async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    match admit(&app, &mut parts).await {
+    let mut rates = Vec::new();
+    let mut response = match admit(&app, &mut parts, &mut rates).await {
         Ok(access) => {
             if let Some(access) = access {
                 parts.extensions.insert(access);
             }
-            Ok(next.run(Request::from_parts(parts, body)).await)
+            next.run(Request::from_parts(parts, body)).await
         }
         Err(refused) => {
             let discarded = discard(&parts.headers, body, app.body_bytes_max);
             // Whether all of it came or not: the answer is the same.
             let _ = tokio::time::timeout(app.body_timeout, discarded).await;
-            Err(refused)
+            refused.into_response()
+        }
+    };
+    // Not with other refusals: a foreign session's answer is a missing one's, byte for byte.
+    if response.status().is_success() || response.status() == StatusCode::TOO_MANY_REQUESTS {
+        tell_rates(&rates, response.headers_mut());
+    }
+    response
+}
+
+/// Tells the caller what it may still call (draft-ietf-httpapi-ratelimit-headers).
+fn tell_rates(rates: &[Rate], headers: &mut HeaderMap) {
+    if rates.is_empty() {
+        return;
+    }
+    let policy = rates.iter().map(|rate| format!("\"{}\";q={};w={}", rate.name, rate.burst, rate.window_secs));
+    let left = rates.iter().map(|rate| format!("\"{}\";r={};t={}", rate.name, rate.remaining, rate.reset_secs));
+    for (name, items) in [(RATELIMIT_POLICY, policy.collect::<Vec<_>>()), (RATELIMIT, left.collect())] {
+        if let Ok(value) = HeaderValue::from_str(&items.join(", ")) {
+            headers.insert(name, value);
         }
     }
 }
 
-/// What the caller may do, or `None` if the route is public.
-async fn admit(app: &App, parts: &mut Parts) -> Result<Option<Arc<Access>>, ApiError> {
+/// What the caller may do, or `None` if the route is public; and what it may still call.
+async fn admit(app: &App, parts: &mut Parts, rates: &mut Vec<Rate>) -> Result<Option<Arc<Access>>, ApiError> {
     let route = parts.extensions.get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
     let Some(scope) = scope_of(&parts.method, route) else {
@@ -97,6 +119,11 @@ async fn admit(app: &App, parts: &mut Parts) -> Result<Option<Arc<Access>>, ApiE
         Some(access) => access,
         None => authenticate(app, &parts.headers, app.now())?,
     };
+    *rates = app.rate_limits.take(&access);
+    if let Some(seconds) = rates.iter().find_map(|rate| rate.retry_after_secs) {
+        metrics::credential_refused("rate");
+        return Err(ApiError::rate_limited(seconds));
+    }
     // A path that does not exist needs a credential, and no scope.
     if let Some(route) = route {
         if !access.allows(scope) {

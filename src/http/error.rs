@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -87,6 +87,7 @@ codes! {
     VersionMismatch PRECONDITION_FAILED "version_mismatch" "`If-Match` does not name the current version",
     PayloadTooLarge PAYLOAD_TOO_LARGE "payload_too_large" "the body is larger than the limit",
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "the body is not declared as JSON",
+    RateLimited TOO_MANY_REQUESTS "rate_limited" "the credential, or its user, calls more often than allowed",
     Internal INTERNAL_SERVER_ERROR "internal" "a bug; the log has its cause under `requestId`",
     StoreUnavailable SERVICE_UNAVAILABLE "store_unavailable" "the store does not answer; a write may have been applied",
     StoreFull SERVICE_UNAVAILABLE "store_full" "the store takes no more writes; reads and deletes work",
@@ -109,8 +110,8 @@ pub(super) struct ApiError {
     detail: Cow<'static, str>,
     errors: Vec<FieldProblem>,
     active_session_id: Option<SessionId>,
-    /// What kind of credential would do (`WWW-Authenticate`).
-    challenge: Option<String>,
+    /// A header that only this answer has.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
     /// What the log is told and the client is not.
     cause: Option<String>,
 }
@@ -118,13 +119,22 @@ pub(super) struct ApiError {
 impl ApiError {
     /// An error with a text for people.
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), active_session_id: None, challenge: None, cause: None }
+        Self { code, detail: detail.into(), errors: Vec::new(), active_session_id: None, header: None, cause: None }
     }
 
     /// A refusal for want of a credential: RFC 6750 says of `Bearer` what is wanted.
     pub(super) fn challenge(code: Code, detail: &'static str, parameters: &str) -> Self {
-        let challenge = format!("Bearer realm=\"sessiond\"{parameters}");
-        Self { challenge: Some(challenge), ..Self::new(code, detail) }
+        let challenge = HeaderValue::from_str(&format!("Bearer realm=\"sessiond\"{parameters}")).ok();
+        let header = challenge.map(|challenge| Box::new((header::WWW_AUTHENTICATE, challenge)));
+        Self { header, ..Self::new(code, detail) }
+    }
+
+    /// The `429`, which the client may try again after some time.
+    pub(super) fn rate_limited(retry_after_secs: u64) -> Self {
+        let detail =
+            format!("Too many calls with this credential, or of this user; try again after {retry_after_secs} s");
+        let header = Some(Box::new((header::RETRY_AFTER, retry_after_secs.into())));
+        Self { header, ..Self::new(Code::RateLimited, detail) }
     }
 
     /// A `400` for fields of the body or the query.
@@ -233,8 +243,8 @@ impl IntoResponse for ApiError {
         if self.code.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
         }
-        if let Some(challenge) = self.challenge.as_ref().and_then(|text| HeaderValue::from_str(text).ok()) {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        if let Some((name, value)) = self.header.as_deref() {
+            response.headers_mut().insert(name, value.clone());
         }
         response.extensions_mut().insert(self);
         response
@@ -321,7 +331,8 @@ pub(super) fn documented(codes: &[Code]) -> BTreeMap<String, RefOr<ApiResponse>>
         let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
         let mut response =
             ResponseBuilder::new().description(lines.join("; ")).content("application/problem+json", content);
-        if codes.iter().any(|code| code.status() == StatusCode::SERVICE_UNAVAILABLE) {
+        let waits = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+        if codes.iter().any(|code| waits.contains(&code.status())) {
             let seconds = HeaderBuilder::new()
                 .schema(Some(Object::with_type(Type::Integer)))
                 .description(Some("Seconds to wait before trying again."))

@@ -20,6 +20,8 @@ use super::error::{Code, FieldProblem, Problem, documented};
 use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions};
 
 const REQUEST_ID: &str = "X-Request-Id";
+const RATE_LIMIT: &str = "RateLimit";
+const RATE_LIMIT_POLICY: &str = "RateLimit-Policy";
 const BEARER: &str = "bearer";
 const API_KEY: &str = "apiKey";
 /// The bodies that may have no other members than those that the document lists.
@@ -67,6 +69,15 @@ fn complete(mut document: OpenApi) -> OpenApi {
     let components = document.components.get_or_insert_default();
     components.parameters.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_parameter()));
     components.headers.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_header()));
+    for (name, description) in [
+        (
+            RATE_LIMIT,
+            "What the credential, and its user, may still call: `r` calls now, all of the quota in `t` seconds.",
+        ),
+        (RATE_LIMIT_POLICY, "What they may call: `q` calls at once, and as many again in `w` seconds."),
+    ] {
+        components.headers.insert(name.to_owned(), RefOr::T(text_header(description)));
+    }
     for name in CLOSED_SCHEMAS {
         if let Some(RefOr::T(Schema::Object(schema))) = components.schemas.get_mut(name) {
             schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
@@ -87,19 +98,36 @@ fn complete(mut document: OpenApi) -> OpenApi {
             if let Some(scope) = scope_of(&method, Some(path)) {
                 let schemes = [BEARER, API_KEY].map(|name| SecurityRequirement::new(name, [scope.as_str()]));
                 operation.security = Some(schemes.into());
-                operation.responses.responses.extend(documented(&[Code::Unauthorized, Code::Forbidden]));
+                let refusals = documented(&[Code::Unauthorized, Code::Forbidden, Code::RateLimited]);
+                operation.responses.responses.extend(refusals);
+                for (status, response) in &mut operation.responses.responses {
+                    if status.starts_with('2') || status == "429" {
+                        add_headers(response, &[RATE_LIMIT, RATE_LIMIT_POLICY]);
+                    }
+                }
             }
             let parameter = Ref::new(format!("#/components/parameters/{REQUEST_ID}"));
             operation.parameters.get_or_insert_default().push(RefOr::Ref(parameter));
             for response in operation.responses.responses.values_mut() {
-                if let RefOr::T(response) = response {
-                    let header = Ref::new(format!("#/components/headers/{REQUEST_ID}"));
-                    response.headers.insert(REQUEST_ID.to_owned(), RefOr::Ref(header));
-                }
+                add_headers(response, &[REQUEST_ID]);
             }
         }
     }
     document
+}
+
+/// Refers a response to headers of the components.
+fn add_headers(response: &mut RefOr<utoipa::openapi::Response>, names: &[&str]) {
+    if let RefOr::T(response) = response {
+        for name in names {
+            let header = Ref::new(format!("#/components/headers/{name}"));
+            response.headers.insert((*name).to_owned(), RefOr::Ref(header));
+        }
+    }
+}
+
+fn text_header(description: &str) -> Header {
+    HeaderBuilder::new().description(Some(description)).schema(Some(Object::with_type(Type::String))).build()
 }
 
 fn add_security_schemes(components: &mut Components) {

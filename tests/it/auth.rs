@@ -1,6 +1,7 @@
 //! Credentials: who may call, who is refused, and what a refusal tells.
 
 mod foreign;
+mod limits;
 mod matrix;
 mod rotation;
 mod secrets;

@@ -87,7 +87,8 @@ async fn api_keys_are_rotated_without_a_refusal_and_revoked_in_time() {
     let (first, first_entry) = api_key("first", &["b"], &[Scope::Read], None);
     let (second, second_entry) = api_key("second", &[], &[Scope::Read], None);
     let both = format!("{first_entry}\n{second_entry}");
-    let flags = ["--key-prefix", "rotated-keys", "--api-keys-file", file.to_str().expect("a path")];
+    let flags =
+        ["--key-prefix", "rotated-keys", "--rate-limit", "0", "--api-keys-file", file.to_str().expect("a path")];
     let (mut service, base) = rotate(&flags, &file, [&first_entry, &both, &second_entry], [&first, &second]).await;
 
     let load = Load::start(&base, &second);
@@ -122,7 +123,7 @@ async fn keys_of_a_key_set_are_rotated_without_a_refusal_and_revoked_in_time() {
         json!({"keys": keys}).to_string()
     };
     let mut flags = jwt_flags(JwtAlgorithm::Es256, &file);
-    flags.extend(["--key-prefix", "rotated-set"].map(str::to_owned));
+    flags.extend(["--key-prefix", "rotated-set", "--rate-limit", "0", "--user-rate-limit", "0"].map(str::to_owned));
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     rotate(&flags, &file, [&set(&[0]), &set(&[0, 1]), &set(&[1])], [&first, &second]).await;
 }

@@ -117,7 +117,8 @@ async fn every_forged_or_broken_token_is_refused() {
         let header = json!({"alg": "HS256", "typ": "JWT"}).to_string();
         let message = unsigned(&header, &good.to_string());
         let pem = signer.key_file();
-        for secret in [pem.as_slice(), pem.trim_ascii(), b""] {
+        let [shortest, der] = signer.public_key();
+        for secret in [pem.as_slice(), pem.trim_ascii(), &shortest, &der, b""] {
             if algorithm != JwtAlgorithm::Hs256 || secret.is_empty() {
                 let forged = format!("{message}.{}", URL_SAFE_NO_PAD.encode(hmac_sha256(secret, message.as_bytes())));
                 expect_refused(&service, &forged, &format!("{algorithm:?}: HS256 with the public key")).await;

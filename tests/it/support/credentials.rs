@@ -113,16 +113,24 @@ impl Signer {
         Self { algorithm, key }
     }
 
-    /// What the service's key file holds: the secret, or the public key in PEM.
-    pub fn key_file(&self) -> Vec<u8> {
+    /// The public key in its shortest form, and in DER; of a secret, nothing.
+    pub fn public_key(&self) -> [Vec<u8>; 2] {
         let (prefix, public) = match &self.key {
-            Key::Secret(secret) => return secret.clone(),
+            Key::Secret(_) => return [vec![], vec![]],
             Key::Rsa(key) => (RSA_2048_PREFIX, key.public_key().as_ref()),
             Key::Ec(key) => (P256_PREFIX, key.public_key().as_ref()),
             Key::Ed(key) => (ED25519_PREFIX, key.public_key().as_ref()),
         };
         let prefix = (0..prefix.len()).step_by(2).map(|at| u8::from_str_radix(&prefix[at..at + 2], 16).expect("hex"));
-        let der: Vec<u8> = prefix.chain(public.iter().copied()).collect();
+        [public.to_vec(), prefix.chain(public.iter().copied()).collect()]
+    }
+
+    /// What the service's key file holds: the secret, or the public key in PEM.
+    pub fn key_file(&self) -> Vec<u8> {
+        if let Key::Secret(secret) = &self.key {
+            return secret.clone();
+        }
+        let [_, der] = self.public_key();
         let lines: Vec<_> = STANDARD.encode(der).into_bytes().chunks(64).map(<[u8]>::to_vec).collect();
         [b"-----BEGIN PUBLIC KEY-----\n", lines.join(&b'\n').as_slice(), b"\n-----END PUBLIC KEY-----\n"].concat()
     }
