@@ -80,16 +80,18 @@ pub struct User {
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
+    layout: String,
 }
 
 impl Keys {
     pub(super) fn new(prefix: String) -> Self {
-        Self { prefix }
+        let layout = format!("{prefix}:layout");
+        Self { prefix, layout }
     }
 
     /// `sd:layout`: the version of this layout.
-    pub(super) fn layout(&self) -> String {
-        format!("{}:layout", self.prefix)
+    pub(super) fn layout(&self) -> &str {
+        &self.layout
     }
 
     /// `sd:{pppp}:`: what all keys of a partition start with.

@@ -1,5 +1,6 @@
 //! The verbs of lists: pages by keyset cursors, whose cost is the page's and not the list's.
 
+use fred::clients::Client;
 use fred::interfaces::SortedSetsInterface;
 use fred::types::Value;
 use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
@@ -152,7 +153,7 @@ impl SessionStore {
 
     async fn count_active(&self, key: &str, now: Timestamp) -> Result<u64, StoreError> {
         // Scores are whole milliseconds, so "above now" is "from the next millisecond on".
-        Ok(self.client().await?.zcount(key, score_of(now.0 + 1), f64::INFINITY).await?)
+        self.call(key, |client| async move { client.zcount(key, score_of(now.0 + 1), f64::INFINITY).await }).await
     }
 
     /// Entries of a sorted set from `highest` downwards.
@@ -164,11 +165,11 @@ impl SessionStore {
         count: usize,
     ) -> Result<Vec<Position>, StoreError> {
         let limit = Some((0, i64::try_from(count).unwrap_or(i64::MAX)));
-        let value: Value = self
-            .client()
-            .await?
-            .zrevrangebyscore(key, highest.as_range(f64::INFINITY), lowest.as_range(f64::NEG_INFINITY), true, limit)
-            .await?;
+        let range = |client: Client| async move {
+            let (highest, lowest) = (highest.as_range(f64::INFINITY), lowest.as_range(f64::NEG_INFINITY));
+            client.zrevrangebyscore::<Value, _, _, _>(key, highest, lowest, true, limit).await
+        };
+        let value = self.call(key, range).await?;
         let mut reply = Reply::new("list", value)?;
         let mut entries = Vec::new();
         while !reply.is_empty() {
