@@ -12,7 +12,7 @@ use fred::interfaces::ClusterInterface;
 use fred::types::Value;
 use fred::types::config::{Server as Address, ServerConfig};
 use fred::util::redis_keyslot;
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -26,6 +26,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 /// The least time between two looks, however many commands ask for one.
 const LOOKS_APART: Duration = Duration::from_millis(50);
+
+/// How long the next one may take to answer when somebody has: one that is away answers never.
+const LATER_ANSWER: Duration = Duration::from_millis(100);
 
 /// The masters of a cluster.
 #[derive(Debug)]
@@ -215,10 +218,18 @@ impl Shared {
     }
 }
 
-/// What those of the servers say that answer.
+/// What those of the servers say that answer. Waits for the first as long as commands may take.
 async fn ask(servers: &HashMap<Address, Arc<Server>>) -> Vec<Assignment> {
-    let answers = servers.iter().map(|(address, server)| ask_one(address, server));
-    join_all(answers).await.into_iter().flatten().collect()
+    let mut answers: FuturesUnordered<_> = servers.iter().map(|(address, server)| ask_one(address, server)).collect();
+    let mut said = Vec::new();
+    let mut patience = Duration::MAX;
+    while let Ok(Some(answer)) = tokio::time::timeout(patience, answers.next()).await {
+        if let Some(assignment) = answer {
+            said.push(assignment);
+            patience = LATER_ANSWER;
+        }
+    }
+    said
 }
 
 async fn ask_one(address: &Address, server: &Server) -> Option<Assignment> {

@@ -1,13 +1,13 @@
 //! A Redis Cluster: the load spread over its masters, one of them killed, slots moving under load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sessiond::session::Partition;
 use tempfile::TempDir;
 
-use crate::support::load::{Load, User, expect_right, statuses};
+use crate::support::load::{Load, User, expect_right, guest_of, statuses};
 use crate::support::process::{self, Process};
 use crate::support::servers::{POLL, RedisServer, cli, free_port, wait_for};
 
@@ -113,11 +113,14 @@ async fn when_a_master_is_killed_the_others_serve_on_and_its_replica_takes_over(
     let mut cluster = Cluster::start(1);
     let url = cluster.url();
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
-    let users = users(12);
-    let masters: BTreeMap<_, _> =
-        users.iter().map(|user| (user.1.clone(), Cluster::master_of(cluster.slot(user)))).collect();
+    let master_of = |user: &(String, String)| Cluster::master_of(cluster.slot(user));
+    // All calls of a user go to one master.
+    let has_guest_beside = |user: &(String, String)| master_of(user) == master_of(&(user.0.clone(), guest_of(&user.1)));
+    let users: Vec<_> = users(60).into_iter().filter(has_guest_beside).take(12).collect();
+    let masters: BTreeMap<_, _> = users.iter().map(|user| (user.1.clone(), master_of(user))).collect();
+    assert_eq!(masters.values().collect::<BTreeSet<_>>().len(), 3, "users of each master: {masters:?}");
     let load = Load::start(&base, &users).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(POLL * 12).await;
     let killed_at = Instant::now();
     cluster.nodes[1].kill();
     // Until its slots are served again, by a call for each of its users.
