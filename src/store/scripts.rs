@@ -32,25 +32,25 @@ impl Script {
         args: Vec<String>,
     ) -> Result<Reply, StoreError> {
         let slot = keys.first().map_or("", String::as_str);
-        let reply = servers.call(slot, |client| self.run_on(client, keys.clone(), args.clone())).await?;
+        let reply = servers.call(slot, |client| self.run_on(client, &keys, &args)).await?;
         Reply::new(self.verb, reply)
     }
 
     /// Runs a script that has no keys on this server.
     pub(super) async fn run_at(&self, server: &Server) -> Result<Reply, StoreError> {
-        let reply = self.run_on(server.client().await?, Vec::new(), Vec::new()).await?;
+        let reply = self.run_on(server.client().await?, &[], &[]).await?;
         Reply::new(self.verb, reply)
     }
 
     /// Runs the script on one server by its digest. A server that does not know it (new, restarted, promoted, flushed) is
     /// sent its text.
-    async fn run_on(&self, client: Client, keys: Vec<String>, args: Vec<String>) -> Result<Value, Error> {
-        match client.evalsha(self.sha1.as_str(), keys.clone(), args.clone()).await {
+    async fn run_on(&self, client: Client, keys: &[String], args: &[String]) -> Result<Value, Error> {
+        match client.evalsha(self.sha1.as_str(), keys.to_vec(), args.to_vec()).await {
             // NOSCRIPT comes before anything is run, so this is the first run, not a second one.
             Err(error) if error.details().starts_with("NOSCRIPT") => {}
             other => return other,
         }
-        let reply = client.eval(self.source, keys, args).await;
+        let reply = client.eval(self.source, keys.to_vec(), args.to_vec()).await;
         if reply.as_ref().is_err_and(|error| Redirection::of(error).is_some()) {
             // A server that a slot is moving to takes one command for it at a time. The next one will be the digest.
             let _: Value = client.script_load(self.source).await?;
