@@ -33,7 +33,6 @@ impl Cluster {
         let said = cli(nodes[0].port, &words);
         assert!(said.contains("All 16384 slots covered"), "{said}");
         let cluster = Self { nodes, folder };
-        let is_ok = |node: &RedisServer| node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
         wait_for("a cluster", || cluster.nodes.iter().all(is_ok));
         let synced = |node: &RedisServer| node.info("role") == "master" || node.info("master_link_status") == "up";
         wait_for("replicas", || cluster.nodes.iter().all(synced));
@@ -64,7 +63,7 @@ impl Cluster {
         self.nodes.push(node);
         let known = self.nodes.len();
         let all_known = |node: &RedisServer| node.ask(&["CLUSTER", "NODES"]).matches("connected").count() == known;
-        wait_for("a new member", || self.nodes.iter().all(all_known));
+        wait_for("a new member", || self.nodes.iter().all(|node| all_known(node) && is_ok(node)));
         known - 1
     }
 
@@ -78,6 +77,10 @@ fn start_node(folder: &Path, bus_port: u16) -> RedisServer {
     let more = ["--cluster-require-full-coverage", "no", "--cluster-config-file", "nodes.conf"];
     let bus_port = bus_port.to_string();
     RedisServer::start(folder, &[arguments.as_slice(), &more, &["--cluster-port", &bus_port]].concat())
+}
+
+fn is_ok(node: &RedisServer) -> bool {
+    node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
 }
 
 /// Businesses and users.
