@@ -22,8 +22,7 @@ use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::{HashesInterface, KeysInterface};
 use fred::types::{MultipleKeys, SetOptions, Value};
-use futures_util::future::join_all;
-use tokio::sync::Mutex;
+use futures_util::future::select_ok;
 
 pub use self::client::RedisAddress;
 use self::client::Server;
@@ -79,8 +78,6 @@ pub struct SessionStore {
     fields: MultipleKeys,
     /// The number of the connection by which the layout was last seen to be this code's.
     layout_seen_by: AtomicU64,
-    /// Held by the one who looks.
-    layout_check: Mutex<()>,
     retry_budget: Duration,
     lifecycle: Lifecycle,
     messages_kept: usize,
@@ -169,7 +166,6 @@ impl SessionStore {
             keys: Keys::new(config.key_prefix),
             fields: SESSION_FIELDS.to_vec().into(),
             layout_seen_by: AtomicU64::new(NEVER_CONNECTED),
-            layout_check: Mutex::default(),
             retry_budget,
             lifecycle: config.lifecycle,
             messages_kept: config.messages_kept,
@@ -194,26 +190,23 @@ impl SessionStore {
 
     /// Whether Redis is fit and holds this code's layout. If it holds none yet, it does from now on.
     ///
-    /// It is looked at again by each new connection: there may be another Redis at its end, or one that lost everything.
+    /// It is looked at again by each new connection: there may be another Redis at its end, or one that lost everything. A
+    /// command that was on its way when the old one broke may come first.
     ///
     /// # Errors
     /// [`StoreError::Layout`] or [`StoreError::Unfit`] if it is not, and whatever keeps Redis from being asked.
     pub async fn check(&self) -> Result<(), StoreError> {
-        let key = self.keys.layout();
-        let is_seen = || {
-            let (now, seen) = (self.servers.connection_number(key), self.layout_seen_by.load(Ordering::Acquire));
-            // A cluster's other masters serve while the layout's own is being connected to.
-            now == seen && seen != NEVER_CONNECTED || now == NEVER_CONNECTED && seen != NEVER_CONNECTED
-        };
-        if is_seen() {
-            return Ok(());
-        }
-        let _one_at_a_time = self.layout_check.lock().await;
-        if is_seen() {
-            return Ok(());
+        let seen_by = self.layout_seen_by.load(Ordering::Acquire);
+        match self.servers.connection_number(self.keys.layout()) {
+            Some(number) if number == seen_by => return Ok(()),
+            // The users of a cluster's other masters do not wait for this one.
+            None if self.servers.is_cluster() && seen_by != NEVER_CONNECTED => return Ok(()),
+            _ => {}
         }
         self.check_stored_layout().await?;
-        self.layout_seen_by.store(self.servers.connection_number(key), Ordering::Release);
+        if let Some(number) = self.servers.connection_number(self.keys.layout()) {
+            self.layout_seen_by.store(number, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -243,16 +236,11 @@ impl SessionStore {
     pub async fn ready(&self) -> Result<(), StoreError> {
         self.check().await?;
         let servers = self.servers.all();
-        let answers = join_all(servers.iter().map(|server| self.ready_at(server))).await;
-        let mut problems = Vec::new();
-        for answer in answers {
-            match answer {
-                Ok(()) => return Ok(()),
-                Err(problem) => problems.push(problem),
-            }
+        if servers.is_empty() {
+            return Err(StoreError::Unavailable(Error::new_canceled()));
         }
-        // There is one: the layout was asked for by its connection.
-        Err(problems.into_iter().next().unwrap_or_else(|| StoreError::Unavailable(Error::new_canceled())))
+        let answers = servers.iter().map(|server| Box::pin(self.ready_at(server)));
+        select_ok(answers).await.map(|((), _others)| ())
     }
 
     async fn ready_at(&self, server: &Server) -> Result<(), StoreError> {

@@ -219,9 +219,9 @@ impl Server {
         self.connection.client.is_connected() && !self.is_silent.load(Ordering::Relaxed)
     }
 
-    /// Which connection this is, of all that this process ever made; 0 if there never was one.
-    pub(super) fn connection_number(&self) -> u64 {
-        self.connection_number.load(Ordering::Acquire)
+    /// Which connection this is, of all that this process ever made, if there is one at the moment.
+    pub(super) fn connection_number(&self) -> Option<u64> {
+        self.connection.client.is_connected().then(|| self.connection_number.load(Ordering::Acquire))
     }
 
     /// Closes the connection after what was sent is answered.

@@ -99,11 +99,15 @@ impl Servers {
         }
     }
 
-    /// The number of the connection by which this key is asked for; 0 if there never was one.
-    pub(super) fn connection_number(&self, key: &str) -> u64 {
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.topology, Topology::Cluster(_))
+    }
+
+    /// The number of the connection by which this key is asked for, if there is one at the moment.
+    pub(super) fn connection_number(&self, key: &str) -> Option<u64> {
         match &self.topology {
             Topology::One(server) => server.connection_number(),
-            Topology::Cluster(cluster) => cluster.master_of(key).map_or(0, |server| server.connection_number()),
+            Topology::Cluster(cluster) => cluster.master_of(key)?.connection_number(),
         }
     }
 

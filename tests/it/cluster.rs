@@ -161,6 +161,8 @@ async fn lose_a_master(fault: Fault) {
         Fault::Killed => cluster.nodes[1].kill(),
         Fault::Hangs => cluster.nodes[1].signal(Signal::STOP),
     }
+    // The service can serve: it must not be taken away from the users of the other masters.
+    assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("an answer").status(), 200);
     // Until its slots are served again, by a call for each of its users.
     for user in users.iter().filter(|user| masters[&user.1] == 1) {
         let path = format!("{base}/api/sessions/business/{}/user/{}/active", user.0, user.1);
