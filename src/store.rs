@@ -197,14 +197,16 @@ impl SessionStore {
     /// [`StoreError::Layout`] or [`StoreError::Unfit`] if it is not, and whatever keeps Redis from being asked.
     pub async fn check(&self) -> Result<(), StoreError> {
         let seen_by = self.layout_seen_by.load(Ordering::Acquire);
-        match self.servers.connection_number(self.keys.layout()) {
+        let connected_by = self.servers.connection_number(self.keys.layout());
+        match connected_by {
             Some(number) if number == seen_by => return Ok(()),
             // The users of a cluster's other masters do not wait for this one.
             None if self.servers.is_cluster() && seen_by != NEVER_CONNECTED => return Ok(()),
             _ => {}
         }
-        self.check_stored_layout().await?;
-        if let Some(number) = self.servers.connection_number(self.keys.layout()) {
+        // Boxed, for it would make every call's future larger.
+        Box::pin(self.check_stored_layout()).await?;
+        if let Some(number) = connected_by.or_else(|| self.servers.connection_number(self.keys.layout())) {
             self.layout_seen_by.store(number, Ordering::Release);
         }
         Ok(())

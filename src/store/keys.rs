@@ -240,7 +240,7 @@ mod tests {
             assert_eq!(keys.parse(&key), Some((partition, kind)), "{key}");
         }
         let strange = [
-            keys.layout(),
+            keys.layout().to_owned(),
             "sd:{03F2}:b:x".to_owned(),
             "sd:{3f2}:b:x".to_owned(),
             "sd:{03f2}:b:".to_owned(),

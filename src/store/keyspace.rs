@@ -410,12 +410,11 @@ impl SessionStore {
         let length = self.servers.call(key, |client| async move { client.hlen(key).await }).await;
         let length = right_type::<u64>(length)?;
         let asked = message_ids.len();
-        let seqs = match asked {
-            0 => Vec::new(),
-            _ => {
-                let read = |client: Client| async move { client.hmget(key, asked_for.clone()).await };
-                elements(self.servers.call(key, read).await)?
-            }
+        let seqs = if asked == 0 {
+            Vec::new()
+        } else {
+            let read = |client: Client| async move { client.hmget(key, asked_for.clone()).await };
+            elements(self.servers.call(key, read).await)?
         };
         let mut seqs: Vec<_> = seqs.into_iter().map(Value::into_string).collect();
         seqs.resize(asked, None);

@@ -53,10 +53,22 @@ impl Servers {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let cluster = match &self.topology {
-            Topology::One(server) => return Ok(send(server.client().await?).await?),
-            Topology::Cluster(cluster) => cluster,
-        };
+        match &self.topology {
+            Topology::One(server) => Ok(send(server.client().await?).await?),
+            // Boxed, for it would make every call's future larger.
+            Topology::Cluster(cluster) => Box::pin(self.call_cluster(cluster, key, send)).await,
+        }
+    }
+
+    async fn call_cluster<T, F>(
+        &self,
+        cluster: &Cluster,
+        key: &str,
+        send: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let started = Instant::now();
         let mut importing: Option<Arc<Server>> = None;
         for attempt in 0.. {
