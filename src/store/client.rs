@@ -187,7 +187,8 @@ impl Server {
     pub(super) async fn client(&self) -> Result<Client, StoreError> {
         let client = &self.connection.client;
         if self.settings.refuse_unfit {
-            self.is_fit.get_or_try_init(|| fitness::check(client, &self.name)).await?;
+            // Boxed, for it would make every call's future larger.
+            self.is_fit.get_or_try_init(|| Box::pin(fitness::check(client, &self.name))).await?;
         }
         Ok(client.clone())
     }
