@@ -51,6 +51,7 @@ impl Bench {
                 },
                 messages_kept: 10_000,
                 metadata_bytes_max: 16_384,
+                refuse_unfit: true,
             });
             let server = ServerConfig::new_unix_socket(redis.socket());
             let plain = Builder::from_config(Config { server, ..Config::default() }).build().expect("a client");

@@ -10,7 +10,8 @@
 //! | [`session`] | identifiers, partitions, sessions, messages, the rules of their life, their JSON | I/O, clocks |
 //! | [`store`] | one method a verb: [`SessionStore`](store::SessionStore); `lua/` has a script for each that writes | HTTP |
 //! | `store/keys.rs` | names of keys and fields, why they share a hash tag | |
-//! | `store/client.rs`, `store/fitness.rs` | the connection, bounded in every way; is this Redis fit for sessions? | |
+//! | `store/client.rs`, `store/fitness.rs` | one server: the connection, bounded in every way; is it fit for sessions? | |
+//! | `store/servers.rs`, `store/cluster.rs` | which server a command goes to; who serves which slot of a cluster | |
 //! | [`store::embedded`] | the private Redis of a service that was given none | |
 //! | [`http`] | the router and its layers; a file a resource: parse, call the store, pick the status | fred, Redis |
 //! | [`auth`] | from the text of a credential to what it may do: API keys, JWTs, their files | HTTP, the store |
@@ -74,8 +75,11 @@
 //!   body; the store gets the deadline.
 //! - The layout and the fitness of a Redis are checked before the first command of a process, not only at its start: a Redis
 //!   that comes late is checked like one that was there.
-//! - Redirections of a cluster are answered by the store, not by fred, which mixes up replies on a shared connection when it
-//!   sends ASKING. Keys that are on their way to another master are a `503` until they have arrived.
+//! - A cluster is one client for each master, and the store knows which slot is whose. fred's own client for clusters waits
+//!   for all masters whenever it connects anew, so that one that is away takes the users of the others with it, and it mixes
+//!   up replies on a shared connection when it sends ASKING. So each command is sent once, on a cluster too, and again only
+//!   after a redirection: then it was certainly not applied. Writes are a `503` while their keys are on both sides.
+//! - A cluster is ready while any of its masters is: its other users would not be better off without the service.
 //! - A page of messages costs a caller whose reach is bounded a second round trip: the owner is looked at before the messages
 //!   are read, or the time would tell that there are some.
 //! - The crate for JWTs brings its choice of two libraries of cryptography. `ring` is here for TLS, and checks signatures too.

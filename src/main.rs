@@ -151,6 +151,8 @@ enum AuditError {
 async fn audit_of(config: &Config, redis: RedisAddress, args: AuditArgs, wait: Duration) -> Result<Report, AuditError> {
     let store = SessionStore::connect(StoreConfig {
         command_timeout: AUDIT_COMMAND_TIMEOUT,
+        // It is looked at all the more.
+        refuse_unfit: false,
         ..server::store_config(config, redis)
     })?;
     let give_up = Instant::now() + wait;

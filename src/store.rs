@@ -1,6 +1,7 @@
 //! [`SessionStore`]: sessions in Redis, one method a verb. Knows no HTTP and reads no clock: `now` is an argument.
 
 mod client;
+mod cluster;
 pub mod embedded;
 mod error;
 mod fitness;
@@ -10,24 +11,29 @@ mod lists;
 mod messages;
 mod reply;
 mod scripts;
+mod servers;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, HashesInterface, KeysInterface};
+use fred::error::Error;
+use fred::interfaces::{HashesInterface, KeysInterface};
 use fred::types::{MultipleKeys, SetOptions, Value};
-use tokio::sync::OnceCell;
+use futures_util::future::select_ok;
 
 pub use self::client::RedisAddress;
+use self::client::Server;
 pub use self::error::StoreError;
 use self::keys::{Keys, LAYOUT_VERSION, SESSION_FIELDS, field};
 pub(crate) use self::lists::score_of;
 pub use self::lists::{Position, SessionPage};
 pub use self::messages::{Append, MessagePage, MessageRange};
 use self::reply::Reply;
-use self::scripts::{Scripts, while_slot_moves};
+use self::scripts::{Script, Scripts};
+use self::servers::Servers;
 use crate::session::{
     Identifier, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId, SessionPatch, Status,
     Timestamp, merge_patch,
@@ -39,6 +45,8 @@ const TRIM_MAX: u32 = 4;
 const ERASE_BATCH_MAX: u32 = 100;
 /// Which part of a command's timeout a call may spend on trying again because others came in between.
 const RETRY_SHARE: f64 = 0.5;
+/// Not the number of any connection.
+const NEVER_CONNECTED: u64 = 0;
 /// How often the user's pointer is followed again because it moved while it was followed.
 const POINTER_ATTEMPTS: u32 = 8;
 
@@ -57,17 +65,19 @@ pub struct StoreConfig {
     pub messages_kept: usize,
     /// The most bytes that a session's metadata may have after a merge.
     pub metadata_bytes_max: usize,
+    /// Whether a Redis is refused that may lose sessions.
+    pub refuse_unfit: bool,
 }
 
 /// Sessions in Redis.
 #[derive(Debug)]
 pub struct SessionStore {
-    client: Client,
+    servers: Servers,
     scripts: Scripts,
     keys: Keys,
     fields: MultipleKeys,
-    checked: OnceCell<()>,
-    _watch: client::Watch,
+    /// The number of the connection by which the layout was last seen to be this code's.
+    layout_seen_by: AtomicU64,
     retry_budget: Duration,
     lifecycle: Lifecycle,
     messages_kept: usize,
@@ -145,14 +155,17 @@ impl SessionStore {
     /// [`StoreError::Unavailable`] if the URL cannot be used.
     pub fn connect(config: StoreConfig) -> Result<Self, StoreError> {
         let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
-        let client = client::connect(&config.redis, config.command_timeout)?;
+        let servers = Servers::connect(client::Settings {
+            config: config.redis.client_config()?,
+            command_timeout: config.command_timeout,
+            refuse_unfit: config.refuse_unfit,
+        })?;
         Ok(Self {
-            _watch: client::watch(&client),
-            client,
-            scripts: Scripts::new(retry_budget),
+            servers,
+            scripts: Scripts::new(),
             keys: Keys::new(config.key_prefix),
             fields: SESSION_FIELDS.to_vec().into(),
-            checked: OnceCell::new(),
+            layout_seen_by: AtomicU64::new(NEVER_CONNECTED),
             retry_budget,
             lifecycle: config.lifecycle,
             messages_kept: config.messages_kept,
@@ -160,44 +173,80 @@ impl SessionStore {
         })
     }
 
-    /// The connection, once this Redis is known to be fit and its layout to be this code's.
-    async fn client(&self) -> Result<&Client, StoreError> {
-        self.checked.get_or_try_init(|| self.check_once()).await?;
-        Ok(&self.client)
+    /// Sends a command about the slot of this key, once the layout is known to be this code's.
+    async fn call<T, F>(&self, key: &str, send: impl Fn(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.check().await?;
+        self.servers.call(key, send).await
     }
 
-    async fn check_once(&self) -> Result<(), StoreError> {
-        // Read first: a store that takes no writes can still be read.
-        let key = self.keys.layout();
-        let mut stored: Option<String> = self.client.get(key.as_str()).await?;
-        if stored.as_deref().is_some_and(|stored| stored != LAYOUT_VERSION) {
-            return Err(StoreError::Layout(stored.unwrap_or_default()));
-        }
-        fitness::check(&self.client).await?;
-        if stored.is_none() {
-            let () = self.client.set(key.as_str(), LAYOUT_VERSION, None, Some(SetOptions::NX), false).await?;
-            stored = self.client.get(key).await?;
-        }
-        if stored.as_deref() != Some(LAYOUT_VERSION) {
-            return Err(StoreError::Layout(stored.unwrap_or_default()));
-        }
-        Ok(())
+    /// Runs a script, once the layout is known to be this code's.
+    async fn run(&self, script: &Script, keys: Vec<String>, args: Vec<String>) -> Result<Reply, StoreError> {
+        self.check().await?;
+        script.run(&self.servers, keys, args).await
     }
 
-    /// Whether this Redis is fit and holds this code's layout. If it holds none yet, it does from now on.
+    /// Whether Redis is fit and holds this code's layout. If it holds none yet, it does from now on.
+    ///
+    /// It is looked at again by each new connection: there may be another Redis at its end, or one that lost everything. A
+    /// command that was on its way when the old one broke may come first.
     ///
     /// # Errors
     /// [`StoreError::Layout`] or [`StoreError::Unfit`] if it is not, and whatever keeps Redis from being asked.
     pub async fn check(&self) -> Result<(), StoreError> {
-        self.client().await.map(|_| ())
+        let seen_by = self.layout_seen_by.load(Ordering::Acquire);
+        let connected_by = self.servers.connection_number(self.keys.layout());
+        match connected_by {
+            Some(number) if number == seen_by => return Ok(()),
+            // The users of a cluster's other masters do not wait for this one.
+            None if self.servers.is_cluster() && seen_by != NEVER_CONNECTED => return Ok(()),
+            _ => {}
+        }
+        // Boxed, for it would make every call's future larger.
+        Box::pin(self.check_stored_layout()).await?;
+        if let Some(number) = connected_by.or_else(|| self.servers.connection_number(self.keys.layout())) {
+            self.layout_seen_by.store(number, Ordering::Release);
+        }
+        Ok(())
     }
 
-    /// Whether Redis answers and would take a write.
+    async fn check_stored_layout(&self) -> Result<(), StoreError> {
+        let key = self.keys.layout();
+        let get = |client: Client| async move { client.get::<Option<String>, _>(key).await };
+        // Read first: a store that takes no writes can still be read.
+        let mut stored = self.servers.call(key, get).await?;
+        if stored.is_none() {
+            let set_new = |client: Client| async move {
+                client.set(key, LAYOUT_VERSION, None, Some(SetOptions::NX), false).await
+            };
+            let () = self.servers.call(key, set_new).await?;
+            stored = self.servers.call(key, get).await?;
+        }
+        match stored {
+            Some(version) if version == LAYOUT_VERSION => Ok(()),
+            other => Err(StoreError::Layout(other.unwrap_or_default())),
+        }
+    }
+
+    /// Whether Redis answers and would take a write. Of a cluster, one master that would is enough: those who route calls
+    /// would otherwise take this service away from the users of all the others.
     ///
     /// # Errors
     /// Why it would not.
     pub async fn ready(&self) -> Result<(), StoreError> {
-        let mut reply = self.scripts.ready.run(self.client().await?, Vec::new(), Vec::new()).await?;
+        self.check().await?;
+        let servers = self.servers.all();
+        if servers.is_empty() {
+            return Err(StoreError::Unavailable(Error::new_canceled()));
+        }
+        let answers = servers.iter().map(|server| Box::pin(self.ready_at(server)));
+        select_ok(answers).await.map(|((), _others)| ())
+    }
+
+    async fn ready_at(&self, server: &Server) -> Result<(), StoreError> {
+        let mut reply = self.scripts.ready.run_at(server).await?;
         match reply.string()?.as_str() {
             "ready" => Ok(()),
             tag => Err(reply.unexpected(tag)),
@@ -239,7 +288,7 @@ impl SessionStore {
             set(field::TITLE, title);
         }
 
-        let mut reply = self.scripts.get_or_create.run(self.client().await?, keys, args).await?;
+        let mut reply = self.run(&self.scripts.get_or_create, keys, args).await?;
         match reply.string()?.as_str() {
             "created" => Ok(GetOrCreate::Created(self.created(new, id, reply.time()?, now))),
             "replayed" => match reply.session(id)?.and_then(|session| session.at(now, &self.lifecycle)) {
@@ -294,9 +343,10 @@ impl SessionStore {
 
     /// One session as it is stored.
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
-        let (client, key) = (self.client().await?, self.keys.session(id));
-        let send = || client.hmget(key.as_str(), self.fields.clone());
-        let value: Value = while_slot_moves(self.retry_budget, send).await?;
+        let key = self.keys.session(id);
+        let (key, fields) = (key.as_str(), &self.fields);
+        let value =
+            self.call(key, |client| async move { client.hmget::<Value, _, _>(key, fields.clone()).await }).await?;
         Reply::new("get", value)?.session(id)
     }
 
@@ -314,11 +364,11 @@ impl SessionStore {
         now: Timestamp,
     ) -> Result<Option<Session>, StoreError> {
         let pointer = self.keys.pointer(business_id.as_str(), user_id.as_str());
+        let pointer = pointer.as_str();
         let mut seen = Vec::new();
         for _ in 0..POINTER_ATTEMPTS {
-            let client = self.client().await?;
-            let send = || client.get::<Option<String>, _>(pointer.as_str());
-            let Some(text) = while_slot_moves(self.retry_budget, send).await? else {
+            let follow = |client: Client| async move { client.get::<Option<String>, _>(pointer).await };
+            let Some(text) = self.call(pointer, follow).await? else {
                 return Ok(None);
             };
             let id: SessionId =
@@ -367,7 +417,7 @@ impl SessionStore {
                 return Ok(Update::MetadataTooLarge);
             }
             let args = self.update_args(&session, patch, metadata, condition, &mutation_id, now);
-            let mut reply = self.scripts.update.run(self.client().await?, self.keys_of(&session), args).await?;
+            let mut reply = self.run(&self.scripts.update, self.keys_of(&session), args).await?;
             match reply.string()?.as_str() {
                 "updated" => {
                     let (_change, _other_ended) = (reply.string()?, reply.string()?);
@@ -463,13 +513,9 @@ impl SessionStore {
                 self.lifecycle.retention_ms().to_string(),
                 condition.pinned(session.version),
             ];
-            let client = self.client().await?;
-            let mut reply = self.scripts.delete.run(client, self.keys_of(&session), args).await?;
+            let mut reply = self.run(&self.scripts.delete, self.keys_of(&session), args).await?;
             match reply.string()?.as_str() {
                 "deleted" => return Ok(Delete::Deleted),
-                // On a cluster the script may have been sent again after it ran: what was there a moment ago is gone by our doing,
-                // or by another delete at the same time.
-                "missing" if client.is_clustered() => return Ok(Delete::Deleted),
                 "missing" => return Ok(Delete::Missing),
                 // Another change came in between: look again.
                 "version_mismatch" => {}
@@ -504,7 +550,7 @@ impl SessionStore {
                 self.lifecycle.retention_ms().to_string(),
                 ERASE_BATCH_MAX.to_string(),
             ];
-            let mut reply = self.scripts.erase_user.run(self.client().await?, keys, args).await?;
+            let mut reply = self.run(&self.scripts.erase_user, keys, args).await?;
             match reply.string()?.as_str() {
                 "erased" => {
                     erased += reply.parse::<u64>()?;
@@ -517,10 +563,9 @@ impl SessionStore {
         }
     }
 
-    /// Closes the connection after what was sent is answered.
+    /// Closes the connections after what was sent is answered.
     pub async fn quit(&self) {
-        // Nothing is left to be done if even that fails.
-        let _ = self.client.quit().await;
+        self.servers.quit().await;
     }
 }
 

@@ -1,23 +1,24 @@
-//! The connection to Redis, with settings that keep every command bounded (design, 2.7).
+//! The connection to one Redis, with settings that keep every command bounded (design, 2.7).
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{
-    Config, Options, ReconnectError, ReconnectPolicy, Server, ServerConfig, TcpConfig, UnresponsiveConfig,
+    Config, ReconnectError, ReconnectPolicy, Server as Address, ServerConfig, TcpConfig, UnresponsiveConfig,
 };
-use fred::types::{Builder, Value};
-
-use futures_util::future::join_all;
+use fred::types::{Builder, CustomCommand, Value};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, OnceCell};
 use tokio::task::AbortHandle;
 
-use super::StoreError;
+use super::{StoreError, fitness};
 
 /// Commands that may wait for Redis at once; more are refused, so that an outage is not a memory leak.
 const COMMANDS_WAITING_MAX: usize = 16_384;
@@ -27,8 +28,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
-/// A command whose connection broke is sent again, for the slot may have a new master. Scripts are safe to run twice.
-const ATTEMPTS_ON_CLUSTER: u32 = 3;
 const SCHEMES: [&str; 9] = [
     "redis",
     "rediss",
@@ -71,7 +70,7 @@ impl RedisAddress {
         }
     }
 
-    fn client_config(&self) -> Result<Config, fred::error::Error> {
+    pub(super) fn client_config(&self) -> Result<Config, fred::error::Error> {
         match self {
             Self::Url(url) => Config::from_url(url),
             Self::Socket(path) => Ok(Config { server: ServerConfig::new_unix_socket(path), ..Config::default() }),
@@ -100,30 +99,163 @@ impl fmt::Debug for RedisAddress {
     }
 }
 
-/// A client that connects in the background, for ever. Commands fail in at most `command_timeout`.
+/// How to connect.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    /// Where to, by which credentials, and with which TLS.
+    pub(super) config: Config,
+    /// The most that one command may take.
+    pub(super) command_timeout: Duration,
+    /// Whether a server that may lose sessions is refused.
+    pub(super) refuse_unfit: bool,
+}
+
+/// Counts the connections of this process, so that each has a number of its own.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+
+/// One server and the connection to it, which is made in the background, and for ever anew, until this is dropped.
 ///
-/// # Errors
-/// [`StoreError::Unavailable`] if the URL cannot be used.
-pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Result<Client, StoreError> {
-    let mut config = address.client_config()?;
+/// With Sentinel this is whichever server is the master.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// Where it is, for the log.
+    name: String,
+    settings: Settings,
+    connection: Connection,
+    /// The number of the present connection, or of the last one; 0 before the first.
+    connection_number: Arc<AtomicU64>,
+    /// Whether it left a command unanswered lately.
+    is_silent: Arc<AtomicBool>,
+    is_fit: OnceCell<()>,
+    /// A connection whose next command may be preceded by ASKING: nobody else writes to it in between.
+    asking: Mutex<Option<Connection>>,
+    watchers: Vec<AbortHandle>,
+}
+
+/// A client and the task that connects it. The task ends with this, even where there is nothing to connect to.
+#[derive(Debug)]
+struct Connection {
+    client: Client,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for watcher in &self.watchers {
+            watcher.abort();
+        }
+    }
+}
+
+impl Server {
+    /// A server that is being connected to.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if the settings cannot be used.
+    pub(super) fn connect(settings: Settings) -> Result<Arc<Self>, Error> {
+        let addresses: Vec<_> = settings.config.server.hosts().iter().map(ToString::to_string).collect();
+        let client = client(&settings)?;
+        let (connection_number, is_silent) = (Arc::default(), Arc::default());
+        // All listeners are there before the first event.
+        let log = log_errors(client.error_rx());
+        let count = count_connections(client.reconnect_rx(), Arc::clone(&connection_number));
+        let watch = keep_watch(client.clone(), Arc::clone(&is_silent));
+        let watchers = vec![
+            tokio::spawn(log).abort_handle(),
+            tokio::spawn(count).abort_handle(),
+            tokio::spawn(watch).abort_handle(),
+        ];
+        Ok(Arc::new(Self {
+            name: addresses.join(","),
+            settings,
+            connection: Connection::of(client),
+            connection_number,
+            is_silent,
+            is_fit: OnceCell::new(),
+            asking: Mutex::new(None),
+            watchers,
+        }))
+    }
+
+    /// The client, once this server is known to be fit for sessions.
+    pub(super) async fn client(&self) -> Result<Client, StoreError> {
+        let client = &self.connection.client;
+        if self.settings.refuse_unfit {
+            // Boxed, for it would make every call's future larger.
+            self.is_fit.get_or_try_init(|| Box::pin(fitness::check(client, &self.name))).await?;
+        }
+        Ok(client.clone())
+    }
+
+    /// The client, whatever the server is like.
+    pub(super) fn unchecked_client(&self) -> &Client {
+        &self.connection.client
+    }
+
+    /// Sends a command about a slot that is on its way to this server, and is not its own yet.
+    pub(super) async fn send_asking<T, F>(&self, send: &impl Fn(Client) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut asking = self.asking.lock().await;
+        if asking.is_none() {
+            *asking = Some(Connection::of(client(&self.settings)?));
+        }
+        let Some(Connection { client, .. }) = asking.as_ref() else {
+            return Err(Error::new_canceled());
+        };
+        let ask = CustomCommand::new_static("ASKING", None, false);
+        let _: Value = client.custom(ask, Vec::<Value>::new()).await?;
+        send(client.clone()).await
+    }
+
+    /// Whether there is a connection, and answers come by it.
+    pub(super) fn answers(&self) -> bool {
+        self.connection.client.is_connected() && !self.is_silent.load(Ordering::Relaxed)
+    }
+
+    /// Which connection this is, of all that this process ever made, if there is one at the moment.
+    pub(super) fn connection_number(&self) -> Option<u64> {
+        self.connection.client.is_connected().then(|| self.connection_number.load(Ordering::Acquire))
+    }
+
+    /// Closes the connection after what was sent is answered.
+    pub(super) async fn quit(&self) {
+        // Nothing is left to be done if even that fails.
+        let _ = self.connection.client.quit().await;
+    }
+}
+
+impl Connection {
+    fn of(client: Client) -> Self {
+        let task = client.connect().abort_handle();
+        Self { client, task }
+    }
+}
+
+fn client(settings: &Settings) -> Result<Client, Error> {
+    let mut config = settings.config.clone();
     // Otherwise a Redis that is away when the service starts is never tried again.
     config.fail_fast = false;
-    let attempts = if config.server.is_clustered() { ATTEMPTS_ON_CLUSTER } else { 1 };
-    let mut reconnect_errors = vec![ReconnectError::ClusterDown, ReconnectError::Loading];
-    if !(config.server.is_centralized() || config.server.is_unix_socket()) {
+    let mut reconnect_errors = vec![ReconnectError::Loading];
+    if config.server.is_sentinel() {
         // A new connection may lead to the new master. With a single server it only would take the reads away, too.
         reconnect_errors.push(ReconnectError::ReadOnly);
     }
-    let client = Builder::from_config(config)
-        .with_performance_config(|performance| performance.default_command_timeout = command_timeout)
+    Builder::from_config(config)
+        .with_performance_config(|performance| performance.default_command_timeout = settings.command_timeout)
         .with_connection_config(|connection| {
             connection.connection_timeout = CONNECT_TIMEOUT;
             connection.internal_command_timeout = CONNECT_TIMEOUT;
-            connection.max_command_attempts = attempts;
-            // After ASK, fred takes the next reply on a shared connection for that of its ASKING, whosever it is: callers
-            // would get each other's answers. So redirections come back as errors (after MOVED with the new map of the
-            // slots), and the store tries again.
-            connection.max_redirections = 0;
+            // Whether a command whose connection broke was applied is not known: the client of the service may decide to
+            // try again.
+            connection.max_command_attempts = 1;
             connection.max_command_buffer_len = COMMANDS_WAITING_MAX;
             connection.auto_client_setname = false;
             connection.unresponsive =
@@ -132,46 +264,22 @@ pub(super) fn connect(address: &RedisAddress, command_timeout: Duration) -> Resu
             connection.reconnect_errors.clone_from(&reconnect_errors);
         })
         .set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2))
-        .build()?;
-    tokio::spawn(log_errors(client.error_rx()));
-    // The task ends when the client is dropped; until then it reconnects.
-    drop(client.connect());
-    Ok(client)
-}
-
-/// Looks whether the servers answer at all, for as long as it is held.
-#[derive(Debug)]
-pub(super) struct Watch(AbortHandle);
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+        .build()
 }
 
 /// Leaves a server that takes commands and answers none. fred's own detection counts from the last command that it wrote,
 /// so it never sees that under load; and where there is a new master, it has to be asked for.
-pub(super) fn watch(client: &Client) -> Watch {
-    Watch(tokio::spawn(keep_watch(client.clone())).abort_handle())
-}
-
-async fn keep_watch(client: Client) {
+async fn keep_watch(client: Client, is_silent: Arc<AtomicBool>) {
     let mut silent_since = None;
     loop {
         tokio::time::sleep(UNRESPONSIVE_CHECK).await;
-        let pings = client.active_connections().into_iter().map(|server| {
-            let client = &client;
-            async move {
-                let one = Options { cluster_node: client.is_clustered().then_some(server), ..Options::default() };
-                client.with_options(&one).ping::<Value>(None).await
-            }
-        });
-        let is_silent =
-            |reply: &Result<Value, Error>| matches!(reply, Err(error) if *error.kind() == ErrorKind::Timeout);
-        if !join_all(pings).await.iter().any(is_silent) {
+        let reply = client.ping::<Value>(None).await;
+        if !matches!(&reply, Err(error) if *error.kind() == ErrorKind::Timeout) {
             silent_since = None;
+            is_silent.store(false, Ordering::Relaxed);
             continue;
         }
+        is_silent.store(true, Ordering::Relaxed);
         let since = *silent_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= UNRESPONSIVE_AFTER {
             tracing::warn!("Redis takes commands and answers none; connecting anew");
@@ -182,8 +290,15 @@ async fn keep_watch(client: Client) {
     }
 }
 
+/// Gives each connection its number.
+async fn count_connections(mut connected: Receiver<Address>, number: Arc<AtomicU64>) {
+    while !matches!(connected.recv().await, Err(RecvError::Closed)) {
+        number.store(1 + CONNECTIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+    }
+}
+
 /// Tells the log why there is no connection: once for each reason, not for each attempt.
-async fn log_errors(mut errors: Receiver<(Error, Option<Server>)>) {
+async fn log_errors(mut errors: Receiver<(Error, Option<Address>)>) {
     let mut last = (String::new(), Instant::now());
     loop {
         match errors.recv().await {

@@ -19,6 +19,9 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, test_kill_process};
 const SERVERS: [&str; 2] = ["valkey-server", "redis-server"];
 const SOCKET: &str = "redis.sock";
 const LOG: &str = "redis.log";
+const MANIFEST: &str = "appendonlydir/appendonly.aof.manifest";
+/// What `redis-check-aof` and `valkey-check-aof` say when they have cut something off.
+const TRUNCATED: &[u8] = b"Successfully truncated AOF";
 const LOCK: &str = "sessiond.lock";
 /// How much of the server's log is read for its last lines.
 const LOG_TAIL_BYTES: u64 = 4096;
@@ -126,6 +129,7 @@ impl EmbeddedRedis {
         }
         let lock = lock(&data_dir)?;
         stop_orphan(&data_dir);
+        cut_off_half_transaction(server, &data_dir);
 
         let shared = Arc::new(Shared::default());
         let supervisor = std::thread::Builder::new()
@@ -323,6 +327,34 @@ fn supervise(server: &Path, data_dir: &Path, lock: &File, shared: &Shared) {
             return;
         }
         delay = (delay * 2).min(RESTART_DELAY_MAX);
+        cut_off_half_transaction(server, data_dir);
+    }
+}
+
+/// Has the server's own tool end the append-only file with a whole transaction. A server that was killed while it wrote one
+/// leaves its start there, and Redis 7.0 would apply that with the next one when the file is loaded for the second time.
+fn cut_off_half_transaction(server: &Path, data_dir: &Path) {
+    let name = server.file_name().unwrap_or_default().to_string_lossy().replace("-server", "-check-aof");
+    if !data_dir.join(MANIFEST).exists() {
+        return;
+    }
+    let mut tool = Command::new(server.with_file_name(name));
+    tool.current_dir(data_dir).args(["--fix", MANIFEST]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let said = tool.stderr(Stdio::null()).spawn().and_then(|mut tool| {
+        if let Some(mut stdin) = tool.stdin.take() {
+            // It asks only if there is something to cut off; otherwise it may have ended already.
+            let _ = stdin.write_all(b"y\n");
+        }
+        tool.wait_with_output()
+    });
+    match said {
+        Ok(said) if said.stdout.windows(TRUNCATED.len()).any(|words| words == TRUNCATED) => {
+            tracing::warn!("the append-only file ended with half a write, which was cut off");
+        }
+        Ok(said) if said.status.success() => {}
+        // Redis says what is wrong when it loads the file.
+        Ok(said) => tracing::error!(status = %said.status, "the append-only file is damaged"),
+        Err(error) => tracing::warn!(%error, "the append-only file cannot be checked before it is loaded"),
     }
 }
 

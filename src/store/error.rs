@@ -1,6 +1,7 @@
 //! What can go wrong between a store method and Redis.
 
 use fred::error::ErrorKind;
+use fred::types::config::Server as Address;
 
 /// A failure of the store. Each says whether it is the server's state, the way to it, or a bug.
 #[derive(Debug, thiserror::Error)]
@@ -59,19 +60,44 @@ const NOT_SERVING: [&str; 12] = [
 /// What a script is told that touches a key of a slot that is on its way to another server, without having declared it.
 const NON_LOCAL_KEY: &str = "attempted to access a non local key";
 
-/// What fred says of a redirection, MOVED or ASK: it is told to follow none.
-const REDIRECTED: &str = "Too many redirections.";
+/// What a server of a cluster says of a command that it did not run, for its slot is not here, or only in part. Nothing was
+/// written: a server that redirects runs nothing, and scripts read before they write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Redirection {
+    /// Another server has the slot.
+    Moved(Address),
+    /// Another server has this key, and will have the slot.
+    Ask(Address),
+    /// The keys of the slot are on their way.
+    TryAgain,
+}
 
-/// Whether a command met a slot that is moving, or has moved, to another server. It has written nothing: a server that
-/// redirects does not run it, and scripts read first.
-pub(super) fn is_slot_moving(error: &fred::error::Error) -> bool {
-    let details = error.details();
-    details.starts_with("TRYAGAIN") || details == REDIRECTED || details.contains(NON_LOCAL_KEY)
+impl Redirection {
+    pub(super) fn of(error: &fred::error::Error) -> Option<Self> {
+        let details = error.details();
+        let mut words = details.split(' ');
+        let kind = words.next().unwrap_or_default();
+        match kind {
+            // `MOVED 3999 10.0.0.1:6381`
+            "MOVED" | "ASK" => {
+                let (host, port) = words.nth(1)?.rsplit_once(':')?;
+                let port = port.parse::<u16>().ok()?;
+                // A cluster that does not know its own addresses: the map of it says more.
+                if host.is_empty() {
+                    return Some(Self::TryAgain);
+                }
+                let address = Address::new(host.to_owned(), port);
+                Some(if kind == "ASK" { Self::Ask(address) } else { Self::Moved(address) })
+            }
+            "TRYAGAIN" => Some(Self::TryAgain),
+            _ => details.contains(NON_LOCAL_KEY).then_some(Self::TryAgain),
+        }
+    }
 }
 
 impl From<fred::error::Error> for StoreError {
     fn from(error: fred::error::Error) -> Self {
-        if is_slot_moving(&error) {
+        if error.details().contains(NON_LOCAL_KEY) {
             return Self::NotServing("TRYAGAIN", error);
         }
         let details = error.details();
@@ -110,7 +136,8 @@ mod tests {
             "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
             "CLUSTERDOWN The cluster is down",
             "TRYAGAIN Multiple keys request during rehashing of slot",
-            "Too many redirections.",
+            "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
             "ERR Script attempted to access a non local key in a cluster node script: 6f, on @user_script:80.",
             "NOREPLICAS Not enough good replicas to write.",
             "MISCONF Errors writing to the AOF file: No space left on device",
@@ -131,5 +158,20 @@ mod tests {
         }
         let timeout = fred::error::Error::new(ErrorKind::Timeout, "Request timed out.");
         assert!(matches!(StoreError::from(timeout), StoreError::Unavailable(_)));
+    }
+
+    #[test]
+    fn redirections_are_read_with_their_address() {
+        let read = |details: &'static str| Redirection::of(&fred::error::Error::new(ErrorKind::Cluster, details));
+        let at = |host: &str, port| Address::new(host.to_owned(), port);
+        assert_eq!(read("MOVED 3999 127.0.0.1:6381"), Some(Redirection::Moved(at("127.0.0.1", 6381))));
+        assert_eq!(read("ASK 3999 ::1:6381"), Some(Redirection::Ask(at("::1", 6381))));
+        assert_eq!(read("TRYAGAIN Multiple keys request during rehashing of slot"), Some(Redirection::TryAgain));
+        assert_eq!(read("ERR attempted to access a non local key in a cluster node"), Some(Redirection::TryAgain));
+        assert_eq!(read("MOVED 3999 :6381"), Some(Redirection::TryAgain));
+        for other in ["MOVED", "MOVED 3999", "MOVED 3999 host", "MOVED 3999 host:x", "CLUSTERDOWN The cluster is down"]
+        {
+            assert_eq!(read(other), None, "{other}");
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! Is this Redis one that sessions can be trusted to? Asked once, before the first command.
+//! Is this Redis one that sessions can be trusted to? Asked once of each server, before its first command.
 
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, ServerInterface};
+use fred::interfaces::ClientLike;
 use fred::types::{CustomCommand, InfoKind, Value};
 
 use super::StoreError;
@@ -10,21 +10,12 @@ use super::StoreError;
 const REDIS_LEAST: (u32, u32) = (7, 0);
 const VALKEY_LEAST: (u32, u32) = (7, 2);
 
-/// Checks every server that holds sessions. What risks data is told the log.
+/// Checks a server. What risks sessions is told the log.
 ///
 /// # Errors
-/// [`StoreError::Unfit`] for what loses data or cannot work, and whatever keeps Redis from being asked.
-pub(super) async fn check(client: &Client) -> Result<(), StoreError> {
-    if !client.is_clustered() {
-        return check_server(client, "Redis").await;
-    }
-    for server in client.active_connections() {
-        check_server(&client.with_cluster_node(server.clone()), &format!("the Redis at {server}")).await?;
-    }
-    Ok(())
-}
-
-async fn check_server<C: ServerInterface + Sync>(client: &C, name: &str) -> Result<(), StoreError> {
+/// [`StoreError::Unfit`] for what loses sessions or cannot work, and whatever keeps Redis from being asked.
+pub(super) async fn check(client: &Client, address: &str) -> Result<(), StoreError> {
+    let name = format!("the Redis at {address}");
     let info: String = match client.info(Some(InfoKind::Server)).await {
         Ok(info) => info,
         Err(error) if error.details().starts_with("NOPERM") => {
@@ -34,7 +25,7 @@ async fn check_server<C: ServerInterface + Sync>(client: &C, name: &str) -> Resu
         Err(error) => return Err(error.into()),
     };
     check_version(&info).map_err(|problem| StoreError::Unfit(format!("{name} {problem}")))?;
-    let Some(policy) = setting(client, name, "maxmemory-policy").await? else {
+    let Some(policy) = setting(client, &name, "maxmemory-policy").await? else {
         return Ok(());
     };
     if policy != "noeviction" {
@@ -44,7 +35,7 @@ async fn check_server<C: ServerInterface + Sync>(client: &C, name: &str) -> Resu
     }
     let info: String = client.info(Some(InfoKind::Replication)).await?;
     let has_replicas = field(&info, "connected_slaves").is_some_and(|count| count != "0");
-    let waits_for_none = setting(client, name, "min-replicas-to-write").await?.is_some_and(|least| least == "0");
+    let waits_for_none = setting(client, &name, "min-replicas-to-write").await?.is_some_and(|least| least == "0");
     if has_replicas && waits_for_none {
         tracing::warn!(
             "{name} has replicas and min-replicas-to-write 0: a failover may lose writes that it acknowledged alone; set it \
@@ -55,7 +46,7 @@ async fn check_server<C: ServerInterface + Sync>(client: &C, name: &str) -> Resu
 }
 
 /// A setting's value, or `None` if we may not ask.
-async fn setting<C: ServerInterface + Sync>(client: &C, name: &str, key: &str) -> Result<Option<String>, StoreError> {
+async fn setting(client: &Client, name: &str, key: &str) -> Result<Option<String>, StoreError> {
     let command = CustomCommand::new_static("CONFIG", None, false);
     match client.custom::<Value, _>(command, vec!["GET", key]).await {
         Ok(reply) => Ok(reply.into_array().into_iter().nth(1).and_then(Value::into_string)),

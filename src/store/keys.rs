@@ -80,16 +80,18 @@ pub struct User {
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
+    layout: String,
 }
 
 impl Keys {
     pub(super) fn new(prefix: String) -> Self {
-        Self { prefix }
+        let layout = format!("{prefix}:layout");
+        Self { prefix, layout }
     }
 
     /// `sd:layout`: the version of this layout.
-    pub(super) fn layout(&self) -> String {
-        format!("{}:layout", self.prefix)
+    pub(super) fn layout(&self) -> &str {
+        &self.layout
     }
 
     /// `sd:{pppp}:`: what all keys of a partition start with.
@@ -238,7 +240,7 @@ mod tests {
             assert_eq!(keys.parse(&key), Some((partition, kind)), "{key}");
         }
         let strange = [
-            keys.layout(),
+            keys.layout().to_owned(),
             "sd:{03F2}:b:x".to_owned(),
             "sd:{3f2}:b:x".to_owned(),
             "sd:{03f2}:b:".to_owned(),

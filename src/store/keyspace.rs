@@ -4,14 +4,14 @@
 //! itself is to be blamed for it.
 
 use std::fmt;
+use std::sync::Arc;
 
+use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::{
-    ClientLike, ClusterInterface, HashesInterface, KeysInterface, SortedSetsInterface, StreamsInterface,
-};
+use fred::interfaces::{HashesInterface, KeysInterface, SortedSetsInterface, StreamsInterface};
 use fred::types::Value;
-use fred::types::config::{Options, Server};
 
+use super::client::Server;
 pub use super::keys::{KeyKind, User};
 use super::keys::{LAYOUT_VERSION, OWNER_AND_STATUS, SESSION_FIELDS};
 use super::reply::Reply;
@@ -173,8 +173,8 @@ pub struct RepairSubject {
 #[derive(Debug)]
 pub struct Walk<'a> {
     store: &'a SessionStore,
-    /// The nodes still to walk, the current one last.
-    nodes: Vec<Option<Server>>,
+    /// The servers still to walk, the current one last.
+    servers: Vec<Arc<Server>>,
     cursor: String,
 }
 
@@ -184,11 +184,10 @@ impl Walk<'_> {
     /// # Errors
     /// If the store cannot serve.
     pub async fn step(&mut self) -> Result<Option<Vec<WalkedKey>>, StoreError> {
-        let Some(node) = self.nodes.last() else {
+        let Some(server) = self.servers.last() else {
             return Ok(None);
         };
-        let options = Options { cluster_node: node.clone(), ..Options::default() };
-        let (client, pattern) = (self.store.client.with_options(&options), self.store.keys.pattern());
+        let (client, pattern) = (server.client().await?, self.store.keys.pattern());
         let page: Value = client.scan_page(self.cursor.clone(), pattern, Some(WALK_STEP), None).await?;
         let mut page = page.into_array().into_iter();
         let cursor = page.next().and_then(Value::into_string);
@@ -196,7 +195,7 @@ impl Walk<'_> {
             return Err(unexpected("a step of a scan is a cursor and keys"));
         };
         if cursor == "0" {
-            self.nodes.pop();
+            self.servers.pop();
         }
         self.cursor = cursor;
         let layout = self.store.keys.layout();
@@ -211,7 +210,8 @@ impl SessionStore {
     /// # Errors
     /// [`StoreError::Layout`] if it cannot, and whatever keeps Redis from being asked.
     pub async fn check_layout(&self) -> Result<(), StoreError> {
-        let stored: Option<String> = self.client.get(self.keys.layout()).await?;
+        let key = self.keys.layout();
+        let stored: Option<String> = self.servers.call(key, |client| async move { client.get(key).await }).await?;
         match stored {
             Some(version) if version != LAYOUT_VERSION => Err(StoreError::Layout(version)),
             _ => Ok(()),
@@ -223,16 +223,11 @@ impl SessionStore {
     /// # Errors
     /// If the masters of a cluster are not known.
     pub fn walk(&self) -> Result<Walk<'_>, StoreError> {
-        let nodes = if self.client.is_clustered() {
-            let masters = self.client.cached_cluster_state().map(|state| state.unique_primary_nodes());
-            masters.unwrap_or_default().into_iter().map(Some).collect()
-        } else {
-            vec![None]
-        };
-        if nodes.is_empty() {
+        let servers = self.servers.all();
+        if servers.is_empty() {
             return Err(StoreError::Unavailable(Error::new(ErrorKind::Cluster, "its masters are not known")));
         }
-        Ok(Walk { store: self, nodes, cursor: "0".to_owned() })
+        Ok(Walk { store: self, servers, cursor: "0".to_owned() })
     }
 
     fn walked(&self, name: String) -> WalkedKey {
@@ -247,13 +242,13 @@ impl SessionStore {
     /// # Errors
     /// If the store cannot serve, as of every method here.
     pub async fn key_state(&self, key: &str) -> Result<KeyState, StoreError> {
-        let type_name = async { Ok::<String, StoreError>(self.client.r#type(key).await?) };
+        let type_name = self.servers.call(key, |client| async move { client.r#type::<String, _>(key).await });
         let (type_name, expiry) = futures_util::try_join!(type_name, self.expiry(key))?;
         Ok(KeyState { type_name, expiry })
     }
 
     async fn expiry(&self, key: &str) -> Result<Expiry, StoreError> {
-        Ok(match self.client.pexpire_time(key).await? {
+        Ok(match self.servers.call(key, |client| async move { client.pexpire_time(key).await }).await? {
             -2 => Expiry::NoKey,
             -1 => Expiry::Never,
             ms => Expiry::At(Timestamp(ms)),
@@ -265,7 +260,10 @@ impl SessionStore {
     /// # Errors
     /// As above.
     pub async fn stored(&self, id: SessionId) -> Result<Stored, StoreError> {
-        let values = elements(self.client.hmget(self.keys.session(id), self.fields.clone()).await)?;
+        let key = self.keys.session(id);
+        let (key, fields) = (key.as_str(), &self.fields);
+        let read = |client: Client| async move { client.hmget(key, fields.clone()).await };
+        let values = elements(self.servers.call(key, read).await)?;
         if values.is_empty() {
             return Ok(Stored::Malformed("it is no hash".to_owned()));
         }
@@ -289,8 +287,10 @@ impl SessionStore {
     /// As above.
     pub async fn named(&self, partition: Partition, session_id: &str) -> Result<NamedSession, StoreError> {
         let [key, ..] = self.keys.named(partition, session_id);
-        let fields = async { elements(self.client.hmget(key.as_str(), OWNER_AND_STATUS.to_vec()).await) };
-        let (fields, expiry) = futures_util::try_join!(fields, self.expiry(&key))?;
+        let key = key.as_str();
+        let read = |client: Client| async move { client.hmget(key, OWNER_AND_STATUS.to_vec()).await };
+        let fields = async { elements(self.servers.call(key, read).await) };
+        let (fields, expiry) = futures_util::try_join!(fields, self.expiry(key))?;
         let mut fields = fields.into_iter().map(Value::into_string);
         let mut next = || fields.next().flatten();
         Ok(NamedSession {
@@ -317,8 +317,11 @@ impl SessionStore {
             self.expiry(&pointer),
             self.pointed_at(&pointer)
         )?;
-        let length = async { right_type::<u64>(self.client.xlen(messages.as_str()).await) };
-        let newest = async { elements(self.client.xrevrange(messages.as_str(), "+", "-", Some(1)).await) };
+        let stream = messages.as_str();
+        let read_newest = |client: Client| async move { client.xrevrange(stream, "+", "-", Some(1)).await };
+        let read_length = |client: Client| async move { client.xlen(stream).await };
+        let length = async { right_type::<u64>(self.servers.call(stream, read_length).await) };
+        let newest = async { elements(self.servers.call(stream, read_newest).await) };
         let (history_score, business_score, length, newest) =
             futures_util::try_join!(self.score(&history, id), self.score(&business, id), length, newest)?;
         let newest_entry = newest.into_iter().next().and_then(entry_id);
@@ -333,7 +336,8 @@ impl SessionStore {
     }
 
     async fn score(&self, index: &str, id: SessionId) -> Result<Option<f64>, StoreError> {
-        Ok(right_type::<Option<f64>>(self.client.zscore(index, id.to_string()).await)?.flatten())
+        let score = self.servers.call(index, |client| async move { client.zscore(index, id.to_string()).await }).await;
+        Ok(right_type::<Option<f64>>(score)?.flatten())
     }
 
     /// What a pointer names.
@@ -341,7 +345,8 @@ impl SessionStore {
     /// # Errors
     /// As above.
     pub async fn pointed_at(&self, pointer: &str) -> Result<Option<String>, StoreError> {
-        let value = right_type::<Value>(self.client.get(pointer).await)?;
+        let value = self.servers.call(pointer, |client| async move { client.get(pointer).await }).await;
+        let value = right_type::<Value>(value)?;
         Ok(value.filter(|value| !value.is_null()).map(lossy))
     }
 
@@ -357,7 +362,8 @@ impl SessionStore {
     /// As above.
     pub async fn index_page(&self, index: &str, place: i64) -> Result<Vec<(String, f64)>, StoreError> {
         let last = place + i64::from(INDEX_PAGE) - 1;
-        let flat = elements(self.client.zrange(index, place, last, None, false, None, true).await)?;
+        let read = |client: Client| async move { client.zrange(index, place, last, None, false, None, true).await };
+        let flat = elements(self.servers.call(index, read).await)?;
         let mut entries = Vec::with_capacity(flat.len() / 2);
         let mut flat = flat.into_iter();
         while let (Some(member), Some(score)) = (flat.next(), flat.next()) {
@@ -373,7 +379,10 @@ impl SessionStore {
     /// As above.
     pub async fn messages_page(&self, id: SessionId, after: Option<&str>) -> Result<Vec<StoredMessage>, StoreError> {
         let start = after.map_or_else(|| "-".to_owned(), |entry_id| format!("({entry_id}"));
-        let entries = elements(self.client.xrange(self.keys.messages(id), start, "+", Some(MESSAGES_PAGE)).await)?;
+        let key = self.keys.messages(id);
+        let (key, start) = (key.as_str(), start.as_str());
+        let read = |client: Client| async move { client.xrange(key, start, "+", Some(MESSAGES_PAGE)).await };
+        let entries = elements(self.servers.call(key, read).await)?;
         let mut messages = Vec::with_capacity(entries.len());
         for entry in entries {
             let entry_id = entry_id(entry.clone());
@@ -397,11 +406,15 @@ impl SessionStore {
         message_ids: Vec<String>,
     ) -> Result<(Vec<Option<String>>, u64), StoreError> {
         let key = self.keys.message_ids(id);
-        let length = right_type::<u64>(self.client.hlen(key.as_str()).await)?;
+        let (key, asked_for) = (key.as_str(), &message_ids);
+        let length = self.servers.call(key, |client| async move { client.hlen(key).await }).await;
+        let length = right_type::<u64>(length)?;
         let asked = message_ids.len();
-        let seqs = match asked {
-            0 => Vec::new(),
-            _ => elements(self.client.hmget(key, message_ids).await)?,
+        let seqs = if asked == 0 {
+            Vec::new()
+        } else {
+            let read = |client: Client| async move { client.hmget(key, asked_for.clone()).await };
+            elements(self.servers.call(key, read).await)?
         };
         let mut seqs: Vec<_> = seqs.into_iter().map(Value::into_string).collect();
         seqs.resize(asked, None);
@@ -432,7 +445,7 @@ impl SessionStore {
             (now.0 + lifetime_ms + retention_ms).to_string(),
             OTHERS_MAX.to_string(),
         ];
-        let mut reply = match self.scripts.repair.run(&self.client, keys, args).await {
+        let mut reply = match self.scripts.repair.run(&self.servers, keys, args).await {
             // A key of the wrong type stops the script before it writes. The audit says so of that key.
             Err(StoreError::Refused(error)) if is_wrong_type(&error) => return Ok(Vec::new()),
             reply => reply?,
@@ -470,15 +483,15 @@ fn is_wrong_type(error: &Error) -> bool {
 }
 
 /// The reply, or nothing if the key is of another type.
-fn right_type<T>(reply: Result<T, Error>) -> Result<Option<T>, StoreError> {
+fn right_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match reply {
-        Err(error) if is_wrong_type(&error) => Ok(None),
-        reply => Ok(Some(reply?)),
+        Err(StoreError::Refused(error)) if is_wrong_type(&error) => Ok(None),
+        reply => reply.map(Some),
     }
 }
 
 /// The elements of an array; none if there is no such key, or one of another type.
-fn elements(reply: Result<Value, Error>) -> Result<Vec<Value>, StoreError> {
+fn elements(reply: Result<Value, StoreError>) -> Result<Vec<Value>, StoreError> {
     match right_type(reply)? {
         Some(Value::Array(values)) => Ok(values),
         _ => Ok(Vec::new()),

@@ -1,5 +1,6 @@
 //! The verbs of lists: pages by keyset cursors, whose cost is the page's and not the list's.
 
+use fred::clients::Client;
 use fred::interfaces::SortedSetsInterface;
 use fred::types::Value;
 use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
@@ -32,6 +33,41 @@ pub struct SessionPage {
     pub next: Option<Position>,
 }
 
+/// A page that is being filled.
+struct PageUnderWay {
+    limit: usize,
+    sessions: Vec<Session>,
+    /// The last entry that was looked at.
+    after: Option<Position>,
+}
+
+impl PageUnderWay {
+    fn new(limit: usize, after: Option<Position>) -> Self {
+        Self { limit, sessions: Vec::with_capacity(limit), after }
+    }
+
+    /// Takes what is there of these entries. Whether there is more than there is room for: only a session that is there
+    /// makes a further page.
+    fn fill(&mut self, entries: Vec<Position>, read: impl IntoIterator<Item = Option<Session>>) -> bool {
+        for (entry, session) in entries.into_iter().zip(read) {
+            if self.sessions.len() == self.limit && session.is_some() {
+                return true;
+            }
+            self.sessions.extend(session);
+            self.after = Some(entry);
+        }
+        false
+    }
+
+    fn last(self) -> SessionPage {
+        SessionPage { sessions: self.sessions, next: None }
+    }
+
+    fn with_next(self) -> SessionPage {
+        SessionPage { sessions: self.sessions, next: self.after }
+    }
+}
+
 impl SessionStore {
     /// A page of the user's sessions, newest first.
     ///
@@ -46,31 +82,25 @@ impl SessionStore {
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
         let key = self.keys.history(business_id.as_str(), user_id.as_str());
-        let mut after = after;
-        let mut sessions = Vec::with_capacity(limit);
+        let mut page = PageUnderWay::new(limit, after);
         let mut wanted = limit + 1;
         // Entries whose session is gone leave gaps; a page with very many of them stays short and has a next one.
         for _ in 0..PAGE_READS_MAX {
             // Scores are unique: createdAt strictly increases for a user.
-            let highest = after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
+            let highest = page.after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
             let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
             let exhausted = entries.len() < wanted;
             let read =
                 try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
-            for (entry, session) in entries.into_iter().zip(read) {
-                // Only a session that is there makes a further page.
-                if sessions.len() == limit && session.is_some() {
-                    return Ok(SessionPage { sessions, next: after });
-                }
-                sessions.extend(session);
-                after = Some(entry);
+            if page.fill(entries, read) {
+                break;
             }
             if exhausted {
-                return Ok(SessionPage { sessions, next: None });
+                return Ok(page.last());
             }
             wanted = wanted.max(PAGE_READ_ON);
         }
-        Ok(SessionPage { sessions, next: after })
+        Ok(page.with_next())
     }
 
     /// A page of the active sessions of a business, latest expiry first, and how many there are in all.
@@ -100,30 +130,24 @@ impl SessionStore {
         after: Option<Position>,
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
-        let mut after = after;
-        let mut sessions = Vec::with_capacity(limit);
+        let mut page = PageUnderWay::new(limit, after);
         for _ in 0..PAGE_READS_MAX {
-            let heads = keys.iter().map(|key| self.active_entries(key, after, now, limit + 1));
+            let heads = keys.iter().map(|key| self.active_entries(key, page.after, now, limit + 1));
             let mut entries: Vec<_> = try_join_all(heads).await?.into_iter().flatten().collect();
             entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.score, entry.session_id)));
             entries.truncate(limit + 1);
             let exhausted = entries.len() <= limit;
             let read =
                 try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
-            for (entry, session) in entries.into_iter().zip(read) {
-                let session = session.filter(|session| session.status == Status::Active);
-                // Only a session that is there makes a further page.
-                if sessions.len() == limit && session.is_some() {
-                    return Ok(SessionPage { sessions, next: after });
-                }
-                sessions.extend(session);
-                after = Some(entry);
+            let is_active = |session: &Session| session.status == Status::Active;
+            if page.fill(entries, read.into_iter().map(|session| session.filter(is_active))) {
+                break;
             }
             if exhausted {
-                return Ok(SessionPage { sessions, next: None });
+                return Ok(page.last());
             }
         }
-        Ok(SessionPage { sessions, next: after })
+        Ok(page.with_next())
     }
 
     /// The first `limit` entries of one business index after a position. Several may expire in the same millisecond, so
@@ -154,7 +178,7 @@ impl SessionStore {
 
     async fn count_active(&self, key: &str, now: Timestamp) -> Result<u64, StoreError> {
         // Scores are whole milliseconds, so "above now" is "from the next millisecond on".
-        Ok(self.client().await?.zcount(key, score_of(now.0 + 1), f64::INFINITY).await?)
+        self.call(key, |client| async move { client.zcount(key, score_of(now.0 + 1), f64::INFINITY).await }).await
     }
 
     /// Entries of a sorted set from `highest` downwards.
@@ -166,11 +190,11 @@ impl SessionStore {
         count: usize,
     ) -> Result<Vec<Position>, StoreError> {
         let limit = Some((0, i64::try_from(count).unwrap_or(i64::MAX)));
-        let value: Value = self
-            .client()
-            .await?
-            .zrevrangebyscore(key, highest.as_range(f64::INFINITY), lowest.as_range(f64::NEG_INFINITY), true, limit)
-            .await?;
+        let range = |client: Client| async move {
+            let (highest, lowest) = (highest.as_range(f64::INFINITY), lowest.as_range(f64::NEG_INFINITY));
+            client.zrevrangebyscore::<Value, _, _, _>(key, highest, lowest, true, limit).await
+        };
+        let value = self.call(key, range).await?;
         let mut reply = Reply::new("list", value)?;
         let mut entries = Vec::new();
         while !reply.is_empty() {

@@ -1,5 +1,6 @@
 //! The verbs of messages.
 
+use fred::clients::Client;
 use fred::interfaces::StreamsInterface;
 use fred::types::Value;
 
@@ -76,8 +77,7 @@ impl SessionStore {
                 TRIM_MESSAGES_MAX.to_string(),
             ];
             batch.push_args(&mut args);
-            let mut reply =
-                self.scripts.append_messages.run(self.client().await?, self.keys_of(&session), args).await?;
+            let mut reply = self.run(&self.scripts.append_messages, self.keys_of(&session), args).await?;
             match reply.string()?.as_str() {
                 "appended" => return Ok(Append::Appended(batch.read_messages(&mut reply, id)?.0)),
                 "replayed" => {
@@ -114,26 +114,22 @@ impl SessionStore {
             return Ok(None);
         }
         let key = self.keys.messages(id);
+        let key = key.as_str();
         let count = Some(limit + 1);
         // The messages are read first: if the session is there afterwards, it was there when they were read.
-        let messages = async {
-            let value: Value = match range {
-                MessageRange::Newest => self.client().await?.xrevrange(key.as_str(), "+", "-", count).await?,
+        let read = |client: Client| async move {
+            match range {
+                MessageRange::Newest => client.xrevrange::<Value, _, _, _>(key, "+", "-", count).await,
                 // Not `(seq-0`: Redis refuses what would be before 0, and there is no message with that seq.
-                MessageRange::Before(seq) => {
-                    self.client().await?.xrevrange(key.as_str(), seq.saturating_sub(1).to_string(), "-", count).await?
-                }
-                MessageRange::After(seq) => {
-                    self.client().await?.xrange(key.as_str(), format!("({seq}-0"), "+", count).await?
-                }
-            };
-            read_messages(value, id)
+                MessageRange::Before(seq) => client.xrevrange(key, seq.saturating_sub(1).to_string(), "-", count).await,
+                MessageRange::After(seq) => client.xrange(key, format!("({seq}-0"), "+", count).await,
+            }
         };
+        let messages = async { read_messages(self.call(key, read).await?, id) };
+        let read_oldest = |client: Client| async move { client.xrange(key, "-", "+", Some(1)).await };
         let oldest = async {
             match range {
-                MessageRange::After(_) => {
-                    read_messages(self.client().await?.xrange(key.as_str(), "-", "+", Some(1)).await?, id)
-                }
+                MessageRange::After(_) => read_messages(self.call(key, read_oldest).await?, id),
                 _ => Ok(Vec::new()),
             }
         };

@@ -1,14 +1,15 @@
 //! The Lua scripts of `lua/`, run by their digest.
 
-use std::time::{Duration, Instant};
-
 use fred::clients::Client;
+use fred::error::Error;
 use fred::interfaces::LuaInterface;
 use fred::types::Value;
 
 use super::StoreError;
-use super::error::is_slot_moving;
+use super::client::Server;
+use super::error::Redirection;
 use super::reply::Reply;
+use super::servers::Servers;
 
 /// One script: a verb that Redis runs as one step.
 #[derive(Debug)]
@@ -16,54 +17,46 @@ pub(super) struct Script {
     verb: &'static str,
     source: &'static str,
     sha1: String,
-    retry_budget: Duration,
 }
 
 impl Script {
-    fn new(verb: &'static str, source: &'static str, retry_budget: Duration) -> Self {
-        Self { verb, source, sha1: fred::util::sha1_hash(source), retry_budget }
+    fn new(verb: &'static str, source: &'static str) -> Self {
+        Self { verb, source, sha1: fred::util::sha1_hash(source) }
     }
 
-    /// Runs the script.
-    pub(super) async fn run(&self, client: &Client, keys: Vec<String>, args: Vec<String>) -> Result<Reply, StoreError> {
-        let reply = while_slot_moves(self.retry_budget, || self.run_once(client, &keys, &args)).await?;
+    /// Runs the script where its keys are.
+    pub(super) async fn run(
+        &self,
+        servers: &Servers,
+        keys: Vec<String>,
+        args: Vec<String>,
+    ) -> Result<Reply, StoreError> {
+        let slot = keys.first().map_or("", String::as_str);
+        let reply = servers.call(slot, |client| self.run_on(client, &keys, &args)).await?;
         Reply::new(self.verb, reply)
     }
 
-    /// Runs the script by its digest. A server that does not know it (new, restarted, promoted, flushed) is sent its text.
-    async fn run_once(&self, client: &Client, keys: &[String], args: &[String]) -> Result<Value, fred::error::Error> {
+    /// Runs a script that has no keys on this server.
+    pub(super) async fn run_at(&self, server: &Server) -> Result<Reply, StoreError> {
+        let reply = self.run_on(server.client().await?, &[], &[]).await?;
+        Reply::new(self.verb, reply)
+    }
+
+    /// Runs the script on one server by its digest. A server that does not know it (new, restarted, promoted, flushed) is
+    /// sent its text.
+    async fn run_on(&self, client: Client, keys: &[String], args: &[String]) -> Result<Value, Error> {
         match client.evalsha(self.sha1.as_str(), keys.to_vec(), args.to_vec()).await {
             // NOSCRIPT comes before anything is run, so this is the first run, not a second one.
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                client.eval(self.source, keys.to_vec(), args.to_vec()).await
-            }
-            other => other,
+            Err(error) if error.details().starts_with("NOSCRIPT") => {}
+            other => return other,
         }
-    }
-}
-
-/// Sends a command. While its slot moves to another server it is sent again, for as long as the budget allows: it has not
-/// written anything then.
-pub(super) async fn while_slot_moves<T, F>(budget: Duration, send: impl Fn() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, fred::error::Error>>,
-{
-    let started = Instant::now();
-    loop {
-        match send().await {
-            Err(error) if is_slot_moving(&error) && started.elapsed() < budget => {
-                tokio::time::sleep(retry_delay()?).await;
-            }
-            other => return Ok(other?),
+        let reply = client.eval(self.source, keys.to_vec(), args.to_vec()).await;
+        if reply.as_ref().is_err_and(|error| Redirection::of(error).is_some()) {
+            // A server that a slot is moving to takes one command for it at a time. The next one will be the digest.
+            let _: Value = client.script_load(self.source).await?;
         }
+        reply
     }
-}
-
-/// A few milliseconds, at random: callers that met the same moving slot do not come back together.
-fn retry_delay() -> Result<Duration, StoreError> {
-    let mut random = [0];
-    getrandom::fill(&mut random)?;
-    Ok(Duration::from_millis(2 + u64::from(random[0]) % 16))
 }
 
 /// Every script of the service.
@@ -79,16 +72,15 @@ pub(super) struct Scripts {
 }
 
 impl Scripts {
-    pub(super) fn new(retry_budget: Duration) -> Self {
-        let script = |verb, source| Script::new(verb, source, retry_budget);
+    pub(super) fn new() -> Self {
         Self {
-            get_or_create: script("get_or_create", include_str!("../../lua/get_or_create.lua")),
-            update: script("update", include_str!("../../lua/update.lua")),
-            append_messages: script("append_messages", include_str!("../../lua/append_messages.lua")),
-            delete: script("delete", include_str!("../../lua/delete.lua")),
-            erase_user: script("erase_user", include_str!("../../lua/erase_user.lua")),
-            ready: script("ready", include_str!("../../lua/ready.lua")),
-            repair: script("repair", include_str!("../../lua/repair.lua")),
+            get_or_create: Script::new("get_or_create", include_str!("../../lua/get_or_create.lua")),
+            update: Script::new("update", include_str!("../../lua/update.lua")),
+            append_messages: Script::new("append_messages", include_str!("../../lua/append_messages.lua")),
+            delete: Script::new("delete", include_str!("../../lua/delete.lua")),
+            erase_user: Script::new("erase_user", include_str!("../../lua/erase_user.lua")),
+            ready: Script::new("ready", include_str!("../../lua/ready.lua")),
+            repair: Script::new("repair", include_str!("../../lua/repair.lua")),
         }
     }
 }

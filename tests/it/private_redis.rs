@@ -1,5 +1,6 @@
 //! The private Redis of a service that was given none, with the program as it is shipped.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -31,13 +32,18 @@ async fn get(base: &str, path: &str) -> Value {
     answer.json().await.expect("JSON")
 }
 
-/// A value of the reply of INFO of the Redis in `folder`.
-fn info(folder: &Path, name: &str) -> String {
-    use std::io::{Read, Write};
+/// What the Redis in `folder` replies to a command, and to QUIT.
+fn ask(folder: &Path, command: &str) -> String {
     let mut stream = UnixStream::connect(folder.join("redis.sock")).expect("a socket");
-    stream.write_all(b"INFO\r\nQUIT\r\n").expect("commands sent");
+    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes()).expect("commands sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+/// A value of the reply of INFO of the Redis in `folder`.
+fn info(folder: &Path, name: &str) -> String {
+    let answer = ask(folder, "INFO");
     let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     value.unwrap_or_else(|| panic!("no {name} in {answer}")).to_owned()
 }
@@ -101,6 +107,35 @@ async fn data_survives_kill_9_and_the_child_ends_with_it() {
     let found = get(&base, "/api/sessions/business/b/user/u/active").await;
     assert_eq!((&found["sessionId"], &found["messageCount"]), (&session["sessionId"], &json!(100)));
     assert_eq!(get(&base, &format!("{path}?limit=1000")).await.as_array().map(Vec::len), Some(100));
+}
+
+/// Redis 7.0 by itself keeps the start of it in the file, and applies that with the next one.
+#[tokio::test]
+async fn a_transaction_that_was_half_written_is_never_applied() {
+    let folder = folder();
+    let stop = |mut service: Process| {
+        service.signal(Signal::TERM);
+        assert!(service.wait().success(), "{:#?}", service.lines);
+    };
+    let (service, base) = serve(&folder);
+    post(&base, "/api/sessions", json!({"businessId": "b", "userId": "first"})).await;
+    stop(service);
+    let file = folder.path().join("appendonlydir/appendonly.aof.1.incr.aof");
+    let mut file = std::fs::File::options().append(true).open(file).expect("an append-only file");
+    let half = "*1\r\n$5\r\nMULTI\r\n*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1\r\n1\r\n*3\r\n$3\r\nSET\r\n$5\r\nother";
+    file.write_all(half.as_bytes()).expect("a file written");
+    // The first start has to load it, the second one what was written after it.
+    for user in ["second", "third"] {
+        let (service, base) = serve(&folder);
+        post(&base, "/api/sessions", json!({"businessId": "b", "userId": user})).await;
+        assert!(ask(folder.path(), "EXISTS half").starts_with(":0"), "it was applied before {user}");
+        assert!(
+            service.lines.iter().any(|line| line.contains("cut off")) == (user == "second"),
+            "{:#?}",
+            service.lines
+        );
+        stop(service);
+    }
 }
 
 #[tokio::test]

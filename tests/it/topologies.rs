@@ -100,15 +100,63 @@ impl Certificates {
         }
     }
 
-    /// Starts a server that takes TLS only. Returns its TLS port, too.
-    fn server(&self, folder: &Path) -> (RedisServer, u16) {
-        let tls_port = free_port();
-        let (certificate, key) = (self.certificate.to_str().expect("a path"), self.key.to_str().expect("a path"));
-        let files = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no"];
-        let tls_port_text = tls_port.to_string();
-        let server = RedisServer::start(folder, &[&["--tls-port", &tls_port_text], files.as_slice()].concat());
-        (server, tls_port)
+    /// Settings of a server or a sentinel that takes TLS on this port, and speaks it to others.
+    fn settings(&self, tls_port: u16) -> [(&'static str, String); 5] {
+        let path = |path: &Path| path.to_str().expect("a path").to_owned();
+        [
+            ("tls-port", tls_port.to_string()),
+            ("tls-cert-file", path(&self.certificate)),
+            ("tls-key-file", path(&self.key)),
+            ("tls-ca-cert-file", path(&self.ca)),
+            ("tls-auth-clients", "no".to_owned()),
+        ]
     }
+
+    /// Starts a server that takes TLS, too. Returns the port for that.
+    fn server(&self, folder: &Path, more: &[&str]) -> (RedisServer, u16) {
+        let tls_port = free_port();
+        let settings = self.settings(tls_port).map(|(name, value)| [format!("--{name}"), value]);
+        let arguments: Vec<_> = settings.iter().flatten().map(String::as_str).chain(more.iter().copied()).collect();
+        (RedisServer::start(folder, &arguments), tls_port)
+    }
+}
+
+/// The certificate is made out to a name, and the cluster calls its members by addresses, so the name has to be asked for.
+#[tokio::test]
+async fn a_cluster_by_tls() {
+    let folder = TempDir::new().expect("a folder");
+    let certificates = Certificates::make(folder.path(), "localhost");
+    let bus_port = free_port().to_string();
+    let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus_port, "--tls-cluster", "yes"];
+    let names = ["--cluster-announce-ip", "127.0.0.1", "--cluster-announce-hostname", "localhost"];
+    let (server, port) = certificates.server(folder.path(), &[cluster.as_slice(), &names].concat());
+    assert_eq!(server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).trim(), "OK");
+    wait_for("a cluster", || server.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    let slots = server.ask(&["CLUSTER", "SLOTS"]);
+    assert!(slots.contains("127.0.0.1") && slots.contains("localhost"), "{slots}");
+    let url = format!("rediss-cluster://localhost:{port}");
+    let ca = certificates.ca.to_str().expect("a path");
+    expect_service(&[("REDIS_URL", &url), ("SSL_CERT_FILE", ca)]).await;
+}
+
+#[tokio::test]
+async fn a_sentinel_and_its_master_by_tls() {
+    let folder = TempDir::new().expect("a folder");
+    let certificates = Certificates::make(folder.path(), "localhost");
+    let (_master, port) = certificates.server(folder.path(), &["--tls-replication", "yes"]);
+    let sentinel_port = free_port();
+    let settings = certificates.settings(sentinel_port).map(|(name, value)| format!("{name} {value}\n")).concat();
+    let sentinel = RedisServer::start_sentinel(
+        folder.path(),
+        &format!(
+            "{settings}tls-replication yes\nsentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
+             sentinel monitor sessions localhost {port} 1\n"
+        ),
+    );
+    wait_for("a master that the sentinel reaches", || sentinel.info("master0").contains("status=ok"));
+    let url = format!("rediss-sentinel://localhost:{sentinel_port}?sentinelServiceName=sessions");
+    let ca = certificates.ca.to_str().expect("a path");
+    expect_service(&[("REDIS_URL", &url), ("SSL_CERT_FILE", ca)]).await;
 }
 
 #[tokio::test]
@@ -116,8 +164,8 @@ async fn by_tls_with_a_private_ca_and_neither_another_ca_nor_another_name() {
     let folder = TempDir::new().expect("a folder");
     let good = Certificates::make(folder.path(), "localhost");
     let other_name = Certificates::make(folder.path(), "redis.internal");
-    let (_server, port) = good.server(folder.path());
-    let (_other_server, other_port) = other_name.server(folder.path());
+    let (_server, port) = good.server(folder.path(), &[]);
+    let (_other_server, other_port) = other_name.server(folder.path(), &[]);
     let (ca, other_ca) = (good.ca.to_str().expect("a path"), other_name.ca.to_str().expect("a path"));
     let url = format!("rediss://localhost:{port}");
     expect_service(&[("REDIS_URL", &url), ("SSL_CERT_FILE", ca)]).await;

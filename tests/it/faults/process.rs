@@ -29,6 +29,15 @@ fn expect_clean(server: &RedisServer) {
     assert_eq!(audited.status.code(), Some(0), "{audited:?}");
 }
 
+/// The next service finds everything that was acknowledged.
+async fn expect_nothing_lost(mut ledger: Ledger, server: &RedisServer) {
+    let (_service, base) = serve(server);
+    ledger.base = base;
+    ledger.load(5).await;
+    patiently(ledger.expect_complete()).await;
+    expect_clean(server);
+}
+
 #[tokio::test]
 async fn a_killed_service_loses_nothing() {
     let server = RedisServer::start(AOF);
@@ -42,11 +51,7 @@ async fn a_killed_service_loses_nothing() {
     tokio::join!(ledger.load(10), fault);
     service.wait();
     assert!(ledger.answered("no answer") > 0, "{:?}", ledger.answers());
-    let (_service, base) = serve(&server);
-    ledger.base = base;
-    ledger.load(5).await;
-    patiently(ledger.expect_complete()).await;
-    expect_clean(&server);
+    expect_nothing_lost(ledger, &server).await;
 }
 
 #[tokio::test]
@@ -82,11 +87,7 @@ async fn a_service_that_is_told_to_stop_answers_what_it_was_sent() {
         assert!(answer.starts_with("HTTP/1.1 201") || answer.starts_with("HTTP/1.1 503"), "{answer:?}");
     }
     assert_eq!(service.wait().code(), Some(0), "{:#?}", service.lines);
-    let (_service, base) = serve(&server);
-    ledger.base = base;
-    ledger.load(5).await;
-    patiently(ledger.expect_complete()).await;
-    expect_clean(&server);
+    expect_nothing_lost(ledger, &server).await;
 }
 
 #[tokio::test]

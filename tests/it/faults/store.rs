@@ -51,8 +51,8 @@ async fn what_a_stopped_redis_applies_late_does_no_harm() {
         for answer in futures_util::future::join_all(answers).await {
             answer.expect_problem(503, "store_unavailable");
         }
-        // The fault's own duration: longer than an unresponsive connection is kept.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // The fault's own duration: much longer than an unresponsive connection is kept.
+        tokio::time::sleep(Duration::from_secs(10)).await;
         server.signal(Signal::CONT);
         ready(&service).await;
         users
@@ -110,7 +110,30 @@ async fn an_empty_redis_is_served_from_at_once() {
     service.patch(&path, json!({"title": "t"})).await.expect(200);
     service.delete(&path).await.expect(204);
     service.get("/readyz").await.expect(200);
+    // What was lost, too: which layout the sessions have.
+    let layout = format!("{}:layout", service.config.key_prefix);
+    assert_eq!(server.look().await.text(&["GET", &layout]).await.as_deref(), Some("1"));
     expect_clean(&service).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_late_with_another_layout_is_refused() {
+    let (first, second) = (RedisServer::start(IN_MEMORY), RedisServer::start(IN_MEMORY));
+    let proxy = Proxy::start(&first.socket());
+    let service = Service::start_on(&proxy.socket(), &[]).await;
+    service.session_of("u").await;
+    let (look, layout) = (second.look().await, format!("{}:layout", service.config.key_prefix));
+    look.command(&["SET", &layout, "2"]).await;
+    drop(first);
+    proxy.lead_to(&second.socket());
+    // What is on its way while the connection changes is carried out still.
+    let is_refused = async || service.get_or_create("u").await.text.contains("belongs to another version");
+    patiently(async { while !is_refused().await {} }).await;
+    let keys = look.command(&["DBSIZE"]).await;
+    service.get_or_create("another").await.expect_problem(503, "store_unavailable");
+    assert_eq!(look.command(&["DBSIZE"]).await, keys, "something was written");
+    look.command(&["SET", &layout, "1"]).await;
+    service.get_or_create("another").await.expect(201);
 }
 
 /// How often a server has said that it does not know a script.

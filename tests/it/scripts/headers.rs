@@ -187,7 +187,7 @@ fn tags_in(code: &str) -> BTreeSet<String> {
 /// The words that the store takes for the first of a script's reply.
 fn tags_matched(verb: &str) -> BTreeSet<String> {
     let store = store_source();
-    let (_, rest) = store.split_once(&format!("scripts.{verb}.run(")).expect("a method that runs the script");
+    let (_, rest) = store.split_once(&format!("self.scripts.{verb}")).expect("a method that runs the script");
     let (_, rest) = rest.split_once(".as_str() {").expect("a match of the tag");
     let (arms, _) = rest.split_once("tag =>").expect("an arm for an unknown tag");
     let heads = arms.lines().filter_map(|line| line.split_once("=>")).map(|(head, _)| head);

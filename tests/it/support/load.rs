@@ -106,7 +106,7 @@ impl User {
         }
     }
 
-    /// Every verb once, with another session of another user that comes and goes.
+    /// Every verb once, with another session of another user, [`guest_of`], that comes and goes.
     async fn work(&mut self, base: &str, round: u32) {
         let path = format!("/api/sessions/{}", self.session_id);
         let id = Value::from(self.session_id.clone());
@@ -132,7 +132,7 @@ impl User {
         tokio::time::sleep(PAUSE).await;
 
         // Sessions that come and go. After a 503 nobody knows what is there, so then it ends.
-        let guest = format!("{}-guest", self.user_id);
+        let guest = guest_of(&self.user_id);
         let body = json!({"businessId": self.business_id, "userId": guest, "ifActive": "replace"});
         let answer = self.call(base, "replace", Method::POST, "/api/sessions", body).await;
         self.check("replace", &answer, answer.0 == 201 && answer.1["userId"] == guest.as_str());
@@ -179,6 +179,11 @@ impl User {
     pub fn acknowledged(&self) -> usize {
         self.acknowledged.len()
     }
+}
+
+/// The user whose sessions come and go.
+pub fn guest_of(user_id: &str) -> String {
+    format!("{user_id}-guest")
 }
 
 /// How many calls had which status, by verb.

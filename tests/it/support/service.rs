@@ -24,7 +24,7 @@ const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 /// A running service. It ends with the test's runtime.
 pub struct Service {
     pub base: String,
-    pub config: Config,
+    pub config: Box<Config>,
     pub look: Look,
     pub app: Arc<App>,
     clock_ms: Arc<AtomicI64>,
@@ -125,7 +125,7 @@ impl Service {
         let deadline: &[&str] =
             if flags.contains(&"--request-deadline") { &[] } else { &["--request-deadline", "10s"] };
         let cli = Cli::try_parse_from(own_flags.iter().chain(deadline).chain(flags)).expect("good flags");
-        let config = cli.settings.check().expect("good settings");
+        let config = Box::new(cli.settings.check().expect("good settings"));
         let clock = {
             let clock_ms = clock_ms.clone();
             Arc::new(move || Timestamp(clock_ms.load(Ordering::SeqCst)))
