@@ -1,16 +1,22 @@
 //! The canary: secrets are planted wherever one goes in, and looked for wherever something comes out.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
 use sessiond::auth::{JwtAlgorithm, Scope};
 use sessiond::server::system_now;
+use sessiond::store::RedisAddress;
 use sessiond::store::embedded::EmbeddedRedis;
+use sessiond::{http, server};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 use crate::support::credentials::{Signer, api_key, claims, jwt_flags, replace, with};
 use crate::support::process::Process;
-use crate::support::redis::{Look, server_program};
+use crate::support::redis::{Look, server_program, shared};
 use crate::support::service::Service;
 
 const PASSWORD: &str = "canary-redis-password";
@@ -134,4 +140,28 @@ async fn what_holds_secrets_shows_none_in_a_debug_print() {
     for text in &prints {
         assert!(!text.contains("canary") && !text.contains(&secret), "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_panic_while_a_credential_is_checked_tells_nothing_of_it() {
+    let folder = TempDir::new().expect("a folder");
+    let (credential, entry) = api_key("canary-key", &[], &Scope::ALL, None);
+    let keys = folder.path().join("keys.toml");
+    replace(&keys, entry);
+    let service = Service::start(&["--api-keys-file", keys.to_str().expect("a path")]).await;
+    // Whoever checks a credential asks the clock, and that is the test's: here is one that is broken.
+    let broken = Arc::new(|| panic!("the clock is broken"));
+    let (redis, credentials) = (RedisAddress::Socket(shared()), service.app.credentials.clone());
+    let app = server::app(&service.config, redis, credentials, broken).expect("an app");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let base = format!("http://{}", listener.local_addr().expect("an address"));
+    let (patience, grace) = (server::patience(&service.config), Duration::ZERO);
+    tokio::spawn(server::serve(listener, http::router(app), patience, grace, std::future::pending()));
+    let request = reqwest::Client::new().get(format!("{base}/api/sessions/1")).bearer_auth(&credential);
+    let answer = request.send().await.expect("an answer");
+    assert_eq!(answer.status().as_u16(), 500);
+    let text = answer.text().await.expect("text");
+    let (id, secret) = credential.split_once('.').expect("a secret");
+    assert!(!text.contains(id) && !text.contains(secret) && !text.contains("clock"), "{text}");
+    assert_eq!(reqwest::get(format!("{base}/livez")).await.expect("an answer").status().as_u16(), 200);
 }
