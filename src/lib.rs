@@ -15,7 +15,9 @@
 //! | [`http`] | the router and its layers; a file a resource: parse, call the store, pick the status | fred, Redis |
 //! | `http/error.rs` | every error answer, in one shape | |
 //! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
-//! | `server/patience.rs` | how long a connection may keep the service waiting | |
+//! | `server/admission.rs`, `server/patience.rs` | how many connections there may be; how long one may keep the service waiting | |
+//! | `server/refusal.rs` | a body for the answers that hyper makes by itself | |
+//! | [`tls`] | the certificate of the listener, and its reload | |
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |
 //! | [`audit`] | what must hold of a whole keyspace; `store/keyspace.rs` walks it | |
@@ -79,3 +81,4 @@ pub mod metrics;
 pub mod server;
 pub mod session;
 pub mod store;
+pub mod tls;

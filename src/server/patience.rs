@@ -33,6 +33,11 @@ impl Serving {
     pub(super) fn turn(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// A request is being answered.
+    pub(super) fn is_serving(&self) -> bool {
+        self.0.load(Ordering::Relaxed) % 2 == 1
+    }
 }
 
 /// What the client is awaited to send.
