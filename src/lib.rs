@@ -16,7 +16,7 @@
 //! | `http/error.rs` | every error answer, in one shape | |
 //! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
 //! | `server/admission.rs`, `server/patience.rs` | how many connections there may be; how long one may keep the service waiting | |
-//! | `server/refusal.rs` | a body for the answers that hyper makes by itself | |
+//! | `server/head.rs`, `server/refusal.rs` | heads that hyper would take and we do not; a body for the answers that it makes by itself | |
 //! | [`tls`] | the certificate of the listener, and its reload | |
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |

@@ -1,6 +1,7 @@
 //! Starts the service and stops it: listener, connections, drain. The one place that reads the clock.
 
 mod admission;
+mod head;
 mod patience;
 mod refusal;
 
@@ -20,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower::ServiceExt;
 
 use self::admission::{Admission, Place};
@@ -46,6 +47,9 @@ const COMMAND_SHARE: f64 = 0.75;
 const ANSWER_SHARE: f64 = 0.9;
 /// How often a service whose Redis does not answer looks whether it is one to be used.
 const STORE_CHECK: Duration = Duration::from_millis(500);
+/// How many connections the operating system may keep until they are accepted, if its own limit is not lower. It forgets
+/// what comes beyond, and those clients try again after a second.
+const CONNECTIONS_WAITING_MAX: u32 = 4096;
 /// The headers that hyper takes if it is not told: then it keeps them on the stack, which is faster.
 const HEADERS_OF_HYPER: usize = 100;
 
@@ -155,7 +159,7 @@ pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Out
     let metrics = metrics::install()?;
     let app = app(config, redis.clone(), Arc::new(system_now))?;
     let cannot_listen = |error| StartError::Listen(config.listen, error);
-    let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
+    let listener = listen(config.listen).map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
     let certificate = config.tls.clone().map(Certificate::follow).transpose().map_err(StartError::Tls)?;
     serve_metrics(config, metrics).await?;
@@ -195,7 +199,7 @@ async fn unfit_store(store: &SessionStore) -> StoreError {
 /// machine: then this one does without. An address that was asked for has to work.
 async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
     let address = config.metrics_listen.unwrap_or(METRICS_LISTEN_DEFAULT);
-    let listener = match TcpListener::bind(address).await {
+    let listener = match listen(address) {
         Ok(listener) => listener,
         Err(error) if config.metrics_listen.is_some() => return Err(StartError::Listen(address, error)),
         Err(error) => {
@@ -219,6 +223,15 @@ async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(),
     let router = Router::new().route("/metrics", get(render));
     tokio::spawn(serve(listener, router, connections(config), Duration::ZERO, std::future::pending()));
     Ok(())
+}
+
+/// Listens as `TcpListener::bind` does, but with room for a crowd that comes at once.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A service that is started again does not wait for the connections of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(CONNECTIONS_WAITING_MAX)
 }
 
 /// Accepts connections until `shutdown` resolves, then finishes what was accepted, for at most `grace`.

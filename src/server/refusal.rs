@@ -1,5 +1,5 @@
-//! Gives the answers that hyper makes by itself, for requests that it cannot read, the contract's body. hyper has no place
-//! to put one: it writes a head with no body, which is recognised and completed here, on its way to the client.
+//! Requests that hyper refuses by itself, because it cannot read them. It has no place for the contract's body: it writes a
+//! head with none, which is recognised and completed here, on its way to the client.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use axum::http::StatusCode;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 
+use super::head::Head;
 use super::patience::Serving;
 use crate::{http, metrics};
 
@@ -39,25 +40,37 @@ pub(super) fn overloaded() -> Vec<u8> {
 }
 
 /// What hyper's own answer becomes, if `written` is one.
-fn completed(written: &[u8]) -> Option<Vec<u8>> {
+fn completed(written: &[u8], head_received: &Head) -> Option<Vec<u8>> {
     let status = written.strip_prefix(b"HTTP/1.1 4").and(written.get(9..12))?;
     let head = written.strip_suffix(b"\r\n")?;
     let place = position(head, NO_BODY)?;
     if position(head, b"\r\n\r\n").is_some() || position(head, OF_THE_ROUTER).is_some() {
         return None;
     }
-    let head = [&head[..place], &head[place + NO_BODY.len()..]].concat();
-    Some(answer(StatusCode::from_bytes(status).ok()?, &head))
+    let (status_line, headers) = (position(head, b"\r\n")?, &head[place + NO_BODY.len()..]);
+    match StatusCode::from_bytes(status).ok()? {
+        // All that hyper knows is that the head got too large.
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE if head_received.is_first_line() => {
+            let before = &head[status_line..place];
+            Some(answer(StatusCode::URI_TOO_LONG, &[b"HTTP/1.1 414 URI Too Long", before, headers].concat()))
+        }
+        status => Some(answer(status, &[&head[..place], headers].concat())),
+    }
 }
 
 fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }
 
-/// A connection on which every answer has a body.
+/// The most of a head that is looked at in one go.
+const HEAD_PART_BYTES: usize = 4096;
+
+/// A connection on which heads are strict, and every refusal has a body.
 pub(super) struct CompletedIo<T> {
     io: T,
     serving: Serving,
+    turns_seen: u64,
+    head: Head,
     /// The answer that is written in the place of hyper's, and how much of it is.
     refusal: Option<(Vec<u8>, usize)>,
     discarded: usize,
@@ -65,7 +78,7 @@ pub(super) struct CompletedIo<T> {
 
 impl<T> CompletedIo<T> {
     pub(super) fn new(io: T, serving: Serving) -> Self {
-        Self { io, serving, refusal: None, discarded: 0 }
+        Self { io, serving, turns_seen: 0, head: Head::default(), refusal: None, discarded: 0 }
     }
 }
 
@@ -74,7 +87,7 @@ impl<T: Write + Unpin> CompletedIo<T> {
     fn poll_refuse(&mut self, context: &mut Context<'_>, written: &[u8]) -> Poll<Option<io::Result<usize>>> {
         // While a request is being answered it is the router that answers.
         if self.refusal.is_none() && !self.serving.is_serving() {
-            self.refusal = completed(written).map(|answer| (answer, 0));
+            self.refusal = completed(written, &self.head).map(|answer| (answer, 0));
         }
         let Some((answer, sent)) = &mut self.refusal else {
             return Poll::Ready(None);
@@ -94,9 +107,26 @@ impl<T: Read + Unpin> Read for CompletedIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let this = &mut *self;
+        let turns = this.serving.turns();
+        if turns != this.turns_seen {
+            this.turns_seen = turns;
+            this.head = Head::default();
+        }
+        // What comes while a request is answered is its body, or sent without waiting for the answer, which no proxy does.
+        if this.serving.is_serving() || this.head.is_over() {
+            return Pin::new(&mut this.io).poll_read(context, buffer);
+        }
+        let mut bytes = [0; HEAD_PART_BYTES];
+        let most = buffer.remaining().min(HEAD_PART_BYTES);
+        let mut part = ReadBuf::new(&mut bytes[..most]);
+        ready!(Pin::new(&mut this.io).poll_read(context, part.unfilled()))?;
+        let length = part.filled().len();
+        this.head.receive(&mut bytes[..length]);
+        buffer.put_slice(&bytes[..length]);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -147,14 +177,23 @@ impl<T: Read + Write + Unpin> Write for CompletedIo<T> {
 mod tests {
     use super::*;
 
+    fn head_of(bytes: &[u8]) -> Head {
+        let mut head = Head::default();
+        head.receive(&mut bytes.to_vec());
+        head
+    }
+
     #[test]
     fn only_an_answer_of_hyper_s_own_is_completed() {
         let own = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
-        let completed_text = String::from_utf8(completed(own).expect("an answer")).expect("text");
+        let completed_text =
+            String::from_utf8(completed(own, &head_of(b"GET / HTTP/1.1\r\na")).expect("an answer")).expect("text");
         let (head, body) = completed_text.split_once("\r\n\r\n").expect("a head and a body");
         assert!(head.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ndate: x\r\n"));
         assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
         assert!(head.contains("x-request-id: ") && head.contains("no-store") && head.contains("nosniff"), "{head}");
+        let of_uri = completed(own, &head_of(b"GET /a")).expect("an answer");
+        assert!(of_uri.starts_with(b"HTTP/1.1 414 URI Too Long\r\nconnection: close\r\ndate: x\r\n"));
         let others: [&[u8]; 6] = [
             b"",
             b"HTTP/1.1 4",
@@ -164,7 +203,7 @@ mod tests {
             b"{\"text\":\"HTTP/1.1 431 \\r\\ncontent-length: 0\\r\\n\"}",
         ];
         for other in others {
-            assert_eq!(completed(other), None, "{}", String::from_utf8_lossy(other));
+            assert_eq!(completed(other, &Head::default()), None, "{}", String::from_utf8_lossy(other));
         }
     }
 }

@@ -802,6 +802,7 @@ async fn every_answer_has_the_id_of_its_request() {
 #[tokio::test]
 async fn a_panic_is_an_error_of_ours_and_no_more() {
     let service = Service::start(&[]).await;
+    let metrics = sessiond::metrics::install().expect("the only recorder of this process");
     // Handlers ask the clock, and that is the test's: here is one that is broken.
     let broken = Arc::new(|| panic!("the clock has a secret"));
     let app = server::app(&service.config, RedisAddress::Socket(redis::shared()), broken).expect("an app");
@@ -820,4 +821,6 @@ async fn a_panic_is_an_error_of_ours_and_no_more() {
         assert!(!answer.text.contains("secret"), "the client is told the cause: {answer:?}");
         RawRequest::new("GET", "/livez").send(&base).await.expect(200);
     }
+    let counted = metrics.render();
+    assert!(counted.contains("sessiond_http_panics_total 3\n"), "{counted}");
 }
