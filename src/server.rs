@@ -162,7 +162,7 @@ pub async fn run(config: &Config, redis: RedisAddress, shutdown: impl Future<Out
     let listener = listen(config.listen).map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
     let certificate = config.tls.clone().map(Certificate::follow).transpose().map_err(StartError::Tls)?;
-    serve_metrics(config, metrics).await?;
+    serve_metrics(config, metrics)?;
     let scheme = if certificate.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{address}");
     tracing::info!(address = %address, redis = %redis, "serving on {base}, documentation at {base}/docs");
@@ -197,7 +197,7 @@ async fn unfit_store(store: &SessionStore) -> StoreError {
 
 /// Serves `/metrics` for as long as the process lives. The default address may be taken by another service on this
 /// machine: then this one does without. An address that was asked for has to work.
-async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
+fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
     let address = config.metrics_listen.unwrap_or(METRICS_LISTEN_DEFAULT);
     let listener = match listen(address) {
         Ok(listener) => listener,

@@ -25,7 +25,7 @@ async fn drip(target: &Target, at_once: &str, slowly: &str) -> Vec<u8> {
                 break;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     patiently(async {
         tokio::select! { received = to_end(&mut reading) => received, () = drops => Vec::new() }
