@@ -1,15 +1,19 @@
 //! Every setting, once: its flag, its variable, its default, its unit. The only place that reads the environment.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use hyper::Uri;
+use hyper::http::uri::PathAndQuery;
+use ipnet::IpNet;
 
 use crate::auth::{AuthSettings, JwtAlgorithm, JwtSettings, NewApiKey, RateSettings, Scope};
 use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
 use crate::store::RedisAddress;
+use crate::tls::CertificateFiles;
 
 /// The session service in front of every conversation of an AI chat assistant
 ///
@@ -248,6 +252,44 @@ pub struct SettingsArgs {
     /// Most bytes of a session's or message's metadata, as JSON
     #[arg(long, global = true, env = "SESSIOND_MAX_METADATA_BYTES", value_name = "BYTES", default_value = "16384")]
     max_metadata_bytes: String,
+    /// Most bytes of a message's content, as JSON
+    #[arg(long, global = true, env = "SESSIOND_MAX_CONTENT_BYTES", value_name = "BYTES", default_value = "262144")]
+    max_content_bytes: String,
+    /// Most bytes of a request's path and query; at most 65534
+    #[arg(long, global = true, env = "SESSIOND_MAX_URI_BYTES", value_name = "BYTES", default_value = "8192")]
+    max_uri_bytes: String,
+    /// Most bytes of a request's head: its path and query, and all of its headers
+    #[arg(long, global = true, env = "SESSIOND_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "65536")]
+    max_header_bytes: String,
+    /// Most headers of a request
+    #[arg(long, global = true, env = "SESSIOND_MAX_HEADERS", value_name = "COUNT", default_value = "100")]
+    max_headers: String,
+    /// Most connections at a time; fewer if the system's limit of open files is lower
+    #[arg(long, global = true, env = "SESSIOND_MAX_CONNECTIONS", value_name = "COUNT", default_value = "16384")]
+    max_connections: String,
+    /// Most connections at a time from one IPv4 address or IPv6 /64 network, and eight times that from an IPv6 /48
+    #[arg(
+        long,
+        global = true,
+        env = "SESSIOND_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "COUNT",
+        default_value = "1000"
+    )]
+    max_connections_per_address: String,
+    /// Addresses or networks (10.0.0.0/8) of proxies, comma-separated: many clients come from there, so only the limit of
+    /// all connections holds for them
+    #[arg(long, global = true, env = "SESSIOND_PROXIES", value_name = "ADDRESSES", default_value = "127.0.0.1,::1")]
+    proxies: String,
+    /// Origins whose pages may call the service from a browser, comma-separated, as in `https://chat.example.com`
+    /// [default: none]
+    #[arg(long, global = true, env = "SESSIOND_CORS_ORIGINS", value_name = "ORIGINS")]
+    cors_origins: Option<String>,
+    /// Certificate chain to serve HTTPS with, in PEM; read again within 5s of a change [default: none, plain HTTP]
+    #[arg(long, global = true, env = "SESSIOND_TLS_CERT_FILE", value_name = "FILE")]
+    tls_cert_file: Option<String>,
+    /// Private key of the certificate, in PEM
+    #[arg(long, global = true, env = "SESSIOND_TLS_KEY_FILE", value_name = "FILE")]
+    tls_key_file: Option<String>,
     /// Most time to answer a request that was received; a store that hangs is a 503 by then
     #[arg(long, global = true, env = "SESSIOND_REQUEST_DEADLINE", value_name = "DURATION", default_value = "1s")]
     request_deadline: String,
@@ -294,6 +336,16 @@ pub struct Config {
     pub body_bytes_max: usize,
     /// The most bytes of metadata.
     pub metadata_bytes_max: usize,
+    /// The most bytes of a message's content.
+    pub content_bytes_max: usize,
+    /// The most bytes of a request's path and query.
+    pub uri_bytes_max: usize,
+    /// How many connections there may be, and how long the heads of requests on them.
+    pub connections: ConnectionLimits,
+    /// The origins whose pages may call the service.
+    pub cors_origins: Vec<String>,
+    /// The certificate to serve HTTPS with.
+    pub tls: Option<CertificateFiles>,
     /// The most that answering may take.
     pub request_deadline: Duration,
     /// The most that a request's headers, and then its body, may take to arrive.
@@ -304,6 +356,21 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// What to log.
     pub log: String,
+}
+
+/// How many connections there may be, and how long the heads of requests on them.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimits {
+    /// The most connections.
+    pub total: usize,
+    /// The most connections from one address.
+    pub per_address: usize,
+    /// The addresses for which `per_address` does not hold.
+    pub proxies: Vec<IpNet>,
+    /// The most bytes of a request's head.
+    pub head_bytes: usize,
+    /// The most headers of a request.
+    pub headers: usize,
 }
 
 /// Which Redis to use.
@@ -340,6 +407,8 @@ impl SettingsArgs {
             bad.checked::<()>("--activity-resolution", Err(problem.to_owned()));
         }
         let redis = self.redis(&mut bad);
+        let connections = self.connection_limits(&mut bad);
+        let tls = self.certificate_files(&mut bad);
         let listen = bad.parsed("--listen", &self.listen, "an address and a port, such as 127.0.0.1:3000");
         let metrics_listen = not_empty(self.metrics_listen.as_deref())
             .and_then(|text| bad.parsed("--metrics-listen", text, "an address and a port, such as 127.0.0.1:9464"));
@@ -358,6 +427,9 @@ impl SettingsArgs {
         let messages_kept = bad.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
         let body_bytes_max = bad.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30);
         let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
+        let content_bytes_max = bad.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
+        let uri_bytes_max = bad.number("--max-uri-bytes", &self.max_uri_bytes, 1024, 65_534);
+        let cors_origins = bad.list("--cors-origins", self.cors_origins.as_deref().unwrap_or_default(), origin);
         let request_deadline = bad.duration("--request-deadline", &self.request_deadline);
         let receive_timeout = bad.duration("--receive-timeout", &self.receive_timeout);
         let keep_alive_timeout = bad.duration("--keep-alive-timeout", &self.keep_alive_timeout);
@@ -380,6 +452,11 @@ impl SettingsArgs {
                     messages_kept,
                     body_bytes_max,
                     metadata_bytes_max,
+                    content_bytes_max,
+                    uri_bytes_max,
+                    connections,
+                    cors_origins,
+                    tls,
                     request_deadline,
                     receive_timeout,
                     keep_alive_timeout,
@@ -423,6 +500,32 @@ impl SettingsArgs {
             _ => None,
         };
         AuthSettings { api_keys_file, jwt }
+    }
+
+    fn connection_limits(&self, bad: &mut Bad) -> ConnectionLimits {
+        let per_address = &self.max_connections_per_address;
+        ConnectionLimits {
+            total: bad.number("--max-connections", &self.max_connections, 1, 1_000_000),
+            per_address: bad.number("--max-connections-per-address", per_address, 1, 1_000_000),
+            proxies: bad.list("--proxies", &self.proxies, network),
+            // hyper takes what it has in its buffer, which is no smaller.
+            head_bytes: bad.number("--max-header-bytes", &self.max_header_bytes, 8192, 1 << 20),
+            headers: bad.number("--max-headers", &self.max_headers, 20, 10_000),
+        }
+    }
+
+    /// The certificate and key, if they are there and belong together.
+    fn certificate_files(&self, bad: &mut Bad) -> Option<CertificateFiles> {
+        match (not_empty(self.tls_cert_file.as_deref()), not_empty(self.tls_key_file.as_deref())) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                let files = CertificateFiles { certificate: PathBuf::from(certificate), key: PathBuf::from(key) };
+                let loaded = files.load().map_err(|error| format!("cannot be used with the key file: {error}"));
+                bad.checked("--tls-cert-file", loaded).map(|_| files)
+            }
+            (Some(_), None) => bad.checked("--tls-key-file", Err("must be given with --tls-cert-file".to_owned())),
+            (None, Some(_)) => bad.checked("--tls-cert-file", Err("must be given with --tls-key-file".to_owned())),
+        }
     }
 
     /// The Redis that was given, or the private one.
@@ -494,6 +597,12 @@ impl Bad {
         NonZeroU32::new(u32::try_from(self.number(flag, text, 0, 1_000_000)).unwrap_or_default())
     }
 
+    /// The parts between commas; spaces around them are nothing.
+    fn list<T>(&mut self, flag: &str, text: &str, read: fn(&str) -> Result<T, String>) -> Vec<T> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        self.checked(flag, parts.map(read).collect()).unwrap_or_default()
+    }
+
     fn identifier(&mut self, flag: &str, text: String) -> Option<Identifier> {
         self.checked(flag, Identifier::new(text).map_err(str::to_owned))
     }
@@ -513,6 +622,30 @@ impl Bad {
         }
         text
     }
+}
+
+/// An address, or a network.
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| format!("must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/8; it has {text:?}"))
+}
+
+/// An origin as browsers send it (RFC 6454, 6.2): they are compared byte for byte.
+fn origin(text: &str) -> Result<String, String> {
+    let uri = text.parse::<Uri>().unwrap_or_default();
+    let origin = match (uri.scheme_str(), uri.authority(), uri.path_and_query().map(PathAndQuery::as_str)) {
+        (Some("https"), Some(authority), _) if authority.port_u16() == Some(443) => None,
+        (Some("http"), Some(authority), _) if authority.port_u16() == Some(80) => None,
+        (Some(scheme), Some(authority), Some("/") | None) if !authority.as_str().contains('@') => {
+            Some(format!("{scheme}://{authority}").to_lowercase())
+        }
+        _ => None,
+    };
+    origin.filter(|origin| origin == text).ok_or_else(|| {
+        let wanted =
+            "must be origins as browsers send them: scheme and host in lower case, the port if it is not the usual one";
+        format!("{wanted}, such as https://chat.example.com; it has {text:?}")
+    })
 }
 
 fn default_data_dir() -> Result<PathBuf, String> {

@@ -3,14 +3,16 @@
 //! A request passes the layers from the outside in; the answer passes them back:
 //!
 //! 1. `identify` takes or makes the request's id, and gives every error answer its body with that id;
-//! 2. a panic of anything inside becomes a `500`;
-//! 3. `authorise` checks the credential, how often it calls, its scope, and the business and user of the path: for every route that `access.rs`
-//!    does not name as public, also one that is added later, and for paths that there are not;
-//! 4. `bound` receives the body, then gives the rest the deadline;
-//! 5. the router picks the handler, whose arguments are extracted (`extract.rs`) before it runs.
+//! 2. `cross_origin` answers the preflights of browsers, and tells them which pages may read an answer;
+//! 3. a panic of anything inside becomes a `500`;
+//! 4. `authorise` checks the credential, how often it calls, its scope, and the business and user of the path: for every
+//!    route that `access.rs` does not name as public, also one that is added later, and for paths that there are not;
+//! 5. `bound` refuses a URI that is too long, receives the body, then gives the rest the deadline;
+//! 6. the router picks the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
 mod access;
 mod businesses;
+mod cors;
 mod docs;
 mod error;
 mod extract;
@@ -28,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -64,6 +66,12 @@ pub struct App {
     pub body_bytes_max: usize,
     /// The most bytes of metadata.
     pub metadata_bytes_max: usize,
+    /// The most bytes of a message's content.
+    pub content_bytes_max: usize,
+    /// The most bytes of a request's path and query.
+    pub uri_bytes_max: usize,
+    /// The origins whose pages may call the service.
+    pub cors_origins: Vec<String>,
     /// The most that receiving a request's body may take.
     pub body_timeout: Duration,
     /// The most that answering may take, from when the request is received.
@@ -85,12 +93,14 @@ impl fmt::Debug for App {
 /// The whole interface: every route of the contract, and an answer in its shape for every other request.
 pub fn router(app: Arc<App>) -> Router {
     let (router, document) = openapi::routes().split_for_parts();
+    let cors = cors::layer(&app.cors_origins);
     router
         .with_state(app.clone())
         .merge(openapi::router(document))
         .layer(from_fn_with_state(app.clone(), bound))
         .layer(from_fn_with_state(app, access::authorise))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(cors, cors::cross_origin))
         .layer(from_fn(identify))
 }
 
@@ -114,8 +124,27 @@ async fn identify(request: Request, next: Next) -> Response {
         }
     }
     metrics::request_answered(method_label(&method), route.to_owned(), response.status().as_u16(), started.elapsed());
+    protect(response.headers_mut());
     response.headers_mut().insert(X_REQUEST_ID, request_id);
     response
+}
+
+/// What every answer says to browsers and caches: it is what it is declared to be, and it is for this client and this
+/// moment. That goes for the documentation, too: an exception would have to be kept right.
+fn protect(headers: &mut HeaderMap) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}
+
+/// The headers and the body of an error answer to a request that never gets to the router: it cannot be read, or there is
+/// no place for its connection.
+#[must_use]
+pub fn refusal(status: StatusCode) -> (HeaderMap, Vec<u8>) {
+    let request_id = new_request_id();
+    let (mut headers, body) = error::refusal(status, request_id.to_str().unwrap_or_default());
+    protect(&mut headers);
+    headers.insert(X_REQUEST_ID, request_id);
+    (headers, body)
 }
 
 /// A client can invent methods; there are no metrics of those.
@@ -139,6 +168,10 @@ fn request_id(request: &Request) -> HeaderValue {
             return only.clone();
         }
     }
+    new_request_id()
+}
+
+fn new_request_id() -> HeaderValue {
     let mut bytes = [0; 16];
     // Ids that repeat because there are no random bytes are worse for the log than no service.
     if getrandom::fill(&mut bytes).is_err() {
@@ -150,6 +183,7 @@ fn request_id(request: &Request) -> HeaderValue {
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
 fn panicked(payload: Box<dyn Any + Send>) -> Response {
+    metrics::panicked();
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind");
     ApiError::internal(format!("panic: {text}")).into_response()
@@ -157,6 +191,11 @@ fn panicked(payload: Box<dyn Any + Send>) -> Response {
 
 /// Receives the body, as fast as the client sends it and no slower than allowed; then bounds the answer.
 async fn bound(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let uri_bytes = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
+    if uri_bytes > app.uri_bytes_max {
+        let detail = format!("The path and query are longer than {} bytes", app.uri_bytes_max);
+        return Err(ApiError::new(Code::UriTooLong, detail));
+    }
     let (parts, body) = request.into_parts();
     let received = tokio::time::timeout(app.body_timeout, extract::receive(&parts.headers, body, app.body_bytes_max));
     let body = received.await.map_err(|_| {

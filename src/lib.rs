@@ -18,7 +18,9 @@
 //! | `http/access.rs` | who may call what: every route that is not named there as public needs a credential | |
 //! | `http/error.rs` | every error answer, in one shape | |
 //! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
-//! | `server/patience.rs` | how long a connection may keep the service waiting | |
+//! | `server/admission.rs`, `server/patience.rs` | how many connections there may be; how long one may keep the service waiting | |
+//! | `server/head.rs`, `server/refusal.rs` | heads that hyper would take and we do not; a body for the answers that it makes by itself | |
+//! | [`tls`] | the certificate of the listener, and its reload | |
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |
 //! | [`audit`] | what must hold of a whole keyspace; `store/keyspace.rs` walks it | |
@@ -94,3 +96,4 @@ pub mod metrics;
 pub mod server;
 pub mod session;
 pub mod store;
+pub mod tls;

@@ -11,7 +11,7 @@ use sessiond::audit::{self, AuditOptions, Report};
 use sessiond::auth::{self, Credentials};
 use sessiond::config::{AuditArgs, Cli, Config, KeygenArgs, ReportFormat, Subcommands};
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
-use sessiond::{http, server};
+use sessiond::{http, server, tls};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The exit status of a bad setting or a missing prerequisite, as of a bad flag.
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Err(problems) => return fail_with(&problems),
     };
     match command {
-        Subcommands::Healthcheck => return healthcheck(config.listen),
+        Subcommands::Healthcheck => return healthcheck(config.listen, config.tls.is_some()),
         Subcommands::Audit(args) => return run_audit(&config, args),
         _ => {}
     }
@@ -214,14 +214,11 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 }
 
 /// Asks the service at `address` whether it is ready.
-fn healthcheck(address: SocketAddr) -> ExitCode {
+fn healthcheck(address: SocketAddr, by_tls: bool) -> ExitCode {
     let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
+        let stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
         stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
-        write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        if by_tls { ask_ready(tls::connect_unverified(address, stream)?, address) } else { ask_ready(stream, address) }
     };
     match ask() {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => print_line("ready"),
@@ -234,4 +231,12 @@ fn healthcheck(address: SocketAddr) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn ask_ready(mut stream: impl Read + Write, address: SocketAddr) -> std::io::Result<String> {
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    stream.flush()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }

@@ -9,6 +9,9 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 const REQUESTS: &str = "sessiond_http_requests_total";
 const REQUEST_SECONDS: &str = "sessiond_http_request_duration_seconds";
 const REFUSED: &str = "sessiond_credentials_refused_total";
+const PANICS: &str = "sessiond_http_panics_total";
+const CONNECTIONS: &str = "sessiond_http_connections";
+const CONNECTIONS_REFUSED: &str = "sessiond_http_connections_refused_total";
 const BUILD: &str = "sessiond_build_info";
 
 /// From 100 µs to 1 s: the deadline is the usual end.
@@ -32,6 +35,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         REFUSED,
         "Requests refused for their credential: missing, several, invalid, expired, rate, scope, reach."
     );
+    describe_counter!(PANICS, "Panics while a request was answered; each became a 500.");
+    describe_gauge!(CONNECTIONS, "Connections open now, to the API and to the metrics.");
+    describe_counter!(CONNECTIONS_REFUSED, "Connections refused because there were too many.");
+    // Both can be watched for the first one.
+    counter!(PANICS).absolute(0);
+    for limit in ["address", "total"] {
+        counter!(CONNECTIONS_REFUSED, "limit" => limit).absolute(0);
+    }
     describe_gauge!(BUILD, "1, with what is running.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
@@ -46,4 +57,29 @@ pub fn request_answered(method: &'static str, route: String, status: u16, took: 
 /// Counts one request that was refused for its credential. `reason` is one of those that the metric's help lists.
 pub fn credential_refused(reason: &'static str) {
     counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+/// Counts a request that could not be read: whatever it was, its method and route are not known.
+pub fn request_refused(status: u16) {
+    counter!(REQUESTS, "method" => "other", "route" => "unmatched", "status" => status.to_string()).increment(1);
+}
+
+/// Counts a panic of a handler or a layer.
+pub fn panicked() {
+    counter!(PANICS).increment(1);
+}
+
+/// Counts a connection that was opened.
+pub fn connection_opened() {
+    gauge!(CONNECTIONS).increment(1.0);
+}
+
+/// Counts a connection that was closed.
+pub fn connection_closed() {
+    gauge!(CONNECTIONS).decrement(1.0);
+}
+
+/// Counts a connection that there was no place for: because of the `total`, or of those of its `address`.
+pub fn connection_refused(limit: &'static str) {
+    counter!(CONNECTIONS_REFUSED, "limit" => limit).increment(1);
 }

@@ -1,11 +1,14 @@
 //! Starts the service and stops it: listener, connections, drain. The one place that reads the clock.
 
+mod admission;
+mod head;
 mod patience;
+mod refusal;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,20 +18,24 @@ use axum::http::header;
 use axum::routing::get;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower::ServiceExt;
 
+use self::admission::{Admission, Place};
 pub use self::patience::Patience;
 use self::patience::{PatientIo, Serving};
+use self::refusal::CompletedIo;
 use crate::auth::{self, Credentials, RateLimits};
-use crate::config::{Config, RedisSource};
+use crate::config::{Config, ConnectionLimits, RedisSource};
 use crate::http::{self, App, Clock};
 use crate::metrics;
 use crate::session::Timestamp;
 use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
 use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
+use crate::tls::Certificate;
 
 /// How long to wait before accepting again after the operating system refused: usually it is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -41,6 +48,11 @@ const COMMAND_SHARE: f64 = 0.75;
 const ANSWER_SHARE: f64 = 0.9;
 /// How often a service whose Redis does not answer looks whether it is one to be used.
 const STORE_CHECK: Duration = Duration::from_millis(500);
+/// How many connections the operating system may keep until they are accepted, if its own limit is not lower. It forgets
+/// what comes beyond, and those clients try again after a second.
+const CONNECTIONS_WAITING_MAX: u32 = 4096;
+/// The headers that hyper takes if it is not told: then it keeps them on the stack, which is faster.
+const HEADERS_OF_HYPER: usize = 100;
 
 /// Where metrics are served if nothing is said.
 const METRICS_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
@@ -57,6 +69,9 @@ pub enum StartError {
     /// The Redis URL cannot be used, or leads to a Redis that must not be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The certificate cannot be used any more: it could when the settings were checked.
+    #[error("cannot serve HTTPS: {0}")]
+    Tls(String),
     /// Metrics cannot be recorded.
     #[error("cannot record metrics: {0}")]
     Metrics(#[from] BuildError),
@@ -99,10 +114,23 @@ pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
     }
 }
 
-/// How long connections may keep the service waiting, from the settings.
+/// How a listener treats its connections.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    /// How long they may keep the service waiting.
+    pub patience: Patience,
+    /// How many there may be, and how long the heads of requests on them.
+    pub limits: ConnectionLimits,
+    /// The certificate to serve HTTPS with.
+    pub certificate: Option<Certificate>,
+}
+
+/// How a listener treats its connections, from the settings; plain ones.
 #[must_use]
-pub fn patience(config: &Config) -> Patience {
-    Patience { head: config.receive_timeout, keep_alive: config.keep_alive_timeout, send: config.receive_timeout }
+pub fn connections(config: &Config) -> Connections {
+    let patience =
+        Patience { head: config.receive_timeout, keep_alive: config.keep_alive_timeout, send: config.receive_timeout };
+    Connections { patience, limits: config.connections.clone(), certificate: None }
 }
 
 /// Reads what callers' credentials are checked against.
@@ -140,6 +168,9 @@ pub fn app(
         default_session_type: config.default_session_type.clone(),
         body_bytes_max: config.body_bytes_max,
         metadata_bytes_max: config.metadata_bytes_max,
+        content_bytes_max: config.content_bytes_max,
+        uri_bytes_max: config.uri_bytes_max,
+        cors_origins: config.cors_origins.clone(),
         body_timeout: config.receive_timeout,
         answer_timeout: config.request_deadline.mul_f64(ANSWER_SHARE),
     }))
@@ -158,15 +189,18 @@ pub async fn run(
     let metrics = metrics::install()?;
     let app = app(config, redis.clone(), credentials.clone(), Arc::new(system_now))?;
     let cannot_listen = |error| StartError::Listen(config.listen, error);
-    let listener = TcpListener::bind(config.listen).await.map_err(cannot_listen)?;
+    let listener = listen(config.listen).map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
-    serve_metrics(config, metrics).await?;
+    let certificate = config.tls.clone().map(Certificate::follow).transpose().map_err(StartError::Tls)?;
+    serve_metrics(config, metrics)?;
     tracing::info!("{credentials}");
     if config.allow_unauthenticated && config.auth.is_empty() {
         tracing::warn!(%address, "--allow-unauthenticated: whoever reaches this address may do everything");
     }
     tokio::spawn(keep_current(credentials));
-    tracing::info!(address = %address, redis = %redis, "serving on http://{address}, documentation at http://{address}/docs");
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let base = format!("{scheme}://{address}");
+    tracing::info!(address = %address, redis = %redis, "serving on {base}, documentation at {base}/docs");
     let mut unfit = None;
     let stop = async {
         tokio::select! {
@@ -174,7 +208,8 @@ pub async fn run(
             error = unfit_store(&app.store) => unfit = Some(error),
         }
     };
-    serve(listener, http::router(app.clone()), patience(config), config.shutdown_grace, stop).await;
+    let connections = Connections { certificate, ..connections(config) };
+    serve(listener, http::router(app.clone()), connections, config.shutdown_grace, stop).await;
     app.store.quit().await;
     if let Some(error) = unfit {
         return Err(error.into());
@@ -208,9 +243,9 @@ async fn keep_current(credentials: Arc<Credentials>) {
 
 /// Serves `/metrics` for as long as the process lives. The default address may be taken by another service on this
 /// machine: then this one does without. An address that was asked for has to work.
-async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
+fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
     let address = config.metrics_listen.unwrap_or(METRICS_LISTEN_DEFAULT);
-    let listener = match TcpListener::bind(address).await {
+    let listener = match listen(address) {
         Ok(listener) => listener,
         Err(error) if config.metrics_listen.is_some() => return Err(StartError::Listen(address, error)),
         Err(error) => {
@@ -232,26 +267,36 @@ async fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(),
     let render =
         move || async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()) };
     let router = Router::new().route("/metrics", get(render));
-    tokio::spawn(serve(listener, router, patience(config), Duration::ZERO, std::future::pending()));
+    tokio::spawn(serve(listener, router, connections(config), Duration::ZERO, std::future::pending()));
     Ok(())
+}
+
+/// Listens as `TcpListener::bind` does, but with room for a crowd that comes at once.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A service that is started again does not wait for the connections of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(CONNECTIONS_WAITING_MAX)
 }
 
 /// Accepts connections until `shutdown` resolves, then finishes what was accepted, for at most `grace`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    patience: Patience,
+    connections: Connections,
     grace: Duration,
     shutdown: impl Future<Output = ()>,
 ) {
     let graceful = GracefulShutdown::new();
+    let listening = Arc::new(Listening { router, admission: Admission::new(connections.limits.clone()), connections });
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => connection(stream, router.clone(), patience, &graceful),
+                Ok((stream, client)) => listening.accept(stream, client.ip(), &graceful),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -260,7 +305,7 @@ pub async fn serve(
             },
         }
     }
-    accept_waiting(listener, |stream| connection(stream, router.clone(), patience, &graceful));
+    accept_waiting(listener, |stream, client| listening.accept(stream, client, &graceful));
     tracing::info!("stopping: finishing what was accepted");
     tokio::time::sleep(LAST_REQUESTS).await;
     if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
@@ -270,47 +315,101 @@ pub async fn serve(
 
 /// Closes the listener. The operating system had accepted some connections that we did not take yet: their clients may have
 /// sent a request already, which closing the listener would drop.
-fn accept_waiting(listener: TcpListener, mut serve: impl FnMut(TcpStream)) {
+fn accept_waiting(listener: TcpListener, mut serve: impl FnMut(TcpStream, IpAddr)) {
     // Asked directly, because the runtime tells of a connection only after its next look.
     let Ok(listener) = listener.into_std() else {
         return;
     };
-    while let Ok((stream, _)) = listener.accept() {
+    while let Ok((stream, client)) = listener.accept() {
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
         {
-            serve(stream);
+            serve(stream, client.ip());
         }
     }
 }
 
-/// Serves one connection in its own task.
-fn connection(stream: TcpStream, router: Router, patience: Patience, graceful: &GracefulShutdown) {
-    // Without it an answer may wait for the acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection was gone before it was served");
-        return;
-    }
-    let serving = Serving::default();
-    let io = PatientIo::new(TokioIo::new(stream), patience, serving.clone());
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let (router, serving) = (router.clone(), serving.clone());
-        async move {
-            serving.turn();
-            let request: Request = request.map(axum::body::Body::new);
-            let answer = router.oneshot(request).await.unwrap_or_else(|never| match never {});
-            serving.turn();
-            Ok::<_, Infallible>(answer)
+/// A listener, and what its connections share.
+struct Listening {
+    router: Router,
+    connections: Connections,
+    admission: Arc<Admission>,
+}
+
+impl Listening {
+    /// Serves a connection in its own task, if there is a place for it.
+    fn accept(self: &Arc<Self>, stream: TcpStream, client: IpAddr, graceful: &GracefulShutdown) {
+        let place = match self.admission.admit(client) {
+            Ok(place) => place,
+            Err(refused) => {
+                metrics::connection_refused(refused.as_str());
+                tracing::debug!(%client, limit = refused.as_str(), "too many connections");
+                return self.turn_away(stream);
+            }
+        };
+        // Without it an answer may wait for the acknowledgement of the one before.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            return;
         }
-    });
-    let connection = hyper::server::conn::http1::Builder::new().header_read_timeout(None).serve_connection(io, service);
-    let connection = graceful.watch(connection);
-    tokio::spawn(async move {
+        tokio::spawn(self.clone().secured(stream, graceful.watcher(), place));
+    }
+
+    /// Says why, as far as that costs nothing, and closes the connection.
+    fn turn_away(&self, stream: TcpStream) {
+        // A client that expects TLS could not read it.
+        if self.connections.certificate.is_none()
+            && let Ok(mut stream) = stream.into_std()
+        {
+            // A new connection has room for this; whatever goes wrong, it is closed.
+            let _ = stream.write_all(&refusal::overloaded());
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Makes the connection a TLS one if it has to be, and serves it. The place is held to its end.
+    async fn secured(self: Arc<Self>, stream: TcpStream, watcher: Watcher, place: Place) {
+        match &self.connections.certificate {
+            None => self.served(stream, watcher).await,
+            Some(certificate) => {
+                let handshake = certificate.acceptor().accept(stream);
+                match tokio::time::timeout(self.connections.patience.head, handshake).await {
+                    Ok(Ok(stream)) => self.served(stream, watcher).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS connection"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            }
+        }
+        drop(place);
+    }
+
+    /// Serves the requests of a connection.
+    async fn served(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, watcher: Watcher) {
+        let Connections { patience, limits, .. } = &self.connections;
+        let serving = Serving::default();
+        let io = PatientIo::new(TokioIo::new(stream), *patience, serving.clone());
+        let io = CompletedIo::new(io, serving.clone());
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            let (router, serving) = (router.clone(), serving.clone());
+            async move {
+                serving.turn();
+                let request: Request = request.map(axum::body::Body::new);
+                let answer = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+                serving.turn();
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.header_read_timeout(None).max_header_size(limits.head_bytes);
+        if limits.headers != HEADERS_OF_HYPER {
+            builder.max_headers(limits.headers);
+        }
         // What goes wrong with a connection is its client's doing.
-        if let Err(error) = connection.await {
+        if let Err(error) = watcher.watch(builder.serve_connection(io, service)).await {
             tracing::debug!(%error, "connection error");
         }
-    });
+    }
 }
 
 /// Errors that belong to the connection that was to be accepted, not to the listener.

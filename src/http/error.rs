@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,6 +18,7 @@ use crate::store::StoreError;
 /// How long a client should wait before it tries again, in seconds, after a `503`.
 const RETRY_AFTER_SECS: &str = "1";
 
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 /// How many problems one answer tells, so that no small request gets a large answer.
 const PROBLEMS_MAX: usize = 20;
 /// How much of a client's own text an answer repeats, in characters.
@@ -86,9 +87,12 @@ codes! {
     ConcurrentUpdate CONFLICT "concurrent_update" "other changes came in between, again and again; nothing was changed",
     VersionMismatch PRECONDITION_FAILED "version_mismatch" "`If-Match` does not name the current version",
     PayloadTooLarge PAYLOAD_TOO_LARGE "payload_too_large" "the body is larger than the limit",
+    UriTooLong URI_TOO_LONG "uri_too_long" "the path and query are longer than the limit",
+    HeadersTooLarge REQUEST_HEADER_FIELDS_TOO_LARGE "headers_too_large" "the headers are larger, or more, than the limit",
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "the body is not declared as JSON",
     RateLimited TOO_MANY_REQUESTS "rate_limited" "the credential, or its user, calls more often than allowed",
     Internal INTERNAL_SERVER_ERROR "internal" "a bug; the log has its cause under `requestId`",
+    Overloaded SERVICE_UNAVAILABLE "overloaded" "there are too many connections, in total or from one address",
     StoreUnavailable SERVICE_UNAVAILABLE "store_unavailable" "the store does not answer; a write may have been applied",
     StoreFull SERVICE_UNAVAILABLE "store_full" "the store takes no more writes; reads and deletes work",
     StoreBusy SERVICE_UNAVAILABLE "store_busy" "the store is occupied",
@@ -187,7 +191,16 @@ impl ApiError {
                 Code::MethodNotAllowed,
                 "This path does not have this method; the header Allow lists its methods",
             ),
-            _ if status.is_client_error() => Self::new(Code::InvalidRequest, "The request cannot be read"),
+            StatusCode::URI_TOO_LONG => Self::new(Code::UriTooLong, "The path and query are too long"),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                Self::new(Code::HeadersTooLarge, "The path, query and headers are too large together, or too many")
+            }
+            StatusCode::SERVICE_UNAVAILABLE => {
+                Self::new(Code::Overloaded, "There are too many connections, in total or from this address; try again")
+            }
+            _ if status.is_client_error() => {
+                Self::new(Code::InvalidRequest, "The request is not HTTP/1.1 as this service reads it")
+            }
             _ if status.is_server_error() => Self::internal(format!("a layer answered {status}")),
             _ => return None,
         })
@@ -251,6 +264,16 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// The headers and the body of the answer to a request that never gets to the router.
+pub(super) fn refusal(status: StatusCode, request_id: &str) -> (HeaderMap, Vec<u8>) {
+    let error = ApiError::of_status(status).unwrap_or_else(|| ApiError::internal("refused without an error"));
+    let body = error.body(request_id);
+    let mut headers = std::mem::take(error.into_response().headers_mut());
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, PROBLEM);
+    (headers, body)
+}
+
 /// Gives an error answer its body, whichever layer it came from. Returns the code and cause, for the log.
 pub(super) fn finish(response: &mut Response, request_id: &str) -> Option<(Code, Option<String>)> {
     let error = match response.extensions_mut().remove::<ApiError>() {
@@ -259,7 +282,7 @@ pub(super) fn finish(response: &mut Response, request_id: &str) -> Option<(Code,
     };
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CONTENT_TYPE, PROBLEM);
     *response.status_mut() = error.code.status();
     *response.body_mut() = Body::from(error.body(request_id));
     Some((error.code, error.cause))
@@ -364,7 +387,10 @@ macro_rules! problems {
             > {
                 $crate::http::error::documented(&[
                     $($crate::http::error::Code::$code,)*
+                    $crate::http::error::Code::UriTooLong,
+                    $crate::http::error::Code::HeadersTooLarge,
                     $crate::http::error::Code::Internal,
+                    $crate::http::error::Code::Overloaded,
                     $crate::http::error::Code::StoreUnavailable,
                     $crate::http::error::Code::StoreBusy,
                 ])

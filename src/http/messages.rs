@@ -80,7 +80,7 @@ one_or_several!(AppendMessages, AppendMessage);
 one_or_several!(AppendedMessages, Message);
 
 /// Reads one message, or an array. Every problem of every message is answered at once.
-fn new_messages(body: Value, metadata_bytes_max: usize) -> Result<Vec<NewMessage>, ApiError> {
+fn new_messages(body: Value, app: &App) -> Result<Vec<NewMessage>, ApiError> {
     let (items, path): (Vec<Value>, fn(usize) -> String) = match body {
         Value::Object(_) => (vec![body], |_| String::new()),
         Value::Array(items) => (items, |index| format!("[{index}].")),
@@ -96,7 +96,7 @@ fn new_messages(body: Value, metadata_bytes_max: usize) -> Result<Vec<NewMessage
         match item {
             Value::Object(members) => {
                 let mut fields = Fields::new(path(index), members);
-                messages.extend(new_message(&mut fields, metadata_bytes_max));
+                messages.extend(new_message(&mut fields, app));
                 problems.extend(fields.into_problems());
             }
             _ => problems.push(FieldProblem {
@@ -108,14 +108,17 @@ fn new_messages(body: Value, metadata_bytes_max: usize) -> Result<Vec<NewMessage
     if problems.is_empty() { Ok(messages) } else { Err(ApiError::fields(problems)) }
 }
 
-fn new_message(fields: &mut Fields, metadata_bytes_max: usize) -> Option<NewMessage> {
+fn new_message(fields: &mut Fields, app: &App) -> Option<NewMessage> {
     let message_id = fields.identifier("messageId");
     let role = fields.required("role", |fields, name| fields.word(name, Role::WORDS, Role::from_word));
     let content = fields.required("content", |fields, name| match fields.take(name) {
         Some(Value::Null) => fields.problem(name, "must not be null"),
+        Some(content) if content.to_string().len() > app.content_bytes_max => {
+            fields.problem(name, format!("must have at most {} bytes as JSON", app.content_bytes_max))
+        }
         content => content,
     });
-    let metadata = fields.object_text("metadata", metadata_bytes_max).unwrap_or_else(|| "{}".to_owned());
+    let metadata = fields.object_text("metadata", app.metadata_bytes_max).unwrap_or_else(|| "{}".to_owned());
     Some(NewMessage { message_id, role: role?, content: content?, metadata })
 }
 
@@ -148,7 +151,7 @@ async fn append_messages(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let is_array = body.is_array();
-    let new = new_messages(body, app.metadata_bytes_max)?;
+    let new = new_messages(body, &app)?;
     let (status, messages) = match app.store.append_messages(id, &new, caller.reach(), app.now()).await? {
         Append::Appended(messages) => (StatusCode::CREATED, messages),
         Append::Replayed(messages) => (StatusCode::OK, messages),

@@ -33,6 +33,16 @@ impl Serving {
     pub(super) fn turn(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// How many requests began to be served and how many answers are complete, together.
+    pub(super) fn turns(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A request is being answered.
+    pub(super) fn is_serving(&self) -> bool {
+        self.turns() % 2 == 1
+    }
 }
 
 /// What the client is awaited to send.
@@ -87,8 +97,8 @@ impl<T: Read + Unpin> Read for PatientIo<T> {
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let turns = this.serving.0.load(Ordering::Relaxed);
-        if turns % 2 == 1 {
+        let turns = this.serving.turns();
+        if this.serving.is_serving() {
             this.awaiting = Awaiting::Nothing;
         } else if turns != this.turns_seen {
             // Quick answers come without a read in between.

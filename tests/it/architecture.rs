@@ -5,17 +5,18 @@ use std::fs;
 use std::path::Path;
 
 /// Which modules a module may use. `main → server → http → store → session`; the rest are leaves, or read by a few.
-const MAY_USE: [(&str, &[&str]); 9] = [
-    ("main", &["audit", "auth", "config", "http", "server", "store"]),
-    ("server", &["auth", "config", "http", "metrics", "session", "store"]),
+const MAY_USE: [(&str, &[&str]); 10] = [
+    ("main", &["audit", "auth", "config", "http", "server", "store", "tls"]),
+    ("server", &["auth", "config", "http", "metrics", "session", "store", "tls"]),
     ("http", &["auth", "metrics", "session", "store"]),
     ("audit", &["session", "store"]),
     ("auth", &["session"]),
     ("store", &["metrics", "session"]),
     // `config` checks every setting, so it asks those who know what is good; `CONFIG_TAKES` says what for.
-    ("config", &["auth", "session", "store"]),
+    ("config", &["auth", "session", "store", "tls"]),
     ("metrics", &[]),
     ("session", &[]),
+    ("tls", &[]),
 ];
 /// All that `config` may name of the store: the type that says what a Redis URL is.
 const CONFIG_TAKES: &str = "RedisAddress";

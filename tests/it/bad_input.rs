@@ -390,6 +390,25 @@ async fn a_body_may_have_256_kib_and_metadata_16() {
 }
 
 #[tokio::test]
+async fn uris_and_contents_may_be_as_long_as_configured() {
+    let service = Service::start(&["--max-uri-bytes", "1024", "--max-content-bytes", "10"]).await;
+    let path = "/api/sessions/business/b/active?cursor=";
+    let get = |bytes: usize| RawRequest::new("GET", format!("{path}{}", "a".repeat(bytes - path.len())));
+    // Not a cursor, but a URI.
+    get(1024).send(&service.base).await.expect_problem(400, "invalid_request");
+    get(1025).send(&service.base).await.expect_problem(414, "uri_too_long");
+    let messages = format!("/api/sessions/{}/messages", service.session_of("u").await);
+    let message = |content: Value| json!({"role": "user", "content": content});
+    // Counted as JSON, with its quotes.
+    service.post(&messages, message(json!("12345678"))).await.expect(201);
+    for content in [json!("123456789"), json!(["1", "2", "34"])] {
+        let answer = service.post(&messages, message(content)).await;
+        assert_eq!(named_fields(answer.expect_problem(400, "invalid_request")), ["content"]);
+    }
+    assert_eq!(service.get(&messages).await.json().as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
 async fn bodies_must_be_declared_as_json_once() {
     let mut fixture = Fixture::start().await;
     let refused = [
@@ -759,6 +778,8 @@ async fn every_answer_has_the_id_of_its_request() {
     let id = service.session_of("u").await;
     let requests = [
         (200, RawRequest::new("GET", "/livez")),
+        (200, RawRequest::new("GET", "/docs")),
+        (200, RawRequest::new("GET", "/openapi.json")),
         (200, RawRequest::new("GET", format!("/api/sessions/{id}"))),
         (404, RawRequest::new("GET", format!("/api/sessions/{UNKNOWN_ID}"))),
         (404, RawRequest::new("GET", "/nothing")),
@@ -778,6 +799,8 @@ async fn every_answer_has_the_id_of_its_request() {
             let answer = request.clone().header("X-REQUEST-ID", taken).send(&service.base).await;
             assert!(answer.status.as_u16() == status || status == 204, "{request}: {answer:?}");
             assert_eq!(answer.header("x-request-id"), Some(taken), "{request}: {answer:?}");
+            let to_browsers = (answer.header("x-content-type-options"), answer.header("cache-control"));
+            assert_eq!(to_browsers, (Some("nosniff"), Some("no-store")), "{request}: {answer:?}");
             if answer.status.as_u16() >= 400 {
                 assert_eq!(answer.string("requestId"), taken);
             }
@@ -802,14 +825,15 @@ async fn every_answer_has_the_id_of_its_request() {
 #[tokio::test]
 async fn a_panic_is_an_error_of_ours_and_no_more() {
     let service = Service::start(&[]).await;
+    let metrics = sessiond::metrics::install().expect("the only recorder of this process");
     // Handlers ask the clock, and that is the test's: here is one that is broken.
     let broken = Arc::new(|| panic!("the clock has a secret"));
     let credentials = service.app.credentials.clone();
     let app = server::app(&service.config, RedisAddress::Socket(redis::shared()), credentials, broken).expect("an app");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
-    let (patience, second) = (server::patience(&service.config), Duration::from_secs(1));
-    tokio::spawn(server::serve(listener, http::router(app), patience, second, std::future::pending()));
+    let (connections, second) = (server::connections(&service.config), Duration::from_secs(1));
+    tokio::spawn(server::serve(listener, http::router(app), connections, second, std::future::pending()));
     for request in [
         RawRequest::new("POST", "/api/sessions").json(r#"{"businessId":"b","userId":"u"}"#),
         RawRequest::new("GET", format!("/api/sessions/{UNKNOWN_ID}")),
@@ -821,4 +845,6 @@ async fn a_panic_is_an_error_of_ours_and_no_more() {
         assert!(!answer.text.contains("secret"), "the client is told the cause: {answer:?}");
         RawRequest::new("GET", "/livez").send(&base).await.expect(200);
     }
+    let counted = metrics.render();
+    assert!(counted.contains("sessiond_http_panics_total 3\n"), "{counted}");
 }

@@ -53,8 +53,8 @@ const CODES: [&str; 20] = [
     "store_busy",
     "internal",
 ];
-/// Statuses that take a fault: no good service gives them for the asking.
-const FAULTS: [&str; 3] = ["408", "500", "503"];
+/// Statuses that take a fault, or a request that clients do not make: no good service gives them for the asking.
+const FAULTS: [&str; 5] = ["408", "414", "431", "500", "503"];
 /// Headers that mean something to clients: none is sent that the document does not name.
 const HEADERS: [&str; 10] = [
     "ETag",

@@ -59,6 +59,34 @@ fn a_resolution_that_would_expire_active_users_is_refused() {
 }
 
 #[test]
+fn origins_and_networks_that_could_never_match_are_refused() {
+    let origins = [
+        "*",
+        "null",
+        "chat.example.com",
+        "https://chat.example.com/",
+        "https://chat.example.com/path",
+        "https://Chat.example.com",
+        "https://chat.example.com:443",
+        "http://chat.example.com:80",
+        "https://user@chat.example.com",
+        "https://good.example.com,https://",
+    ];
+    let networks = ["localhost", "10.0.0.0/33", "10.0.0", "10.0.0.1;10.0.0.2"];
+    let flags = [("--cors-origins", origins.as_slice()), ("--proxies", networks.as_slice())];
+    for (flag, texts) in flags {
+        for text in texts {
+            let (status, lines) = run(&[flag, text, "check-config"], &[]);
+            assert_eq!((status, lines.len()), (Some(2), 1), "{text}: {lines:#?}");
+            assert!(lines[0].contains(flag), "{text}: {lines:#?}");
+        }
+    }
+    let good =
+        ["--cors-origins", "https://a.b, http://localhost:5173,app://x", "--proxies", "10.0.0.0/8, fd00::/8,::1"];
+    assert_eq!(run(&[good.as_slice(), &["check-config"]].concat(), &[]), (Some(0), Vec::new()));
+}
+
+#[test]
 fn the_readme_lists_every_setting_with_its_variable_and_default() {
     use clap::CommandFactory;
     let readme = include_str!("../../README.md");

@@ -49,8 +49,8 @@ impl Process {
             .chain(arguments.iter().copied())
             .collect();
         let mut process = Self::start(&arguments, variables);
-        let line = process.wait_for_line("serving on http://");
-        let start = line.find("http://").expect("an address");
+        let line = process.wait_for_line("serving on http");
+        let start = line.find("http").expect("an address");
         let length = line[start..].find(',').expect("the end of the address");
         (process, line[start..start + length].to_owned())
     }

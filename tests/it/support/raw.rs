@@ -102,7 +102,7 @@ impl RawRequest {
         let mut received = Vec::new();
         let mut buffer = [0; 16 * 1024];
         loop {
-            if let Some(answer) = parse(&received, self.method == "HEAD") {
+            if let Some((answer, _)) = parse(&received, self.method == "HEAD") {
                 // Ends the writer too, wherever it is.
                 let _ = stream.shutdown(Shutdown::Both);
                 return answer;
@@ -123,8 +123,20 @@ impl fmt::Display for RawRequest {
     }
 }
 
-/// A whole answer, or `None` if there is more to come. The service always says how long its answers are.
-fn parse(received: &[u8], head_only: bool) -> Option<Answer> {
+/// All answers of a connection, to its end.
+pub fn answers(mut received: &[u8]) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while !received.is_empty() {
+        let whole = parse(received, false);
+        let (answer, length) = whole.unwrap_or_else(|| panic!("cut off: {:?}", String::from_utf8_lossy(received)));
+        answers.push(answer);
+        received = &received[length..];
+    }
+    answers
+}
+
+/// A whole answer and its length, or `None` if there is more to come. The service always says how long its answers are.
+pub fn parse(received: &[u8], head_only: bool) -> Option<(Answer, usize)> {
     let end = received.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&received[..end]).expect("a head of visible characters");
     let mut lines = head.split("\r\n");
@@ -139,7 +151,8 @@ fn parse(received: &[u8], head_only: bool) -> Option<Answer> {
     let length = headers.get("content-length").and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
     let body = &received[end + 4..];
     let body = if head_only { &[] } else { body.get(..length)? };
-    Some(Answer { status, headers, text: String::from_utf8(body.to_vec()).expect("a body of UTF-8") })
+    let answer = Answer { status, headers, text: String::from_utf8(body.to_vec()).expect("a body of UTF-8") };
+    Some((answer, end + 4 + body.len()))
 }
 
 /// `text` as one path segment or query value: all but letters, digits, `-`, `_` and `~` percent-encoded. Dots are too, for

@@ -134,8 +134,8 @@ impl Service {
         let app = server::app(&config, RedisAddress::Socket(socket.to_owned()), credentials, clock).expect("an app");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
-        let (patience, grace) = (server::patience(&config), config.shutdown_grace);
-        tokio::spawn(server::serve(listener, http::router(app.clone()), patience, grace, std::future::pending()));
+        let (connections, grace) = (server::connections(&config), config.shutdown_grace);
+        tokio::spawn(server::serve(listener, http::router(app.clone()), connections, grace, std::future::pending()));
         // Commands wait for the first connection, so this returns as soon as the service can serve.
         while app.store.ready().await.is_err() {}
         let look = Look::at(socket, prefix).await;

@@ -1,0 +1,58 @@
+//! Cross-origin requests: which pages a browser lets call the service and read its answers (the Fetch standard, "CORS
+//! protocol"). It protects users of browsers, and is no credential.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use tower::{Layer, ServiceExt};
+use tower_http::cors::CorsLayer;
+
+use super::X_REQUEST_ID;
+use super::access::{RATELIMIT, RATELIMIT_POLICY, X_API_KEY};
+
+/// How long a browser may remember a preflight's answer; two hours is the most that any does.
+const MAX_AGE: Duration = Duration::from_secs(2 * 60 * 60);
+const METHODS: [Method; 5] = [Method::GET, Method::HEAD, Method::POST, Method::PATCH, Method::DELETE];
+/// The headers that pages may send, beside those that they always may.
+const ALLOWED: [HeaderName; 5] =
+    [header::AUTHORIZATION, HeaderName::from_static(X_API_KEY), header::CONTENT_TYPE, header::IF_MATCH, X_REQUEST_ID];
+/// The headers that pages may read.
+const EXPOSED: [HeaderName; 9] = [
+    header::LOCATION,
+    header::ETAG,
+    header::LINK,
+    HeaderName::from_static("x-total-count"),
+    X_REQUEST_ID,
+    header::RETRY_AFTER,
+    header::WWW_AUTHENTICATE,
+    RATELIMIT,
+    RATELIMIT_POLICY,
+];
+
+/// What pages of these origins may do; `None` if there are none.
+pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
+    let origins: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
+    (!origins.is_empty()).then(|| {
+        // Credentials are headers that pages set themselves, never cookies: browsers need not send theirs.
+        let layer = CorsLayer::new().allow_origin(origins).allow_methods(METHODS).allow_headers(ALLOWED);
+        layer.expose_headers(EXPOSED).max_age(MAX_AGE)
+    })
+}
+
+/// Answers preflights, and says of other answers whether the page may read them. An `OPTIONS` that is no preflight is a
+/// request like any other.
+pub(super) async fn cross_origin(State(cors): State<Option<CorsLayer>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let is_preflight = request.method() == Method::OPTIONS
+        && headers.contains_key(header::ORIGIN)
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let answered: Result<_, Infallible> = match cors {
+        Some(cors) if is_preflight || request.method() != Method::OPTIONS => cors.layer(next).oneshot(request).await,
+        _ => return next.run(request).await,
+    };
+    answered.unwrap_or_else(|never| match never {})
+}

@@ -1,0 +1,232 @@
+//! HTTPS on the service's own listener: what it presents, how a new certificate gets there, and clients that do not do TLS.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rcgen::{CertificateParams, DnType, KeyPair};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
+
+use crate::support::process::{self, patiently};
+use crate::support::raw;
+
+use super::{Target, to_end};
+
+const HOST: &str = "sessions.internal";
+const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+const CLIENTS: usize = 4;
+
+/// A certificate that signs itself, and its key.
+struct Pair {
+    certificate: String,
+    key: String,
+    der: CertificateDer<'static>,
+}
+
+impl Pair {
+    fn make(name: &str) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new([HOST.to_owned()]).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        Self { certificate: certificate.pem(), key: key.serialize_pem(), der: certificate.der().clone() }
+    }
+}
+
+/// Where a service finds its pair.
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Files {
+    fn of(folder: &Path, pair: &Pair) -> Self {
+        let files = Self { certificate: folder.join("cert.pem"), key: folder.join("key.pem") };
+        files.write(pair);
+        files
+    }
+
+    /// One after the other, as tools do: for a moment they do not belong together.
+    fn write(&self, pair: &Pair) {
+        std::fs::write(&self.certificate, &pair.certificate).expect("a file");
+        std::fs::write(&self.key, &pair.key).expect("a file");
+    }
+
+    fn flags(&self) -> [&str; 4] {
+        let [certificate, key] = [&self.certificate, &self.key].map(|file| file.to_str().expect("a path"));
+        ["--tls-cert-file", certificate, "--tls-key-file", key]
+    }
+}
+
+/// A client that trusts these certificates and no others.
+fn connector(trusted: &[&Pair], protocols: &[&[u8]]) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    for pair in trusted {
+        roots.add(pair.der.clone()).expect("a certificate");
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("versions");
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+async fn connect(target: &Target, connector: &TlsConnector) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(HOST).expect("a name");
+    connector.connect(name, target.connect().await).await
+}
+
+/// Asks on a connection that stays open. Returns the status.
+async fn ask(stream: &mut TlsStream<TcpStream>) -> u16 {
+    stream.write_all(REQUEST).await.expect("a request sent");
+    let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let length = stream.read(&mut buffer).await.expect("an answer");
+        assert!(length > 0, "no answer");
+        received.extend_from_slice(&buffer[..length]);
+        if let Some((answer, _)) = raw::parse(&received, false) {
+            return answer.status.as_u16();
+        }
+    }
+}
+
+/// The certificate that a new connection gets.
+async fn presented(target: &Target, connector: &TlsConnector) -> CertificateDer<'static> {
+    let stream = connect(target, connector).await.expect("a handshake");
+    let (_, connection) = stream.get_ref();
+    connection.peer_certificates().expect("certificates")[0].clone().into_owned()
+}
+
+#[tokio::test]
+async fn it_serves_https_and_nothing_else() {
+    let (folder, pair) = (TempDir::new().expect("a folder"), Pair::make("only"));
+    let files = Files::of(folder.path(), &pair);
+    let target = Target::start("tls", &files.flags()).await;
+    assert!(target.base.starts_with("https://"), "{}", target.base);
+    let client = connector(&[&pair], &[b"h2", b"http/1.1"]);
+    let mut stream = patiently(connect(&target, &client)).await.expect("a handshake");
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"http/1.1".as_slice()));
+    for _ in 0..3 {
+        assert_eq!(patiently(ask(&mut stream)).await, 200);
+    }
+    // What is no HTTP is refused in the one shape here, too.
+    stream.write_all(b"GET /livez HTTP/1.1\nhost: x\n\n").await.expect("a request sent");
+    let answers = raw::answers(&patiently(to_end(&mut stream)).await);
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    answers[0].expect_problem(400, "invalid_request");
+
+    // A client that speaks plain HTTP is told nothing that it could take for an answer.
+    let received = target.send(REQUEST, false).await;
+    assert!(!received.starts_with(b"HTTP"), "{:?}", String::from_utf8_lossy(&received));
+    // One that does not trust the certificate is not served.
+    assert!(connect(&target, &connector(&[&Pair::make("other")], &[])).await.is_err());
+
+    let address = target.address().to_string();
+    let flags: Vec<_> = ["healthcheck", "--listen", &address].into_iter().chain(files.flags()).collect();
+    let checked = process::run(&flags, &[]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_long_is_cut_off_in_time() {
+    let (folder, pair) = (TempDir::new().expect("a folder"), Pair::make("slow"));
+    let target = Target::start("tls-slow", &Files::of(folder.path(), &pair).flags()).await;
+    // Nothing at all, and the start of a handshake.
+    for sent in [b"".as_slice(), b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"] {
+        assert_eq!(target.send(sent, false).await, b"", "{sent:?}");
+    }
+    // A whole handshake, and then nothing; and half a head.
+    for sent in [b"".as_slice(), b"GET /livez HTT"] {
+        let mut stream = connect(&target, &connector(&[&pair], &[])).await.expect("a handshake");
+        stream.write_all(sent).await.expect("half a head sent");
+        stream.flush().await.expect("half a head sent");
+        assert_eq!(patiently(to_end(&mut stream)).await, b"", "{sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_certificate_comes_without_a_failed_request_and_a_broken_one_does_not() {
+    let folder = TempDir::new().expect("a folder");
+    let pairs = ["first", "second", "third"].map(Pair::make);
+    let files = Files::of(folder.path(), &pairs[0]);
+    let mut target = Target::start("tls-reload", &files.flags()).await;
+    let client = connector(&pairs.each_ref(), &[]);
+    let stop = Arc::new(AtomicBool::new(false));
+    // Each asks on a connection that stays, and on a new one every time.
+    let load = async {
+        let clients = (0..CLIENTS).map(async |_| {
+            let mut stays = connect(&target, &client).await.expect("a handshake");
+            let mut asked = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let mut new = connect(&target, &client).await.expect("a handshake");
+                assert_eq!((ask(&mut stays).await, ask(&mut new).await), (200, 200));
+                asked += 2;
+            }
+            asked
+        });
+        futures_util::future::join_all(clients).await
+    };
+    let changes = async {
+        for pair in &pairs[1..] {
+            files.write(pair);
+            while presented(&target, &client).await != pair.der {}
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    let (asked, ()) = patiently(async { tokio::join!(load, changes) }).await;
+    assert!(asked.iter().all(|&asked| asked > 2), "{asked:?}");
+
+    // Neither of these can be used: they do not belong together, one is no PEM, and one is gone.
+    let broken: [&dyn Fn(); 3] = [
+        &|| std::fs::write(&files.key, &pairs[0].key).expect("a file"),
+        &|| std::fs::write(&files.certificate, "nothing").expect("a file"),
+        &|| std::fs::remove_file(&files.certificate).expect("a file"),
+    ];
+    for break_it in broken {
+        break_it();
+        target.service.wait_for_line("keeping the old one");
+        assert_eq!(presented(&target, &client).await, pairs[2].der);
+    }
+    files.write(&pairs[0]);
+    patiently(async { while presented(&target, &client).await != pairs[0].der {} }).await;
+    let told = target.service.lines.join("\n");
+    assert!(!told.contains("PRIVATE KEY"), "{told}");
+}
+
+#[test]
+fn a_pair_that_cannot_be_used_is_told_at_the_start() {
+    let folder = TempDir::new().expect("a folder");
+    let (pair, other) = (Pair::make("one"), Pair::make("other"));
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.to_str().expect("a path").to_owned()
+    };
+    let certificate = write("cert.pem", &pair.certificate);
+    let [key, other_key] = [("key.pem", &pair.key), ("other.pem", &other.key)].map(|(name, text)| write(name, text));
+    let nothing = write("nothing.pem", "");
+    let bad = [
+        (vec!["--tls-cert-file", &certificate], "SESSIOND_TLS_KEY_FILE"),
+        (vec!["--tls-key-file", &key], "SESSIOND_TLS_CERT_FILE"),
+        (vec!["--tls-cert-file", &certificate, "--tls-key-file", &other_key], "SESSIOND_TLS_CERT_FILE"),
+        (vec!["--tls-cert-file", &nothing, "--tls-key-file", &key], "SESSIOND_TLS_CERT_FILE"),
+        (vec!["--tls-cert-file", &certificate, "--tls-key-file", &nothing], "SESSIOND_TLS_CERT_FILE"),
+        (vec!["--tls-cert-file", "/nowhere/cert.pem", "--tls-key-file", &key], "/nowhere/cert.pem"),
+        (vec!["--tls-cert-file", &key, "--tls-key-file", &certificate], "SESSIOND_TLS_CERT_FILE"),
+    ];
+    for (flags, named) in bad {
+        let output = process::run(&flags, &[]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {text}");
+        assert!(text.contains(named) && text.lines().count() == 1, "{flags:?}: {text}");
+        assert!(!text.contains("PRIVATE KEY"), "{text}");
+    }
+    let good = process::run(&["check-config", "--tls-cert-file", &certificate, "--tls-key-file", &key], &[]);
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+}
