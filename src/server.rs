@@ -374,7 +374,8 @@ impl Listening {
             Some(certificate) => {
                 let handshake = certificate.acceptor().accept(stream);
                 match tokio::time::timeout(self.connections.patience.head, handshake).await {
-                    Ok(Ok(stream)) => self.served(stream, watcher).await,
+                    // Boxed, for a plain connection would have room for it, too.
+                    Ok(Ok(stream)) => Box::pin(self.served(stream, watcher)).await,
                     Ok(Err(error)) => tracing::debug!(%error, "no TLS connection"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 }

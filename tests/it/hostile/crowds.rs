@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::load::{Load, User};
@@ -43,7 +43,9 @@ async fn ask(mut stream: TcpStream) -> Answer {
 async fn hold(address: &str, target: &Target) -> TcpStream {
     let mut stream = connect_from(address, target).await;
     stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("a request sent");
-    stream.readable().await.expect("an answer");
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).await.expect("an answer");
+    assert_eq!(&start, b"HTTP/1.1 200", "{address}");
     stream
 }
 
