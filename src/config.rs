@@ -397,15 +397,7 @@ impl SettingsArgs {
     pub fn check(self) -> Result<Config, Vec<String>> {
         let mut bad = Bad(Vec::new());
         let idle_timeout = bad.duration("--idle-timeout", &self.idle_timeout);
-        let activity_resolution = match &self.activity_resolution {
-            Some(text) if text == "0" => Duration::ZERO,
-            Some(text) => bad.duration("--activity-resolution", text),
-            None => (idle_timeout / 20).min(Duration::from_secs(60)),
-        };
-        if activity_resolution > idle_timeout / 2 && !idle_timeout.is_zero() {
-            let problem = "must be at most half of the idle timeout, or users who are active would expire";
-            bad.checked::<()>("--activity-resolution", Err(problem.to_owned()));
-        }
+        let activity_resolution = self.activity_resolution(&mut bad, idle_timeout);
         let redis = self.redis(&mut bad);
         let connections = self.connection_limits(&mut bad);
         let tls = self.certificate_files(&mut bad);
@@ -470,6 +462,19 @@ impl SettingsArgs {
             credential_per_second: bad.rate("--rate-limit", &self.rate_limit),
             user_per_second: bad.rate("--user-rate-limit", &self.user_rate_limit),
         }
+    }
+
+    fn activity_resolution(&self, bad: &mut Bad, idle_timeout: Duration) -> Duration {
+        let resolution = match &self.activity_resolution {
+            Some(text) if text == "0" => Duration::ZERO,
+            Some(text) => bad.duration("--activity-resolution", text),
+            None => (idle_timeout / 20).min(Duration::from_secs(60)),
+        };
+        if resolution > idle_timeout / 2 && !idle_timeout.is_zero() {
+            let problem = "must be at most half of the idle timeout, or users who are active would expire";
+            bad.checked::<()>("--activity-resolution", Err(problem.to_owned()));
+        }
+        resolution
     }
 
     /// What credentials are checked against. A key for JWTs without an issuer and an audience would accept tokens that were

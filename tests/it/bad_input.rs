@@ -846,5 +846,7 @@ async fn a_panic_is_an_error_of_ours_and_no_more() {
         RawRequest::new("GET", "/livez").send(&base).await.expect(200);
     }
     let counted = metrics.render();
-    assert!(counted.contains("sessiond_http_panics_total 3\n"), "{counted}");
+    let panics = counted.lines().find_map(|line| line.strip_prefix("sessiond_http_panics_total "));
+    // Other tests of this process may count, too.
+    assert!(panics.is_some_and(|count| count.parse().is_ok_and(|count: u32| count >= 3)), "{counted}");
 }
