@@ -1,7 +1,7 @@
 # `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-redis).
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check bench
+.PHONY: help run test conformance soak check bench
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ run: ## Build and serve on http://127.0.0.1:3000, with a private Redis unless RE
 test: ## Run the whole test suite
 	deploy/ensure-redis
 	cargo test --locked
+
+conformance: ## Call every operation as schemathesis thinks of it, for SESSIOND_CONFORMANCE_SECONDS (45) twice
+	tests/conformance/run
 
 soak: ## Let everything happen to Redis and the service for SESSIOND_SOAK_SECONDS (60)
 	deploy/ensure-redis

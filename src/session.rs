@@ -255,16 +255,12 @@ pub struct Session {
     #[schema(value_type = String, format = Uuid)]
     pub session_id: SessionId,
     /// The business that the user talks to.
-    #[schema(min_length = 1, max_length = 128)]
     pub business_id: String,
     /// The user, unique in the business.
-    #[schema(min_length = 1, max_length = 128)]
     pub user_id: String,
     /// The business's location.
-    #[schema(min_length = 1, max_length = 128)]
     pub location_id: String,
     /// What kind of conversation it is.
-    #[schema(min_length = 1, max_length = 128)]
     pub session_type: String,
     /// Where it is in its life.
     pub status: Status,
@@ -364,7 +360,6 @@ fn session_example() -> serde_json::Value {
 #[schema(rename_all = "camelCase", example = message_example)]
 pub struct Message {
     /// Unique in its session.
-    #[schema(min_length = 1, max_length = 128)]
     pub message_id: String,
     /// The session it belongs to.
     #[schema(value_type = String, format = Uuid)]

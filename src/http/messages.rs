@@ -37,7 +37,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<App>> {
 #[expect(dead_code, reason = "documents what `new_message` reads")]
 struct AppendMessage {
     /// Unique in its session; makes a retry safe. The service makes one if it is absent.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     message_id: Option<String>,
     /// Who it is from.
     role: Role,

@@ -1,5 +1,6 @@
 //! The `OpenAPI` 3.1 document, made from the handlers' own annotations, and the routes that show it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -7,17 +8,24 @@ use axum::http::header;
 use axum::routing::get;
 use utoipa::OpenApi as _;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::link::{Link, LinkBuilder};
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, Type};
-use utoipa::openapi::{Header, OpenApi, Ref, RefOr, Required};
+use utoipa::openapi::{Content, Header, OpenApi, Ref, RefOr, Required, Response};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::error::{FieldProblem, Problem};
 use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions};
+use crate::session::Identifier;
 
 const REQUEST_ID: &str = "X-Request-Id";
 /// The bodies that may have no other members than those that the document lists.
 const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
+/// Members and parameters that are an [`Identifier`], wherever they are.
+const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", "messageId"];
+/// No control characters: Unicode's category Cc.
+const IDENTIFIER_PATTERN: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
+const SESSION_SCHEMA: &str = "Session";
 
 /// What the document says beside its operations.
 #[derive(utoipa::OpenApi)]
@@ -55,30 +63,88 @@ pub fn document() -> OpenApi {
     complete(routes().into_openapi())
 }
 
-/// Adds what the annotations cannot say: a request and each of its answers have an id, and unknown members are refused.
+/// Adds what the annotations cannot say: a request and each of its answers have an id, unknown members are refused, what
+/// an identifier is, and where a session that was answered leads to.
 fn complete(mut document: OpenApi) -> OpenApi {
+    let links = links(&mut document);
     let components = document.components.get_or_insert_default();
     components.parameters.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_parameter()));
     components.headers.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_header()));
-    for name in CLOSED_SCHEMAS {
-        if let Some(RefOr::T(Schema::Object(schema))) = components.schemas.get_mut(name) {
-            schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+    for (name, schema) in &mut components.schemas {
+        if let RefOr::T(Schema::Object(schema)) = schema {
+            if CLOSED_SCHEMAS.contains(&name.as_str()) {
+                schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            }
+            schema.properties.iter_mut().for_each(|(name, schema)| limit_identifier(name, schema));
         }
     }
-    for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
-            let parameter = Ref::new(format!("#/components/parameters/{REQUEST_ID}"));
-            operation.parameters.get_or_insert_default().push(RefOr::Ref(parameter));
-            for response in operation.responses.responses.values_mut() {
-                if let RefOr::T(response) = response {
-                    let header = Ref::new(format!("#/components/headers/{REQUEST_ID}"));
-                    response.headers.insert(REQUEST_ID.to_owned(), RefOr::Ref(header));
+    for operation in operations(&mut document) {
+        for parameter in operation.parameters.get_or_insert_default() {
+            if let RefOr::T(Parameter { name, schema: Some(schema), .. }) = parameter {
+                limit_identifier(name, schema);
+            }
+        }
+        let parameter = Ref::new(format!("#/components/parameters/{REQUEST_ID}"));
+        operation.parameters.get_or_insert_default().push(RefOr::Ref(parameter));
+        for response in operation.responses.responses.values_mut() {
+            if let RefOr::T(response) = response {
+                let header = Ref::new(format!("#/components/headers/{REQUEST_ID}"));
+                response.headers.insert(REQUEST_ID.to_owned(), RefOr::Ref(header));
+                if is_session(response) {
+                    response.links.extend(links.keys().map(|name| {
+                        (name.clone(), RefOr::Ref(Ref::new(format!("#/components/links/{name}"))))
+                    }));
                 }
             }
         }
     }
+    document.components.get_or_insert_default().links.extend(links);
     document
+}
+
+fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
+    let items = document.paths.paths.values_mut();
+    items.flat_map(|item| [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten())
+}
+
+/// Says what an identifier may be, if the schema with this name is that of one.
+fn limit_identifier(name: &str, schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(schema)) = schema
+        && IDENTIFIERS.contains(&name)
+    {
+        schema.min_length = Some(1);
+        schema.max_length = Some(Identifier::CHARS_MAX);
+        schema.pattern = Some(IDENTIFIER_PATTERN.to_owned());
+    }
+}
+
+/// A link to every operation whose path needs no more than a session's own members.
+fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
+    let mut links = BTreeMap::new();
+    for operation in operations(document) {
+        let parameters = operation.parameters.iter().flatten().filter_map(|parameter| match parameter {
+            RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Path => Some(parameter.name.clone()),
+            _ => None,
+        });
+        let id = operation.operation_id.clone().unwrap_or_default();
+        let link = parameters.fold(LinkBuilder::new().operation_id(&id), |link, name| {
+            link.parameter(&name, format!("$response.body#/{name}"))
+        });
+        let link = link.build();
+        if !link.parameters.is_empty() {
+            links.insert(id, RefOr::T(link));
+        }
+    }
+    links
+}
+
+/// Whether an answer is one session.
+fn is_session(response: &Response) -> bool {
+    let session = Ref::from_schema_name(SESSION_SCHEMA);
+    response.content.values().any(|content| {
+        matches!(content, RefOr::T(Content { schema: Some(RefOr::Ref(schema)), .. })
+            if schema.ref_location == session.ref_location)
+    })
 }
 
 fn request_id_parameter() -> Parameter {
@@ -87,21 +153,23 @@ fn request_id_parameter() -> Parameter {
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(
-            "Names the request in the answer and the log: visible ASCII characters. Made if it is not that.",
+            "Names the request in the answer and the log. One is made if it is not 1 to 128 visible ASCII characters.",
         ))
-        .schema(Some(request_id_schema()))
+        .schema(Some(Object::with_type(Type::String)))
         .build()
 }
 
 fn request_id_header() -> Header {
     HeaderBuilder::new()
         .description(Some("The request's `X-Request-Id`, or the one that was made for it."))
-        .schema(Some(request_id_schema()))
+        .schema(Some(
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(REQUEST_ID_BYTES_MAX))
+                .pattern(Some("^[!-~]*$")),
+        ))
         .build()
-}
-
-fn request_id_schema() -> Object {
-    ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(REQUEST_ID_BYTES_MAX)).build()
 }
 
 /// `/openapi.json` and `/docs`.

@@ -30,16 +30,14 @@ pub(super) fn router() -> OpenApiRouter<Arc<App>> {
 #[expect(dead_code, reason = "documents what `new_session` reads")]
 struct GetOrCreateSession {
     /// The business that the user talks to.
-    #[schema(min_length = 1, max_length = 128)]
     business_id: String,
     /// The user, unique in the business.
-    #[schema(min_length = 1, max_length = 128)]
     user_id: String,
     /// The business's location. Taken if a session is created; the service's default if absent.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     location_id: Option<String>,
     /// What kind of conversation it is. Taken if a session is created; the service's default if absent.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     session_type: Option<String>,
     /// The title. Taken if a session is created.
     #[schema(max_length = 200)]
@@ -83,10 +81,10 @@ fn new_session(body: Value, app: &App) -> Result<NewSession, ApiError> {
 #[expect(dead_code, reason = "documents what `session_patch` reads")]
 struct UpdateSession {
     /// The business's location.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     location_id: Option<String>,
     /// What kind of conversation it is.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     session_type: Option<String>,
     /// The title, or null to remove it.
     #[schema(max_length = 200)]
