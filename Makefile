@@ -1,7 +1,7 @@
 # `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-redis).
 
 .DEFAULT_GOAL := help
-.PHONY: help run test conformance soak check bench
+.PHONY: help run test conformance fuzz soak check bench
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ test: ## Run the whole test suite
 
 conformance: ## Call every operation as schemathesis thinks of it, for SESSIOND_CONFORMANCE_SECONDS (45) twice
 	tests/conformance/run
+
+fuzz: ## Let libFuzzer look for inputs that break a property, SESSIOND_FUZZ_SECONDS (60) for each target
+	fuzz/run
 
 soak: ## Let everything happen to Redis and the service for SESSIOND_SOAK_SECONDS (60)
 	deploy/ensure-redis

@@ -12,6 +12,8 @@ mod businesses;
 mod docs;
 mod error;
 mod extract;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod health;
 mod json;
 mod messages;

@@ -313,7 +313,7 @@ impl Session {
             self.end_reason = Some(if lived_out { EndReason::MaxLifetime } else { EndReason::Idle });
         }
         let over = self.ended_at.unwrap_or(self.expires_at);
-        (now.0 < over.0 + lifecycle.retention_ms()).then_some(self)
+        (now.0 < over.0.saturating_add(lifecycle.retention_ms())).then_some(self)
     }
 
     /// Appends the session as the JSON of the contract. `metadata` is spliced in as it is stored.

@@ -4,6 +4,8 @@ mod client;
 pub mod embedded;
 mod error;
 mod fitness;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod keys;
 pub mod keyspace;
 mod lists;

@@ -79,7 +79,7 @@ one_or_several!(AppendMessages, AppendMessage);
 one_or_several!(AppendedMessages, Message);
 
 /// Reads one message, or an array. Every problem of every message is answered at once.
-fn new_messages(body: Value, metadata_bytes_max: usize) -> Result<Vec<NewMessage>, ApiError> {
+pub(super) fn new_messages(body: Value, metadata_bytes_max: usize) -> Result<Vec<NewMessage>, ApiError> {
     let (items, path): (Vec<Value>, fn(usize) -> String) = match body {
         Value::Object(_) => (vec![body], |_| String::new()),
         Value::Array(items) => (items, |index| format!("[{index}].")),

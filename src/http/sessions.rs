@@ -14,7 +14,7 @@ use super::App;
 use super::error::{ApiError, Code, problems};
 use super::extract::{IfMatch, JsonBody, PathSession};
 use super::json::Fields;
-use crate::session::{IfActive, NewSession, PatchStatus, Session, SessionPatch};
+use crate::session::{Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch};
 use crate::store::{Delete, GetOrCreate, Update};
 
 /// The routes of this file.
@@ -50,14 +50,20 @@ struct GetOrCreateSession {
     if_active: Option<IfActive>,
 }
 
-fn new_session(body: Value, app: &App) -> Result<NewSession, ApiError> {
+/// Reads the body of a get-or-create.
+pub(super) fn new_session(
+    body: Value,
+    default_location_id: &Identifier,
+    default_session_type: &Identifier,
+    metadata_bytes_max: usize,
+) -> Result<NewSession, ApiError> {
     let mut fields = Fields::of_body(body)?;
     let business_id = fields.required("businessId", Fields::identifier);
     let user_id = fields.required("userId", Fields::identifier);
     let location_id = fields.identifier("locationId");
     let session_type = fields.identifier("sessionType");
     let title = fields.title("title");
-    let metadata = fields.object_text("metadata", app.metadata_bytes_max);
+    let metadata = fields.object_text("metadata", metadata_bytes_max);
     let if_active = fields.word("ifActive", IfActive::WORDS, IfActive::from_word);
     fields.finish()?;
     // Both are there, or `finish` would have said that they are not.
@@ -67,8 +73,8 @@ fn new_session(body: Value, app: &App) -> Result<NewSession, ApiError> {
     Ok(NewSession {
         business_id,
         user_id,
-        location_id: location_id.unwrap_or_else(|| app.default_location_id.clone()),
-        session_type: session_type.unwrap_or_else(|| app.default_session_type.clone()),
+        location_id: location_id.unwrap_or_else(|| default_location_id.clone()),
+        session_type: session_type.unwrap_or_else(|| default_session_type.clone()),
         title: title.flatten(),
         metadata: metadata.unwrap_or_else(|| "{}".to_owned()),
         if_active: if_active.unwrap_or(IfActive::Return),
@@ -100,7 +106,8 @@ struct UpdateSession {
     if_active: Option<IfActive>,
 }
 
-fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
+/// Reads the body of a change.
+pub(super) fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
     let mut fields = Fields::of_body(body)?;
     let patch = SessionPatch {
         location_id: fields.identifier("locationId"),
@@ -140,7 +147,7 @@ problems! {
     ),
 )]
 async fn get_or_create(State(app): State<Arc<App>>, JsonBody(body): JsonBody) -> Result<Response, ApiError> {
-    let new = new_session(body, &app)?;
+    let new = new_session(body, &app.default_location_id, &app.default_session_type, app.metadata_bytes_max)?;
     Ok(match app.store.get_or_create(&new, app.now()).await? {
         GetOrCreate::Resumed(session) => session_response(StatusCode::OK, &session),
         GetOrCreate::Created(session) => {
