@@ -30,7 +30,7 @@ soak: ## Let everything happen to Redis and the service for SESSIOND_SOAK_SECOND
 check: ## Check formatting, lints and documentation, as CI does
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- --deny warnings
-	cargo clippy --locked --package sessiond-fuzz --all-targets -- --cfg fuzzing --deny warnings
+	cargo clippy --locked --package sessiond-fuzz -- --cfg fuzzing --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
 
 bench: ## Measure every verb of the store beside a bare PING

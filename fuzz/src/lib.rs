@@ -1,6 +1,8 @@
 //! Requests to the whole router, made from bytes, with a Redis of their own.
 
-use std::io::{Read, Write};
+#![expect(clippy::disallowed_methods, reason = "the server program is found in the environment")]
+
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,7 +40,7 @@ pub struct Requests {
     router: Router,
     clock_ms: Arc<AtomicI64>,
     start_ms: i64,
-    redis: UnixStream,
+    redis: BufReader<UnixStream>,
     _server: EmbeddedRedis,
 }
 
@@ -57,7 +59,7 @@ impl Requests {
             let clock_ms = clock_ms.clone();
             Arc::new(move || Timestamp(clock_ms.load(Ordering::Relaxed)))
         };
-        let redis = UnixStream::connect(server.socket()).expect("a connection");
+        let redis = BufReader::new(UnixStream::connect(server.socket()).expect("a connection"));
         let app = runtime.block_on(async {
             let app = server::app(&config, RedisAddress::Socket(server.socket()), clock).expect("an app");
             while app.store.ready().await.is_err() {}
@@ -72,21 +74,17 @@ impl Requests {
 
     /// The reply to an inline command, which must be a line or a string.
     fn redis(&mut self, command: &str) -> String {
-        self.redis.write_all(format!("{command}\r\n").as_bytes()).expect("a write");
-        let mut reply = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let count = self.redis.read(&mut buffer).expect("a reply");
-            assert!(count > 0, "Redis is gone");
-            reply.extend_from_slice(&buffer[..count]);
-            let text = String::from_utf8_lossy(&reply);
-            if let Some((line, rest)) = text.split_once("\r\n") {
-                let length = line.strip_prefix('$').map_or(0, |length| length.parse::<usize>().expect("a length") + 2);
-                if rest.len() >= length {
-                    assert!(!line.starts_with('-'), "{line}");
-                    return text.into_owned();
-                }
+        self.redis.get_mut().write_all(format!("{command}\r\n").as_bytes()).expect("a write");
+        let mut line = String::new();
+        self.redis.read_line(&mut line).expect("a reply");
+        assert!(!line.is_empty() && !line.starts_with('-'), "{command}: {line}");
+        match line.trim_end().strip_prefix('$') {
+            Some(length) => {
+                let mut text = vec![0; length.parse::<usize>().expect("a length") + 2];
+                self.redis.read_exact(&mut text).expect("its text");
+                String::from_utf8_lossy(&text).into_owned()
             }
+            None => line,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Properties of what clients send, for the fuzz targets.
 
+#![expect(clippy::missing_panics_doc, reason = "to panic is what they are for")]
+
 use axum::http::Uri;
 use serde_json::Value;
 
@@ -44,13 +46,14 @@ pub fn cursor(input: &str) {
     let next = link.strip_prefix("</list?").and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap_or_default();
     match PageQuery::read(Query::of(Some(next)), list, 20) {
         Ok(again) => assert_eq!((again.after, again.limit), (Some(position), query.limit)),
-        Err(_) => panic!("{link:?} is refused"),
+        Err(error) => panic!("{link:?}: {error:?}"),
     }
     assert!(cursors.iter().all(|cursor| next.ends_with(cursor)), "one position has two cursors: {input:?}");
 }
 
 /// A body is JSON without duplicate keys, or is refused; what it then says is what it says to every other reader. Returns
 /// it, and whether it creates a session, changes one, and appends messages.
+#[must_use]
 pub fn bodies(input: &[u8]) -> Option<(Value, [bool; 3])> {
     let plain = serde_json::from_slice::<Value>(input).ok();
     let Ok(body) = json::parse(input) else {

@@ -91,9 +91,11 @@ fn complete(mut document: OpenApi) -> OpenApi {
                 let header = Ref::new(format!("#/components/headers/{REQUEST_ID}"));
                 response.headers.insert(REQUEST_ID.to_owned(), RefOr::Ref(header));
                 if is_session(response) {
-                    response.links.extend(links.keys().map(|name| {
-                        (name.clone(), RefOr::Ref(Ref::new(format!("#/components/links/{name}"))))
-                    }));
+                    response.links.extend(
+                        links
+                            .keys()
+                            .map(|name| (name.clone(), RefOr::Ref(Ref::new(format!("#/components/links/{name}"))))),
+                    );
                 }
             }
         }

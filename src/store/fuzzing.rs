@@ -1,5 +1,7 @@
 //! Properties of keys and replies, for the fuzz targets.
 
+#![expect(clippy::missing_panics_doc, reason = "to panic is what they are for")]
+
 use fred::types::Value;
 
 use super::keys::{KeyKind, Keys, User};
@@ -119,13 +121,7 @@ fn check_session(session: &Session, reply: &Value) {
     };
     assert_eq!(id.as_ref().map(|id| id.to_lowercase()), Some(session.session_id.to_string()));
     let texts = [business_id, user_id, location_id, session_type, metadata];
-    let read = [
-        &session.business_id,
-        &session.user_id,
-        &session.location_id,
-        &session.session_type,
-        &session.metadata,
-    ];
+    let read = [&session.business_id, &session.user_id, &session.location_id, &session.session_type, &session.metadata];
     assert_eq!(texts.map(Option::as_ref), read.map(Some));
     assert_eq!(status.as_deref(), Some(session.status.as_str()));
     assert_eq!(title, &session.title);
