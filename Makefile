@@ -1,7 +1,7 @@
 # `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-redis).
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check bench
+.PHONY: help run test conformance fuzz supply-chain soak check bench
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -14,13 +14,23 @@ test: ## Run the whole test suite
 	deploy/ensure-redis
 	cargo test --locked
 
+conformance: ## Call every operation as schemathesis thinks of it, for SESSIOND_CONFORMANCE_SECONDS (45) twice
+	tests/conformance/run
+
+fuzz: ## Let libFuzzer look for inputs that break a property, SESSIOND_FUZZ_SECONDS (60) for each target
+	fuzz/run
+
+supply-chain: ## Check licences, duplicates and sources of all dependencies
+	deploy/cargo-deny
+
 soak: ## Let everything happen to Redis and the service for SESSIOND_SOAK_SECONDS (60)
 	deploy/ensure-redis
 	SESSIOND_SOAK_SECONDS=$${SESSIOND_SOAK_SECONDS:-60} cargo test --locked --test it -- nemesis --nocapture
 
 check: ## Check formatting, lints and documentation, as CI does
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- --deny warnings
+	cargo clippy --locked --package sessiond-fuzz -- --cfg fuzzing --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
 
 bench: ## Measure every verb of the store beside a bare PING

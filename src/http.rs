@@ -16,6 +16,8 @@ mod cors;
 mod docs;
 mod error;
 mod extract;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod health;
 mod json;
 mod messages;

@@ -24,6 +24,7 @@
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |
 //! | [`audit`] | what must hold of a whole keyspace; `store/keyspace.rs` walks it | |
+//! | `fuzzing.rs` | what must hold of whatever is parsed, for `fuzz/`; in no program | |
 //!
 //! To add a field to a session: `Session` and its `write_json` in `session.rs` (the compiler leads on to the reply and
 //! the create), its name in `SESSION_FIELDS` of `store/keys.rs` and in `FIELDS` of the two scripts that answer sessions,
@@ -91,6 +92,9 @@
 pub mod audit;
 pub mod auth;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod metrics;
 pub mod server;

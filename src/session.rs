@@ -317,16 +317,12 @@ pub struct Session {
     #[schema(value_type = String, format = Uuid)]
     pub session_id: SessionId,
     /// The business that the user talks to.
-    #[schema(min_length = 1, max_length = 128)]
     pub business_id: String,
     /// The user, unique in the business.
-    #[schema(min_length = 1, max_length = 128)]
     pub user_id: String,
     /// The business's location.
-    #[schema(min_length = 1, max_length = 128)]
     pub location_id: String,
     /// What kind of conversation it is.
-    #[schema(min_length = 1, max_length = 128)]
     pub session_type: String,
     /// Where it is in its life.
     pub status: Status,
@@ -379,7 +375,7 @@ impl Session {
             self.end_reason = Some(if lived_out { EndReason::MaxLifetime } else { EndReason::Idle });
         }
         let over = self.ended_at.unwrap_or(self.expires_at);
-        (now.0 < over.0 + lifecycle.retention_ms()).then_some(self)
+        (now.0 < over.0.saturating_add(lifecycle.retention_ms())).then_some(self)
     }
 
     /// Appends the session as the JSON of the contract. `metadata` is spliced in as it is stored.
@@ -426,7 +422,6 @@ fn session_example() -> serde_json::Value {
 #[schema(rename_all = "camelCase", example = message_example)]
 pub struct Message {
     /// Unique in its session.
-    #[schema(min_length = 1, max_length = 128)]
     pub message_id: String,
     /// The session it belongs to.
     #[schema(value_type = String, format = Uuid)]

@@ -5,6 +5,8 @@ mod cluster;
 pub mod embedded;
 mod error;
 mod fitness;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod keys;
 pub mod keyspace;
 mod lists;

@@ -41,7 +41,7 @@ problems! {
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/active", tag = "businesses", operation_id = "listActiveSessions",
     params(
-        ("businessId" = String, Path, description = "The business.", min_length = 1, max_length = 128),
+        ("businessId" = String, Path, description = "The business."),
         ("limit" = Option<u64>, Query, description = "The most sessions to answer; 50 if absent.",
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Where to go on: from a `Link` of this list.",
@@ -83,8 +83,8 @@ problems! {
     get, path = "/api/sessions/business/{businessId}/user/{userId}/active", tag = "businesses",
     operation_id = "getActiveSession",
     params(
-        ("businessId" = String, Path, description = "The business.", min_length = 1, max_length = 128),
-        ("userId" = String, Path, description = "The user.", min_length = 1, max_length = 128),
+        ("businessId" = String, Path, description = "The business."),
+        ("userId" = String, Path, description = "The user."),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
@@ -106,8 +106,8 @@ async fn get_active(State(app): State<Arc<App>>, user: PathUser) -> Result<Respo
     get, path = "/api/sessions/business/{businessId}/user/{userId}/history", tag = "businesses",
     operation_id = "listSessionHistory",
     params(
-        ("businessId" = String, Path, description = "The business.", min_length = 1, max_length = 128),
-        ("userId" = String, Path, description = "The user.", min_length = 1, max_length = 128),
+        ("businessId" = String, Path, description = "The business."),
+        ("userId" = String, Path, description = "The user."),
         ("limit" = Option<u64>, Query, description = "The most sessions to answer; 20 if absent.",
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Where to go on: from a `Link` of this list.",
@@ -156,8 +156,8 @@ problems! {
 #[utoipa::path(
     delete, path = "/api/sessions/business/{businessId}/user/{userId}", tag = "businesses", operation_id = "eraseUser",
     params(
-        ("businessId" = String, Path, description = "The business.", min_length = 1, max_length = 128),
-        ("userId" = String, Path, description = "The user.", min_length = 1, max_length = 128),
+        ("businessId" = String, Path, description = "The business."),
+        ("userId" = String, Path, description = "The user."),
     ),
     responses((status = 200, description = "Nothing of the user is left.", body = ErasedUser), EraseProblems),
 )]

@@ -179,13 +179,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let query = parts.uri.query().unwrap_or_default();
-        let parameters = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-        Ok(Self { parameters, known: Vec::new(), problems: Vec::new() })
+        Ok(Self::of(parts.uri.query()))
     }
 }
 
 impl Query {
+    pub(super) fn of(query: Option<&str>) -> Self {
+        let parameters = form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
+        Self { parameters, known: Vec::new(), problems: Vec::new() }
+    }
+
     pub(super) fn problem(&mut self, name: &str, message: impl Into<String>) {
         self.problems.push(FieldProblem { field: shortened(name).into_owned(), message: message.into() });
     }

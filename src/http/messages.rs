@@ -38,7 +38,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<App>> {
 #[expect(dead_code, reason = "documents what `new_message` reads")]
 struct AppendMessage {
     /// Unique in its session; makes a retry safe. The service makes one if it is absent.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     message_id: Option<String>,
     /// Who it is from.
     role: Role,
@@ -80,7 +80,11 @@ one_or_several!(AppendMessages, AppendMessage);
 one_or_several!(AppendedMessages, Message);
 
 /// Reads one message, or an array. Every problem of every message is answered at once.
-fn new_messages(body: Value, app: &App) -> Result<Vec<NewMessage>, ApiError> {
+pub(super) fn new_messages(
+    body: Value,
+    metadata_bytes_max: usize,
+    content_bytes_max: usize,
+) -> Result<Vec<NewMessage>, ApiError> {
     let (items, path): (Vec<Value>, fn(usize) -> String) = match body {
         Value::Object(_) => (vec![body], |_| String::new()),
         Value::Array(items) => (items, |index| format!("[{index}].")),
@@ -96,7 +100,7 @@ fn new_messages(body: Value, app: &App) -> Result<Vec<NewMessage>, ApiError> {
         match item {
             Value::Object(members) => {
                 let mut fields = Fields::new(path(index), members);
-                messages.extend(new_message(&mut fields, app));
+                messages.extend(new_message(&mut fields, metadata_bytes_max, content_bytes_max));
                 problems.extend(fields.into_problems());
             }
             _ => problems.push(FieldProblem {
@@ -108,17 +112,17 @@ fn new_messages(body: Value, app: &App) -> Result<Vec<NewMessage>, ApiError> {
     if problems.is_empty() { Ok(messages) } else { Err(ApiError::fields(problems)) }
 }
 
-fn new_message(fields: &mut Fields, app: &App) -> Option<NewMessage> {
+fn new_message(fields: &mut Fields, metadata_bytes_max: usize, content_bytes_max: usize) -> Option<NewMessage> {
     let message_id = fields.identifier("messageId");
     let role = fields.required("role", |fields, name| fields.word(name, Role::WORDS, Role::from_word));
     let content = fields.required("content", |fields, name| match fields.take(name) {
         Some(Value::Null) => fields.problem(name, "must not be null"),
-        Some(content) if content.to_string().len() > app.content_bytes_max => {
-            fields.problem(name, format!("must have at most {} bytes as JSON", app.content_bytes_max))
+        Some(content) if content.to_string().len() > content_bytes_max => {
+            fields.problem(name, format!("must have at most {content_bytes_max} bytes as JSON"))
         }
         content => content,
     });
-    let metadata = fields.object_text("metadata", app.metadata_bytes_max).unwrap_or_else(|| "{}".to_owned());
+    let metadata = fields.object_text("metadata", metadata_bytes_max).unwrap_or_else(|| "{}".to_owned());
     Some(NewMessage { message_id, role: role?, content: content?, metadata })
 }
 
@@ -151,7 +155,7 @@ async fn append_messages(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let is_array = body.is_array();
-    let new = new_messages(body, &app)?;
+    let new = new_messages(body, app.metadata_bytes_max, app.content_bytes_max)?;
     let (status, messages) = match app.store.append_messages(id, &new, caller.reach(), app.now()).await? {
         Append::Appended(messages) => (StatusCode::CREATED, messages),
         Append::Replayed(messages) => (StatusCode::OK, messages),

@@ -1,5 +1,6 @@
 //! The `OpenAPI` 3.1 document, made from the handlers' own annotations, and the routes that show it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -7,17 +8,19 @@ use axum::http::{Method, header};
 use axum::routing::get;
 use utoipa::OpenApi as _;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::link::{Link, LinkBuilder};
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
-use utoipa::openapi::{Components, Header, OpenApi, Ref, RefOr, Required};
+use utoipa::openapi::{Components, Content, Header, OpenApi, Ref, RefOr, Required, Response};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::access::{X_API_KEY, scope_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions};
+use crate::session::Identifier;
 
 const REQUEST_ID: &str = "X-Request-Id";
 const RATE_LIMIT: &str = "RateLimit";
@@ -26,6 +29,11 @@ const BEARER: &str = "bearer";
 const API_KEY: &str = "apiKey";
 /// The bodies that may have no other members than those that the document lists.
 const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
+/// Members and parameters that are an [`Identifier`], wherever they are.
+const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", "messageId"];
+/// No control characters: Unicode's category Cc.
+const IDENTIFIER_PATTERN: &str = r"^[^\u0000-\u001F\u007F-\u009F]*$";
+const SESSION_SCHEMA: &str = "Session";
 
 /// What the document says beside its operations.
 #[derive(utoipa::OpenApi)]
@@ -63,9 +71,10 @@ pub fn document() -> OpenApi {
     complete(routes().into_openapi())
 }
 
-/// Adds what the annotations cannot say: a request and each of its answers have an id, unknown members are refused, and
-/// what is not public needs a credential.
+/// Adds what the annotations cannot say: a request and each of its answers have an id, unknown members are refused, what
+/// an identifier is, where a session that was answered leads to, and that what is not public needs a credential.
 fn complete(mut document: OpenApi) -> OpenApi {
+    let links = links(&mut document);
     let components = document.components.get_or_insert_default();
     components.parameters.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_parameter()));
     components.headers.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_header()));
@@ -78,12 +87,40 @@ fn complete(mut document: OpenApi) -> OpenApi {
     ] {
         components.headers.insert(name.to_owned(), RefOr::T(text_header(description)));
     }
-    for name in CLOSED_SCHEMAS {
-        if let Some(RefOr::T(Schema::Object(schema))) = components.schemas.get_mut(name) {
-            schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+    add_security_schemes(components);
+    for (name, schema) in &mut components.schemas {
+        if let RefOr::T(Schema::Object(schema)) = schema {
+            if CLOSED_SCHEMAS.contains(&name.as_str()) {
+                schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            }
+            schema.properties.iter_mut().for_each(|(name, schema)| limit_identifier(name, schema));
         }
     }
-    add_security_schemes(components);
+    require_credentials(&mut document);
+    for operation in operations(&mut document) {
+        for parameter in operation.parameters.get_or_insert_default() {
+            if let RefOr::T(Parameter { name, schema: Some(schema), .. }) = parameter {
+                limit_identifier(name, schema);
+            }
+        }
+        let parameter = Ref::new(format!("#/components/parameters/{REQUEST_ID}"));
+        operation.parameters.get_or_insert_default().push(RefOr::Ref(parameter));
+        for response in operation.responses.responses.values_mut() {
+            add_headers(response, &[REQUEST_ID]);
+            if let RefOr::T(response) = response
+                && is_session(response)
+            {
+                let link = |name: &String| RefOr::Ref(Ref::new(format!("#/components/links/{name}")));
+                response.links.extend(links.keys().map(|name| (name.clone(), link(name))));
+            }
+        }
+    }
+    document.components.get_or_insert_default().links.extend(links);
+    document
+}
+
+/// Says of every operation that is not public what credential it needs, and how it answers without one.
+fn require_credentials(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
         let operations = [
             (Method::GET, &mut item.get),
@@ -92,28 +129,20 @@ fn complete(mut document: OpenApi) -> OpenApi {
             (Method::DELETE, &mut item.delete),
         ];
         for (method, operation) in operations {
-            let Some(operation) = operation else {
+            let (Some(operation), Some(scope)) = (operation, scope_of(&method, Some(path))) else {
                 continue;
             };
-            if let Some(scope) = scope_of(&method, Some(path)) {
-                let schemes = [BEARER, API_KEY].map(|name| SecurityRequirement::new(name, [scope.as_str()]));
-                operation.security = Some(schemes.into());
-                let refusals = documented(&[Code::Unauthorized, Code::Forbidden, Code::RateLimited]);
-                operation.responses.responses.extend(refusals);
-                for (status, response) in &mut operation.responses.responses {
-                    if status.starts_with('2') || status == "429" {
-                        add_headers(response, &[RATE_LIMIT, RATE_LIMIT_POLICY]);
-                    }
+            let schemes = [BEARER, API_KEY].map(|name| SecurityRequirement::new(name, [scope.as_str()]));
+            operation.security = Some(schemes.into());
+            let refusals = documented(&[Code::Unauthorized, Code::Forbidden, Code::RateLimited]);
+            operation.responses.responses.extend(refusals);
+            for (status, response) in &mut operation.responses.responses {
+                if status.starts_with('2') || status == "429" {
+                    add_headers(response, &[RATE_LIMIT, RATE_LIMIT_POLICY]);
                 }
-            }
-            let parameter = Ref::new(format!("#/components/parameters/{REQUEST_ID}"));
-            operation.parameters.get_or_insert_default().push(RefOr::Ref(parameter));
-            for response in operation.responses.responses.values_mut() {
-                add_headers(response, &[REQUEST_ID]);
             }
         }
     }
-    document
 }
 
 /// Refers a response to headers of the components.
@@ -139,27 +168,74 @@ fn add_security_schemes(components: &mut Components) {
     components.security_schemes.insert(API_KEY.to_owned(), SecurityScheme::ApiKey(ApiKey::Header(api_key)).into());
 }
 
+fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
+    let items = document.paths.paths.values_mut();
+    items.flat_map(|item| [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten())
+}
+
+/// Says what an identifier may be, if the schema with this name is that of one.
+fn limit_identifier(name: &str, schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(schema)) = schema
+        && IDENTIFIERS.contains(&name)
+    {
+        schema.min_length = Some(1);
+        schema.max_length = Some(Identifier::CHARS_MAX);
+        schema.pattern = Some(IDENTIFIER_PATTERN.to_owned());
+    }
+}
+
+/// A link to every operation whose path needs no more than a session's own members.
+fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
+    let mut links = BTreeMap::new();
+    for operation in operations(document) {
+        let parameters = operation.parameters.iter().flatten().filter_map(|parameter| match parameter {
+            RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Path => Some(parameter.name.clone()),
+            _ => None,
+        });
+        let id = operation.operation_id.clone().unwrap_or_default();
+        let link = parameters.fold(LinkBuilder::new().operation_id(&id), |link, name| {
+            link.parameter(&name, format!("$response.body#/{name}"))
+        });
+        let link = link.build();
+        if !link.parameters.is_empty() {
+            links.insert(id, RefOr::T(link));
+        }
+    }
+    links
+}
+
+/// Whether an answer is one session.
+fn is_session(response: &Response) -> bool {
+    let session = Ref::from_schema_name(SESSION_SCHEMA);
+    response.content.values().any(|content| {
+        matches!(content, RefOr::T(Content { schema: Some(RefOr::Ref(schema)), .. })
+            if schema.ref_location == session.ref_location)
+    })
+}
+
 fn request_id_parameter() -> Parameter {
     ParameterBuilder::new()
         .name(REQUEST_ID)
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(
-            "Names the request in the answer and the log: visible ASCII characters. Made if it is not that.",
+            "Names the request in the answer and the log. One is made if it is not 1 to 128 visible ASCII characters.",
         ))
-        .schema(Some(request_id_schema()))
+        .schema(Some(Object::with_type(Type::String)))
         .build()
 }
 
 fn request_id_header() -> Header {
     HeaderBuilder::new()
         .description(Some("The request's `X-Request-Id`, or the one that was made for it."))
-        .schema(Some(request_id_schema()))
+        .schema(Some(
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(REQUEST_ID_BYTES_MAX))
+                .pattern(Some("^[!-~]*$")),
+        ))
         .build()
-}
-
-fn request_id_schema() -> Object {
-    ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(REQUEST_ID_BYTES_MAX)).build()
 }
 
 /// `/openapi.json` and `/docs`.

@@ -15,7 +15,7 @@ use super::access::{Caller, outside};
 use super::error::{ApiError, Code, problems};
 use super::extract::{IfMatch, JsonBody, PathSession};
 use super::json::Fields;
-use crate::session::{IfActive, NewSession, PatchStatus, Session, SessionPatch};
+use crate::session::{Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch};
 use crate::store::{Delete, GetOrCreate, Update};
 
 /// The routes of this file.
@@ -31,16 +31,14 @@ pub(super) fn router() -> OpenApiRouter<Arc<App>> {
 #[expect(dead_code, reason = "documents what `new_session` reads")]
 struct GetOrCreateSession {
     /// The business that the user talks to.
-    #[schema(min_length = 1, max_length = 128)]
     business_id: String,
     /// The user, unique in the business.
-    #[schema(min_length = 1, max_length = 128)]
     user_id: String,
     /// The business's location. Taken if a session is created; the service's default if absent.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     location_id: Option<String>,
     /// What kind of conversation it is. Taken if a session is created; the service's default if absent.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     session_type: Option<String>,
     /// The title. Taken if a session is created.
     #[schema(max_length = 200)]
@@ -53,14 +51,20 @@ struct GetOrCreateSession {
     if_active: Option<IfActive>,
 }
 
-fn new_session(body: Value, app: &App) -> Result<NewSession, ApiError> {
+/// Reads the body of a get-or-create.
+pub(super) fn new_session(
+    body: Value,
+    default_location_id: &Identifier,
+    default_session_type: &Identifier,
+    metadata_bytes_max: usize,
+) -> Result<NewSession, ApiError> {
     let mut fields = Fields::of_body(body)?;
     let business_id = fields.required("businessId", Fields::identifier);
     let user_id = fields.required("userId", Fields::identifier);
     let location_id = fields.identifier("locationId");
     let session_type = fields.identifier("sessionType");
     let title = fields.title("title");
-    let metadata = fields.object_text("metadata", app.metadata_bytes_max);
+    let metadata = fields.object_text("metadata", metadata_bytes_max);
     let if_active = fields.word("ifActive", IfActive::WORDS, IfActive::from_word);
     fields.finish()?;
     // Both are there, or `finish` would have said that they are not.
@@ -70,8 +74,8 @@ fn new_session(body: Value, app: &App) -> Result<NewSession, ApiError> {
     Ok(NewSession {
         business_id,
         user_id,
-        location_id: location_id.unwrap_or_else(|| app.default_location_id.clone()),
-        session_type: session_type.unwrap_or_else(|| app.default_session_type.clone()),
+        location_id: location_id.unwrap_or_else(|| default_location_id.clone()),
+        session_type: session_type.unwrap_or_else(|| default_session_type.clone()),
         title: title.flatten(),
         metadata: metadata.unwrap_or_else(|| "{}".to_owned()),
         if_active: if_active.unwrap_or(IfActive::Return),
@@ -84,10 +88,10 @@ fn new_session(body: Value, app: &App) -> Result<NewSession, ApiError> {
 #[expect(dead_code, reason = "documents what `session_patch` reads")]
 struct UpdateSession {
     /// The business's location.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     location_id: Option<String>,
     /// What kind of conversation it is.
-    #[schema(min_length = 1, max_length = 128, nullable = false)]
+    #[schema(nullable = false)]
     session_type: Option<String>,
     /// The title, or null to remove it.
     #[schema(max_length = 200)]
@@ -103,7 +107,8 @@ struct UpdateSession {
     if_active: Option<IfActive>,
 }
 
-fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
+/// Reads the body of a change.
+pub(super) fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
     let mut fields = Fields::of_body(body)?;
     let patch = SessionPatch {
         location_id: fields.identifier("locationId"),
@@ -147,7 +152,7 @@ async fn get_or_create(
     caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
-    let new = new_session(body, &app)?;
+    let new = new_session(body, &app.default_location_id, &app.default_session_type, app.metadata_bytes_max)?;
     if !caller.reach().admits_user(new.business_id.as_str(), new.user_id.as_str()) {
         return Err(outside());
     }

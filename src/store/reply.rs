@@ -44,6 +44,8 @@ impl Reply {
         match self.value()? {
             Value::Null => Ok(None),
             Value::String(text) => Ok(Some(text.to_string())),
+            // The client would take an array of one value for that value.
+            Value::Array(_) => Err(self.unexpected("a value is not text")),
             value => value.into_string().map(Some).ok_or_else(|| self.unexpected("a value is not text")),
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Which modules a module may use. `main → server → http → store → session`; the rest are leaves, or read by a few.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("main", &["audit", "auth", "config", "http", "server", "store", "tls"]),
     ("server", &["auth", "config", "http", "metrics", "session", "store", "tls"]),
     ("http", &["auth", "metrics", "session", "store"]),
@@ -14,6 +14,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("store", &["metrics", "session"]),
     // `config` checks every setting, so it asks those who know what is good; `CONFIG_TAKES` says what for.
     ("config", &["auth", "session", "store", "tls"]),
+    ("fuzzing", &["http", "session", "store"]),
     ("metrics", &[]),
     ("session", &[]),
     ("tls", &[]),

@@ -1,0 +1,71 @@
+//! What the service accepts as a body is what its document says.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use jsonschema::Validator;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
+use serde_json::{Value, json};
+
+/// In the order of what `bodies` returns.
+const SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessages"];
+
+static VALIDATORS: LazyLock<[Validator; 3]> = LazyLock::new(|| {
+    let document = serde_json::to_value(sessiond::http::document()).expect("JSON");
+    SCHEMAS.map(|name| {
+        let schema = json!({"$ref": format!("#/components/schemas/{name}"), "components": document["components"]});
+        jsonschema::draft202012::new(&schema).expect("a schema")
+    })
+});
+
+fuzz_target!(|input: &[u8]| {
+    if let Some((body, accepted)) = sessiond::fuzzing::bodies(input) {
+        let documented = VALIDATORS.each_ref().map(|validator| validator.is_valid(&body));
+        assert_eq!(accepted, documented, "{SCHEMAS:?}: {}", Value::to_string(&body));
+    }
+});
+
+// Half of the time a value within the body becomes another one: changes of bytes hardly ever make that.
+fuzz_mutator!(|data: &mut [u8], size: usize, size_max: usize, seed: u32| {
+    let changed = seed.is_multiple_of(2).then(|| with_another_value(&data[..size], seed / 2)).flatten();
+    match changed {
+        Some(changed) if changed.len() <= size_max => {
+            data[..changed.len()].copy_from_slice(&changed);
+            changed.len()
+        }
+        _ => fuzzer_mutate(data, size, size_max),
+    }
+});
+
+fn with_another_value(text: &[u8], seed: u32) -> Option<Vec<u8>> {
+    let mut body = serde_json::from_slice::<Value>(text).ok()?;
+    let mut places = Vec::new();
+    add_places(&body, "", &mut places);
+    let long = ["x".repeat(128), "x".repeat(129), "é".repeat(200), "x".repeat(201)].map(Value::from);
+    let short =
+        [json!(null), json!(true), json!(-1.5), json!(""), json!("\u{7f}"), json!([]), json!({}), json!([null])];
+    let values = [&long[..], &short[..]].concat();
+    let seed = usize::try_from(seed).ok()?;
+    let (place, value) = (seed % places.len(), seed / places.len() % values.len());
+    *body.pointer_mut(&places[place])? = values[value].clone();
+    serde_json::to_vec(&body).ok()
+}
+
+/// The JSON pointers (RFC 6901) of a value and of all that is in it.
+fn add_places(value: &Value, place: &str, places: &mut Vec<String>) {
+    places.push(place.to_owned());
+    match value {
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                add_places(item, &format!("{place}/{index}"), places);
+            }
+        }
+        Value::Object(members) => {
+            for (name, member) in members {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                add_places(member, &format!("{place}/{name}"), places);
+            }
+        }
+        _ => {}
+    }
+}

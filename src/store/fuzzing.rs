@@ -1,0 +1,159 @@
+//! Properties of keys and replies, for the fuzz targets.
+
+#![expect(clippy::missing_panics_doc, reason = "to panic is what they are for")]
+
+use fred::types::Value;
+
+use super::keys::{KeyKind, Keys, User};
+use super::reply::Reply;
+use crate::session::{Identifier, Lifecycle, Message, Partition, Session, SessionId, Timestamp};
+
+/// How deep a reply is nested at the most.
+const REPLY_DEPTH_MAX: usize = 4;
+
+/// Whatever the identifiers, a key says what it holds, and is in the slot of its partition. The input is a key, or two lines
+/// with a business and a user.
+pub fn keys(input: &str) {
+    let keys = Keys::new("sd".to_owned());
+    if let Some((partition, kind)) = keys.parse(input) {
+        // A key may be in a partition that is not its own; the audit says so.
+        let (spelled, own) = (spelled(&keys, partition, &kind), keys.partition(partition));
+        let rest = spelled.split_once("}:").map(|(_, rest)| rest);
+        assert_eq!(input.strip_prefix(&own), rest, "one thing has two keys");
+    }
+    let Some((business_id, user_id)) = input.split_once('\n') else {
+        return;
+    };
+    if [business_id, user_id].map(Identifier::new).iter().any(Result::is_err) {
+        return;
+    }
+    let user = User { business_id: business_id.to_owned(), user_id: user_id.to_owned() };
+    let partition = Partition::of_user(business_id, user_id);
+    assert!(Partition::of_business(business_id).contains(&partition));
+    let kinds = [KeyKind::Pointer(user.clone()), KeyKind::History(user), KeyKind::Business(business_id.to_owned())];
+    for kind in kinds {
+        let key = spelled(&keys, partition, &kind);
+        assert_eq!(keys.parse(&key), Some((partition, kind)), "{key:?}");
+        // What Redis Cluster hashes: from the first brace to the first that closes.
+        let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+        let (tag, rest) = tag.unwrap_or_else(|| panic!("{key:?} has no hash tag"));
+        assert_eq!(tag, partition.to_string());
+        assert!(!rest.contains(['{', '}']) && !rest.contains(char::is_control), "{key:?}");
+        let names: Vec<_> = rest.split(':').skip(2).map(|name| percent_encoding::percent_decode_str(name)).collect();
+        let expected = [business_id, user_id];
+        for (name, expected) in names.into_iter().zip(expected) {
+            assert_eq!(name.decode_utf8().ok().as_deref(), Some(expected));
+        }
+    }
+}
+
+fn spelled(keys: &Keys, partition: Partition, kind: &KeyKind) -> String {
+    match kind {
+        KeyKind::Session(id) => keys.session(*id),
+        KeyKind::Messages(id) => keys.messages(*id),
+        KeyKind::MessageIds(id) => keys.message_ids(*id),
+        KeyKind::Pointer(user) => keys.pointer(&user.business_id, &user.user_id),
+        KeyKind::History(user) => keys.history(&user.business_id, &user.user_id),
+        KeyKind::Business(business_id) => keys.business(partition, business_id),
+    }
+}
+
+/// Whatever Redis replies, it is refused, or it is a session or messages of the id that was asked for, and their JSON is
+/// JSON. The input is a session id, and one value a line: `$text`, `:integer`, `,double`, `#t`, `_`, or `*count` before
+/// the values of an array.
+pub fn reply(input: &str) {
+    let mut lines = input.split('\n');
+    let Some(id) = lines.next().and_then(|line| line.parse::<SessionId>().ok()) else {
+        return;
+    };
+    let value = value(&mut lines, REPLY_DEPTH_MAX);
+    let read = || Reply::new("fuzz", value.clone()).ok();
+    if let Some(Ok(Some(session))) = read().map(|mut reply| reply.session(id)) {
+        assert_eq!(session.session_id, id);
+        check_session(&session, &value);
+    }
+    if let Some(Ok(Some(session))) = read().map(|mut reply| reply.any_session()) {
+        check_session(&session, &value);
+    }
+    if let Some(mut reply) = read() {
+        while let Ok(message) = reply.message(id) {
+            check_message(&message, id);
+        }
+    }
+    if let Some(mut reply) = read() {
+        while !reply.is_empty() {
+            let left = reply.len();
+            // Whatever it is, it is taken: nothing reads the same value for ever.
+            let _ = (reply.string(), reply.is_empty() || reply.role().is_ok());
+            assert!(reply.len() < left);
+        }
+    }
+}
+
+fn value(lines: &mut std::str::Split<'_, char>, depth: usize) -> Value {
+    let line = lines.next().unwrap_or("_");
+    let Some(kind) = line.chars().next() else {
+        return Value::Null;
+    };
+    let rest = &line[kind.len_utf8()..];
+    match kind {
+        '$' => Value::String(rest.into()),
+        ':' => rest.parse().map_or(Value::Null, Value::Integer),
+        ',' => rest.parse().map_or(Value::Null, Value::Double),
+        '#' => Value::Boolean(rest == "t"),
+        '*' if depth > 0 => {
+            let count = rest.parse().unwrap_or(0).min(64);
+            Value::Array((0..count).map(|_: usize| value(lines, depth - 1)).collect())
+        }
+        _ => Value::Null,
+    }
+}
+
+fn check_session(session: &Session, reply: &Value) {
+    let fields = match reply {
+        Value::Array(values) => values.iter().map(Value::as_string).collect(),
+        _ => Vec::new(),
+    };
+    let [id, business_id, user_id, location_id, session_type, status, title, metadata, count, version, ..] =
+        fields.as_slice()
+    else {
+        panic!("a session was read from {fields:?}");
+    };
+    assert_eq!(id.as_ref().map(|id| id.to_lowercase()), Some(session.session_id.to_string()));
+    let texts = [business_id, user_id, location_id, session_type, metadata];
+    let read = [&session.business_id, &session.user_id, &session.location_id, &session.session_type, &session.metadata];
+    assert_eq!(texts.map(Option::as_ref), read.map(Some));
+    assert_eq!(status.as_deref(), Some(session.status.as_str()));
+    assert_eq!(title, &session.title);
+    let numbers = [count, version].map(|number| number.as_ref().and_then(|number| number.parse().ok()));
+    assert_eq!(numbers, [Some(session.message_count), Some(session.version)]);
+    let lifecycle = Lifecycle {
+        idle_timeout: std::time::Duration::from_secs(1),
+        max_lifetime: std::time::Duration::from_secs(2),
+        retention: std::time::Duration::from_secs(3),
+        activity_resolution: std::time::Duration::ZERO,
+    };
+    for now in [0, session.expires_at.0, session.expires_at.0.saturating_add(1), i64::MAX] {
+        if let Some(seen) = session.clone().at(Timestamp(now), &lifecycle) {
+            assert_eq!(seen.version, session.version);
+        }
+    }
+    let mut json = Vec::new();
+    session.write_json(&mut json);
+    check_json(&json, &[&session.metadata]);
+}
+
+fn check_message(message: &Message, id: SessionId) {
+    assert_eq!(message.session_id, id);
+    let mut json = Vec::new();
+    message.write_json(&mut json);
+    check_json(&json, &[&message.metadata, &message.content]);
+}
+
+/// What is written is JSON if what was spliced into it is.
+fn check_json(json: &[u8], spliced: &[&String]) {
+    if spliced.iter().all(|text| serde_json::from_str::<serde_json::Value>(text).is_ok()) {
+        let read = serde_json::from_slice::<serde_json::Value>(json);
+        assert!(read.is_ok(), "{}", String::from_utf8_lossy(json));
+    }
+}
