@@ -407,10 +407,7 @@ impl SettingsArgs {
         let auth = self.auth(&mut bad);
         let allow_unauthenticated =
             bad.parsed("--allow-unauthenticated", &self.allow_unauthenticated, "true or false").unwrap_or_default();
-        let rate = RateSettings {
-            credential_per_second: bad.rate("--rate-limit", &self.rate_limit),
-            user_per_second: bad.rate("--user-rate-limit", &self.user_rate_limit),
-        };
+        let rate = self.rate(&mut bad);
         let key_prefix = bad.key_prefix(self.key_prefix);
         let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
         let retention = bad.duration("--retention", &self.retention);
@@ -457,6 +454,13 @@ impl SettingsArgs {
                 })
             }
             _ => Err(bad.0),
+        }
+    }
+
+    fn rate(&self, bad: &mut Bad) -> RateSettings {
+        RateSettings {
+            credential_per_second: bad.rate("--rate-limit", &self.rate_limit),
+            user_per_second: bad.rate("--user-rate-limit", &self.user_rate_limit),
         }
     }
 
