@@ -14,7 +14,7 @@ test: ## Run the whole test suite
 	deploy/ensure-redis
 	cargo test --locked
 
-conformance: ## Call every operation as schemathesis thinks of it, for SESSIOND_CONFORMANCE_SECONDS (45) twice
+conformance: ## Call every operation as schemathesis thinks of it, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run
 
 fuzz: ## Let libFuzzer look for inputs that break a property, SESSIOND_FUZZ_SECONDS (60) for each target
