@@ -50,6 +50,7 @@ impl Bench {
                     activity_resolution: Duration::from_secs(60),
                 },
                 messages_kept: 10_000,
+                hints_max: 100_000,
                 metadata_bytes_max: 16_384,
                 refuse_unfit: true,
             });

@@ -246,6 +246,9 @@ pub struct SettingsArgs {
     /// Newest messages of a session that are kept; at least 100
     #[arg(long, global = true, env = "SESSIOND_MESSAGES_KEPT", value_name = "COUNT", default_value = "10000")]
     messages_kept: String,
+    /// Users whose session's id is remembered, so that resuming it needs no script; some 60 bytes each. 0 for none
+    #[arg(long, global = true, env = "SESSIOND_MAX_HINTS", value_name = "COUNT", default_value = "100000")]
+    max_hints: String,
     /// Most bytes of a request's body
     #[arg(long, global = true, env = "SESSIOND_MAX_BODY_BYTES", value_name = "BYTES", default_value = "262144")]
     max_body_bytes: String,
@@ -332,6 +335,8 @@ pub struct Config {
     pub default_session_type: Identifier,
     /// The newest messages of a session that are kept.
     pub messages_kept: usize,
+    /// Users whose session's id is remembered at the most.
+    pub hints_max: usize,
     /// The most bytes of a request's body.
     pub body_bytes_max: usize,
     /// The most bytes of metadata.
@@ -414,6 +419,7 @@ impl SettingsArgs {
         let default_location_id = bad.identifier("--default-location-id", self.default_location_id);
         let default_session_type = bad.identifier("--default-session-type", self.default_session_type);
         let messages_kept = bad.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
+        let hints_max = bad.number("--max-hints", &self.max_hints, 0, 100_000_000);
         let body_bytes_max = bad.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30);
         let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = bad.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
@@ -439,6 +445,7 @@ impl SettingsArgs {
                     default_location_id,
                     default_session_type,
                     messages_kept,
+                    hints_max,
                     body_bytes_max,
                     metadata_bytes_max,
                     content_bytes_max,

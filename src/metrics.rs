@@ -12,6 +12,7 @@ const REFUSED: &str = "sessiond_credentials_refused_total";
 const PANICS: &str = "sessiond_http_panics_total";
 const CONNECTIONS: &str = "sessiond_http_connections";
 const CONNECTIONS_REFUSED: &str = "sessiond_http_connections_refused_total";
+const HINT_LOOKUPS: &str = "sessiond_hint_lookups_total";
 const BUILD: &str = "sessiond_build_info";
 
 /// From 100 µs to 1 s: the deadline is the usual end.
@@ -43,6 +44,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     for limit in ["address", "total"] {
         counter!(CONNECTIONS_REFUSED, "limit" => limit).absolute(0);
     }
+    describe_counter!(HINT_LOOKUPS, "Hints looked for by get-or-create: hit, miss, or stale for one that led nowhere.");
+    for result in ["hit", "miss", "stale"] {
+        counter!(HINT_LOOKUPS, "result" => result).absolute(0);
+    }
     describe_gauge!(BUILD, "1, with what is running.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
@@ -62,6 +67,11 @@ pub fn credential_refused(reason: &'static str) {
 /// Counts a request that could not be read: whatever it was, its method and route are not known.
 pub fn request_refused(status: u16) {
     counter!(REQUESTS, "method" => "other", "route" => "unmatched", "status" => status.to_string()).increment(1);
+}
+
+/// Counts one hint that was looked for: `hit`, `miss`, or `stale` for one that led nowhere.
+pub fn hint_looked_up(result: &'static str) {
+    counter!(HINT_LOOKUPS, "result" => result).increment(1);
 }
 
 /// Counts a panic of a handler or a layer.

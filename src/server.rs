@@ -110,6 +110,7 @@ pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
         lifecycle: config.lifecycle,
         messages_kept: config.messages_kept,
         metadata_bytes_max: config.metadata_bytes_max,
+        hints_max: config.hints_max,
         refuse_unfit: true,
     }
 }

@@ -572,6 +572,12 @@ impl Lifecycle {
     pub fn resolution_ms(&self) -> i64 {
         millis(self.activity_resolution)
     }
+
+    /// Whether activity at `now` is to be written, after that of `last`.
+    #[must_use]
+    pub fn is_touch_due(&self, last: Timestamp, now: Timestamp) -> bool {
+        now > last && now.0.saturating_sub(last.0) >= self.resolution_ms()
+    }
 }
 
 fn millis(duration: Duration) -> i64 {

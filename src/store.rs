@@ -7,6 +7,7 @@ mod error;
 mod fitness;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod hints;
 mod keys;
 pub mod keyspace;
 mod lists;
@@ -29,6 +30,7 @@ use futures_util::future::select_ok;
 pub use self::client::RedisAddress;
 use self::client::Server;
 pub use self::error::StoreError;
+use self::hints::Hints;
 use self::keys::{Keys, LAYOUT_VERSION, SESSION_FIELDS, field};
 pub(crate) use self::lists::score_of;
 pub use self::lists::{Position, SessionPage};
@@ -36,9 +38,10 @@ pub use self::messages::{Append, MessagePage, MessageRange};
 use self::reply::Reply;
 use self::scripts::{Script, Scripts};
 use self::servers::Servers;
+use crate::metrics;
 use crate::session::{
-    Identifier, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId, SessionPatch, Status,
-    Timestamp, merge_patch,
+    Identifier, IfActive, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId, SessionPatch,
+    Status, Timestamp, merge_patch,
 };
 
 /// Stale index entries that one create removes from each index at the most.
@@ -67,6 +70,8 @@ pub struct StoreConfig {
     pub messages_kept: usize,
     /// The most bytes that a session's metadata may have after a merge.
     pub metadata_bytes_max: usize,
+    /// Users whose session's id is remembered at the most.
+    pub hints_max: usize,
     /// Whether a Redis is refused that may lose sessions.
     pub refuse_unfit: bool,
 }
@@ -84,6 +89,7 @@ pub struct SessionStore {
     lifecycle: Lifecycle,
     messages_kept: usize,
     metadata_bytes_max: usize,
+    hints: Hints,
 }
 
 /// What [`SessionStore::get_or_create`] did.
@@ -172,6 +178,7 @@ impl SessionStore {
             lifecycle: config.lifecycle,
             messages_kept: config.messages_kept,
             metadata_bytes_max: config.metadata_bytes_max,
+            hints: Hints::new(config.hints_max),
         })
     }
 
@@ -260,6 +267,43 @@ impl SessionStore {
     /// # Errors
     /// If the store cannot serve.
     pub async fn get_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {
+        if new.if_active == IfActive::Return
+            && let Some(session) = self.resume_hinted(&new.business_id, &new.user_id, now).await?
+        {
+            return Ok(GetOrCreate::Resumed(session));
+        }
+        let outcome = self.run_get_or_create(new, now).await?;
+        let (GetOrCreate::Created(session) | GetOrCreate::Resumed(session)) = &outcome;
+        self.hints.remember(&session.business_id, &session.user_id, session.session_id);
+        Ok(outcome)
+    }
+
+    /// The active session of a user, if the hint for this user leads to it and nothing is to be written.
+    ///
+    /// The hint only says where to look. That the session is this user's and active says its hash, and then it is the one
+    /// that the script would answer: of a user's sessions one at the most is active.
+    async fn resume_hinted(
+        &self,
+        business_id: &Identifier,
+        user_id: &Identifier,
+        now: Timestamp,
+    ) -> Result<Option<Session>, StoreError> {
+        let (business_id, user_id) = (business_id.as_str(), user_id.as_str());
+        let Some(id) = self.hints.session_of(business_id, user_id) else {
+            metrics::hint_looked_up("miss");
+            return Ok(None);
+        };
+        let session = self.read(id).await?.filter(|session| {
+            session.business_id == business_id
+                && session.user_id == user_id
+                && session.status == Status::Active
+                && now < session.expires_at
+        });
+        metrics::hint_looked_up(if session.is_some() { "hit" } else { "stale" });
+        Ok(session.filter(|session| !self.lifecycle.is_touch_due(session.last_activity_at, now)))
+    }
+
+    async fn run_get_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {
         let (business_id, user_id) = (new.business_id.as_str(), new.user_id.as_str());
         let partition = Partition::of_user(business_id, user_id);
         let id = SessionId::random(partition)?;

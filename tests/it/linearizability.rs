@@ -1,5 +1,5 @@
 //! To the clients of one user it must look as if their calls were made one after the other, each at some moment between
-//! its call and its answer: linearizability (Herlihy and Wing, 1990). Clients of two processes ask at once, everything
+//! its call and its answer: linearizability (Herlihy and Wing, 1990). Clients of several processes ask at once, everything
 //! that they were told is recorded, and a checker looks for such an order. Nothing expires in a test's time.
 
 pub mod history;
@@ -25,6 +25,9 @@ const CALLS: usize = 6;
 const AT_ONCE: usize = 30;
 /// Shorter than a Redis is stopped, so that calls are given up that have their effect later.
 pub const DEADLINE: [&str; 2] = ["--request-deadline", "500ms"];
+
+/// How many users each process remembers: as many as there are, too few, none.
+const HINTS: [[&str; 2]; 3] = [["--max-hints", "100000"], ["--max-hints", "1"], ["--max-hints", "0"]];
 
 /// One client of a user: calls that its choices lead to, with any of the last few ids that anybody was told.
 async fn client(recorder: &Recorder, bases: &[String], user: usize, mut random: Random, pause_max_ms: u64) {
@@ -71,13 +74,14 @@ pub fn expect_clean(url: &str, prefix: &str) {
 }
 
 #[tokio::test]
-async fn histories_of_two_processes_are_linearizable() {
+async fn histories_of_several_processes_are_linearizable() {
     let url = format!("redis+unix://{}", shared().display());
     let prefix = format!("lin-{}", std::process::id());
     let flags = ["--key-prefix", &prefix, "--request-deadline", "10s"];
-    let [first, second] = [(), ()].map(|()| Process::serve(&flags, &[("REDIS_URL", &url)]));
+    let processes = HINTS.map(|hints| Process::serve(&[&flags[..], &hints].concat(), &[("REDIS_URL", &url)]));
+    let bases = processes.each_ref().map(|(_, base)| base.clone());
     let recorder = Recorder::new("u", HISTORIES);
-    record(&recorder, &[first.1, second.1], &mut Random::seeded(), 2).await;
+    record(&recorder, &bases, &mut Random::seeded(), 2).await;
     let summary = recorder.expect_linearizable();
     assert_eq!(summary.unanswered, 0, "nothing happened to Redis, so everything is answered");
     expect_clean(&url, &prefix);
@@ -89,7 +93,8 @@ async fn histories_are_linearizable_whatever_happens_to_redis() {
     let mut random = Random::seeded();
     let mut redis = Victim::start();
     let url = redis.url();
-    let [first, second] = [(), ()].map(|()| Process::serve(&DEADLINE, &[("REDIS_URL", &url)]));
+    let processes = HINTS.map(|hints| Process::serve(&[&DEADLINE[..], &hints].concat(), &[("REDIS_URL", &url)]));
+    let bases = processes.each_ref().map(|(_, base)| base.clone());
     let recorder = Recorder::new("u", HISTORIES);
     // Dropped when it is over, also by a test that fails.
     let (running, over) = mpsc::channel::<()>();
@@ -103,12 +108,12 @@ async fn histories_are_linearizable_whatever_happens_to_redis() {
             (redis, suffered)
         })
     };
-    record(&recorder, &[first.1.clone(), second.1.clone()], &mut random, 120).await;
+    record(&recorder, &bases, &mut random, 120).await;
     drop(running);
     let (_redis, suffered) = faults.await.expect("no panic");
     let summary = recorder.expect_linearizable();
     // What was given up may still be on its way: the services end first.
-    drop((first, second));
+    drop(processes);
     expect_clean(&url, "sd");
     println!("{summary:?}; {suffered:?}");
 }

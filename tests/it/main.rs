@@ -14,6 +14,7 @@ mod cluster;
 mod connection;
 mod cors;
 mod faults;
+mod hints;
 mod hostile;
 mod identifiers;
 mod lifecycle;

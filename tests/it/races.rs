@@ -1,4 +1,4 @@
-//! Many callers at once, spread over two processes of the service on one Redis.
+//! Many callers at once, spread over processes of the service on one Redis: with hints, with place for few, and without.
 
 use std::collections::BTreeSet;
 
@@ -15,28 +15,28 @@ const CALLERS: usize = 10_000;
 /// Connections that are opened at once: a listener's queue is shorter than `CALLERS`.
 const CONNECTS_AT_ONCE: usize = 500;
 
-/// Two processes on the shared Redis, with one key prefix.
-struct Pair {
-    _processes: [Process; 2],
-    hosts: [String; 2],
+/// Processes on the shared Redis, with one key prefix.
+struct Processes {
+    _processes: [Process; 3],
+    hosts: [String; 3],
     look: Look,
 }
 
-impl Pair {
+impl Processes {
     async fn start(prefix: &str) -> Self {
         let prefix = format!("{prefix}-{}", std::process::id());
         let url = format!("redis+unix://{}", shared().display());
         // Ten thousand callers take their time on a small machine.
         let flags = ["--key-prefix", &prefix, "--request-deadline", "60s", "--receive-timeout", "60s"];
-        let [(first, first_url), (second, second_url)] =
-            [(), ()].map(|()| Process::serve(&flags, &[("REDIS_URL", &url)]));
-        let hosts = [first_url, second_url].map(|url| url.trim_start_matches("http://").to_owned());
-        Self { _processes: [first, second], hosts, look: Look::at(&shared(), &prefix).await }
+        let [(first, first_url), (second, second_url), (third, third_url)] = ["100000", "1", "0"]
+            .map(|hints| Process::serve(&[&flags[..], &["--max-hints", hints]].concat(), &[("REDIS_URL", &url)]));
+        let hosts = [first_url, second_url, third_url].map(|url| url.trim_start_matches("http://").to_owned());
+        Self { _processes: [first, second, third], hosts, look: Look::at(&shared(), &prefix).await }
     }
 
-    /// A connection to the first or the second process, in turn.
+    /// A connection to one of the processes, in turn.
     async fn connect(&self, turn: usize) -> TcpStream {
-        TcpStream::connect(&self.hosts[turn % 2]).await.expect("a connection")
+        TcpStream::connect(&self.hosts[turn % self.hosts.len()]).await.expect("a connection")
     }
 }
 
@@ -75,11 +75,11 @@ fn raise_open_files_limit() {
 #[tokio::test]
 async fn ten_thousand_at_once_get_one_session() {
     raise_open_files_limit();
-    let pair = Pair::start("race-create").await;
+    let processes = Processes::start("race-create").await;
     let mut streams = Vec::with_capacity(CALLERS);
     while streams.len() < CALLERS {
         let turns = streams.len()..(streams.len() + CONNECTS_AT_ONCE).min(CALLERS);
-        streams.extend(join_all(turns.map(|turn| pair.connect(turn))).await);
+        streams.extend(join_all(turns.map(|turn| processes.connect(turn))).await);
     }
     let body = json!({"businessId": "b", "userId": "everybody"});
     // Everybody is connected; now everybody asks before anybody listens.
@@ -92,20 +92,20 @@ async fn ten_thousand_at_once_get_one_session() {
     let ids: BTreeSet<_> = answers.iter().map(|(_, session)| session["sessionId"].to_string()).collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
 
-    let [session] = &pair.look.keys_of('s').await[..] else { panic!("one hash") };
-    let [pointer] = &pair.look.keys_of('a').await[..] else { panic!("one pointer") };
-    let [history] = &pair.look.keys_of('h').await[..] else { panic!("one history") };
-    let id = pair.look.text(&["GET", pointer]).await.expect("a pointer");
+    let [session] = &processes.look.keys_of('s').await[..] else { panic!("one hash") };
+    let [pointer] = &processes.look.keys_of('a').await[..] else { panic!("one pointer") };
+    let [history] = &processes.look.keys_of('h').await[..] else { panic!("one history") };
+    let id = processes.look.text(&["GET", pointer]).await.expect("a pointer");
     assert!(session.ends_with(&id) && ids.contains(&format!("{id:?}")), "{session} {id} {ids:?}");
-    assert_eq!(pair.look.texts(&["ZRANGE", history, "0", "-1"]).await, [id]);
+    assert_eq!(processes.look.texts(&["ZRANGE", history, "0", "-1"]).await, [id]);
 }
 
 /// One of many callers: creates, replaces, ends and resumes in an order of its own.
-async fn caller(pair: &Pair, number: usize) {
+async fn caller(processes: &Processes, number: usize) {
     let mut known = Vec::new();
     for step in 0..12 {
         let turn = number + step;
-        let mut stream = pair.connect(turn).await;
+        let mut stream = processes.connect(turn).await;
         // A fixed mix, another for each caller.
         let last = known.last().cloned().unwrap_or_else(|| "none".to_owned());
         let change = |body: Value| ("PATCH", format!("/api/sessions/{last}"), body);
@@ -128,30 +128,30 @@ async fn caller(pair: &Pair, number: usize) {
 
 #[tokio::test]
 async fn after_a_race_of_all_verbs_at_most_one_session_is_active() {
-    let pair = Pair::start("race-mixed").await;
-    join_all((0..128).map(|number| caller(&pair, number))).await;
+    let processes = Processes::start("race-mixed").await;
+    join_all((0..128).map(|number| caller(&processes, number))).await;
 
     let mut active = Vec::new();
-    let sessions = pair.look.keys_of('s').await;
+    let sessions = processes.look.keys_of('s').await;
     for key in &sessions {
-        let session = pair.look.hash(key).await;
+        let session = processes.look.hash(key).await;
         if session["status"] == "active" {
             active.push(session["sessionId"].clone());
         }
     }
     let mut pointed = Vec::new();
-    for key in pair.look.keys_of('a').await {
-        pointed.extend(pair.look.text(&["GET", &key]).await);
+    for key in processes.look.keys_of('a').await {
+        pointed.extend(processes.look.text(&["GET", &key]).await);
     }
     let mut indexed = Vec::new();
-    for key in pair.look.keys_of('b').await {
-        indexed.extend(pair.look.texts(&["ZRANGE", &key, "0", "-1"]).await);
+    for key in processes.look.keys_of('b').await {
+        indexed.extend(processes.look.texts(&["ZRANGE", &key, "0", "-1"]).await);
     }
     assert!(active.len() <= 1, "{active:?}");
     assert_eq!(pointed, active);
     assert_eq!(indexed, active);
-    let [history] = &pair.look.keys_of('h').await[..] else { panic!("one history") };
-    let entries = pair.look.texts(&["ZRANGE", history, "0", "-1", "WITHSCORES"]).await;
+    let [history] = &processes.look.keys_of('h').await[..] else { panic!("one history") };
+    let entries = processes.look.texts(&["ZRANGE", history, "0", "-1", "WITHSCORES"]).await;
     assert_eq!(entries.len() / 2, sessions.len());
     let scores: BTreeSet<_> = entries.iter().skip(1).step_by(2).collect();
     assert_eq!(scores.len(), sessions.len(), "createdAt strictly increases");
@@ -159,21 +159,21 @@ async fn after_a_race_of_all_verbs_at_most_one_session_is_active() {
 
 #[tokio::test]
 async fn concurrent_patches_of_different_members_are_all_kept() {
-    let pair = Pair::start("race-patch").await;
-    let mut stream = pair.connect(0).await;
+    let processes = Processes::start("race-patch").await;
+    let mut stream = processes.connect(0).await;
     let (_, session) = exchange(&mut stream, "POST", "/api/sessions", &json!({"businessId": "b", "userId": "u"})).await;
     let path = format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"));
     let add_key = |number: usize| {
-        let (pair, path) = (&pair, &path);
+        let (processes, path) = (&processes, &path);
         async move {
-            let mut stream = pair.connect(number).await;
+            let mut stream = processes.connect(number).await;
             let body = json!({"metadata": {format!("key{number}"): number}});
             exchange(&mut stream, "PATCH", path, &body).await.0
         }
     };
     let statuses = join_all((0..24).map(add_key)).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    let (_, after) = exchange(&mut pair.connect(1).await, "GET", &path, &json!({})).await;
+    let (_, after) = exchange(&mut processes.connect(1).await, "GET", &path, &json!({})).await;
     assert_eq!(after["metadata"].as_object().map(serde_json::Map::len), Some(24), "{after}");
     assert_eq!(after["version"], 25);
 }

@@ -64,10 +64,16 @@ fn run(flags: &[&str], resolution: i64) {
     }
     let seed = config.rng_seed;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let service = runtime.block_on(Service::start(flags));
+    // On one Redis and by one clock: with hints, with place for few, and without. What one does makes the others' stale.
+    let services = runtime.block_on(async {
+        let service = Service::start(flags).await;
+        let few = service.sibling(&[flags, &["--max-hints", "1"]].concat()).await;
+        let none = service.sibling(&[flags, &["--max-hints", "0"]].concat()).await;
+        [service, few, none]
+    });
     let drawn = RefCell::new(Drawn::default());
     let result = TestRunner::new(config).run(&operations(), |operations| {
-        let mut case = Case::new(&service, lifetimes, &drawn);
+        let mut case = Case::new(&services, lifetimes, &drawn);
         runtime.block_on(case.run(&operations)).map_err(TestCaseError::fail)
     });
     match result {
@@ -94,6 +100,8 @@ struct Drawn {
 
 /// One sequence of operations, done to the service and to the model.
 struct Case<'a> {
+    services: &'a [Service; 3],
+    /// The one that is asked next.
     service: &'a Service,
     drawn: &'a RefCell<Drawn>,
     lifetimes: Lifetimes,
@@ -107,7 +115,7 @@ struct Case<'a> {
 type Outcome = Result<(), String>;
 
 impl<'a> Case<'a> {
-    fn new(service: &'a Service, lifetimes: Lifetimes, drawn: &'a RefCell<Drawn>) -> Self {
+    fn new(services: &'a [Service; 3], lifetimes: Lifetimes, drawn: &'a RefCell<Drawn>) -> Self {
         drawn.borrow_mut().cases += 1;
         let number = drawn.borrow().cases;
         // Users of its own, so that each case starts from nothing: two of one business, and one of the same name in
@@ -117,12 +125,14 @@ impl<'a> Case<'a> {
             user: format!("{user}|{number}"),
         };
         let owners = [owner("b{%7d", "é/@?#"), owner("b{%7d", "a:b"), owner("b{%7d:", "é/@?#")];
+        let service = &services[0];
         let model = Model::new(service.now().0, lifetimes);
-        Self { service, drawn, lifetimes, model, owners, ids: Vec::new() }
+        Self { services, service, drawn, lifetimes, model, owners, ids: Vec::new() }
     }
 
     async fn run(&mut self, operations: &[Operation]) -> Outcome {
         for (number, operation) in operations.iter().enumerate() {
+            self.service = &self.services[number % self.services.len()];
             self.step(operation).await.map_err(|wrong| format!("Operation {number}, {operation:?}: {wrong}"))?;
         }
         self.read_everything().await.map_err(|wrong| format!("After all operations: {wrong}"))

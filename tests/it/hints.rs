@@ -1,0 +1,85 @@
+//! The hint of a user seen before saves the script, and never says what the session itself does not.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::monitor::Monitor;
+use crate::support::server::{IN_MEMORY, RedisServer};
+use crate::support::service::Service;
+
+/// The names of the commands that a get-or-create of `u` sends, and the answer's session.
+async fn resumed_by(redis: &RedisServer, service: &Service) -> (Vec<String>, serde_json::Value) {
+    let monitor = Monitor::start(&redis.socket());
+    let answer = service.get_or_create("u").await.expect(200).json();
+    let commands = monitor.finish(&redis.look().await).await;
+    // The service looks after its connection with PING; the test's own look says hello.
+    let names = commands.into_iter().map(|command| command.words[0].to_uppercase());
+    (names.filter(|name| matches!(name.as_str(), "HMGET" | "EVALSHA" | "EVAL" | "GET")).collect(), answer)
+}
+
+#[tokio::test]
+async fn resuming_a_known_user_is_one_read_and_no_script() {
+    let redis = RedisServer::start(IN_MEMORY);
+    let service = Service::start_on(&redis.socket(), &[]).await;
+    let created = service.get_or_create("u").await.expect(201).json();
+    assert_eq!(resumed_by(&redis, &service).await, (vec!["HMGET".to_owned()], created.clone()));
+
+    // A minute later activity is to be written, by the script; after that it is a read again.
+    service.advance(Duration::from_mins(1));
+    let (commands, touched) = resumed_by(&redis, &service).await;
+    assert_eq!(commands, ["HMGET", "EVALSHA"]);
+    assert_eq!(touched["sessionId"], created["sessionId"]);
+    assert_eq!(touched["lastActivityAt"], service.now().to_string());
+    assert_eq!(resumed_by(&redis, &service).await, (vec!["HMGET".to_owned()], touched));
+}
+
+#[tokio::test]
+async fn without_place_for_hints_each_call_is_the_script() {
+    let redis = RedisServer::start(IN_MEMORY);
+    let service = Service::start_on(&redis.socket(), &["--max-hints", "0"]).await;
+    let created = service.get_or_create("u").await.expect(201).json();
+    assert_eq!(resumed_by(&redis, &service).await, (vec!["EVALSHA".to_owned()], created));
+}
+
+#[tokio::test]
+async fn a_hint_that_others_made_stale_leads_nowhere() {
+    let service = Service::start(&[]).await;
+    let other = service.sibling(&[]).await;
+    let path = |id: &str| format!("/api/sessions/{id}");
+
+    let first = service.session_of("u").await;
+    other.patch(&path(&first), json!({"status": "ended"})).await.expect(200);
+    let second = service.get_or_create("u").await.expect(201).string("sessionId");
+
+    let replace = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
+    let third = other.post("/api/sessions", replace).await.expect(201).string("sessionId");
+    assert_eq!(service.get_or_create("u").await.expect(200).string("sessionId"), third);
+
+    other.delete(&path(&third)).await.expect(204);
+    let fourth = service.get_or_create("u").await.expect(201).string("sessionId");
+
+    // Resumed elsewhere in place of the fourth.
+    let resume = json!({"status": "active", "ifActive": "replace"});
+    other.patch(&path(&second), resume).await.expect(200);
+    assert_eq!(service.get_or_create("u").await.expect(200).string("sessionId"), second);
+
+    service.advance(Duration::from_mins(30));
+    let fifth = service.get_or_create("u").await.expect(201).string("sessionId");
+    assert!(![first, second, third, fourth].contains(&fifth));
+}
+
+#[tokio::test]
+async fn a_hint_is_of_one_user_of_one_business() {
+    let service = Service::start(&[]).await;
+    let mut ids = Vec::new();
+    // Business and user put together are the same text for all.
+    for (business, user) in [("a", "bc"), ("ab", "c"), ("abc", "d"), ("a", "bcd")] {
+        let body = json!({"businessId": business, "userId": user});
+        let created = service.post("/api/sessions", body.clone()).await.expect(201).json();
+        assert_eq!(service.post("/api/sessions", body).await.expect(200).json(), created);
+        ids.push(created["sessionId"].clone());
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 4);
+}
