@@ -10,6 +10,7 @@
 //! | [`session`] | identifiers, partitions, sessions, messages, the rules of their life, their JSON | I/O, clocks |
 //! | [`store`] | one method a verb: [`SessionStore`](store::SessionStore); `lua/` has a script for each that writes | HTTP |
 //! | `store/keys.rs` | names of keys and fields, why they share a hash tag | |
+//! | `store/hints.rs` | where to look first for a known user's session | the truth: that is the session's hash |
 //! | `store/client.rs`, `store/fitness.rs` | one server: the connection, bounded in every way; is it fit for sessions? | |
 //! | `store/servers.rs`, `store/cluster.rs` | which server a command goes to; who serves which slot of a cluster | |
 //! | [`store::embedded`] | the private Redis of a service that was given none | |
@@ -39,7 +40,8 @@
 //! 2. `http/sessions.rs` reads the JSON member by member; every problem is collected and answered at once.
 //! 3. [`get_or_create`](store::SessionStore::get_or_create) hashes business and user to a partition, makes an id there in
 //!    case it is needed, and runs `lua/get_or_create.lua`: Redis follows the user's pointer, sees that the session is
-//!    active, writes the activity if that is due, and answers its fields.
+//!    active, writes the activity if that is due, and answers its fields. If this process has answered the user before, a
+//!    hint says which session to read first: one `HMGET`, and no script if that one is active and no activity is due.
 //! 4. The fields become a [`Session`](session::Session), and its JSON the answer; `metadata` is spliced in as it is stored.
 //!
 //! # Invariants
