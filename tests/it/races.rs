@@ -17,7 +17,7 @@ const CONNECTS_AT_ONCE: usize = 500;
 
 /// Processes on the shared Redis, with one key prefix.
 struct Processes {
-    _processes: [Process; 3],
+    _running: [Process; 3],
     hosts: [String; 3],
     look: Look,
 }
@@ -31,7 +31,7 @@ impl Processes {
         let [(first, first_url), (second, second_url), (third, third_url)] = ["100000", "1", "0"]
             .map(|hints| Process::serve(&[&flags[..], &["--max-hints", hints]].concat(), &[("REDIS_URL", &url)]));
         let hosts = [first_url, second_url, third_url].map(|url| url.trim_start_matches("http://").to_owned());
-        Self { _processes: [first, second, third], hosts, look: Look::at(&shared(), &prefix).await }
+        Self { _running: [first, second, third], hosts, look: Look::at(&shared(), &prefix).await }
     }
 
     /// A connection to one of the processes, in turn.
