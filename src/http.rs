@@ -110,6 +110,7 @@ pub fn router(app: Arc<App>) -> Router {
 /// here and nowhere else.
 async fn identify(request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let _in_flight = metrics::InFlight::begin();
     let request_id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
@@ -125,7 +126,7 @@ async fn identify(request: Request, next: Next) -> Response {
             _ => {}
         }
     }
-    metrics::request_answered(method_label(&method), route.to_owned(), response.status().as_u16(), started.elapsed());
+    metrics::request_answered(method_label(&method), route, response.status().as_u16(), started.elapsed());
     protect(response.headers_mut());
     response.headers_mut().insert(X_REQUEST_ID, request_id);
     response

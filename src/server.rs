@@ -194,6 +194,8 @@ pub async fn run(
     let address = listener.local_addr().map_err(cannot_listen)?;
     let certificate = config.tls.clone().map(Certificate::follow).transpose().map_err(StartError::Tls)?;
     serve_metrics(config, metrics)?;
+    let watched = app.clone();
+    tokio::spawn(metrics::watch(move || watched.store.is_up()));
     tracing::info!("{credentials}");
     if config.allow_unauthenticated && config.auth.is_empty() {
         tracing::warn!(%address, "--allow-unauthenticated: whoever reaches this address may do everything");
@@ -245,6 +247,8 @@ async fn keep_current(credentials: Arc<Credentials>) {
 /// Serves `/metrics` for as long as the process lives. The default address may be taken by another service on this
 /// machine: then this one does without. An address that was asked for has to work.
 fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
+    // Whether anybody can read them or not.
+    tokio::spawn(metrics::keep_up(metrics.clone()));
     let address = config.metrics_listen.unwrap_or(METRICS_LISTEN_DEFAULT);
     let listener = match listen(address) {
         Ok(listener) => listener,
@@ -257,16 +261,8 @@ fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), Start
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "metrics on http://{address}/metrics");
     }
-    let upkeep = metrics.clone();
-    tokio::spawn(async move {
-        let mut tick = tokio::time::interval(metrics::UPKEEP_INTERVAL);
-        loop {
-            tick.tick().await;
-            upkeep.run_upkeep();
-        }
-    });
-    let render =
-        move || async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()) };
+    let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    let render = move || async move { ([content_type], metrics::render(&metrics)) };
     let router = Router::new().route("/metrics", get(render));
     tokio::spawn(serve(listener, router, connections(config), Duration::ZERO, std::future::pending()));
     Ok(())

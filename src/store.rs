@@ -25,6 +25,7 @@ use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::{HashesInterface, KeysInterface};
 use fred::types::{MultipleKeys, SetOptions, Value};
+use futures_util::FutureExt;
 use futures_util::future::select_ok;
 
 pub use self::client::RedisAddress;
@@ -38,10 +39,10 @@ pub use self::messages::{Append, MessagePage, MessageRange};
 use self::reply::Reply;
 use self::scripts::{Script, Scripts};
 use self::servers::Servers;
-use crate::metrics;
+use crate::metrics::{self, Verb};
 use crate::session::{
-    Identifier, IfActive, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId, SessionPatch,
-    Status, Timestamp, merge_patch,
+    EndReason, Identifier, IfActive, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId,
+    SessionPatch, Status, Timestamp, merge_patch,
 };
 
 /// Stale index entries that one create removes from each index at the most.
@@ -239,12 +240,23 @@ impl SessionStore {
         }
     }
 
+    /// Whether every Redis is connected and answers, as far as is known without asking.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        let servers = self.servers.all();
+        !servers.is_empty() && servers.iter().all(|server| server.answers())
+    }
+
     /// Whether Redis answers and would take a write. Of a cluster, one master that would is enough: those who route calls
     /// would otherwise take this service away from the users of all the others.
     ///
     /// # Errors
     /// Why it would not.
     pub async fn ready(&self) -> Result<(), StoreError> {
+        counted(Verb::Ready, self.any_ready()).await
+    }
+
+    async fn any_ready(&self) -> Result<(), StoreError> {
         self.check().await?;
         let servers = self.servers.all();
         if servers.is_empty() {
@@ -267,12 +279,21 @@ impl SessionStore {
     /// # Errors
     /// If the store cannot serve.
     pub async fn get_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {
+        counted(Verb::GetOrCreate, self.find_or_create(new, now)).await
+    }
+
+    async fn find_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {
         if new.if_active == IfActive::Return
             && let Some(session) = self.resume_hinted(&new.business_id, &new.user_id, now).await?
         {
+            metrics::session_resumed();
             return Ok(GetOrCreate::Resumed(session));
         }
         let outcome = self.run_get_or_create(new, now).await?;
+        match &outcome {
+            GetOrCreate::Created(_) => metrics::session_created(),
+            GetOrCreate::Resumed(_) => metrics::session_resumed(),
+        }
         let (GetOrCreate::Created(session) | GetOrCreate::Resumed(session)) = &outcome;
         self.hints.remember(&session.business_id, &session.user_id, session.session_id);
         Ok(outcome)
@@ -290,7 +311,7 @@ impl SessionStore {
     ) -> Result<Option<Session>, StoreError> {
         let (business_id, user_id) = (business_id.as_str(), user_id.as_str());
         let Some(id) = self.hints.session_of(business_id, user_id) else {
-            metrics::hint_looked_up("miss");
+            metrics::hint_missed();
             return Ok(None);
         };
         let session = self.read(id).await?.filter(|session| {
@@ -299,7 +320,11 @@ impl SessionStore {
                 && session.status == Status::Active
                 && now < session.expires_at
         });
-        metrics::hint_looked_up(if session.is_some() { "hit" } else { "stale" });
+        if session.is_some() {
+            metrics::hint_hit();
+        } else {
+            metrics::hint_was_stale();
+        }
         Ok(session.filter(|session| !self.lifecycle.is_touch_due(session.last_activity_at, now)))
     }
 
@@ -336,7 +361,11 @@ impl SessionStore {
 
         let mut reply = self.run(&self.scripts.get_or_create, keys, args).await?;
         match reply.string()?.as_str() {
-            "created" => Ok(GetOrCreate::Created(self.created(new, id, reply.time()?, now))),
+            "created" => {
+                let created_at = reply.time()?;
+                count_end(&reply.string()?);
+                Ok(GetOrCreate::Created(self.created(new, id, created_at, now)))
+            }
             "replayed" => match reply.session(id)?.and_then(|session| session.at(now, &self.lifecycle)) {
                 Some(session) => Ok(GetOrCreate::Created(session)),
                 None => Err(reply.unexpected("the created session is missing")),
@@ -377,12 +406,17 @@ impl SessionStore {
 
     /// One session, or `None` if there is none, it is no longer readable, or it is outside of `reach`.
     ///
-    /// Every verb that takes an id begins with this, so that a session outside of the caller's reach is a missing one
-    /// before anything else about it is looked at, and costs the same: one `HMGET`.
-    ///
     /// # Errors
     /// If the store cannot serve.
     pub async fn get(&self, id: SessionId, reach: &Reach, now: Timestamp) -> Result<Option<Session>, StoreError> {
+        counted(Verb::Get, self.within(id, reach, now)).await
+    }
+
+    /// The session, if it is within reach.
+    ///
+    /// Every verb that takes an id begins with this, so that a session outside of the caller's reach is a missing one
+    /// before anything else about it is looked at, and costs the same: one `HMGET`.
+    async fn within(&self, id: SessionId, reach: &Reach, now: Timestamp) -> Result<Option<Session>, StoreError> {
         let session = self.read(id).await?.and_then(|session| session.at(now, &self.lifecycle));
         Ok(session.filter(|session| reach.admits(session)))
     }
@@ -398,12 +432,20 @@ impl SessionStore {
 
     /// The active session of a user.
     ///
-    /// The pointer says which session to look at; the session itself says whether it is active. If it is not, it was
-    /// ended between the two reads, and the pointer is followed again.
-    ///
     /// # Errors
     /// If the store cannot serve.
     pub async fn get_active(
+        &self,
+        business_id: &Identifier,
+        user_id: &Identifier,
+        now: Timestamp,
+    ) -> Result<Option<Session>, StoreError> {
+        counted(Verb::GetActive, self.follow_pointer(business_id, user_id, now)).await
+    }
+
+    /// The pointer says which session to look at; the session itself says whether it is active. If it is not, it was
+    /// ended between the two reads, and the pointer is followed again.
+    async fn follow_pointer(
         &self,
         business_id: &Identifier,
         user_id: &Identifier,
@@ -446,10 +488,21 @@ impl SessionStore {
         reach: &Reach,
         now: Timestamp,
     ) -> Result<Update, StoreError> {
+        counted(Verb::Update, self.change(id, patch, condition, reach, now)).await
+    }
+
+    async fn change(
+        &self,
+        id: SessionId,
+        patch: &SessionPatch,
+        condition: &VersionCondition,
+        reach: &Reach,
+        now: Timestamp,
+    ) -> Result<Update, StoreError> {
         let mutation_id = random_mutation_id()?;
         let started = Instant::now();
         while started.elapsed() < self.retry_budget {
-            let Some(session) = self.get(id, reach, now).await? else {
+            let Some(session) = self.within(id, reach, now).await? else {
                 return Ok(Update::Missing);
             };
             if !condition.admits(session.version) {
@@ -466,9 +519,13 @@ impl SessionStore {
             let mut reply = self.run(&self.scripts.update, self.keys_of(&session), args).await?;
             match reply.string()?.as_str() {
                 "updated" => {
-                    let (_change, _other_ended) = (reply.string()?, reply.string()?);
+                    let (change, other_ended) = (reply.string()?, reply.string()?);
+                    count_end(&other_ended);
                     return match reply.session(id)?.and_then(|session| session.at(now, &self.lifecycle)) {
-                        Some(session) => Ok(Update::Updated(session)),
+                        Some(session) => {
+                            count_change(&change, &session);
+                            Ok(Update::Updated(session))
+                        }
                         None => Err(reply.unexpected("the updated session is missing")),
                     };
                 }
@@ -545,9 +602,19 @@ impl SessionStore {
         reach: &Reach,
         now: Timestamp,
     ) -> Result<Delete, StoreError> {
+        counted(Verb::Delete, self.remove(id, condition, reach, now)).await
+    }
+
+    async fn remove(
+        &self,
+        id: SessionId,
+        condition: &VersionCondition,
+        reach: &Reach,
+        now: Timestamp,
+    ) -> Result<Delete, StoreError> {
         let started = Instant::now();
         while started.elapsed() < self.retry_budget {
-            let Some(session) = self.get(id, reach, now).await? else {
+            let Some(session) = self.within(id, reach, now).await? else {
                 return Ok(Delete::Missing);
             };
             if !condition.admits(session.version) {
@@ -561,7 +628,10 @@ impl SessionStore {
             ];
             let mut reply = self.run(&self.scripts.delete, self.keys_of(&session), args).await?;
             match reply.string()?.as_str() {
-                "deleted" => return Ok(Delete::Deleted),
+                "deleted" => {
+                    metrics::sessions_deleted(1);
+                    return Ok(Delete::Deleted);
+                }
                 "missing" => return Ok(Delete::Missing),
                 // Another change came in between: look again.
                 "version_mismatch" => {}
@@ -576,6 +646,15 @@ impl SessionStore {
     /// # Errors
     /// If the store cannot serve. Some sessions may be gone by then; another call erases the rest.
     pub async fn erase_user(
+        &self,
+        business_id: &Identifier,
+        user_id: &Identifier,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        counted(Verb::EraseUser, self.erase_all(business_id, user_id, now)).await
+    }
+
+    async fn erase_all(
         &self,
         business_id: &Identifier,
         user_id: &Identifier,
@@ -599,7 +678,9 @@ impl SessionStore {
             let mut reply = self.run(&self.scripts.erase_user, keys, args).await?;
             match reply.string()?.as_str() {
                 "erased" => {
-                    erased += reply.parse::<u64>()?;
+                    let batch = reply.parse::<u64>()?;
+                    metrics::sessions_deleted(batch);
+                    erased += batch;
                     if reply.parse::<u64>()? == 0 {
                         return Ok(erased);
                     }
@@ -612,6 +693,35 @@ impl SessionStore {
     /// Closes the connections after what was sent is answered.
     pub async fn quit(&self) {
         self.servers.quit().await;
+    }
+}
+
+/// Counts an operation and takes its time, from now on.
+///
+/// Not an async function: that would have room for the operation twice.
+fn counted<T>(
+    verb: Verb,
+    operation: impl Future<Output = Result<T, StoreError>>,
+) -> impl Future<Output = Result<T, StoreError>> {
+    let started = Instant::now();
+    operation.inspect(move |result| {
+        metrics::store_answered(verb, result.as_ref().err().map(StoreError::kind), started.elapsed());
+    })
+}
+
+/// Counts what the change of an update did to the session's life.
+fn count_change(change: &str, session: &Session) {
+    match change {
+        "resumed" => metrics::session_resumed(),
+        "ended" | "expired" => count_end(session.end_reason.map_or("", EndReason::as_str)),
+        _ => {}
+    }
+}
+
+/// Counts an end that a script wrote down. The reason is empty if there was none.
+fn count_end(reason: &str) {
+    if let Some(reason) = EndReason::from_word(reason) {
+        metrics::session_ended(reason.as_str());
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, OnceCell};
 use tokio::task::AbortHandle;
 
 use super::{StoreError, fitness};
+use crate::metrics;
 
 /// Commands that may wait for Redis at once; more are refused, so that an outage is not a memory leak.
 const COMMANDS_WAITING_MAX: usize = 16_384;
@@ -293,6 +294,9 @@ async fn keep_watch(client: Client, is_silent: Arc<AtomicBool>) {
 /// Gives each connection its number.
 async fn count_connections(mut connected: Receiver<Address>, number: Arc<AtomicU64>) {
     while !matches!(connected.recv().await, Err(RecvError::Closed)) {
+        if number.load(Ordering::Acquire) != 0 {
+            metrics::store_reconnected();
+        }
         number.store(1 + CONNECTIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
     }
 }

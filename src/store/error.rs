@@ -40,6 +40,25 @@ pub enum StoreError {
     Random(#[from] getrandom::Error),
 }
 
+impl StoreError {
+    /// What went wrong, in a word, for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(error) if *error.kind() == ErrorKind::Timeout => "timeout",
+            Self::Unavailable(_) => "unavailable",
+            Self::NotServing(..) => "not_serving",
+            Self::Full(_) => "full",
+            Self::Busy(_) => "busy",
+            Self::Refused(_) => "refused",
+            Self::Layout(_) => "layout",
+            Self::Unfit(_) => "unfit",
+            Self::Reply { .. } => "reply",
+            Self::Random(_) => "random",
+        }
+    }
+}
+
 /// Error codes by which a server says that it does not serve now: it loads, fails over, moves slots, lost its replicas,
 /// cannot save, or was not told who we are.
 const NOT_SERVING: [&str; 12] = [

@@ -7,7 +7,8 @@ use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
 use futures_util::future::try_join_all;
 
 use super::reply::Reply;
-use super::{SessionStore, StoreError};
+use super::{SessionStore, StoreError, counted};
+use crate::metrics::Verb;
 use crate::session::{Identifier, Partition, Reach, Session, SessionId, Status, Timestamp};
 
 /// How often a list reads on to fill a page that has gaps.
@@ -81,6 +82,17 @@ impl SessionStore {
         after: Option<Position>,
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
+        counted(Verb::ListHistory, self.page_of_history(business_id, user_id, limit, after, now)).await
+    }
+
+    async fn page_of_history(
+        &self,
+        business_id: &Identifier,
+        user_id: &Identifier,
+        limit: usize,
+        after: Option<Position>,
+        now: Timestamp,
+    ) -> Result<SessionPage, StoreError> {
         let key = self.keys.history(business_id.as_str(), user_id.as_str());
         let mut page = PageUnderWay::new(limit, after);
         let mut wanted = limit + 1;
@@ -90,8 +102,8 @@ impl SessionStore {
             let highest = page.after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
             let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
             let exhausted = entries.len() < wanted;
-            let read =
-                try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
+            let read = try_join_all(entries.iter().map(|entry| self.within(entry.session_id, &Reach::Everything, now)))
+                .await?;
             if page.fill(entries, read) {
                 break;
             }
@@ -108,6 +120,16 @@ impl SessionStore {
     /// # Errors
     /// If the store cannot serve.
     pub async fn list_active(
+        &self,
+        business_id: &Identifier,
+        limit: usize,
+        after: Option<Position>,
+        now: Timestamp,
+    ) -> Result<(SessionPage, u64), StoreError> {
+        counted(Verb::ListActive, self.page_of_active_and_total(business_id, limit, after, now)).await
+    }
+
+    async fn page_of_active_and_total(
         &self,
         business_id: &Identifier,
         limit: usize,
@@ -137,8 +159,8 @@ impl SessionStore {
             entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.score, entry.session_id)));
             entries.truncate(limit + 1);
             let exhausted = entries.len() <= limit;
-            let read =
-                try_join_all(entries.iter().map(|entry| self.get(entry.session_id, &Reach::Everything, now))).await?;
+            let read = try_join_all(entries.iter().map(|entry| self.within(entry.session_id, &Reach::Everything, now)))
+                .await?;
             let is_active = |session: &Session| session.status == Status::Active;
             if page.fill(entries, read.into_iter().map(|session| session.filter(is_active))) {
                 break;

@@ -5,7 +5,8 @@ use fred::interfaces::StreamsInterface;
 use fred::types::Value;
 
 use super::reply::Reply;
-use super::{SessionStore, StoreError};
+use super::{SessionStore, StoreError, counted};
+use crate::metrics::{self, Verb};
 use crate::session::{Message, NewMessage, Reach, SessionId, Timestamp};
 
 /// Messages beyond the kept ones that one append removes at the most.
@@ -60,7 +61,17 @@ impl SessionStore {
         reach: &Reach,
         now: Timestamp,
     ) -> Result<Append, StoreError> {
-        let Some(session) = self.get(id, reach, now).await? else {
+        counted(Verb::AppendMessages, self.append(id, new, reach, now)).await
+    }
+
+    async fn append(
+        &self,
+        id: SessionId,
+        new: &[NewMessage],
+        reach: &Reach,
+        now: Timestamp,
+    ) -> Result<Append, StoreError> {
+        let Some(session) = self.within(id, reach, now).await? else {
             return Ok(Append::Missing);
         };
         let mut batch = match Batch::new(new)? {
@@ -79,9 +90,13 @@ impl SessionStore {
             batch.push_args(&mut args);
             let mut reply = self.run(&self.scripts.append_messages, self.keys_of(&session), args).await?;
             match reply.string()?.as_str() {
-                "appended" => return Ok(Append::Appended(batch.read_messages(&mut reply, id)?.0)),
+                "appended" => {
+                    let (messages, _, new) = batch.read_messages(&mut reply, id)?;
+                    metrics::messages_appended(new);
+                    return Ok(Append::Appended(messages));
+                }
                 "replayed" => {
-                    let (messages, made_here) = batch.read_messages(&mut reply, id)?;
+                    let (messages, made_here, _) = batch.read_messages(&mut reply, id)?;
                     // An id that was made for this call is known only because an earlier run of it was lost.
                     return Ok(if made_here { Append::Appended(messages) } else { Append::Replayed(messages) });
                 }
@@ -109,8 +124,20 @@ impl SessionStore {
         reach: &Reach,
         now: Timestamp,
     ) -> Result<Option<MessagePage>, StoreError> {
+        // Boxed, for it has room for three calls at once.
+        counted(Verb::ListMessages, Box::pin(self.page_of_messages(id, range, limit, reach, now))).await
+    }
+
+    async fn page_of_messages(
+        &self,
+        id: SessionId,
+        range: MessageRange,
+        limit: u64,
+        reach: &Reach,
+        now: Timestamp,
+    ) -> Result<Option<MessagePage>, StoreError> {
         // Before the messages are read: how long that takes would tell a foreign session from a missing one.
-        if *reach != Reach::Everything && self.get(id, reach, now).await?.is_none() {
+        if *reach != Reach::Everything && self.within(id, reach, now).await?.is_none() {
             return Ok(None);
         }
         let key = self.keys.messages(id);
@@ -133,7 +160,7 @@ impl SessionStore {
                 _ => Ok(Vec::new()),
             }
         };
-        let (mut messages, oldest, session) = futures_util::try_join!(messages, oldest, self.get(id, reach, now))?;
+        let (mut messages, oldest, session) = futures_util::try_join!(messages, oldest, self.within(id, reach, now))?;
         let Some(session) = session else {
             return Ok(None);
         };
@@ -240,10 +267,11 @@ impl Batch {
     }
 
     /// The messages as they are stored, one for each of the call; and whether an id was made for this call.
-    fn read_messages(&self, reply: &mut Reply, session_id: SessionId) -> Result<(Vec<Message>, bool), StoreError> {
+    fn read_messages(&self, reply: &mut Reply, session_id: SessionId) -> Result<(Vec<Message>, bool, u64), StoreError> {
         let mut stored = Vec::with_capacity(self.messages.len());
+        let mut new = 0;
         for message in &self.messages {
-            let _origin = reply.string()?;
+            new += u64::from(reply.string()? == "new");
             stored.push(Message {
                 message_id: message.message_id.clone(),
                 session_id,
@@ -256,7 +284,7 @@ impl Batch {
         }
         let made_here = self.messages.iter().any(|message| message.made_here);
         let messages = self.places.iter().filter_map(|&place| stored.get(place).cloned()).collect();
-        Ok((messages, made_here))
+        Ok((messages, made_here, new))
     }
 }
 

@@ -10,6 +10,7 @@ use super::client::Server;
 use super::error::Redirection;
 use super::reply::Reply;
 use super::servers::Servers;
+use crate::metrics;
 
 /// One script: a verb that Redis runs as one step.
 #[derive(Debug)]
@@ -50,6 +51,7 @@ impl Script {
             Err(error) if error.details().starts_with("NOSCRIPT") => {}
             other => return other,
         }
+        metrics::store_retried("noscript");
         let reply = client.eval(self.source, keys.to_vec(), args.to_vec()).await;
         if reply.as_ref().is_err_and(|error| Redirection::of(error).is_some()) {
             // A server that a slot is moving to takes one command for it at a time. The next one will be the digest.

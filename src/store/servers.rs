@@ -12,6 +12,7 @@ use super::StoreError;
 use super::client::{Server, Settings};
 use super::cluster::Cluster;
 use super::error::Redirection;
+use crate::metrics;
 
 /// Which part of a command's timeout a call may spend on trying again while a slot moves.
 const RETRY_SHARE: f64 = 0.5;
@@ -89,9 +90,18 @@ impl Servers {
             };
             match Redirection::of(&error) {
                 _ if started.elapsed() >= self.retry_budget => return Err(error.into()),
-                Some(Redirection::Moved(address)) => cluster.slot_has_moved(key, address)?,
-                Some(Redirection::Ask(address)) => importing = Some(cluster.server_at(address)?),
-                Some(Redirection::TryAgain) => cluster.look_again(),
+                Some(Redirection::Moved(address)) => {
+                    metrics::store_retried("moved");
+                    cluster.slot_has_moved(key, address)?;
+                }
+                Some(Redirection::Ask(address)) => {
+                    metrics::store_retried("ask");
+                    importing = Some(cluster.server_at(address)?);
+                }
+                Some(Redirection::TryAgain) => {
+                    metrics::store_retried("try_again");
+                    cluster.look_again();
+                }
                 None => {
                     cluster.look_again();
                     if error.details() != NO_MASTER {
