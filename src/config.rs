@@ -1,7 +1,7 @@
 //! Every setting, once: its flag, its variable, its default, its unit. The only place that reads the environment.
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +47,9 @@ impl Cli {
         Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
     }
 }
+
+/// More event loops than any machine has cores.
+const EVENT_LOOPS_MAX: usize = 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -249,6 +252,9 @@ pub struct SettingsArgs {
     /// Users whose session's id is remembered, so that resuming it needs no script; some 60 bytes each. 0 for none
     #[arg(long, global = true, env = "SESSIOND_MAX_HINTS", value_name = "COUNT", default_value = "100000")]
     max_hints: String,
+    /// Event loops that serve requests, each a thread with a connection of its own to Redis [default: one a core]
+    #[arg(long, global = true, env = "SESSIOND_EVENT_LOOPS", value_name = "COUNT")]
+    event_loops: Option<String>,
     /// Most bytes of a request's body
     #[arg(long, global = true, env = "SESSIOND_MAX_BODY_BYTES", value_name = "BYTES", default_value = "262144")]
     max_body_bytes: String,
@@ -337,6 +343,8 @@ pub struct Config {
     pub messages_kept: usize,
     /// Users whose session's id is remembered at the most.
     pub hints_max: usize,
+    /// How many event loops serve requests.
+    pub event_loops: usize,
     /// The most bytes of a request's body.
     pub body_bytes_max: usize,
     /// The most bytes of metadata.
@@ -420,6 +428,10 @@ impl SettingsArgs {
         let default_session_type = bad.identifier("--default-session-type", self.default_session_type);
         let messages_kept = bad.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
         let hints_max = bad.number("--max-hints", &self.max_hints, 0, 100_000_000);
+        let event_loops = match not_empty(self.event_loops.as_deref()) {
+            Some(text) => bad.number("--event-loops", text, 1, EVENT_LOOPS_MAX),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(EVENT_LOOPS_MAX),
+        };
         let body_bytes_max = bad.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30);
         let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = bad.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
@@ -446,6 +458,7 @@ impl SettingsArgs {
                     default_session_type,
                     messages_kept,
                     hints_max,
+                    event_loops,
                     body_bytes_max,
                     metadata_bytes_max,
                     content_bytes_max,

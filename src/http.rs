@@ -42,7 +42,7 @@ pub use self::openapi::document;
 use crate::auth::{Credentials, RateLimits};
 use crate::metrics;
 use crate::session::{Identifier, Timestamp};
-use crate::store::SessionStore;
+use crate::store::{SessionStore, StoreError};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -51,13 +51,14 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// What the handlers work with.
+#[derive(Clone)]
 pub struct App {
     /// The sessions.
-    pub store: SessionStore,
+    pub store: Arc<SessionStore>,
     /// Who may call, and do what.
     pub credentials: Arc<Credentials>,
     /// How often.
-    pub rate_limits: RateLimits,
+    pub rate_limits: Arc<RateLimits>,
     /// Tells the time.
     pub clock: Clock,
     /// `locationId` of a session that is created without one.
@@ -81,6 +82,14 @@ pub struct App {
 }
 
 impl App {
+    /// The same for another event loop: with connections of its own to the store, and all else shared.
+    ///
+    /// # Errors
+    /// If the store cannot be connected to.
+    pub fn sibling(&self) -> Result<Arc<Self>, StoreError> {
+        Ok(Arc::new(Self { store: Arc::new(self.store.sibling()?), ..self.clone() }))
+    }
+
     fn now(&self) -> Timestamp {
         (self.clock)()
     }

@@ -18,7 +18,8 @@
 //! | [`auth`] | from the text of a credential to what it may do: API keys, JWTs, their files | HTTP, the store |
 //! | `http/access.rs` | who may call what: every route that is not named there as public needs a credential | |
 //! | `http/error.rs` | every error answer, in one shape | |
-//! | [`server`] | listeners, connections, drain; the one place that reads the clock | |
+//! | [`server`] | start, listeners, drain; the one place that reads the clock | |
+//! | `server/event_loop.rs` | event loops, one a thread: whoever is connected stays on one of them | |
 //! | `server/admission.rs`, `server/patience.rs` | how many connections there may be; how long one may keep the service waiting | |
 //! | `server/head.rs`, `server/refusal.rs` | heads that hyper would take and we do not; a body for the answers that it makes by itself | |
 //! | [`tls`] | the certificate of the listener, and its reload | |
@@ -35,7 +36,7 @@
 //!
 //! `POST /api/sessions` for a user who has an active session:
 //!
-//! 1. `server.rs` accepted the connection; hyper parses the request. `http.rs` gives it an id, `http/access.rs` asks
+//! 1. `server.rs` accepted the connection, and gave it to an event loop (`server/event_loop.rs`); hyper parses the request. `http.rs` gives it an id, `http/access.rs` asks
 //!    [`auth`] what its credential may do, and then its body is received.
 //! 2. `http/sessions.rs` reads the JSON member by member; every problem is collected and answered at once.
 //! 3. [`get_or_create`](store::SessionStore::get_or_create) hashes business and user to a partition, makes an id there in
@@ -88,6 +89,9 @@
 //! - A page of messages costs a caller whose reach is bounded a second round trip: the owner is looked at before the messages
 //!   are read, or the time would tell that there are some.
 //! - The crate for JWTs brings its choice of two libraries of cryptography. `ring` is here for TLS, and checks signatures too.
+//! - Event loops do not each listen (`SO_REUSEPORT`): one place accepts, and gives each connection to the loop that has fewest. The
+//!   kernel would choose by a hash, so that some loops have twice as many as others; it would leave connections unserved in the
+//!   queue of a loop that stops; and a second service on the same port would take half of the calls instead of failing.
 //! - The private Redis is ended with its parent by SIGTERM, not SIGKILL: with `everysec` it may hold back acknowledged writes
 //!   for up to two seconds while a sync takes long.
 

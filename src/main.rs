@@ -77,7 +77,7 @@ fn print_line(text: &str) -> ExitCode {
 fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
     start_log(&config.log);
     raise_open_files_limit();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };

@@ -14,6 +14,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
+use tokio::runtime::RuntimeMetrics;
 
 const REQUESTS: &str = "sessiond_http_requests_total";
 const REQUEST_SECONDS: &str = "sessiond_http_request_duration_seconds";
@@ -36,7 +37,7 @@ const ENDED: &str = "sessiond_sessions_ended_total";
 const DELETED: &str = "sessiond_sessions_deleted_total";
 const APPENDED: &str = "sessiond_messages_appended_total";
 const LAG_SECONDS: &str = "sessiond_event_loop_lag_seconds";
-const WORKERS: &str = "sessiond_runtime_workers";
+const EVENT_LOOPS: &str = "sessiond_runtime_event_loops";
 const ALIVE_TASKS: &str = "sessiond_runtime_alive_tasks";
 const QUEUE_DEPTH: &str = "sessiond_runtime_global_queue_depth";
 const BUSY_SECONDS: &str = "sessiond_runtime_busy_seconds_total";
@@ -213,11 +214,11 @@ fn describe() {
     describe_counter!(ENDED, "Sessions whose end was written down: client, replaced, idle, max_lifetime.");
     describe_counter!(DELETED, "Sessions deleted, also by the erasure of their user.");
     describe_counter!(APPENDED, "Messages appended, without repetitions.");
-    describe_histogram!(LAG_SECONDS, Unit::Seconds, "By how much a timer of the service was late.");
-    describe_gauge!(WORKERS, "Threads that serve requests.");
-    describe_gauge!(ALIVE_TASKS, "Tasks of the runtime that are not finished.");
-    describe_gauge!(QUEUE_DEPTH, "Tasks that no thread has taken up yet.");
-    describe_counter!(BUSY_SECONDS, Unit::Seconds, "Whole seconds that all threads together were busy.");
+    describe_histogram!(LAG_SECONDS, Unit::Seconds, "By how much a timer of an event loop was late.");
+    describe_gauge!(EVENT_LOOPS, "Event loops that serve requests, each a thread.");
+    describe_gauge!(ALIVE_TASKS, "Tasks of the event loops that are not finished.");
+    describe_gauge!(QUEUE_DEPTH, "Tasks that were woken from outside of their event loop and have not run yet.");
+    describe_counter!(BUSY_SECONDS, Unit::Seconds, "Whole seconds that all event loops together were busy.");
     describe_gauge!(BUILD, "1, with what is running.");
     Collector::default().describe();
 }
@@ -259,22 +260,30 @@ pub async fn keep_up(handle: PrometheusHandle) {
     }
 }
 
-/// Looks at the runtime and, by `is_up`, at the store for as long as the process lives.
-pub async fn watch(is_up: impl Fn() -> bool) {
-    let (store_up, lag) = (gauge!(STORE_UP), histogram!(LAG_SECONDS));
-    let (workers, tasks, queue) = (gauge!(WORKERS), gauge!(ALIVE_TASKS), gauge!(QUEUE_DEPTH));
+/// Looks at the event loops' runtimes and, by `is_up`, at the store for as long as the process lives.
+pub async fn watch(runtimes: Vec<RuntimeMetrics>, is_up: impl Fn() -> bool) {
+    let store_up = gauge!(STORE_UP);
+    let (loops, tasks, queue) = (gauge!(EVENT_LOOPS), gauge!(ALIVE_TASKS), gauge!(QUEUE_DEPTH));
     let busy = counter!(BUSY_SECONDS);
-    let runtime = tokio::runtime::Handle::current().metrics();
+    let mut tick = tokio::time::interval(LOOK_INTERVAL);
+    loop {
+        tick.tick().await;
+        store_up.set(if is_up() { 1.0 } else { 0.0 });
+        loops.set(count(runtimes.len()));
+        tasks.set(count(runtimes.iter().map(RuntimeMetrics::num_alive_tasks).sum()));
+        queue.set(count(runtimes.iter().map(RuntimeMetrics::global_queue_depth).sum()));
+        let busy_time: Duration = runtimes.iter().map(|runtime| runtime.worker_total_busy_duration(0)).sum();
+        busy.absolute(busy_time.as_secs());
+    }
+}
+
+/// Looks how late this event loop is, for as long as it runs.
+pub async fn watch_lag() {
+    let lag = histogram!(LAG_SECONDS);
     loop {
         let due = Instant::now() + LOOK_INTERVAL;
         tokio::time::sleep_until(due.into()).await;
         lag.record(due.elapsed());
-        store_up.set(if is_up() { 1.0 } else { 0.0 });
-        workers.set(count(runtime.num_workers()));
-        tasks.set(count(runtime.num_alive_tasks()));
-        queue.set(count(runtime.global_queue_depth()));
-        let busy_time: Duration = (0..runtime.num_workers()).map(|n| runtime.worker_total_busy_duration(n)).sum();
-        busy.absolute(busy_time.as_secs());
     }
 }
 

@@ -1,11 +1,11 @@
 //! Starts the service and stops it: listener, connections, drain. The one place that reads the clock.
 
 mod admission;
+mod event_loop;
 mod head;
 mod patience;
 mod refusal;
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
@@ -13,24 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
 use axum::http::header;
 use axum::routing::get;
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tower::ServiceExt;
 
 use self::admission::{Admission, Place};
+use self::event_loop::{EventLoop, EventLoops};
 pub use self::patience::Patience;
-use self::patience::{PatientIo, Serving};
-use self::refusal::CompletedIo;
 use crate::auth::{self, Credentials, RateLimits};
 use crate::config::{Config, ConnectionLimits, RedisSource};
-use crate::http::{self, App, Clock};
+use crate::http::{App, Clock};
 use crate::metrics;
 use crate::session::Timestamp;
 use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
@@ -39,9 +32,6 @@ use crate::tls::Certificate;
 
 /// How long to wait before accepting again after the operating system refused: usually it is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// How long a service that stops still reads from the connections it has. hyper closes those at once on which it has read
-/// nothing, or nothing new, even if a request is waiting there.
-const LAST_REQUESTS: Duration = Duration::from_millis(100);
 /// How much of the request's deadline one Redis command may take, and how much all that a request needs: the rest is for
 /// saying that it took too long.
 const COMMAND_SHARE: f64 = 0.75;
@@ -51,9 +41,6 @@ const STORE_CHECK: Duration = Duration::from_millis(500);
 /// How many connections the operating system may keep until they are accepted, if its own limit is not lower. It forgets
 /// what comes beyond, and those clients try again after a second.
 const CONNECTIONS_WAITING_MAX: u32 = 4096;
-/// The headers that hyper takes if it is not told: then it keeps them on the stack, which is faster.
-const HEADERS_OF_HYPER: usize = 100;
-
 /// Where metrics are served if nothing is said.
 const METRICS_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 
@@ -72,6 +59,9 @@ pub enum StartError {
     /// The certificate cannot be used any more: it could when the settings were checked.
     #[error("cannot serve HTTPS: {0}")]
     Tls(String),
+    /// The operating system gives no threads to serve on.
+    #[error("cannot start to serve: {0}")]
+    Threads(#[source] io::Error),
     /// Metrics cannot be recorded.
     #[error("cannot record metrics: {0}")]
     Metrics(#[from] BuildError),
@@ -161,9 +151,9 @@ pub fn app(
     clock: Clock,
 ) -> Result<Arc<App>, StoreError> {
     Ok(Arc::new(App {
-        store: SessionStore::connect(store_config(config, redis))?,
+        store: Arc::new(SessionStore::connect(store_config(config, redis))?),
         credentials,
-        rate_limits: RateLimits::new(config.rate),
+        rate_limits: Arc::new(RateLimits::new(config.rate)),
         clock,
         default_location_id: config.default_location_id.clone(),
         default_session_type: config.default_session_type.clone(),
@@ -194,14 +184,16 @@ pub async fn run(
     let address = listener.local_addr().map_err(cannot_listen)?;
     let certificate = config.tls.clone().map(Certificate::follow).transpose().map_err(StartError::Tls)?;
     serve_metrics(config, metrics)?;
-    let watched = app.clone();
-    tokio::spawn(metrics::watch(move || watched.store.is_up()));
+    let connections = Connections { certificate, ..connections(config) };
+    let (event_loops, runtimes) = EventLoops::start(config.event_loops, &app, &connections, config.shutdown_grace)?;
+    let store = app.store.clone();
+    tokio::spawn(metrics::watch(runtimes, move || store.is_up()));
     tracing::info!("{credentials}");
     if config.allow_unauthenticated && config.auth.is_empty() {
         tracing::warn!(%address, "--allow-unauthenticated: whoever reaches this address may do everything");
     }
     tokio::spawn(keep_current(credentials));
-    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{address}");
     tracing::info!(address = %address, redis = %redis, "serving on {base}, documentation at {base}/docs");
     let mut unfit = None;
@@ -211,8 +203,8 @@ pub async fn run(
             error = unfit_store(&app.store) => unfit = Some(error),
         }
     };
-    let connections = Connections { certificate, ..connections(config) };
-    serve(listener, http::router(app.clone()), connections, config.shutdown_grace, stop).await;
+    accept(listener, &connections, stop, |stream, place| event_loops.serve(stream, place)).await;
+    event_loops.finish().await;
     app.store.quit().await;
     if let Some(error) = unfit {
         return Err(error.into());
@@ -277,7 +269,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(CONNECTIONS_WAITING_MAX)
 }
 
-/// Accepts connections until `shutdown` resolves, then finishes what was accepted, for at most `grace`.
+/// Serves on one event loop, the caller's, until `shutdown` resolves, then finishes what was accepted, for at most `grace`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -285,15 +277,34 @@ pub async fn serve(
     grace: Duration,
     shutdown: impl Future<Output = ()>,
 ) {
-    let graceful = GracefulShutdown::new();
-    let listening = Arc::new(Listening { router, admission: Admission::new(connections.limits.clone()), connections });
+    let event_loop = EventLoop::new(router, connections.clone());
+    accept(listener, &connections, shutdown, |stream, place| event_loop.serve(stream, place)).await;
+    event_loop.finish(grace).await;
+}
+
+/// Accepts connections until `shutdown` resolves, and has those served that there is a place for.
+async fn accept(
+    listener: TcpListener,
+    connections: &Connections,
+    shutdown: impl Future<Output = ()>,
+    serve: impl Fn(TcpStream, Place),
+) {
+    let admission = Admission::new(connections.limits.clone());
+    let admit = |stream, client| match admission.admit(client) {
+        Ok(place) => serve(stream, place),
+        Err(refused) => {
+            metrics::connection_refused(refused.as_str());
+            tracing::debug!(%client, limit = refused.as_str(), "too many connections");
+            turn_away(stream, connections.certificate.is_some());
+        }
+    };
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, client)) => listening.accept(stream, client.ip(), &graceful),
+                Ok((stream, client)) => admit(stream, client.ip()),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -302,17 +313,23 @@ pub async fn serve(
             },
         }
     }
-    accept_waiting(listener, |stream, client| listening.accept(stream, client, &graceful));
+    accept_waiting(listener, admit);
     tracing::info!("stopping: finishing what was accepted");
-    tokio::time::sleep(LAST_REQUESTS).await;
-    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some requests did not finish within {grace:?}");
+}
+
+/// Says why, as far as that costs nothing, and closes the connection.
+fn turn_away(stream: TcpStream, expects_tls: bool) {
+    // A client that expects TLS could not read it.
+    if !expects_tls && let Ok(mut stream) = stream.into_std() {
+        // A new connection has room for this; whatever goes wrong, it is closed.
+        let _ = stream.write_all(&refusal::overloaded());
+        let _ = stream.shutdown(Shutdown::Write);
     }
 }
 
 /// Closes the listener. The operating system had accepted some connections that we did not take yet: their clients may have
 /// sent a request already, which closing the listener would drop.
-fn accept_waiting(listener: TcpListener, mut serve: impl FnMut(TcpStream, IpAddr)) {
+fn accept_waiting(listener: TcpListener, admit: impl Fn(TcpStream, IpAddr)) {
     // Asked directly, because the runtime tells of a connection only after its next look.
     let Ok(listener) = listener.into_std() else {
         return;
@@ -321,91 +338,7 @@ fn accept_waiting(listener: TcpListener, mut serve: impl FnMut(TcpStream, IpAddr
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
         {
-            serve(stream, client.ip());
-        }
-    }
-}
-
-/// A listener, and what its connections share.
-struct Listening {
-    router: Router,
-    connections: Connections,
-    admission: Arc<Admission>,
-}
-
-impl Listening {
-    /// Serves a connection in its own task, if there is a place for it.
-    fn accept(self: &Arc<Self>, stream: TcpStream, client: IpAddr, graceful: &GracefulShutdown) {
-        let place = match self.admission.admit(client) {
-            Ok(place) => place,
-            Err(refused) => {
-                metrics::connection_refused(refused.as_str());
-                tracing::debug!(%client, limit = refused.as_str(), "too many connections");
-                return self.turn_away(stream);
-            }
-        };
-        // Without it an answer may wait for the acknowledgement of the one before.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection was gone before it was served");
-            return;
-        }
-        tokio::spawn(self.clone().secured(stream, graceful.watcher(), place));
-    }
-
-    /// Says why, as far as that costs nothing, and closes the connection.
-    fn turn_away(&self, stream: TcpStream) {
-        // A client that expects TLS could not read it.
-        if self.connections.certificate.is_none()
-            && let Ok(mut stream) = stream.into_std()
-        {
-            // A new connection has room for this; whatever goes wrong, it is closed.
-            let _ = stream.write_all(&refusal::overloaded());
-            let _ = stream.shutdown(Shutdown::Write);
-        }
-    }
-
-    /// Makes the connection a TLS one if it has to be, and serves it. The place is held to its end.
-    async fn secured(self: Arc<Self>, stream: TcpStream, watcher: Watcher, place: Place) {
-        match &self.connections.certificate {
-            None => self.served(stream, watcher).await,
-            Some(certificate) => {
-                let handshake = certificate.acceptor().accept(stream);
-                match tokio::time::timeout(self.connections.patience.head, handshake).await {
-                    // Boxed, for a plain connection would have room for it, too.
-                    Ok(Ok(stream)) => Box::pin(self.served(stream, watcher)).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "no TLS connection"),
-                    Err(_) => tracing::debug!("a TLS handshake took too long"),
-                }
-            }
-        }
-        drop(place);
-    }
-
-    /// Serves the requests of a connection.
-    async fn served(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, watcher: Watcher) {
-        let Connections { patience, limits, .. } = &self.connections;
-        let serving = Serving::default();
-        let io = PatientIo::new(TokioIo::new(stream), *patience, serving.clone());
-        let io = CompletedIo::new(io, serving.clone());
-        let router = self.router.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            let (router, serving) = (router.clone(), serving.clone());
-            async move {
-                serving.turn();
-                let request: Request = request.map(axum::body::Body::new);
-                let answer = router.oneshot(request).await.unwrap_or_else(|never| match never {});
-                serving.turn();
-                Ok::<_, Infallible>(answer)
-            }
-        });
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.header_read_timeout(None).max_header_size(limits.head_bytes);
-        if limits.headers != HEADERS_OF_HYPER {
-            builder.max_headers(limits.headers);
-        }
-        // What goes wrong with a connection is its client's doing.
-        if let Err(error) = watcher.watch(builder.serve_connection(io, service)).await {
-            tracing::debug!(%error, "connection error");
+            admit(stream, client.ip());
         }
     }
 }

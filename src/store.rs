@@ -16,6 +16,7 @@ mod reply;
 mod scripts;
 mod servers;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,7 @@ pub struct StoreConfig {
 /// Sessions in Redis.
 #[derive(Debug)]
 pub struct SessionStore {
+    config: StoreConfig,
     servers: Servers,
     scripts: Scripts,
     keys: Keys,
@@ -87,10 +89,7 @@ pub struct SessionStore {
     /// The number of the connection by which the layout was last seen to be this code's.
     layout_seen_by: AtomicU64,
     retry_budget: Duration,
-    lifecycle: Lifecycle,
-    messages_kept: usize,
-    metadata_bytes_max: usize,
-    hints: Hints,
+    hints: Arc<Hints>,
 }
 
 /// What [`SessionStore::get_or_create`] did.
@@ -163,6 +162,19 @@ impl SessionStore {
     /// # Errors
     /// [`StoreError::Unavailable`] if the URL cannot be used.
     pub fn connect(config: StoreConfig) -> Result<Self, StoreError> {
+        let hints = Arc::new(Hints::new(config.hints_max));
+        Self::connect_with(config, hints)
+    }
+
+    /// Another store of the same sessions, with the same hints and connections of its own, for another event loop.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if the URL cannot be used.
+    pub fn sibling(&self) -> Result<Self, StoreError> {
+        Self::connect_with(self.config.clone(), Arc::clone(&self.hints))
+    }
+
+    fn connect_with(config: StoreConfig, hints: Arc<Hints>) -> Result<Self, StoreError> {
         let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
         let servers = Servers::connect(client::Settings {
             config: config.redis.client_config()?,
@@ -172,14 +184,12 @@ impl SessionStore {
         Ok(Self {
             servers,
             scripts: Scripts::new(),
-            keys: Keys::new(config.key_prefix),
+            keys: Keys::new(config.key_prefix.clone()),
             fields: SESSION_FIELDS.to_vec().into(),
             layout_seen_by: AtomicU64::new(NEVER_CONNECTED),
             retry_budget,
-            lifecycle: config.lifecycle,
-            messages_kept: config.messages_kept,
-            metadata_bytes_max: config.metadata_bytes_max,
-            hints: Hints::new(config.hints_max),
+            hints,
+            config,
         })
     }
 
@@ -325,7 +335,7 @@ impl SessionStore {
         } else {
             metrics::hint_was_stale();
         }
-        Ok(session.filter(|session| !self.lifecycle.is_touch_due(session.last_activity_at, now)))
+        Ok(session.filter(|session| !self.config.lifecycle.is_touch_due(session.last_activity_at, now)))
     }
 
     async fn run_get_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {
@@ -342,10 +352,10 @@ impl SessionStore {
             self.keys.partition(partition),
             id.to_string(),
             now.0.to_string(),
-            self.lifecycle.idle_ms().to_string(),
-            self.lifecycle.max_lifetime_ms().to_string(),
-            self.lifecycle.retention_ms().to_string(),
-            self.lifecycle.resolution_ms().to_string(),
+            self.config.lifecycle.idle_ms().to_string(),
+            self.config.lifecycle.max_lifetime_ms().to_string(),
+            self.config.lifecycle.retention_ms().to_string(),
+            self.config.lifecycle.resolution_ms().to_string(),
             new.if_active.as_str().to_owned(),
             TRIM_MAX.to_string(),
         ];
@@ -366,11 +376,11 @@ impl SessionStore {
                 count_end(&reply.string()?);
                 Ok(GetOrCreate::Created(self.created(new, id, created_at, now)))
             }
-            "replayed" => match reply.session(id)?.and_then(|session| session.at(now, &self.lifecycle)) {
+            "replayed" => match reply.session(id)?.and_then(|session| session.at(now, &self.config.lifecycle)) {
                 Some(session) => Ok(GetOrCreate::Created(session)),
                 None => Err(reply.unexpected("the created session is missing")),
             },
-            "resumed" => match reply.any_session()?.and_then(|session| session.at(now, &self.lifecycle)) {
+            "resumed" => match reply.any_session()?.and_then(|session| session.at(now, &self.config.lifecycle)) {
                 Some(session) if session.business_id == business_id && session.user_id == user_id => {
                     Ok(GetOrCreate::Resumed(session))
                 }
@@ -382,7 +392,7 @@ impl SessionStore {
 
     /// What `get_or_create.lua` has just written: no read-back is needed.
     fn created(&self, new: &NewSession, id: SessionId, created_at: Timestamp, now: Timestamp) -> Session {
-        let active_until = Timestamp(now.0 + self.lifecycle.max_lifetime_ms());
+        let active_until = Timestamp(now.0 + self.config.lifecycle.max_lifetime_ms());
         Session {
             session_id: id,
             business_id: new.business_id.to_string(),
@@ -397,7 +407,7 @@ impl SessionStore {
             created_at,
             updated_at: created_at,
             last_activity_at: now,
-            expires_at: active_until.min(Timestamp(now.0 + self.lifecycle.idle_ms())),
+            expires_at: active_until.min(Timestamp(now.0 + self.config.lifecycle.idle_ms())),
             active_until,
             ended_at: None,
             end_reason: None,
@@ -417,7 +427,7 @@ impl SessionStore {
     /// Every verb that takes an id begins with this, so that a session outside of the caller's reach is a missing one
     /// before anything else about it is looked at, and costs the same: one `HMGET`.
     async fn within(&self, id: SessionId, reach: &Reach, now: Timestamp) -> Result<Option<Session>, StoreError> {
-        let session = self.read(id).await?.and_then(|session| session.at(now, &self.lifecycle));
+        let session = self.read(id).await?.and_then(|session| session.at(now, &self.config.lifecycle));
         Ok(session.filter(|session| reach.admits(session)))
     }
 
@@ -512,7 +522,7 @@ impl SessionStore {
                 Some(metadata_patch) => Some(merged_metadata(&session, metadata_patch)?),
                 None => None,
             };
-            if metadata.as_ref().is_some_and(|merged| merged.len() > self.metadata_bytes_max) {
+            if metadata.as_ref().is_some_and(|merged| merged.len() > self.config.metadata_bytes_max) {
                 return Ok(Update::MetadataTooLarge);
             }
             let args = self.update_args(&session, patch, metadata, condition, &mutation_id, now);
@@ -521,7 +531,7 @@ impl SessionStore {
                 "updated" => {
                     let (change, other_ended) = (reply.string()?, reply.string()?);
                     count_end(&other_ended);
-                    return match reply.session(id)?.and_then(|session| session.at(now, &self.lifecycle)) {
+                    return match reply.session(id)?.and_then(|session| session.at(now, &self.config.lifecycle)) {
                         Some(session) => {
                             count_change(&change, &session);
                             Ok(Update::Updated(session))
@@ -553,9 +563,9 @@ impl SessionStore {
             self.keys.partition(session.session_id.partition()),
             session.session_id.to_string(),
             now.0.to_string(),
-            self.lifecycle.idle_ms().to_string(),
-            self.lifecycle.max_lifetime_ms().to_string(),
-            self.lifecycle.retention_ms().to_string(),
+            self.config.lifecycle.idle_ms().to_string(),
+            self.config.lifecycle.max_lifetime_ms().to_string(),
+            self.config.lifecycle.retention_ms().to_string(),
             mutation_id.to_owned(),
             condition.pinned(session.version),
             base_metadata,
@@ -623,7 +633,7 @@ impl SessionStore {
             let args = vec![
                 id.to_string(),
                 now.0.to_string(),
-                self.lifecycle.retention_ms().to_string(),
+                self.config.lifecycle.retention_ms().to_string(),
                 condition.pinned(session.version),
             ];
             let mut reply = self.run(&self.scripts.delete, self.keys_of(&session), args).await?;
@@ -672,7 +682,7 @@ impl SessionStore {
             let args = vec![
                 self.keys.partition(partition),
                 now.0.to_string(),
-                self.lifecycle.retention_ms().to_string(),
+                self.config.lifecycle.retention_ms().to_string(),
                 ERASE_BATCH_MAX.to_string(),
             ];
             let mut reply = self.run(&self.scripts.erase_user, keys, args).await?;

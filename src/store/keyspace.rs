@@ -434,7 +434,8 @@ impl SessionStore {
             keys.push(self.keys.pointer(&subject.business_id, user_id));
             keys.push(self.keys.history(&subject.business_id, user_id));
         }
-        let (lifetime_ms, retention_ms) = (self.lifecycle.max_lifetime_ms(), self.lifecycle.retention_ms());
+        let (lifetime_ms, retention_ms) =
+            (self.config.lifecycle.max_lifetime_ms(), self.config.lifecycle.retention_ms());
         let args = vec![
             partition,
             id.clone(),
@@ -464,7 +465,7 @@ impl SessionStore {
     /// How long a session stays readable after its end, in milliseconds.
     #[must_use]
     pub fn retention_ms(&self) -> i64 {
-        self.lifecycle.retention_ms()
+        self.config.lifecycle.retention_ms()
     }
 }
 

@@ -82,9 +82,9 @@ impl SessionStore {
             let mut args = vec![
                 id.to_string(),
                 now.0.to_string(),
-                self.lifecycle.idle_ms().to_string(),
-                self.lifecycle.retention_ms().to_string(),
-                self.messages_kept.to_string(),
+                self.config.lifecycle.idle_ms().to_string(),
+                self.config.lifecycle.retention_ms().to_string(),
+                self.config.messages_kept.to_string(),
                 TRIM_MESSAGES_MAX.to_string(),
             ];
             batch.push_args(&mut args);

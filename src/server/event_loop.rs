@@ -1,0 +1,229 @@
+//! Serves connections: one event loop a thread, each with its own connection to Redis. A connection stays on the loop that it
+//! is given to, so that a request never wakes another thread.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpStream as StdTcpStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, RuntimeMetrics};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use tower::ServiceExt;
+
+use super::admission::Place;
+use super::patience::{PatientIo, Serving};
+use super::refusal::CompletedIo;
+use super::{Connections, StartError};
+use crate::http::{self, App};
+use crate::metrics;
+
+/// How long a service that stops still reads from the connections it has. hyper closes those at once on which it has read
+/// nothing, or nothing new, even if a request is waiting there.
+const LAST_REQUESTS: Duration = Duration::from_millis(100);
+/// The headers that hyper takes if it is not told: then it keeps them on the stack, which is faster.
+const HEADERS_OF_HYPER: usize = 100;
+
+/// Connections on threads of their own.
+pub(super) struct EventLoops {
+    loops: Vec<Thread>,
+}
+
+struct Thread {
+    connections: UnboundedSender<Accepted>,
+    /// One for each connection that it has, and one more.
+    load: Arc<()>,
+    ended: oneshot::Receiver<()>,
+    handle: JoinHandle<()>,
+}
+
+/// A connection that waits to be served.
+struct Accepted {
+    stream: StdTcpStream,
+    place: Place,
+    load: Arc<()>,
+}
+
+impl EventLoops {
+    /// Starts as many as this, and says how to look at their runtimes.
+    ///
+    /// # Errors
+    /// If there are no threads, or Redis's URL cannot be used.
+    pub(super) fn start(
+        count: usize,
+        app: &Arc<App>,
+        connections: &Connections,
+        grace: Duration,
+    ) -> Result<(Self, Vec<RuntimeMetrics>), StartError> {
+        let (mut loops, mut runtimes) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let (sender, receiver) = unbounded_channel();
+            let (started, starts) = std::sync::mpsc::channel();
+            let (ends, ended) = oneshot::channel();
+            let (app, connections) = (app.clone(), connections.clone());
+            let run = move || {
+                let runtime = Builder::new_current_thread().enable_all().build().map_err(StartError::Threads);
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                runtime.block_on(async {
+                    // Connects from within this runtime.
+                    match app.sibling() {
+                        Ok(app) => {
+                            let _ = started.send(Ok(runtime.metrics()));
+                            serve_all(receiver, &app, connections, grace).await;
+                        }
+                        Err(error) => drop(started.send(Err(error.into()))),
+                    }
+                });
+                let _ = ends.send(());
+            };
+            let thread = std::thread::Builder::new().name(format!("event-loop-{number}"));
+            let handle = thread.spawn(run).map_err(StartError::Threads)?;
+            // A thread that says nothing has panicked, and that was logged.
+            let ended_early = || StartError::Threads(io::Error::other("an event loop ended as it started"));
+            runtimes.push(starts.recv().map_err(|_| ended_early())??);
+            loops.push(Thread { connections: sender, load: Arc::new(()), ended, handle });
+        }
+        Ok((Self { loops }, runtimes))
+    }
+
+    /// Has the loop serve the connection that has fewest.
+    pub(super) fn serve(&self, stream: TcpStream, place: Place) {
+        let of_fewest = self.loops.iter().min_by_key(|thread| Arc::strong_count(&thread.load));
+        match (of_fewest, stream.into_std()) {
+            (Some(thread), Ok(stream)) => {
+                let load = thread.load.clone();
+                // Nobody takes it if that thread has ended, which it does only after a panic.
+                let _ = thread.connections.send(Accepted { stream, place, load });
+            }
+            (_, Err(error)) => tracing::debug!(%error, "a connection was gone before it was served"),
+            (None, _) => {}
+        }
+    }
+
+    /// Finishes what was accepted.
+    pub(super) async fn finish(self) {
+        // All learn of it before any is waited for.
+        let threads: Vec<_> = self.loops.into_iter().map(|thread| (thread.ended, thread.handle)).collect();
+        for (ended, handle) in threads {
+            let _ = ended.await;
+            // It has nothing left to do.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Serves what comes until nothing more can come, then finishes it.
+async fn serve_all(
+    mut accepted: UnboundedReceiver<Accepted>,
+    app: &Arc<App>,
+    connections: Connections,
+    grace: Duration,
+) {
+    let event_loop = EventLoop::new(http::router(app.clone()), connections);
+    tokio::spawn(metrics::watch_lag());
+    while let Some(Accepted { stream, place, load }) = accepted.recv().await {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => event_loop.serve(stream, (place, load)),
+            Err(error) => tracing::warn!(%error, "cannot serve a connection"),
+        }
+    }
+    event_loop.finish(grace).await;
+    app.store.quit().await;
+}
+
+/// Connections that are served by the runtime that this is used in.
+pub(super) struct EventLoop {
+    served: Arc<Served>,
+    graceful: GracefulShutdown,
+}
+
+struct Served {
+    router: Router,
+    connections: Connections,
+}
+
+impl EventLoop {
+    pub(super) fn new(router: Router, connections: Connections) -> Self {
+        Self { served: Arc::new(Served { router, connections }), graceful: GracefulShutdown::new() }
+    }
+
+    /// Serves a connection in its own task. What it holds is held to its end.
+    pub(super) fn serve(&self, stream: TcpStream, held: impl Send + 'static) {
+        // Without it an answer may wait for the acknowledgement of the one before.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            return;
+        }
+        let (served, watcher) = (self.served.clone(), self.graceful.watcher());
+        tokio::spawn(async move {
+            served.secured(stream, watcher).await;
+            drop(held);
+        });
+    }
+
+    /// Finishes what was accepted, for at most `grace`.
+    pub(super) async fn finish(self, grace: Duration) {
+        tokio::time::sleep(LAST_REQUESTS).await;
+        if tokio::time::timeout(grace, self.graceful.shutdown()).await.is_err() {
+            tracing::warn!("some requests did not finish within {grace:?}");
+        }
+    }
+}
+
+impl Served {
+    /// Makes the connection a TLS one if it has to be, and serves it.
+    async fn secured(&self, stream: TcpStream, watcher: Watcher) {
+        match &self.connections.certificate {
+            None => self.requests(stream, watcher).await,
+            Some(certificate) => {
+                let handshake = certificate.acceptor().accept(stream);
+                match tokio::time::timeout(self.connections.patience.head, handshake).await {
+                    // Boxed, for a plain connection would have room for it, too.
+                    Ok(Ok(stream)) => Box::pin(self.requests(stream, watcher)).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS connection"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            }
+        }
+    }
+
+    /// Serves the requests of a connection.
+    async fn requests(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, watcher: Watcher) {
+        let Connections { patience, limits, .. } = &self.connections;
+        let serving = Serving::default();
+        let io = PatientIo::new(TokioIo::new(stream), *patience, serving.clone());
+        let io = CompletedIo::new(io, serving.clone());
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            let (router, serving) = (router.clone(), serving.clone());
+            async move {
+                serving.turn();
+                let request: Request = request.map(axum::body::Body::new);
+                let answer = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+                serving.turn();
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.header_read_timeout(None).max_header_size(limits.head_bytes);
+        if limits.headers != HEADERS_OF_HYPER {
+            builder.max_headers(limits.headers);
+        }
+        // What goes wrong with a connection is its client's doing.
+        if let Err(error) = watcher.watch(builder.serve_connection(io, service)).await {
+            tracing::debug!(%error, "connection error");
+        }
+    }
+}
