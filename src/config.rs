@@ -48,6 +48,8 @@ impl Cli {
     }
 }
 
+/// More requests at once than there can be connections.
+const REQUESTS_MAX: usize = 1_000_000;
 /// More event loops than any machine has cores.
 const EVENT_LOOPS_MAX: usize = 1024;
 
@@ -255,6 +257,15 @@ pub struct SettingsArgs {
     /// Event loops that serve requests, each a thread with a connection of its own to Redis [default: one a core]
     #[arg(long, global = true, env = "SESSIOND_EVENT_LOOPS", value_name = "COUNT")]
     event_loops: Option<String>,
+    /// Most requests that are served at once; further ones wait
+    #[arg(long, global = true, env = "SESSIOND_MAX_CONCURRENT_REQUESTS", value_name = "COUNT", default_value = "512")]
+    max_concurrent_requests: String,
+    /// Most requests that wait to be served; further ones are a 503 at once
+    #[arg(long, global = true, env = "SESSIOND_MAX_WAITING_REQUESTS", value_name = "COUNT", default_value = "4096")]
+    max_waiting_requests: String,
+    /// Most time that a request waits to be served; then it is a 503
+    #[arg(long, global = true, env = "SESSIOND_MAX_WAIT", value_name = "DURATION", default_value = "200ms")]
+    max_wait: String,
     /// Most bytes of a request's body
     #[arg(long, global = true, env = "SESSIOND_MAX_BODY_BYTES", value_name = "BYTES", default_value = "262144")]
     max_body_bytes: String,
@@ -345,6 +356,8 @@ pub struct Config {
     pub hints_max: usize,
     /// How many event loops serve requests.
     pub event_loops: usize,
+    /// How many requests at once.
+    pub requests: RequestLimits,
     /// The most bytes of a request's body.
     pub body_bytes_max: usize,
     /// The most bytes of metadata.
@@ -386,6 +399,17 @@ pub struct ConnectionLimits {
     pub headers: usize,
 }
 
+/// How many requests at once.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// The most that are served.
+    pub served: usize,
+    /// The most that wait to be.
+    pub waiting: usize,
+    /// The most that one waits.
+    pub wait: Duration,
+}
+
 /// Which Redis to use.
 #[derive(Clone, Debug)]
 pub enum RedisSource {
@@ -421,6 +445,7 @@ impl SettingsArgs {
         let allow_unauthenticated =
             bad.parsed("--allow-unauthenticated", &self.allow_unauthenticated, "true or false").unwrap_or_default();
         let rate = self.rate(&mut bad);
+        let requests = self.request_limits(&mut bad);
         let key_prefix = bad.key_prefix(self.key_prefix);
         let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
         let retention = bad.duration("--retention", &self.retention);
@@ -459,6 +484,7 @@ impl SettingsArgs {
                     messages_kept,
                     hints_max,
                     event_loops,
+                    requests,
                     body_bytes_max,
                     metadata_bytes_max,
                     content_bytes_max,
@@ -474,6 +500,14 @@ impl SettingsArgs {
                 })
             }
             _ => Err(bad.0),
+        }
+    }
+
+    fn request_limits(&self, bad: &mut Bad) -> RequestLimits {
+        RequestLimits {
+            served: bad.number("--max-concurrent-requests", &self.max_concurrent_requests, 1, REQUESTS_MAX),
+            waiting: bad.number("--max-waiting-requests", &self.max_waiting_requests, 0, REQUESTS_MAX),
+            wait: bad.duration("--max-wait", &self.max_wait),
         }
     }
 

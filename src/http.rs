@@ -1,14 +1,14 @@
 //! The HTTP interface: one router, its layers, and a file a resource.
 //!
-//! A request passes the layers from the outside in; the answer passes them back:
+//! A request passes these, all of them in one layer around the router's routes, from the outside in; the answer passes them back:
 //!
-//! 1. `identify` takes or makes the request's id, and gives every error answer its body with that id;
+//! 1. [`answer`] takes or makes the request's id, and gives every error answer its body with that id; it counts and logs;
 //! 2. `cross_origin` answers the preflights of browsers, and tells them which pages may read an answer;
 //! 3. a panic of anything inside becomes a `500`;
-//! 4. `authorise` checks the credential, how often it calls, its scope, and the business and user of the path: for every
+//! 4. `admit` checks the credential, how often it calls, its scope, and the business and user of the path: for every
 //!    route that `access.rs` does not name as public, also one that is added later, and for paths that there are not;
-//! 5. `bound` refuses a URI that is too long, receives the body, then gives the rest the deadline;
-//! 6. the router picks the handler, whose arguments are extracted (`extract.rs`) before it runs.
+//! 5. [`serve`] refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline;
+//! 6. the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
 mod access;
 mod businesses;
@@ -22,23 +22,28 @@ mod health;
 mod json;
 mod messages;
 mod openapi;
+mod overload;
 mod page;
 mod sessions;
 
 use std::any::Any;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::HttpBody;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use tower_http::catch_panic::CatchPanicLayer;
+use futures_util::FutureExt;
+use tower_http::cors::CorsLayer;
 
 use self::error::{ApiError, Code};
 pub use self::openapi::document;
+pub use self::overload::Capacity;
 use crate::auth::{Credentials, RateLimits};
 use crate::metrics;
 use crate::session::{Identifier, Timestamp};
@@ -59,6 +64,8 @@ pub struct App {
     pub credentials: Arc<Credentials>,
     /// How often.
     pub rate_limits: Arc<RateLimits>,
+    /// How many calls at once.
+    pub capacity: Arc<Capacity>,
     /// Tells the time.
     pub clock: Clock,
     /// `locationId` of a session that is created without one.
@@ -104,26 +111,32 @@ impl fmt::Debug for App {
 /// The whole interface: every route of the contract, and an answer in its shape for every other request.
 pub fn router(app: Arc<App>) -> Router {
     let (router, document) = openapi::routes().split_for_parts();
-    let cors = cors::layer(&app.cors_origins);
-    router
-        .with_state(app.clone())
-        .merge(openapi::router(document))
-        .layer(from_fn_with_state(app.clone(), bound))
-        .layer(from_fn_with_state(app, access::authorise))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(cors, cors::cross_origin))
-        .layer(from_fn(identify))
+    let layer = Arc::new(Layer { cors: cors::layer(&app.cors_origins), app: app.clone() });
+    router.with_state(app).merge(openapi::router(document)).layer(from_fn_with_state(layer, answer))
+}
+
+/// What every request passes. One layer and not several, because each costs every request a copy of all that is inside it.
+struct Layer {
+    app: Arc<App>,
+    cors: Option<CorsLayer>,
 }
 
 /// Gives the request its id, and every error answer its body. Every request is counted, and failures of ours are logged,
 /// here and nowhere else.
-async fn identify(request: Request, next: Next) -> Response {
+async fn answer(State(layer): State<Arc<Layer>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let _in_flight = metrics::InFlight::begin();
     let request_id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
-    let mut response = next.run(request).await;
+    let mut response = match &layer.cors {
+        None => guarded(&layer.app, request, next).await,
+        Some(cors) => {
+            let app = layer.app.clone();
+            // Boxed, for most services are called by no page.
+            Box::pin(cors::cross_origin(cors, request, async move |request| guarded(&app, request, next).await)).await
+        }
+    };
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     if let Some((code, cause)) = error::finish(&mut response, request_id.to_str().unwrap_or_default()) {
         let (request_id, cause) = (request_id.to_str().unwrap_or_default(), cause.unwrap_or_default());
@@ -139,6 +152,14 @@ async fn identify(request: Request, next: Next) -> Response {
     protect(response.headers_mut());
     response.headers_mut().insert(X_REQUEST_ID, request_id);
     response
+}
+
+/// Answers, even if that panics.
+async fn guarded(app: &App, request: Request, next: Next) -> Response {
+    match AssertUnwindSafe(access::authorised(app, request, next)).catch_unwind().await {
+        Ok(response) => response,
+        Err(payload) => panicked(&*payload),
+    }
 }
 
 /// What every answer says to browsers and caches: it is what it is declared to be, and it is for this client and this
@@ -193,8 +214,7 @@ fn new_request_id() -> HeaderValue {
     HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unidentified"))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
-fn panicked(payload: Box<dyn Any + Send>) -> Response {
+fn panicked(payload: &(dyn Any + Send)) -> Response {
     metrics::panicked();
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind");
@@ -202,20 +222,34 @@ fn panicked(payload: Box<dyn Any + Send>) -> Response {
 }
 
 /// Receives the body, as fast as the client sends it and no slower than allowed; then bounds the answer.
-async fn bound(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
+async fn serve(app: &App, request: Request, next: Next) -> Result<Response, ApiError> {
     let uri_bytes = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
     if uri_bytes > app.uri_bytes_max {
         let detail = format!("The path and query are longer than {} bytes", app.uri_bytes_max);
         return Err(ApiError::new(Code::UriTooLong, detail));
+    }
+    let request = receive(app, request).await?;
+    // Asked for even when there is no room for anything else.
+    let is_health =
+        request.extensions().get::<MatchedPath>().is_some_and(|route| health::ROUTES.contains(&route.as_str()));
+    let received = Instant::now();
+    let _room = if is_health { None } else { Some(app.capacity.admit().await?) };
+    let left = app.answer_timeout.saturating_sub(received.elapsed());
+    tokio::time::timeout(left, next.run(request)).await.map_err(|_| {
+        ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")
+            .caused_by("all of its commands together took longer than the request's deadline")
+    })
+}
+
+/// The request with all of its body.
+async fn receive(app: &App, request: Request) -> Result<Request, ApiError> {
+    if request.body().is_end_stream() {
+        return Ok(request);
     }
     let (parts, body) = request.into_parts();
     let received = tokio::time::timeout(app.body_timeout, extract::receive(&parts.headers, body, app.body_bytes_max));
     let body = received.await.map_err(|_| {
         ApiError::new(Code::RequestTimeout, format!("The body did not arrive within {:?}", app.body_timeout))
     })??;
-    let answer = next.run(Request::from_parts(parts, body));
-    tokio::time::timeout(app.answer_timeout, answer).await.map_err(|_| {
-        ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")
-            .caused_by("all of its commands together took longer than the request's deadline")
-    })
+    Ok(Request::from_parts(parts, body))
 }

@@ -18,6 +18,7 @@
 //! | [`auth`] | from the text of a credential to what it may do: API keys, JWTs, their files | HTTP, the store |
 //! | `http/access.rs` | who may call what: every route that is not named there as public needs a credential | |
 //! | `http/error.rs` | every error answer, in one shape | |
+//! | `http/overload.rs` | how many requests at once; the rest is told so before any of it is done | |
 //! | [`server`] | start, listeners, drain; the one place that reads the clock | |
 //! | `server/event_loop.rs` | event loops, one a thread: whoever is connected stays on one of them | |
 //! | `server/admission.rs`, `server/patience.rs` | how many connections there may be; how long one may keep the service waiting | |

@@ -187,7 +187,10 @@ fn describe() {
     describe_counter!(REQUESTS, "Requests answered.");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's headers to its answer's.");
     describe_gauge!(IN_FLIGHT, "Requests that are being answered now.");
-    describe_counter!(SHED, "Requests and connections turned away to protect the service: connections, rate_limit.");
+    describe_counter!(
+        SHED,
+        "Requests and connections turned away to protect the service: connections, overload, rate_limit."
+    );
     describe_counter!(
         REFUSED,
         "Requests refused for their credential: missing, several, invalid, expired, rate, scope, reach."
@@ -231,7 +234,7 @@ fn register() {
     for limit in ["address", "total"] {
         counter!(CONNECTIONS_REFUSED, "limit" => limit).absolute(0);
     }
-    for reason in ["connections", "rate_limit"] {
+    for reason in ["connections", "overload", "rate_limit"] {
         counter!(SHED, "reason" => reason).absolute(0);
     }
     for reason in ["moved", "ask", "try_again", "noscript"] {
@@ -347,6 +350,11 @@ pub fn credential_refused(reason: &'static str) {
     if reason == "rate" {
         counter!(SHED, "reason" => "rate_limit").increment(1);
     }
+}
+
+/// Counts a request that was refused because there are too many at once.
+pub fn request_shed() {
+    counter!(SHED, "reason" => "overload").increment(1);
 }
 
 /// Counts a request that could not be read: whatever it was, its method and route are not known.

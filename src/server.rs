@@ -23,7 +23,7 @@ use self::event_loop::{EventLoop, EventLoops};
 pub use self::patience::Patience;
 use crate::auth::{self, Credentials, RateLimits};
 use crate::config::{Config, ConnectionLimits, RedisSource};
-use crate::http::{App, Clock};
+use crate::http::{App, Capacity, Clock};
 use crate::metrics;
 use crate::session::Timestamp;
 use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
@@ -154,6 +154,7 @@ pub fn app(
         store: Arc::new(SessionStore::connect(store_config(config, redis))?),
         credentials,
         rate_limits: Arc::new(RateLimits::new(config.rate)),
+        capacity: Arc::new(Capacity::new(config.requests.served, config.requests.waiting, config.requests.wait)),
         clock,
         default_location_id: config.default_location_id.clone(),
         default_session_type: config.default_session_type.clone(),

@@ -5,15 +5,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::App;
 use super::error::{ApiError, Code};
 use super::extract::discard;
+use super::{App, serve};
 use crate::auth::{Access, Rate, Refusal, Scope};
 use crate::metrics;
 use crate::session::{Reach, Timestamp};
@@ -69,16 +69,16 @@ pub(super) fn outside() -> ApiError {
     ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
 }
 
-/// Lets a request pass if its credential is good for it.
-pub(super) async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Has a request served if its credential is good for it.
+pub(super) async fn authorised(app: &App, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     let mut rates = Vec::new();
-    let mut response = match admit(&app, &mut parts, &mut rates).await {
+    let mut response = match admit(app, &mut parts, &mut rates).await {
         Ok(access) => {
             if let Some(access) = access {
                 parts.extensions.insert(access);
             }
-            next.run(Request::from_parts(parts, body)).await
+            serve(app, Request::from_parts(parts, body), next).await.unwrap_or_else(IntoResponse::into_response)
         }
         Err(refused) => {
             let discarded = discard(&parts.headers, body, app.body_bytes_max);
@@ -135,7 +135,9 @@ async fn admit(app: &App, parts: &mut Parts, rates: &mut Vec<Rate>) -> Result<Op
                 &parameters,
             ));
         }
-        if !is_within(&access.reach, route, RawPathParams::from_request_parts(parts, &()).await.ok().as_ref()) {
+        if access.reach != Reach::Everything
+            && !is_within(&access.reach, route, RawPathParams::from_request_parts(parts, &()).await.ok().as_ref())
+        {
             return Err(outside());
         }
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{OriginalUri, State};
-use axum::http::{StatusCode, header};
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -58,7 +58,7 @@ problems! {
 async fn list_active(
     State(app): State<Arc<App>>,
     PathBusiness(business_id): PathBusiness,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     query: Query,
 ) -> Result<Response, ApiError> {
     let list = ListId::active(&business_id);
@@ -122,7 +122,7 @@ async fn get_active(State(app): State<Arc<App>>, user: PathUser) -> Result<Respo
 async fn list_history(
     State(app): State<Arc<App>>,
     user: PathUser,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     query: Query,
 ) -> Result<Response, ApiError> {
     let list = ListId::history(&user.business_id, &user.user_id);

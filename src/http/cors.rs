@@ -4,11 +4,11 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
-use axum::middleware::Next;
 use axum::response::Response;
-use tower::{Layer, ServiceExt};
+use futures_util::FutureExt;
+use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::CorsLayer;
 
 use super::X_REQUEST_ID;
@@ -45,14 +45,21 @@ pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
 
 /// Answers preflights, and says of other answers whether the page may read them. An `OPTIONS` that is no preflight is a
 /// request like any other.
-pub(super) async fn cross_origin(State(cors): State<Option<CorsLayer>>, request: Request, next: Next) -> Response {
+pub(super) async fn cross_origin<F>(
+    cors: &CorsLayer,
+    request: Request,
+    answer: impl FnOnce(Request) -> F + Clone,
+) -> Response
+where
+    F: Future<Output = Response>,
+{
     let headers = request.headers();
     let is_preflight = request.method() == Method::OPTIONS
         && headers.contains_key(header::ORIGIN)
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let answered: Result<_, Infallible> = match cors {
-        Some(cors) if is_preflight || request.method() != Method::OPTIONS => cors.layer(next).oneshot(request).await,
-        _ => return next.run(request).await,
-    };
-    answered.unwrap_or_else(|never| match never {})
+    if request.method() == Method::OPTIONS && !is_preflight {
+        return answer(request).await;
+    }
+    let answer = service_fn(move |request| answer.clone()(request).map(Ok::<_, Infallible>));
+    cors.layer(answer).oneshot(request).await.unwrap_or_else(|never| match never {})
 }

@@ -92,7 +92,7 @@ codes! {
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "the body is not declared as JSON",
     RateLimited TOO_MANY_REQUESTS "rate_limited" "the credential, or its user, calls more often than allowed",
     Internal INTERNAL_SERVER_ERROR "internal" "a bug; the log has its cause under `requestId`",
-    Overloaded SERVICE_UNAVAILABLE "overloaded" "there are too many connections, in total or from one address",
+    Overloaded SERVICE_UNAVAILABLE "overloaded" "there are more requests at once than can be served in time, or too many connections, in total or from one address",
     StoreUnavailable SERVICE_UNAVAILABLE "store_unavailable" "the store does not answer; a write may have been applied",
     StoreFull SERVICE_UNAVAILABLE "store_full" "the store takes no more writes; reads and deletes work",
     StoreBusy SERVICE_UNAVAILABLE "store_busy" "the store is occupied",

@@ -12,6 +12,9 @@ use utoipa_axum::routes;
 use super::App;
 use super::error::{ApiError, problems};
 
+/// The paths of this file.
+pub(super) const ROUTES: [&str; 2] = ["/livez", "/readyz"];
+
 /// The routes of this file.
 pub(super) fn router() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz))

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::{OriginalUri, State};
-use axum::http::{StatusCode, header};
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
 use serde_json::Value;
 use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
@@ -210,7 +210,7 @@ async fn list_messages(
     State(app): State<Arc<App>>,
     caller: Caller,
     PathSession(id): PathSession,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     mut query: Query,
 ) -> Result<Response, ApiError> {
     let limit = query.number("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);

@@ -24,6 +24,7 @@ mod messages;
 mod mutants;
 mod nemesis;
 mod openapi;
+mod overload;
 mod private_redis;
 mod program;
 mod races;

@@ -1,0 +1,61 @@
+//! How many requests are served at once, and how many may wait for that: what comes on top could not be served in time, and is
+//! better told so at once. Otherwise everybody waits for those whose clients have given up.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::error::{ApiError, Code};
+use crate::metrics;
+
+/// Room for requests, of all event loops together.
+#[derive(Debug)]
+pub struct Capacity {
+    room: Semaphore,
+    waiting: AtomicUsize,
+    waiting_max: usize,
+    wait_max: Duration,
+}
+
+impl Capacity {
+    /// Room for `served_max` requests at once, and `waiting_max` that wait for it, each for `wait_max` at the most.
+    #[must_use]
+    pub fn new(served_max: usize, waiting_max: usize, wait_max: Duration) -> Self {
+        Self { room: Semaphore::new(served_max), waiting: AtomicUsize::new(0), waiting_max, wait_max }
+    }
+
+    /// Room for one request, until it is dropped. A request that is refused was not begun.
+    pub(super) async fn admit(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        if let Ok(room) = self.room.try_acquire() {
+            return Ok(room);
+        }
+        let _turn = Turn::take(self).ok_or_else(overloaded)?;
+        match tokio::time::timeout(self.wait_max, self.room.acquire()).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => Err(overloaded()),
+        }
+    }
+}
+
+fn overloaded() -> ApiError {
+    metrics::request_shed();
+    ApiError::new(Code::Overloaded, "There are more requests than can be served in time; nothing was done, try again")
+}
+
+/// A place among those who wait.
+struct Turn<'a>(&'a AtomicUsize);
+
+impl<'a> Turn<'a> {
+    fn take(capacity: &'a Capacity) -> Option<Self> {
+        let turn = Self(&capacity.waiting);
+        // Dropped, and so given back, if it is one too many.
+        (capacity.waiting.fetch_add(1, Ordering::Relaxed) < capacity.waiting_max).then_some(turn)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
