@@ -261,9 +261,10 @@ pub struct SettingsArgs {
     #[arg(long, global = true, env = "SESSIOND_MAX_CONCURRENT_REQUESTS", value_name = "COUNT", default_value = "512")]
     max_concurrent_requests: String,
     /// Most requests that wait to be served; further ones are a 503 at once
-    #[arg(long, global = true, env = "SESSIOND_MAX_WAITING_REQUESTS", value_name = "COUNT", default_value = "4096")]
+    #[arg(long, global = true, env = "SESSIOND_MAX_WAITING_REQUESTS", value_name = "COUNT", default_value = "16384")]
     max_waiting_requests: String,
-    /// Most time that a request waits to be served; then it is a 503
+    /// Most time that a request waits to be served while, for more than 2s, more come than can be; then it is a 503. A crowd
+    /// that comes at once may wait for most of the deadline
     #[arg(long, global = true, env = "SESSIOND_MAX_WAIT", value_name = "DURATION", default_value = "200ms")]
     max_wait: String,
     /// Most bytes of a request's body

@@ -27,7 +27,9 @@ mod page;
 mod sessions;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -204,14 +206,20 @@ fn request_id(request: &Request) -> HeaderValue {
     new_request_id()
 }
 
+/// A UUID (version 4 by its form) that no other request has: a keyed hash of a count. Nobody has to be unable to guess it, and
+/// random bytes would be a system call for every request.
 fn new_request_id() -> HeaderValue {
-    let mut bytes = [0; 16];
-    // Ids that repeat because there are no random bytes are worse for the log than no service.
-    if getrandom::fill(&mut bytes).is_err() {
-        return HeaderValue::from_static("unidentified");
+    thread_local! {
+        static REQUESTS: (RandomState, Cell<u64>) = (RandomState::new(), Cell::new(0));
     }
-    let id = uuid::Builder::from_random_bytes(bytes).into_uuid().to_string();
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unidentified"))
+    let (high, low) = REQUESTS.with(|(keyed, count)| {
+        count.set(count.get() + 1);
+        (keyed.hash_one((count.get(), 0)), keyed.hash_one((count.get(), 1)))
+    });
+    let id = uuid::Builder::from_random_bytes(((u128::from(high) << 64) | u128::from(low)).to_be_bytes()).into_uuid();
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    let text = id.as_hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("unidentified"))
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Response {
@@ -233,7 +241,7 @@ async fn serve(app: &App, request: Request, next: Next) -> Result<Response, ApiE
     let is_health =
         request.extensions().get::<MatchedPath>().is_some_and(|route| health::ROUTES.contains(&route.as_str()));
     let received = Instant::now();
-    let _room = if is_health { None } else { Some(app.capacity.admit().await?) };
+    let _room = if is_health { None } else { Some(app.capacity.admit(app.answer_timeout).await?) };
     let left = app.answer_timeout.saturating_sub(received.elapsed());
     tokio::time::timeout(left, next.run(request)).await.map_err(|_| {
         ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mimalloc::MiMalloc;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessiond::audit::{self, AuditOptions, Report};
 use sessiond::auth::{self, Credentials};
@@ -13,6 +14,10 @@ use sessiond::config::{AuditArgs, Cli, Config, KeygenArgs, ReportFormat, Subcomm
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use sessiond::{http, server, tls};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Requests are many small, short-lived pieces of memory: benches/RESULTS.md has what each allocator costs.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The exit status of a bad setting or a missing prerequisite, as of a bad flag.
 const EXIT_USAGE: u8 = 2;

@@ -5,7 +5,6 @@
 //! [`ANSWERED`], one table a thread, so that nobody waits for a lock.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -163,7 +162,7 @@ struct Answered {
 }
 
 thread_local! {
-    static ANSWERED: RefCell<HashMap<String, Answered>> = RefCell::default();
+    static ANSWERED: RefCell<Vec<(String, Answered)>> = RefCell::default();
 }
 
 /// Starts to record, for the whole process.
@@ -316,10 +315,11 @@ impl Drop for InFlight {
 /// Counts one answer. `method` is one of the contract's or `other`, `route` a template of the router's or `unmatched`.
 pub fn request_answered(method: &'static str, route: &str, status: u16, took: Duration) {
     ANSWERED.with_borrow_mut(|routes| {
-        if !routes.contains_key(route) {
-            routes.insert(route.to_owned(), Answered::default());
+        let place = routes.iter().position(|(known, _)| known == route).unwrap_or(routes.len());
+        if place == routes.len() {
+            routes.push((route.to_owned(), Answered::default()));
         }
-        let Some(answered) = routes.get_mut(route) else { return };
+        let answered = &mut routes[place].1;
         let requests = kept(
             &mut answered.requests,
             (method, status),

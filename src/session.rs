@@ -1,15 +1,16 @@
 //! The domain: identifiers, sessions, messages, and the rules of a session's life. No I/O, no clock.
 
-use std::borrow::{Borrow, Cow};
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, Datelike, SecondsFormat, Timelike};
 use utoipa::ToSchema;
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 /// The most characters that a title may have.
 pub const TITLE_CHARS_MAX: usize = 200;
@@ -19,6 +20,33 @@ pub const APPEND_MESSAGES_MAX: usize = 100;
 /// A moment: Unix time in milliseconds. Shown as RFC 3339 in UTC with three decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// Appends what is shown, digit by digit: an answer has four of these, and formatting would cost as much as all else in it.
+    fn write_rfc3339(self, out: &mut Vec<u8>) {
+        let time = DateTime::from_timestamp_millis(self.0).unwrap_or_default();
+        let Some(year) = u32::try_from(time.year()).ok().filter(|year| *year <= 9999) else {
+            return out.extend_from_slice(self.to_string().as_bytes());
+        };
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let parts = [
+            (0..4, year),
+            (5..7, time.month()),
+            (8..10, time.day()),
+            (11..13, time.hour()),
+            (14..16, time.minute()),
+            (17..19, time.second()),
+            (20..23, time.timestamp_subsec_millis()),
+        ];
+        for (place, mut number) in parts {
+            for digit in text[place].iter_mut().rev() {
+                *digit = b'0' + u8::try_from(number % 10).unwrap_or_default();
+                number /= 10;
+            }
+        }
+        out.extend_from_slice(&text);
+    }
+}
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -381,7 +409,7 @@ impl Session {
     /// Appends the session as the JSON of the contract. `metadata` is spliced in as it is stored.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut object = JsonObject::open(out);
-        object.display("sessionId", self.session_id);
+        object.id("sessionId", self.session_id);
         object.string("businessId", &self.business_id);
         object.string("userId", &self.user_id);
         object.string("locationId", &self.location_id);
@@ -394,12 +422,12 @@ impl Session {
         object.json("metadata", &self.metadata);
         object.number("messageCount", self.message_count);
         object.number("version", self.version);
-        object.display("createdAt", self.created_at);
-        object.display("updatedAt", self.updated_at);
-        object.display("lastActivityAt", self.last_activity_at);
-        object.display("expiresAt", self.expires_at);
+        object.time("createdAt", self.created_at);
+        object.time("updatedAt", self.updated_at);
+        object.time("lastActivityAt", self.last_activity_at);
+        object.time("expiresAt", self.expires_at);
         match self.ended_at {
-            Some(ended_at) => object.display("endedAt", ended_at),
+            Some(ended_at) => object.time("endedAt", ended_at),
             None => object.word("endedAt", None),
         }
         object.word("endReason", self.end_reason.map(EndReason::as_str));
@@ -448,12 +476,12 @@ impl Message {
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut object = JsonObject::open(out);
         object.string("messageId", &self.message_id);
-        object.display("sessionId", self.session_id);
+        object.id("sessionId", self.session_id);
         object.number("seq", self.seq);
         object.word("role", Some(self.role.as_str()));
         object.json("content", &self.content);
         object.json("metadata", &self.metadata);
-        object.display("createdAt", self.created_at);
+        object.time("createdAt", self.created_at);
         object.close();
     }
 }
@@ -637,18 +665,32 @@ impl<'a> JsonObject<'a> {
 
     /// A string that needs no escaping, or null.
     fn word(&mut self, name: &str, value: Option<&str>) {
-        self.name(name);
-        let quoted = value.map_or(Cow::Borrowed("null"), |word| Cow::Owned(format!("\"{word}\"")));
-        self.out.extend_from_slice(quoted.as_bytes());
+        match value {
+            Some(word) => self.quoted(name, |out| out.extend_from_slice(word.as_bytes())),
+            None => self.json(name, "null"),
+        }
     }
 
-    /// The text of a value that needs no escaping, quoted.
-    fn display(&mut self, name: &str, value: impl fmt::Display) {
-        self.word(name, Some(&value.to_string()));
+    /// What is written needs no escaping.
+    fn quoted(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        self.name(name);
+        self.out.push(b'"');
+        write(self.out);
+        self.out.push(b'"');
+    }
+
+    fn id(&mut self, name: &str, id: SessionId) {
+        let mut text = [0; Hyphenated::LENGTH];
+        id.0.as_hyphenated().encode_lower(&mut text);
+        self.quoted(name, |out| out.extend_from_slice(&text));
+    }
+
+    fn time(&mut self, name: &str, time: Timestamp) {
+        self.quoted(name, |out| time.write_rfc3339(out));
     }
 
     fn number(&mut self, name: &str, value: u64) {
-        self.json(name, &value.to_string());
+        self.json(name, itoa::Buffer::new().format(value));
     }
 
     /// A value that is JSON already.
@@ -665,19 +707,36 @@ impl<'a> JsonObject<'a> {
 /// Appends `text` as a JSON string (RFC 8259, section 7).
 fn write_json_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0..0x20 => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
-            _ => out.push(byte),
+    let mut rest = text.as_bytes();
+    while let Some(place) = rest.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        let (plain, special) = rest.split_at(place);
+        out.extend_from_slice(plain);
+        match special[0] {
+            byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
+            byte => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
         }
+        rest = &special[1..];
     }
+    out.extend_from_slice(rest);
     out.push(b'"');
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_written_as_they_are_shown() {
+        let days = (-800_000..3_000_000).step_by(997).map(|day| day * 86_400_000);
+        let moments = days.enumerate().map(|(n, day)| day + i64::try_from(n).expect("few") * 12_345_678 % 86_400_000);
+        for moment in
+            moments.chain([0, -1, 999, 951_782_399_999, i64::MAX, i64::MIN, 253_402_300_799_999, 253_402_300_800_000])
+        {
+            let mut written = Vec::new();
+            Timestamp(moment).write_rfc3339(&mut written);
+            assert_eq!(String::from_utf8(written).expect("text"), Timestamp(moment).to_string());
+        }
+    }
 
     #[test]
     fn identifiers_have_1_to_128_characters_and_no_control_characters() {

@@ -12,7 +12,9 @@ mod keys;
 pub mod keyspace;
 mod lists;
 mod messages;
+mod reads;
 mod reply;
+mod resp;
 mod scripts;
 mod servers;
 
@@ -435,8 +437,13 @@ impl SessionStore {
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
         let key = self.keys.session(id);
         let (key, fields) = (key.as_str(), &self.fields);
-        let value =
-            self.call(key, |client| async move { client.hmget::<Value, _, _>(key, fields.clone()).await }).await?;
+        self.check().await?;
+        let read = |client: Client| async move { client.hmget::<Value, _, _>(key, fields.clone()).await };
+        let value = match self.servers.read_session(key).await? {
+            Some(value) => value,
+            // Boxed, for it would make every call's future larger.
+            None => Box::pin(self.servers.call(key, read)).await?,
+        };
         Reply::new("get", value)?.session(id)
     }
 

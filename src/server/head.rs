@@ -1,6 +1,8 @@
 //! Looks at the heads of requests before hyper does. hyper takes a line that ends with LF alone, as it may (RFC 9112, 2.2);
 //! a proxy in front may not, and passes on as one header what would be two requests here.
 
+use std::borrow::Cow;
+
 /// The head of one request, as far as it was received.
 #[derive(Default)]
 pub(super) struct Head {
@@ -14,18 +16,19 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// The next bytes of the head, and perhaps of what comes after it. A line that ends with LF alone is made one that
+    /// Passes on the next bytes of the head, and perhaps of what comes after it. A line that ends with LF alone is made one that
     /// hyper refuses: NUL may be nowhere in a head.
-    pub(super) fn receive(&mut self, bytes: &mut [u8]) {
+    pub(super) fn receive<'a>(&mut self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let mut passed_on = Cow::Borrowed(bytes);
         let mut start = 0;
         while !self.is_over
             && let Some(length) = bytes[start..].iter().position(|&byte| byte == b'\n')
         {
             let end = start + length;
             self.line_bytes += length;
-            let before = end.checked_sub(1).map_or(self.before, |place| Some(bytes[place]));
+            let before = end.checked_sub(1).map_or(self.before, |place| Some(passed_on[place]));
             if before.is_some_and(|byte| byte != b'\r') {
-                bytes[end] = 0;
+                passed_on.to_mut()[end] = 0;
                 self.line_bytes += 1;
             } else if self.line_bytes > 1 {
                 self.lines += 1;
@@ -37,7 +40,9 @@ impl Head {
             start = end + 1;
         }
         self.line_bytes += bytes.len() - start;
-        self.before = bytes.last().copied().or(self.before);
+        // As it is passed on.
+        self.before = passed_on.last().copied().or(self.before);
+        passed_on
     }
 
     /// All of it was received.
@@ -57,12 +62,9 @@ mod tests {
 
     /// What becomes of a head that is received in parts of this length; and whether it is over.
     fn received(head: &str, part_bytes: usize) -> (String, bool) {
-        let mut bytes = head.as_bytes().to_vec();
         let mut scanned = Head::default();
-        for part in bytes.chunks_mut(part_bytes) {
-            scanned.receive(part);
-        }
-        (String::from_utf8(bytes).expect("text"), scanned.is_over())
+        let parts: Vec<_> = head.as_bytes().chunks(part_bytes).map(|part| scanned.receive(part)).collect();
+        (String::from_utf8(parts.concat()).expect("text"), scanned.is_over())
     }
 
     #[test]
@@ -88,9 +90,8 @@ mod tests {
 
     #[test]
     fn a_head_whose_start_was_not_seen_is_not_spoilt() {
-        let (mut scanned, mut bytes) = (Head::default(), b"\nhost: x\r\n\r\n".to_vec());
-        scanned.receive(&mut bytes);
-        assert_eq!(bytes, b"\nhost: x\r\n\r\n");
+        let mut scanned = Head::default();
+        assert_eq!(&*scanned.receive(b"\nhost: x\r\n\r\n"), b"\nhost: x\r\n\r\n");
         assert!(scanned.is_over());
     }
 }

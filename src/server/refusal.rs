@@ -119,13 +119,11 @@ impl<T: Read + Unpin> Read for CompletedIo<T> {
         if this.serving.is_serving() || this.head.is_over() {
             return Pin::new(&mut this.io).poll_read(context, buffer);
         }
-        let mut bytes = [0; HEAD_PART_BYTES];
+        let mut bytes = [MaybeUninit::uninit(); HEAD_PART_BYTES];
         let most = buffer.remaining().min(HEAD_PART_BYTES);
-        let mut part = ReadBuf::new(&mut bytes[..most]);
+        let mut part = ReadBuf::uninit(&mut bytes[..most]);
         ready!(Pin::new(&mut this.io).poll_read(context, part.unfilled()))?;
-        let length = part.filled().len();
-        this.head.receive(&mut bytes[..length]);
-        buffer.put_slice(&bytes[..length]);
+        buffer.put_slice(&this.head.receive(part.filled()));
         Poll::Ready(Ok(()))
     }
 }
@@ -179,7 +177,7 @@ mod tests {
 
     fn head_of(bytes: &[u8]) -> Head {
         let mut head = Head::default();
-        head.receive(&mut bytes.to_vec());
+        head.receive(bytes);
         head
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::AbortHandle;
 
+use super::reads::Reads;
 use super::{StoreError, fitness};
 use crate::metrics;
 
@@ -128,6 +129,8 @@ pub(super) struct Server {
     /// Whether it left a command unanswered lately.
     is_silent: Arc<AtomicBool>,
     is_fit: OnceCell<()>,
+    /// The connection for reads of sessions.
+    reads: Option<Reads>,
     /// A connection whose next command may be preceded by ASKING: nobody else writes to it in between.
     asking: Mutex<Option<Connection>>,
     watchers: Vec<AbortHandle>,
@@ -162,7 +165,7 @@ impl Server {
     pub(super) fn connect(settings: Settings) -> Result<Arc<Self>, Error> {
         let addresses: Vec<_> = settings.config.server.hosts().iter().map(ToString::to_string).collect();
         let client = client(&settings)?;
-        let (connection_number, is_silent) = (Arc::default(), Arc::default());
+        let (connection_number, is_silent): (Arc<AtomicU64>, _) = (Arc::default(), Arc::default());
         // All listeners are there before the first event.
         let log = log_errors(client.error_rx());
         let count = count_connections(client.reconnect_rx(), Arc::clone(&connection_number));
@@ -172,6 +175,7 @@ impl Server {
             tokio::spawn(count).abort_handle(),
             tokio::spawn(watch).abort_handle(),
         ];
+        let reads = Reads::beside(&client, &settings.config, &connection_number, settings.command_timeout);
         Ok(Arc::new(Self {
             name: addresses.join(","),
             settings,
@@ -179,6 +183,7 @@ impl Server {
             connection_number,
             is_silent,
             is_fit: OnceCell::new(),
+            reads,
             asking: Mutex::new(None),
             watchers,
         }))
@@ -192,6 +197,17 @@ impl Server {
             self.is_fit.get_or_try_init(|| Box::pin(fitness::check(client, &self.name))).await?;
         }
         Ok(client.clone())
+    }
+
+    /// The fields of the session at this key, by the connection for that; `None` if the client has to be asked.
+    pub(super) async fn read_session(&self, key: &str) -> Result<Option<Value>, StoreError> {
+        if self.settings.refuse_unfit && !self.is_fit.initialized() {
+            return Ok(None);
+        }
+        let (Some(reads), Some(number)) = (&self.reads, self.connection_number()) else {
+            return Ok(None);
+        };
+        Ok(reads.session(key, number).await.transpose()?)
     }
 
     /// The client, whatever the server is like.

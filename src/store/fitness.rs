@@ -1,5 +1,8 @@
 //! Is this Redis one that sessions can be trusted to? Asked once of each server, before its first command.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use fred::types::{CustomCommand, InfoKind, Value};
@@ -19,7 +22,7 @@ pub(super) async fn check(client: &Client, address: &str) -> Result<(), StoreErr
     let info: String = match client.info(Some(InfoKind::Server)).await {
         Ok(info) => info,
         Err(error) if error.details().starts_with("NOPERM") => {
-            tracing::warn!("{name} does not tell its version and settings (NOPERM): nothing of it was checked");
+            warn_once(&format!("{name} does not tell its version and settings (NOPERM): nothing of it was checked"));
             return Ok(());
         }
         Err(error) => return Err(error.into()),
@@ -37,12 +40,20 @@ pub(super) async fn check(client: &Client, address: &str) -> Result<(), StoreErr
     let has_replicas = field(&info, "connected_slaves").is_some_and(|count| count != "0");
     let waits_for_none = setting(client, &name, "min-replicas-to-write").await?.is_some_and(|least| least == "0");
     if has_replicas && waits_for_none {
-        tracing::warn!(
+        warn_once(&format!(
             "{name} has replicas and min-replicas-to-write 0: a failover may lose writes that it acknowledged alone; set it \
              to 1, and min-replicas-max-lag to 2"
-        );
+        ));
     }
     Ok(())
+}
+
+/// Tells the log what was not told yet: every event loop checks its own connection.
+fn warn_once(warning: &str) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.to_owned()) {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// A setting's value, or `None` if we may not ask.
@@ -52,7 +63,7 @@ async fn setting(client: &Client, name: &str, key: &str) -> Result<Option<String
         Ok(reply) => Ok(reply.into_array().into_iter().nth(1).and_then(Value::into_string)),
         // Managed services have no CONFIG at all.
         Err(error) if error.details().starts_with("NOPERM") || error.details().starts_with("ERR unknown command") => {
-            tracing::warn!("{name} does not tell its {key}: make sure that it is right");
+            warn_once(&format!("{name} does not tell its {key}: make sure that it is right"));
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -1,5 +1,6 @@
 //! Reads replies of Redis, value by value, in the order that the scripts and [`SESSION_FIELDS`] promise.
 
+use fred::bytes_utils::Str;
 use fred::types::Value;
 
 use super::StoreError;
@@ -39,28 +40,38 @@ impl Reply {
         self.values.next().ok_or_else(|| self.unexpected("it is too short"))
     }
 
-    /// A string, or `None` for nil.
-    fn optional(&mut self) -> Result<Option<String>, StoreError> {
+    /// A text, or `None` for nil. It is a part of what was read from the connection: copy what is kept.
+    fn optional_text(&mut self) -> Result<Option<Str>, StoreError> {
         match self.value()? {
             Value::Null => Ok(None),
-            Value::String(text) => Ok(Some(text.to_string())),
+            Value::String(text) => Ok(Some(text)),
             // The client would take an array of one value for that value.
             Value::Array(_) => Err(self.unexpected("a value is not text")),
-            value => value.into_string().map(Some).ok_or_else(|| self.unexpected("a value is not text")),
+            value => {
+                value.into_string().map(|text| Some(text.into())).ok_or_else(|| self.unexpected("a value is not text"))
+            }
         }
     }
 
+    fn text(&mut self) -> Result<Str, StoreError> {
+        self.optional_text()?.ok_or_else(|| self.unexpected("a value is missing"))
+    }
+
+    fn optional(&mut self) -> Result<Option<String>, StoreError> {
+        Ok(self.optional_text()?.map(|text| text.to_string()))
+    }
+
     pub(super) fn string(&mut self) -> Result<String, StoreError> {
-        self.optional()?.ok_or_else(|| self.unexpected("a value is missing"))
+        self.text().map(|text| text.to_string())
     }
 
     pub(super) fn parse<T: std::str::FromStr>(&mut self) -> Result<T, StoreError> {
-        let text = self.string()?;
+        let text = self.text()?;
         text.parse().map_err(|_| self.unexpected(format!("{text:?} is not of its type")))
     }
 
     fn word<T>(&mut self, from_word: fn(&str) -> Option<T>) -> Result<T, StoreError> {
-        let word = self.string()?;
+        let word = self.text()?;
         from_word(&word).ok_or_else(|| self.unexpected(format!("{word:?} is not one of its words")))
     }
 
@@ -83,7 +94,7 @@ impl Reply {
         if self.values.len() < SESSION_FIELDS.len() {
             return Err(self.unexpected("it is too short for a session"));
         }
-        let Some(session_id) = self.optional()? else {
+        let Some(session_id) = self.optional_text()? else {
             return Ok(None);
         };
         Ok(Some(Session {
@@ -103,7 +114,7 @@ impl Reply {
             expires_at: self.time()?,
             active_until: self.time()?,
             ended_at: self.optional_time()?,
-            end_reason: match self.optional()? {
+            end_reason: match self.optional_text()? {
                 Some(word) => {
                     Some(EndReason::from_word(&word).ok_or_else(|| self.unexpected("an unknown end reason"))?)
                 }
@@ -113,7 +124,7 @@ impl Reply {
     }
 
     fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
-        match self.optional()? {
+        match self.optional_text()? {
             Some(text) => match text.parse() {
                 Ok(ms) => Ok(Some(Timestamp(ms))),
                 Err(_) => Err(self.unexpected("a time is not a number")),
@@ -130,13 +141,13 @@ impl Reply {
     /// An entry of the message stream: its id and its fields.
     pub(super) fn message(&mut self, session_id: SessionId) -> Result<Message, StoreError> {
         let mut entry = Self::new(self.verb, self.value()?)?;
-        let entry_id = entry.string()?;
+        let entry_id = entry.text()?;
         let seq = entry_id.split('-').next().and_then(|seq| seq.parse().ok());
         let seq = seq.ok_or_else(|| entry.unexpected("an entry id is not <seq>-0"))?;
         let mut fields = Self::new(self.verb, entry.value()?)?;
         let (mut message_id, mut role, mut content, mut metadata, mut created_at) = (None, None, None, None, None);
         while !fields.is_empty() {
-            match fields.string()?.as_str() {
+            match &*fields.text()? {
                 field::MESSAGE_ID => message_id = Some(fields.string()?),
                 field::ROLE => role = Some(fields.role()?),
                 field::CONTENT => content = Some(fields.string()?),

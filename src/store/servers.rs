@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
+use fred::types::Value;
 use fred::types::config::ServerConfig;
 use futures_util::future::join_all;
 
@@ -58,6 +59,17 @@ impl Servers {
             Topology::One(server) => Ok(send(server.client().await?).await?),
             // Boxed, for it would make every call's future larger.
             Topology::Cluster(cluster) => Box::pin(self.call_cluster(cluster, key, send)).await,
+        }
+    }
+
+    /// The fields of the session at this key, by the connection for that; `None` if the client has to be asked.
+    pub(super) async fn read_session(&self, key: &str) -> Result<Option<Value>, StoreError> {
+        match &self.topology {
+            Topology::One(server) => server.read_session(key).await,
+            Topology::Cluster(cluster) => match cluster.master_of(key) {
+                Some(server) => server.read_session(key).await,
+                None => Ok(None),
+            },
         }
     }
 

@@ -8,7 +8,7 @@ use crate::support::process::{PATIENCE, Process};
 use crate::support::redis::shared;
 use crate::support::reply_proxy::{Fault, ReplyProxy};
 
-/// A process whose only connection to Redis leads through a proxy.
+/// A process whose connections to Redis lead through a proxy. One event loop, so that there is one of each kind.
 struct Behind {
     proxy: ReplyProxy,
     _process: Process,
@@ -21,7 +21,7 @@ impl Behind {
         let proxy = ReplyProxy::start(shared()).await;
         let prefix = format!("{prefix}-{}", std::process::id());
         let url = proxy.url.clone();
-        let start = move || Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &url)]);
+        let start = move || Process::serve(&["--event-loops", "1", "--key-prefix", &prefix], &[("REDIS_URL", &url)]);
         // The proxy runs on this test's thread.
         let (process, base) = tokio::task::spawn_blocking(start).await.expect("no panic");
         Self { proxy, _process: process, base, client: reqwest::Client::new() }
@@ -61,7 +61,7 @@ async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
 async fn a_reply_that_belongs_to_another_question_is_no_answer() {
     let behind = Behind::start("swapped").await;
     let (first, second) = (behind.session_of("first").await, behind.session_of("second").await);
-    behind.proxy.arm(Fault::SwapReplies);
+    behind.proxy.arm(Fault::SwapSessions);
     let answers = futures_util::future::join(behind.get(&first), behind.get(&second)).await;
     assert_eq!(behind.proxy.armed(), Fault::None, "two replies changed places");
     for (status, answer) in [answers.0, answers.1] {

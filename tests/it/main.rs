@@ -28,6 +28,7 @@ mod overload;
 mod private_redis;
 mod program;
 mod races;
+mod reads;
 mod redis_outage;
 mod scripts;
 mod sentinel;

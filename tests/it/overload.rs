@@ -16,11 +16,11 @@ async fn create(service: &Service, user: usize) -> Answer {
 #[tokio::test]
 async fn what_cannot_be_served_in_time_is_refused_at_once() {
     let redis = RedisServer::start(IN_MEMORY);
-    let flags = ["--max-concurrent-requests", "1", "--max-waiting-requests", "1", "--max-wait", "100ms"];
+    let flags = ["--max-concurrent-requests", "1", "--max-waiting-requests", "0"];
     let service = Service::start_on(&redis.socket(), &flags).await;
     redis.signal(Signal::STOP);
     let mut answers: FuturesUnordered<_> = (0..4).map(|user| create(&service, user)).collect();
-    // One is served, and waits for Redis; one waits for it in vain; two find no place to wait.
+    // One is served, and waits for Redis; three find no place to wait.
     for _ in 0..3 {
         let refused = answers.next().await.expect("an answer").expect(503);
         assert_eq!(refused.json()["code"], "overloaded");
@@ -36,7 +36,7 @@ async fn what_cannot_be_served_in_time_is_refused_at_once() {
 #[tokio::test]
 async fn who_waits_is_served_when_there_is_room() {
     let redis = RedisServer::start(IN_MEMORY);
-    let flags = ["--max-concurrent-requests", "1", "--max-waiting-requests", "7", "--max-wait", "60s"];
+    let flags = ["--max-concurrent-requests", "1", "--max-waiting-requests", "7", "--request-deadline", "60s"];
     let service = Service::start_on(&redis.socket(), &flags).await;
     let answers: Vec<_> = (0..8).map(|user| create(&service, user)).collect();
     for answer in futures_util::future::join_all(answers).await {

@@ -27,7 +27,8 @@ impl Processes {
         let prefix = format!("{prefix}-{}", std::process::id());
         let url = format!("redis+unix://{}", shared().display());
         // Ten thousand callers take their time on a small machine.
-        let flags = ["--key-prefix", &prefix, "--request-deadline", "60s", "--receive-timeout", "60s"];
+        let patient = ["--request-deadline", "60s", "--receive-timeout", "60s", "--max-wait", "60s"];
+        let flags = [&["--key-prefix", &prefix][..], &patient].concat();
         let [(first, first_url), (second, second_url), (third, third_url)] = ["100000", "1", "0"]
             .map(|hints| Process::serve(&[&flags[..], &["--max-hints", hints]].concat(), &[("REDIS_URL", &url)]));
         let hosts = [first_url, second_url, third_url].map(|url| url.trim_start_matches("http://").to_owned());

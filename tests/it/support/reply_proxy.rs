@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
+/// How a reply that is a session's fields starts.
+const SESSION: &[u8] = b"*17\r\n";
+
 /// What happens next, once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
     None,
-    /// The next two replies change places.
-    SwapReplies,
+    /// The next two sessions that are read by one connection change places.
+    SwapSessions,
     /// The connection ends after a command with this text in it was carried out, before its reply.
     CutAfter(&'static str),
 }
@@ -71,7 +74,7 @@ impl ReplyProxy {
                     if cuts { return }
                     while let Some(length) = reply_length(&received) {
                         let mut reply: Vec<u8> = received.drain(..length).collect();
-                        if self.armed() == Fault::SwapReplies {
+                        if self.armed() == Fault::SwapSessions && reply.starts_with(SESSION) {
                             let Some(first) = held.take() else {
                                 held = Some(reply);
                                 continue;
