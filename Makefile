@@ -29,6 +29,8 @@ soak: ## Let everything happen to Redis and the service for SESSIOND_SOAK_SECOND
 
 check: ## Check formatting, lints and documentation, as CI does
 	cargo fmt --all --check
+	@# The program alone: what only tests depend on must not be needed.
+	cargo check --locked
 	cargo clippy --locked --all-targets -- --deny warnings
 	cargo clippy --locked --package sessiond-fuzz -- --cfg fuzzing --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
