@@ -208,6 +208,14 @@ impl fmt::Display for Partition {
 pub struct SessionId(Uuid);
 
 impl SessionId {
+    /// How long its text is, in bytes.
+    pub(crate) const TEXT_BYTES: usize = Hyphenated::LENGTH;
+
+    /// Writes its text, in lower-case, and returns that.
+    pub(crate) fn write(self, text: &mut [u8; Self::TEXT_BYTES]) -> &str {
+        self.0.as_hyphenated().encode_lower(text)
+    }
+
     /// A new id in `partition`.
     ///
     /// # Errors
@@ -680,9 +688,7 @@ impl<'a> JsonObject<'a> {
     }
 
     fn id(&mut self, name: &str, id: SessionId) {
-        let mut text = [0; Hyphenated::LENGTH];
-        id.0.as_hyphenated().encode_lower(&mut text);
-        self.quoted(name, |out| out.extend_from_slice(&text));
+        self.word(name, Some(id.write(&mut [0; SessionId::TEXT_BYTES])));
     }
 
     fn time(&mut self, name: &str, time: Timestamp) {

@@ -301,7 +301,8 @@ impl SessionStore {
             metrics::session_resumed();
             return Ok(GetOrCreate::Resumed(session));
         }
-        let outcome = self.run_get_or_create(new, now).await?;
+        // Boxed, for those who are found by their hint would have room for it, too.
+        let outcome = Box::pin(self.run_get_or_create(new, now)).await?;
         match &outcome {
             GetOrCreate::Created(_) => metrics::session_created(),
             GetOrCreate::Resumed(_) => metrics::session_resumed(),

@@ -274,7 +274,7 @@ pub(super) fn session_response(status: StatusCode, session: &Session) -> Respons
     let mut body = Vec::with_capacity(640 + session.metadata.len());
     session.write_json(&mut body);
     let mut response = json_response(status, body);
-    if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", session.version)) {
+    if let Ok(tag) = HeaderValue::try_from(["\"", itoa::Buffer::new().format(session.version), "\""].concat()) {
         response.headers_mut().insert(header::ETAG, tag);
     }
     response

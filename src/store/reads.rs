@@ -7,11 +7,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use fred::bytes_utils::Str;
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike;
@@ -178,8 +177,7 @@ impl Link {
                     let sent = Instant::now();
                     let mut next = Some(first);
                     while let Some(Asked { key, answer }) = next {
-                        let words = [b"HMGET", key.as_bytes()].into_iter().chain(SESSION_FIELDS.map(str::as_bytes));
-                        resp::write_command(words, &mut commands);
+                        write_read(&key, &mut commands);
                         waiting.push_back((sent, answer));
                         next = if commands.len() < WRITTEN_TOGETHER_MAX { asked.try_recv().ok() } else { None };
                     }
@@ -197,7 +195,7 @@ impl Link {
                         };
                         if let Frame::Texts(texts) = frame {
                             // Whoever asked may have given up.
-                            let _ = answer.send(Ok(Value::Array(texts.into_iter().map(value).collect())));
+                            let _ = answer.send(Ok(Value::Array(texts.into_iter().map(|text| text.map_or(Value::Null, Value::String)).collect())));
                         }
                     }
                 }
@@ -217,15 +215,41 @@ impl Link {
     }
 }
 
-fn value(text: Option<fred::bytes::Bytes>) -> Value {
-    match text.map(Str::from_inner) {
-        None => Value::Null,
-        Some(Ok(text)) => Value::String(text),
-        Some(Err(error)) => Value::Bytes(error.into_inner()),
-    }
+/// Appends the command for a session's fields. All but the key is the same each time.
+fn write_read(key: &str, out: &mut Vec<u8>) {
+    static AROUND_KEY: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+        let mut command = Vec::new();
+        let words = [&b"HMGET"[..], KEY].into_iter().chain(SESSION_FIELDS.map(str::as_bytes));
+        resp::write_command(words, &mut command);
+        let before = command.windows(KEY.len()).position(|window| window == KEY).unwrap_or_default();
+        // Without the length of the key: `$1\r\n`.
+        (command[..before - 4].to_vec(), command[before + KEY.len()..].to_vec())
+    });
+    /// In no field.
+    const KEY: &[u8] = b"?";
+    let (before, after) = &*AROUND_KEY;
+    out.extend_from_slice(before);
+    resp::write_header(b'$', key.len(), out);
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(after);
 }
 
 /// A connection of whatever kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_is_the_command_for_the_fields_of_the_key() {
+        let mut wanted = Vec::new();
+        let words = [&b"HMGET"[..], b"sd:{03f2}:s:?"].into_iter().chain(SESSION_FIELDS.map(str::as_bytes));
+        resp::write_command(words, &mut wanted);
+        let mut written = Vec::new();
+        write_read("sd:{03f2}:s:?", &mut written);
+        assert_eq!(written, wanted);
+    }
+}

@@ -4,18 +4,19 @@
 use std::io;
 use std::ops::Range;
 
-use fred::bytes::{Bytes, BytesMut};
+use fred::bytes::BytesMut;
+use fred::bytes_utils::Str;
 
-/// The longest text that Redis stores.
-const TEXT_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// The longest text that Redis stores has 512 MiB.
+const NUMBER_DIGITS_MAX: usize = 9;
 
 /// A reply.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame {
     /// An array of texts; `None` for nil.
-    Texts(Vec<Option<Bytes>>),
-    /// An error, whichever.
-    Error,
+    Texts(Vec<Option<Str>>),
+    /// An error, or texts that are no UTF-8.
+    Other,
 }
 
 /// Appends a command.
@@ -28,7 +29,8 @@ pub(super) fn write_command<'a>(words: impl Iterator<Item = &'a [u8]> + Clone, o
     }
 }
 
-fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
+/// Appends the line that says how long what follows is.
+pub(super) fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
     out.push(kind);
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -46,7 +48,7 @@ pub(super) fn next_frame(received: &mut BytesMut, length: usize) -> io::Result<O
     if line.first() == Some(&b'-') {
         let end = reader.place;
         drop(received.split_to(end));
-        return Ok(Some(Frame::Error));
+        return Ok(Some(Frame::Other));
     }
     if number(b'*', line)? != Some(length) {
         return Err(io::ErrorKind::InvalidData.into());
@@ -59,7 +61,10 @@ pub(super) fn next_frame(received: &mut BytesMut, length: usize) -> io::Result<O
         }
     }
     let end = reader.place;
-    let frame = received.split_to(end).freeze();
+    // Checked once for all of them.
+    let Ok(frame) = Str::from_inner(received.split_to(end).freeze()) else {
+        return Ok(Some(Frame::Other));
+    };
     let text = |text| match text {
         Text::Nil => None,
         Text::At(range) => Some(frame.slice(range)),
@@ -104,12 +109,17 @@ impl<'a> Reader<'a> {
 
 /// The number of a line of this kind; `None` for -1, which is nil.
 fn number(kind: u8, line: &[u8]) -> io::Result<Option<usize>> {
-    let digits = line.strip_prefix(&[kind]).ok_or(io::ErrorKind::InvalidData)?;
-    if digits == b"-1" {
-        return Ok(None);
+    match line {
+        [first, b'-', b'1'] if *first == kind => Ok(None),
+        [first, digits @ ..] if *first == kind && (1..=NUMBER_DIGITS_MAX).contains(&digits.len()) => digits
+            .iter()
+            .try_fold(0, |number, digit| match digit {
+                b'0'..=b'9' => Ok(number * 10 + usize::from(digit - b'0')),
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            })
+            .map(Some),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
-    let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-    number.filter(|number| *number <= TEXT_BYTES_MAX).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
@@ -136,9 +146,10 @@ mod tests {
         for end in 0..whole {
             assert_eq!(read(&reply[..end], 3).expect("no error"), (None, end), "{end} bytes");
         }
-        let texts = vec![Some(Bytes::from_static(b"a\r\n")), None, Some(Bytes::new())];
+        let texts = vec![Some(Str::from("a\r\n")), None, Some(Str::new())];
         assert_eq!(read(reply, 3).expect("no error"), (Some(Frame::Texts(texts)), 4));
-        assert_eq!(read(b"-MOVED 1 a:1\r\n*3", 3).expect("no error"), (Some(Frame::Error), 2));
+        assert_eq!(read(b"*1\r\n$1\r\n\xff\r\n", 1).expect("no error"), (Some(Frame::Other), 0));
+        assert_eq!(read(b"-MOVED 1 a:1\r\n*3", 3).expect("no error"), (Some(Frame::Other), 2));
     }
 
     #[test]
