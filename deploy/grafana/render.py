@@ -1,5 +1,6 @@
 """Draws key panels of dashboards/sessiond.json: see `render`."""
 
+import io
 import json
 import math
 import re
@@ -16,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.dates as dates
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
 # Rows of the picture: titles of panels, each with its share of the width.
@@ -30,7 +32,9 @@ ROWS = [
 STEP_SECONDS = 2
 # Prometheus's demo scrapes every two seconds; Grafana takes four intervals at the least.
 RATE_WINDOW = "20s"
-LEGEND_ENTRIES_MAX = 7
+# Entries of a legend, and characters of an entry of which two fit into a line.
+LEGEND_ENTRIES_MAX, SHORT_ENTRY_MAX = 6, 34
+PALETTE_COLORS = 128
 BACKGROUND, PANEL, TEXT, GRID = "#111217", "#181b1f", "#ccccdc", "#2c3235"
 COLORS = ["#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#b877d9", "#f2495c", "#8ab8ff", "#ffee52", "#37872d", "#c4162a"]
 
@@ -40,7 +44,7 @@ def number(value, unit):
     if unit == "percentunit":
         return f"{100 * value:.4g} %"
     if unit == "bytes":
-        return f"{value / 2**20:.4g} MiB"
+        return f"{value / 2**20:.3g} MiB"
     if unit == "s":
         return f"{1e6 * value:.3g} µs" if value < 1e-3 else f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
     return f"{value:.4g}" + {"reqps": " req/s", "ops": " ops/s"}.get(unit, "")
@@ -82,7 +86,7 @@ def draw_stat(axes, panel, source):
             color = {"red": "#f2495c", "orange": "#ff9830", "green": "#73bf69"}.get(step["color"], TEXT)
     axes.set_axis_off()
     text = number(value, panel["fieldConfig"]["defaults"]["unit"])
-    axes.text(0.5, 0.4, text, ha="center", va="center", fontsize=21, color=color, transform=axes.transAxes)
+    axes.text(0.5, 0.4, text, ha="center", va="center", fontsize=20, color=color, transform=axes.transAxes)
 
 
 def draw_heatmap(axes, panel, source):
@@ -99,11 +103,13 @@ def draw_heatmap(axes, panel, source):
 def draw_lines(axes, panel, source):
     defaults = panel["fieldConfig"]["defaults"]
     series = sorted(source.series(panel), key=lambda one: -max((v for v in one[2] if v == v), default=0))
+    is_short = all(len(legend) <= SHORT_ENTRY_MAX for legend, _, _ in series)
+    entries = LEGEND_ENTRIES_MAX if is_short else LEGEND_ENTRIES_MAX // 2
     stacked = defaults["custom"]["stacking"]["mode"] == "normal"
     below = {}
     for place, (legend, times, values) in enumerate(series):
         color = COLORS[place % len(COLORS)]
-        label = legend if place < LEGEND_ENTRIES_MAX else None
+        label = legend if place < entries else None
         if stacked:
             floor = [below.get(moment, 0) for moment in times]
             top = [low + value for low, value in zip(floor, values)]
@@ -117,11 +123,12 @@ def draw_lines(axes, panel, source):
         if step["value"] is not None and step["value"] < high:
             color = {"red": "#f2495c", "orange": "#ff9830", "yellow": "#f2cc0c"}.get(step["color"], GRID)
             axes.axhline(step["value"], color=color, linewidth=0.8, linestyle="--")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, high * 1.05)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, defaults["unit"])))
     axes.grid(color=GRID, linewidth=0.5)
     if series:
-        axes.legend(fontsize=5.6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, labelcolor=TEXT)
+        axes.legend(fontsize=6.2, ncols=3 if is_short else 1, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False,
+                    labelcolor=TEXT)
 
 
 def main():
@@ -130,8 +137,8 @@ def main():
     dashboard = json.loads((FOLDER / "dashboards/sessiond.json").read_text(encoding="utf-8"))
     panels = {panel["title"]: panel for panel in dashboard["panels"]}
     plt.rcParams.update({"font.size": 7, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT})
-    figure = plt.figure(figsize=(13, 14), facecolor=BACKGROUND)
-    rows = figure.add_gridspec(len(ROWS), 1, height_ratios=[0.35] + [1] * (len(ROWS) - 1), hspace=0.62,
+    figure = plt.figure(figsize=(13, 12.5), facecolor=BACKGROUND)
+    rows = figure.add_gridspec(len(ROWS), 1, height_ratios=[0.22] + [1] * (len(ROWS) - 1), hspace=0.55,
                                left=0.05, right=0.985, top=0.965, bottom=0.055)
     for place, row in enumerate(ROWS):
         columns = rows[place].subgridspec(1, len(row), width_ratios=[width for _, width in row], wspace=0.2)
@@ -143,9 +150,12 @@ def main():
             for spine in axes.spines.values():
                 spine.set_color(GRID)
             if panel["type"] != "stat":
+                axes.set_xlim(datetime.fromtimestamp(source.end - 60 * source.minutes), datetime.fromtimestamp(source.end))
                 axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
-                axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=7))
-    figure.savefig(output, dpi=100, facecolor=BACKGROUND, pil_kwargs={"optimize": True})
+                axes.xaxis.set_major_locator(dates.AutoDateLocator(minticks=3, maxticks=8))
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=100, facecolor=BACKGROUND)
+    Image.open(picture).convert("RGB").quantize(PALETTE_COLORS).save(output, optimize=True)
 
 
 if __name__ == "__main__":

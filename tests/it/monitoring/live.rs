@@ -1,6 +1,7 @@
 //! A real Prometheus reads a real service that works and suffers, and evaluates everything that is shipped.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use super::expression::{Matcher, names};
 use super::work::Stage;
@@ -45,6 +46,7 @@ async fn a_real_prometheus_evaluates_every_expression() {
         let lines = scrape.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
         metrics.extend(lines.map(|line| line.split(['{', ' ']).next().unwrap_or_default().to_owned()));
     }
+    expect_described(&metrics);
     prometheus.scraped(2.0).await;
     prometheus.stop_the_clock_when(&everything()).await;
     let scraped = Scraped { prometheus, instance: targets.join("|"), metrics };
@@ -66,6 +68,24 @@ async fn a_real_prometheus_evaluates_every_expression() {
         }
     }
     assert!(problems.is_empty(), "{problems:#?}");
+}
+
+/// README's table has every metric, and no other.
+fn expect_described(metrics: &BTreeSet<String>) {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let cells = readme.lines().filter_map(|line| line.strip_prefix("| `sessiond_")?.split_once(" | "));
+    let described = cells.flat_map(|(names, _)| names.split("`, `").map(|name| name.trim_end_matches('`').to_owned()));
+    let described: BTreeSet<_> = described.map(|name| name.trim_start_matches("sessiond_").to_owned()).collect();
+    let parts = ["_bucket", "_sum", "_count"];
+    let family = |name: &String| {
+        let name = name.strip_prefix("sessiond_")?;
+        Some(parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name).to_owned())
+    };
+    assert_eq!(
+        described,
+        metrics.iter().filter_map(family).collect(),
+        "the metrics of README.md, and those of a scrape"
+    );
 }
 
 /// True once every service was scraped, every rule recorded, and alerts there are.
