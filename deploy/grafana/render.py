@@ -27,7 +27,7 @@ ROWS = [
     [("Rate by route", 1), ("Errors by route", 1), ("Rate by status", 1)],
     [("Created, resumed, deleted", 1), ("Ended, by reason", 1), ("Hint hit ratio", 1)],
     [("Operation duration: p99", 1), ("Errors, by kind", 1), ("Reconnects and retries", 1)],
-    [("Event-loop lag", 1), ("CPU", 1), ("Memory", 1)],
+    [("Event-loop lag", 1), ("Requests in flight", 1), ("Memory", 1)],
 ]
 STEP_SECONDS = 2
 # Prometheus's demo scrapes every two seconds; Grafana takes four intervals at the least.
@@ -137,8 +137,8 @@ def main():
     dashboard = json.loads((FOLDER / "dashboards/sessiond.json").read_text(encoding="utf-8"))
     panels = {panel["title"]: panel for panel in dashboard["panels"]}
     plt.rcParams.update({"font.size": 7, "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT})
-    figure = plt.figure(figsize=(13, 12.5), facecolor=BACKGROUND)
-    rows = figure.add_gridspec(len(ROWS), 1, height_ratios=[0.22] + [1] * (len(ROWS) - 1), hspace=0.55,
+    figure = plt.figure(figsize=(13, 13.5), facecolor=BACKGROUND)
+    rows = figure.add_gridspec(len(ROWS), 1, height_ratios=[0.22] + [1] * (len(ROWS) - 1), hspace=0.68,
                                left=0.05, right=0.985, top=0.965, bottom=0.055)
     for place, row in enumerate(ROWS):
         columns = rows[place].subgridspec(1, len(row), width_ratios=[width for _, width in row], wspace=0.2)
