@@ -5,11 +5,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::process::patiently;
+use super::process::{PATIENCE, patiently};
 use super::servers::POLL;
 
 /// Between two scrapes, and two evaluations of the rules.
@@ -103,17 +104,14 @@ impl Prometheus {
     }
 
     /// Waits until an expression has a value, and looks at that moment from now on: a scrape that comes late later on does
-    /// not matter.
+    /// not matter. If it never has one, the moment is when patience ends: what is missing, others tell better.
     pub async fn stop_the_clock_when(&mut self, expression: &str) {
-        let seen = patiently(async {
-            loop {
-                if let Some(seen) = self.query(expression).await.expect("an expression").first() {
-                    break seen.time.clone();
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        });
-        self.time = Some(seen.await);
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE && self.time.is_none() {
+            let found = self.query(expression).await.expect("an expression");
+            self.time = found.first().map(|sample| sample.time.clone());
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// The labels of all series that a selector selects, of whatever time.
