@@ -6,18 +6,19 @@ use std::time::Instant;
 use reqwest::{Client, Method};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sessiond::auth::Scope;
+use sessiond::auth::{JwtAlgorithm, Scope};
+use sessiond::server::system_now;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use crate::support::credentials::api_key;
+use crate::support::credentials::{Signer, api_key, claims, jwt_flags};
 use crate::support::process::{PATIENCE, Process};
 use crate::support::prometheus::Prometheus;
 use crate::support::server::{AOF, RedisServer};
 use crate::support::servers::POLL;
 
-/// Requests that `greedy` may make a second; five times as many at once.
-const RATE_LIMIT: &str = "200";
+/// Requests that a user with a token may make a second; five times as many at once.
+const USER_RATE_LIMIT: &str = "1";
 /// Connections at once.
 const CONNECTIONS: &str = "40";
 const USERS: u32 = 10;
@@ -43,6 +44,7 @@ pub struct Service {
 struct Keys {
     all: String,
     reader: String,
+    /// A user's token.
     greedy: String,
 }
 
@@ -53,14 +55,21 @@ impl Stage {
         let redis = RedisServer::start(AOF);
         let (all, all_entry) = api_key("all", &[], &Scope::ALL, None);
         let (reader, reader_entry) = api_key("reader", &["b0"], &[Scope::Read], None);
-        let (greedy, greedy_entry) = api_key("greedy", &["b0"], &Scope::ALL, None);
         let file = folder.path().join("keys.toml");
-        fs::write(&file, format!("{all_entry}\n{reader_entry}\n{greedy_entry}")).expect("a file written");
+        fs::write(&file, format!("{all_entry}\n{reader_entry}")).expect("a file written");
+        let signer = Signer::new(JwtAlgorithm::Hs256);
+        let secret = folder.path().join("secret");
+        fs::write(&secret, signer.key_file()).expect("a file written");
+        let greedy = signer.token(&claims("b0", "greedy", system_now()));
         let keys = Keys { all, reader, greedy };
         let file = file.to_str().expect("a path of text");
-        let common = ["--api-keys-file", file, "--rate-limit", RATE_LIMIT, "--max-connections", CONNECTIONS];
+        let limits = ["--user-rate-limit", USER_RATE_LIMIT, "--max-connections", CONNECTIONS];
+        let jwt = jwt_flags(JwtAlgorithm::Hs256, &secret);
+        let jwt = jwt.iter().map(String::as_str);
+        let common: Vec<_> = ["--api-keys-file", file].into_iter().chain(limits).chain(jwt).collect();
         let short = ["--idle-timeout", "500ms", "--max-lifetime", "1500ms"];
-        let services = [&[][..], &short].map(|more| Service::start(&[&common, more].concat(), &redis.url(), &keys));
+        let services =
+            [&[][..], &short].map(|more| Service::start(&[common.as_slice(), more].concat(), &redis.url(), &keys));
         Self { redis, services: services.into(), _folder: folder }
     }
 
@@ -186,7 +195,7 @@ impl Service {
         self.expect(405, Method::PUT, "/api/sessions", Value::Null).await;
     }
 
-    /// Credentials of every bad kind, the last of them over its rate limit.
+    /// Credentials of several bad kinds, and a user who calls too often.
     async fn be_refused(&self) {
         let list = "/api/sessions/business/b0/active";
         let answers = [
@@ -196,7 +205,8 @@ impl Service {
         ];
         assert_eq!(answers.map(|answer| answer.0), [401, 403, 403]);
         let started = Instant::now();
-        while self.call(&self.keys.greedy, Method::GET, list, Value::Null).await.0 != 429 {
+        let own = "/api/sessions/business/b0/user/greedy/active";
+        while self.call(&self.keys.greedy, Method::GET, own, Value::Null).await.0 != 429 {
             assert!(started.elapsed() < PATIENCE, "never over the rate limit");
         }
     }
@@ -209,7 +219,7 @@ impl Service {
             crowd.push(TcpStream::connect(address).await.expect("a connection"));
         }
         let started = Instant::now();
-        while !self.scrape().await.contains("sessiond_http_connections_refused_total{limit=\"total\"} 4") {
+        while self.scrape().await.contains("sessiond_http_connections_refused_total{limit=\"total\"} 0\n") {
             assert!(started.elapsed() < PATIENCE, "no connection was refused");
             tokio::time::sleep(POLL).await;
         }
