@@ -1,7 +1,7 @@
-# `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-redis).
+# `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run test conformance fuzz supply-chain soak check bench
+.PHONY: help run demo test conformance fuzz supply-chain soak check bench
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -10,8 +10,15 @@ run: ## Build and serve on http://127.0.0.1:3000, with a private Redis unless RE
 	deploy/ensure-redis
 	cargo run --release --locked --
 
+demo: ## Show the service at work: with a synthetic load, and a Prometheus, for SESSIOND_DEMO_SECONDS or until Ctrl-C
+	deploy/ensure-redis
+	deploy/ensure-prometheus
+	cargo build --release --locked
+	deploy/demo
+
 test: ## Run the whole test suite
 	deploy/ensure-redis
+	deploy/ensure-prometheus
 	cargo test --locked
 
 conformance: ## Call every operation as schemathesis thinks of it, four times for SESSIOND_CONFORMANCE_SECONDS (30)

@@ -236,6 +236,9 @@ fn register() {
     for reason in ["connections", "overload", "rate_limit"] {
         counter!(SHED, "reason" => reason).absolute(0);
     }
+    for reason in ["missing", "several", "invalid", "expired", "rate", "scope", "reach"] {
+        counter!(REFUSED, "reason" => reason).absolute(0);
+    }
     for reason in ["moved", "ask", "try_again", "noscript"] {
         counter!(STORE_RETRIES, "reason" => reason).absolute(0);
     }
@@ -326,11 +329,13 @@ pub fn request_answered(method: &'static str, route: &str, status: u16, took: Du
             || counter!(REQUESTS, "method" => method, "route" => route.to_owned(), "status" => status.to_string()),
         );
         requests.increment(1);
-        let seconds = kept(
-            &mut answered.seconds,
-            method,
-            || histogram!(REQUEST_SECONDS, "method" => method, "route" => route.to_owned()),
-        );
+        let seconds = kept(&mut answered.seconds, method, || {
+            // From the first request on: else the first failure would be no increase.
+            for status in ["500", "503"] {
+                counter!(REQUESTS, "method" => method, "route" => route.to_owned(), "status" => status).increment(0);
+            }
+            histogram!(REQUEST_SECONDS, "method" => method, "route" => route.to_owned())
+        });
         seconds.record(took);
     });
 }

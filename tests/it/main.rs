@@ -21,6 +21,7 @@ mod lifecycle;
 mod linearizability;
 mod lists;
 mod messages;
+mod monitoring;
 mod mutants;
 mod nemesis;
 mod openapi;

@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod load;
 pub mod monitor;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod random;
 pub mod raw;

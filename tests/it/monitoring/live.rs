@@ -1,0 +1,176 @@
+//! A real Prometheus reads a real service that works and suffers, and evaluates everything that is shipped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::expression::{Matcher, names};
+use super::work::Stage;
+use super::{Expression, panel_expressions, rule_expressions, rules_of};
+use crate::support::prometheus::{Prometheus, Sample, promtool};
+
+/// Longer than a run, so that what happened at its begin is in every rate.
+const WINDOW: &str = "1h";
+/// What Prometheus makes itself.
+const OF_PROMETHEUS: [&str; 2] = ["ALERTS", "up"];
+/// What `redis_exporter` tells, which is not run here.
+const OF_REDIS_EXPORTER: [&str; 2] = ["redis_memory_max_bytes", "redis_memory_used_bytes"];
+/// Panels whose values may all be 0, and why.
+const MAY_BE_ZERO: [(&str, &str); 5] = [
+    ("Panics A", "nothing that a caller can send makes it panic"),
+    ("CPU A", "whole seconds are counted, and a run may take less than one"),
+    ("Requests in flight A", "nobody calls any more"),
+    ("Event loops busy A", "whole seconds are counted, and a run may take less than one"),
+    ("Tasks B", "nothing waits to run"),
+];
+/// Label values that no run has, and why.
+const NEVER_SEEN: [(&str, &str); 1] = [("$job|redis", "which of the two has alerts depends on what happens")];
+
+/// What has been scraped: every metric that the services tell of.
+struct Scraped {
+    prometheus: Prometheus,
+    instance: String,
+    metrics: BTreeSet<String>,
+}
+
+#[tokio::test]
+async fn a_real_prometheus_evaluates_every_expression() {
+    let mut stage = Stage::set();
+    let targets: Vec<_> = stage.services.iter().map(|service| service.metrics.clone()).collect();
+    let mut prometheus = Prometheus::start(&targets);
+    // The first events are an increase only if there was a scrape before.
+    prometheus.scraped(1.0).await;
+    stage.play(&prometheus).await;
+    let mut metrics = BTreeSet::new();
+    for service in &stage.services {
+        let scrape = service.scrape().await;
+        promtool(&["check", "metrics"], &[], &scrape);
+        let lines = scrape.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        metrics.extend(lines.map(|line| line.split(['{', ' ']).next().unwrap_or_default().to_owned()));
+    }
+    prometheus.scraped(2.0).await;
+    prometheus.stop_the_clock_when(&everything()).await;
+    let scraped = Scraped { prometheus, instance: targets.join("|"), metrics };
+
+    let mut problems = undescribed(&scraped.metrics);
+    for expression in panel_expressions() {
+        scraped.check_panel(&expression, &mut problems).await;
+    }
+    for expression in rule_expressions("record") {
+        let recorded = Expression { text: expression.place.clone(), ..expression };
+        scraped.check(&recorded, &mut problems).await;
+        let seen = scraped.prometheus.query(&recorded.text).await.is_ok_and(|found| has_value(&found));
+        problems.extend((!seen).then(|| format!("{} records nothing", recorded.place)));
+    }
+    for kind in ["record", "alert"] {
+        for expression in rule_expressions(kind) {
+            // That an alert is silent is no problem: what it reads is there.
+            scraped.check(&expression, &mut problems).await;
+        }
+    }
+    assert!(problems.is_empty(), "{problems:#?}");
+}
+
+/// README's table has to have every metric, and no other.
+fn undescribed(metrics: &BTreeSet<String>) -> Vec<String> {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let cells = readme.lines().filter_map(|line| line.strip_prefix("| `sessiond_")?.split_once(" | "));
+    let described = cells.flat_map(|(names, _)| names.split("`, `").map(|name| name.trim_end_matches('`').to_owned()));
+    let described: BTreeSet<_> = described.map(|name| name.trim_start_matches("sessiond_").to_owned()).collect();
+    let parts = ["_bucket", "_sum", "_count"];
+    let family = |name: &String| {
+        let name = name.strip_prefix("sessiond_")?;
+        Some(parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name).to_owned())
+    };
+    let scraped: BTreeSet<_> = metrics.iter().filter_map(family).collect();
+    let different = described.symmetric_difference(&scraped);
+    different.map(|name| format!("sessiond_{name} is either in README.md or in a scrape, not in both")).collect()
+}
+
+/// True once every service was scraped, every rule recorded, and alerts there are.
+fn everything() -> String {
+    let records = rules_of("record").len();
+    format!(
+        "min(up{{job=\"sessiond\"}}) == 1 and on () count(count by (__name__) ({{__name__=~\"job:.*\"}})) == {records} \
+         and on () count(ALERTS) > 0"
+    )
+}
+
+fn has_value(found: &[Sample]) -> bool {
+    found.iter().any(|sample| !sample.value.is_nan())
+}
+
+impl Scraped {
+    /// An expression as Grafana sends it if all instances are chosen.
+    fn substituted(&self, text: &str) -> String {
+        let text = text.replace("$__rate_interval", WINDOW).replace("$__range", WINDOW);
+        text.replace("$job", "sessiond").replace("$instance", &self.instance)
+    }
+
+    /// A panel has data of the work that was done, with the labels of its legend.
+    async fn check_panel(&self, expression: &Expression, problems: &mut Vec<String>) {
+        self.check(expression, problems).await;
+        let Expression { place, text, legend } = expression;
+        if OF_REDIS_EXPORTER.iter().any(|metric| text.contains(metric)) {
+            return;
+        }
+        let found = self.prometheus.query(&self.substituted(text)).await.unwrap_or_default();
+        if !has_value(&found) {
+            problems.push(format!("{place} shows nothing: {text}"));
+        } else if found.iter().all(|sample| sample.value == 0.0) && !MAY_BE_ZERO.iter().any(|(name, _)| name == place) {
+            problems.push(format!("{place} shows 0 only: {text}"));
+        }
+        for label in legend.split("{{").skip(1).filter_map(|rest| Some(rest.split_once("}}")?.0)) {
+            if !found.iter().any(|sample| sample.labels.contains_key(label)) {
+                problems.push(format!("{place} has no label {label} for its legend"));
+            }
+        }
+    }
+
+    /// It parses, and whatever it names is there.
+    async fn check(&self, Expression { place, text, .. }: &Expression, problems: &mut Vec<String>) {
+        if let Err(error) = self.prometheus.query(&self.substituted(text)).await {
+            problems.push(format!("{place}: {error}: {text}"));
+            return;
+        }
+        let names = names(text);
+        let mut labels = BTreeMap::<String, BTreeSet<String>>::new();
+        for selector in &names.selectors {
+            let metric = selector.metric.as_str();
+            if OF_REDIS_EXPORTER.contains(&metric) {
+                continue;
+            }
+            let recorded = rules_of("record").contains_key(metric);
+            if !recorded && !OF_PROMETHEUS.contains(&metric) && !self.metrics.contains(metric) {
+                problems.push(format!("{place} reads {metric}, which there is not"));
+                continue;
+            }
+            let found = self.prometheus.series(&self.substituted(&selector.text())).await;
+            if found.is_empty() {
+                problems.push(format!("{place}: no series is {}", selector.text()));
+            }
+            for (label, value) in found.into_iter().flatten() {
+                labels.entry(label).or_default().insert(value);
+            }
+            for matcher in &selector.matchers {
+                self.check_matcher(place, metric, matcher, problems).await;
+            }
+        }
+        for label in names.grouped_by.iter().filter(|label| !labels.is_empty() && !labels.contains_key(*label)) {
+            problems.push(format!("{place} groups by {label}, which nothing has that it reads"));
+        }
+    }
+
+    /// Each value that is asked for, or excluded, exists: one that does not would never be missed.
+    async fn check_matcher(&self, place: &str, metric: &str, matcher: &Matcher, problems: &mut Vec<String>) {
+        let Matcher { label, value, .. } = matcher;
+        if label == "instance" || NEVER_SEEN.iter().any(|(known, _)| known == value) {
+            return;
+        }
+        for alternative in self.substituted(value).split('|') {
+            let one = format!("{metric}{{{label}=~\"{alternative}\"}}");
+            if self.prometheus.series(&one).await.is_empty() {
+                problems.push(format!("{place}: no series is {one}"));
+            }
+        }
+    }
+}
