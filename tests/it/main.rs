@@ -21,6 +21,7 @@ mod lifecycle;
 mod linearizability;
 mod lists;
 mod messages;
+mod metrics;
 mod mutants;
 mod nemesis;
 mod openapi;

@@ -315,13 +315,10 @@ async fn slow_clients_are_cut_off_and_idle_ones_are_not() {
 async fn metrics_count_requests_by_route_and_never_by_path() {
     let url = shared_url();
     let (service, base) = Process::serve(&["--key-prefix", "metrics"], &[("REDIS_URL", &url)]);
-    let line = service.lines.iter().find(|line| line.contains("/metrics")).expect("the address of the metrics");
-    let start = line.find("http://").expect("an address");
-    let end = line[start..].find("/metrics").expect("a path") + "/metrics".len();
     for path in ["/livez", "/api/sessions/business/canary/active", "/nowhere/canary", "/api/sessions/canary"] {
         reqwest::get(format!("{base}{path}")).await.expect("an answer");
     }
-    let text = reqwest::get(&line[start..start + end]).await.expect("an answer").text().await.expect("a body");
+    let text = reqwest::get(service.metrics_url()).await.expect("an answer").text().await.expect("a body");
     let series = [
         r#"sessiond_http_requests_total{method="GET",route="/livez",status="200"} 1"#,
         r#"sessiond_http_requests_total{method="GET",route="/api/sessions/business/{businessId}/active",status="200"} 1"#,
