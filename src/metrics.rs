@@ -200,7 +200,10 @@ fn describe() {
         Unit::Seconds,
         "Time that the store took for an operation, with its retries."
     );
-    describe_counter!(STORE_ERRORS, "Operations of the store that failed, by what went wrong.");
+    describe_counter!(
+        STORE_ERRORS,
+        "Operations of the store that failed, by what went wrong; abandoned if nobody waited for their end."
+    );
     describe_counter!(
         STORE_RETRIES,
         "Commands sent again, because Redis had not run them: moved, ask, try_again, noscript."

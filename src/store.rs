@@ -703,10 +703,28 @@ fn counted<T>(
     verb: Verb,
     operation: impl Future<Output = Result<T, StoreError>>,
 ) -> impl Future<Output = Result<T, StoreError>> {
-    let started = Instant::now();
-    operation.inspect(move |result| {
-        metrics::store_answered(verb, result.as_ref().err().map(StoreError::kind), started.elapsed());
-    })
+    let counting = Counting { verb, started: Instant::now(), error_kind: Some("abandoned") };
+    operation.inspect(move |result| counting.end(result.as_ref().err().map(StoreError::kind)))
+}
+
+/// An operation that is under way. If nobody waits for its end, because of the request's deadline or because the client has
+/// gone, it is counted as abandoned.
+struct Counting {
+    verb: Verb,
+    started: Instant,
+    error_kind: Option<&'static str>,
+}
+
+impl Counting {
+    fn end(mut self, error_kind: Option<&'static str>) {
+        self.error_kind = error_kind;
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        metrics::store_answered(self.verb, self.error_kind, self.started.elapsed());
+    }
 }
 
 /// Counts what the change of an update did to the session's life.

@@ -1,5 +1,7 @@
 //! A fault of Redis shows in the metrics, and its end does, too.
 
+use std::time::Duration;
+
 use reqwest::Client;
 use rustix::process::Signal;
 use serde_json::json;
@@ -62,6 +64,22 @@ async fn a_redis_that_ends_is_down_until_it_is_reconnected_to() {
     patiently(async { while create(&base, "u").await == 503 {} }).await;
     let up = Scrape::until(&service, is_up).await;
     assert_eq!(up.value(reconnects), 1.0, "{}", up.text);
+}
+
+#[tokio::test]
+async fn an_operation_that_nobody_waits_for_is_counted_as_abandoned() {
+    let redis = RedisServer::start(IN_MEMORY);
+    let (service, base) = Process::serve(&["--request-deadline", "60s"], &[("REDIS_URL", &redis.url())]);
+    patiently(async { while create(&base, "u").await == 503 {} }).await;
+    redis.signal(Signal::STOP);
+    let get = Client::new().get(format!("{base}/api/sessions/business/b/active"));
+    assert!(get.timeout(Duration::from_millis(50)).send().await.is_err(), "Redis hangs");
+    let abandoned = "sessiond_store_errors_total{op=\"list_active\",kind=\"abandoned\"}";
+    let scrape = Scrape::until(&service, |scrape| scrape.series.contains_key(abandoned)).await;
+    assert_eq!(scrape.value(abandoned), 1.0);
+    assert_eq!(scrape.value("sessiond_store_operations_total{op=\"list_active\",outcome=\"error\"}"), 1.0);
+    assert_eq!(scrape.value("sessiond_http_requests_in_flight"), 0.0);
+    redis.signal(Signal::CONT);
 }
 
 #[tokio::test]
