@@ -270,7 +270,7 @@ impl SessionStore {
         let mut reply = self.scripts.ready.run_at(server).await?;
         match reply.string()?.as_str() {
             "ready" => Ok(()),
-            tag => Err(reply.unexpected(tag)),
+            _ => Err(reply.unknown_tag()),
         }
     }
 
@@ -376,7 +376,7 @@ impl SessionStore {
                 }
                 _ => Err(reply.unexpected("the active session is missing or another user's")),
             },
-            tag => Err(reply.unexpected(tag)),
+            _ => Err(reply.unknown_tag()),
         }
     }
 
@@ -459,8 +459,8 @@ impl SessionStore {
             let Some(text) = self.call(pointer, follow).await? else {
                 return Ok(None);
             };
-            let id: SessionId =
-                text.parse().map_err(|_| StoreError::Reply { verb: "get_active", problem: text.clone() })?;
+            let no_id = StoreError::Reply { verb: "get_active", problem: "the pointer is not a session's id" };
+            let id: SessionId = text.parse().map_err(|_| no_id)?;
             match self.read(id).await? {
                 // An expired session that is still marked active has had no successor yet.
                 Some(session) if session.status == Status::Active => {
@@ -533,7 +533,7 @@ impl SessionStore {
                 "another_active" => return Ok(Update::AnotherActive(reply.parse()?)),
                 // Another change came in between: look again.
                 "version_mismatch" | "stale" => {}
-                tag => return Err(reply.unexpected(tag)),
+                _ => return Err(reply.unknown_tag()),
             }
         }
         Ok(Update::ConcurrentUpdate)
@@ -635,7 +635,7 @@ impl SessionStore {
                 "missing" => return Ok(Delete::Missing),
                 // Another change came in between: look again.
                 "version_mismatch" => {}
-                tag => return Err(reply.unexpected(tag)),
+                _ => return Err(reply.unknown_tag()),
             }
         }
         Err(StoreError::Busy("the session changes faster than it can be read".to_owned()))
@@ -685,7 +685,7 @@ impl SessionStore {
                         return Ok(erased);
                     }
                 }
-                tag => return Err(reply.unexpected(tag)),
+                _ => return Err(reply.unknown_tag()),
             }
         }
     }
@@ -745,7 +745,7 @@ fn count_end(reason: &str) {
 
 /// The session's metadata with a merge patch applied (RFC 7396); `null` empties it.
 fn merged_metadata(session: &Session, patch: &serde_json::Value) -> Result<String, StoreError> {
-    let broken = |error: serde_json::Error| StoreError::Reply { verb: "update", problem: error.to_string() };
+    let broken = |_| StoreError::Reply { verb: "update", problem: "the stored metadata is not an object of JSON" };
     let mut metadata = serde_json::from_str(&session.metadata).map_err(broken)?;
     match patch {
         serde_json::Value::Object(patch) => merge_patch(&mut metadata, patch.clone()),
