@@ -247,8 +247,6 @@ async fn keep_current(credentials: Arc<Credentials>) {
 /// Serves `/metrics` for as long as the process lives. The default address may be taken by another service on this
 /// machine: then this one does without. An address that was asked for has to work.
 fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
-    // Whether anybody can read them or not.
-    tokio::spawn(metrics::keep_up(metrics.clone()));
     let address = config.metrics_listen.unwrap_or(METRICS_LISTEN_DEFAULT);
     let listener = match listen(address) {
         Ok(listener) => listener,
