@@ -306,7 +306,7 @@ pub struct SettingsArgs {
     #[arg(long, global = true, env = "SESSIOND_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s")]
     shutdown_grace: String,
     /// What to log, as in `info,sessiond=debug`
-    #[arg(long, global = true, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info,fred=warn")]
+    #[arg(long, global = true, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info,fred=error")]
     log: String,
 }
 

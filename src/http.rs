@@ -36,13 +36,15 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Level;
 
 use self::error::{ApiError, Code};
 pub use self::openapi::document;
 use crate::auth::{Credentials, RateLimits};
-use crate::metrics;
+
 use crate::session::{Identifier, Timestamp};
 use crate::store::SessionStore;
+use crate::{log, metrics};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -113,23 +115,48 @@ async fn identify(request: Request, next: Next) -> Response {
     let _in_flight = metrics::InFlight::begin();
     let request_id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let method = request.method().clone();
+    let method = method_label(request.method());
     let mut response = next.run(request).await;
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
-    if let Some((code, cause)) = error::finish(&mut response, request_id.to_str().unwrap_or_default()) {
-        let (request_id, cause) = (request_id.to_str().unwrap_or_default(), cause.unwrap_or_default());
-        match code.status() {
-            StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(request_id, %method, route, cause, "internal error"),
-            status if status.is_server_error() => {
-                tracing::warn!(request_id, %method, route, code = code.as_str(), cause, "could not serve");
-            }
-            _ => {}
-        }
-    }
-    metrics::request_answered(method_label(&method), route, response.status().as_u16(), started.elapsed());
+    let problem = error::finish(&mut response, request_id.to_str().unwrap_or_default());
+    let (status, took) = (response.status().as_u16(), started.elapsed());
+    metrics::request_answered(method, route, status, took);
+    Answered { request_id: &request_id, method, route, status, took }.log(problem);
     protect(response.headers_mut());
     response.headers_mut().insert(X_REQUEST_ID, request_id);
     response
+}
+
+/// What the log is told of an answer. Nothing of a path: that names businesses and users.
+struct Answered<'a> {
+    request_id: &'a HeaderValue,
+    method: &'static str,
+    route: &'a str,
+    status: u16,
+    took: Duration,
+}
+
+impl Answered<'_> {
+    /// A line for every answer, if those are wanted, and one for a failure of ours, unless there are very many.
+    fn log(&self, problem: Option<(Code, Option<String>)>) {
+        let Self { method, route, status, .. } = *self;
+        let request_id = self.request_id.to_str().unwrap_or_default();
+        let duration_us = u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX);
+        tracing::debug!(target: "sessiond::access", request_id, method, route, status, duration_us, "answered");
+        let Some((code, cause)) = problem.filter(|(code, _)| code.status().is_server_error()) else { return };
+        let is_bug = code.status() == StatusCode::INTERNAL_SERVER_ERROR;
+        // What nobody wants to see is not left out.
+        let is_wanted = if is_bug { tracing::enabled!(Level::ERROR) } else { tracing::enabled!(Level::WARN) };
+        let (code, cause) = (code.as_str(), cause.unwrap_or_default());
+        if !is_wanted || !log::admits(code) {
+            return;
+        }
+        if is_bug {
+            tracing::error!(request_id, method, route, status, duration_us, code, cause, "internal error");
+        } else {
+            tracing::warn!(request_id, method, route, status, duration_us, code, cause, "could not serve");
+        }
+    }
 }
 
 /// What every answer says to browsers and caches: it is what it is declared to be, and it is for this client and this

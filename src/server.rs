@@ -31,11 +31,12 @@ use self::refusal::CompletedIo;
 use crate::auth::{self, Credentials, RateLimits};
 use crate::config::{Config, ConnectionLimits, RedisSource};
 use crate::http::{self, App, Clock};
-use crate::metrics;
+
 use crate::session::Timestamp;
 use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
 use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use crate::tls::Certificate;
+use crate::{log, metrics};
 
 /// How long to wait before accepting again after the operating system refused: usually it is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -196,6 +197,7 @@ pub async fn run(
     serve_metrics(config, metrics)?;
     let watched = app.clone();
     tokio::spawn(metrics::watch(move || watched.store.is_up()));
+    tokio::spawn(log::tell_left_out());
     tracing::info!("{credentials}");
     if config.allow_unauthenticated && config.auth.is_empty() {
         tracing::warn!(%address, "--allow-unauthenticated: whoever reaches this address may do everything");
@@ -214,6 +216,7 @@ pub async fn run(
     let connections = Connections { certificate, ..connections(config) };
     serve(listener, http::router(app.clone()), connections, config.shutdown_grace, stop).await;
     app.store.quit().await;
+    log::tell_left_out_now();
     if let Some(error) = unfit {
         return Err(error.into());
     }
@@ -294,7 +297,9 @@ pub async fn serve(
                 Ok((stream, client)) => listening.accept(stream, client.ip(), &graceful),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if log::admits("accept") {
+                        tracing::warn!(%error, "cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             },

@@ -20,6 +20,7 @@ mod identifiers;
 mod lifecycle;
 mod linearizability;
 mod lists;
+mod logs;
 mod messages;
 mod metrics;
 mod mutants;
