@@ -305,6 +305,10 @@ pub struct SettingsArgs {
     /// Most time to finish accepted requests after SIGTERM or SIGINT
     #[arg(long, global = true, env = "SESSIOND_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s")]
     shutdown_grace: String,
+    /// `OpenTelemetry` collector to send spans to by OTLP, as in `http://127.0.0.1:4318` [default: none]
+    #[cfg(feature = "otel")]
+    #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// What to log, as in `info,sessiond=debug`
     #[arg(long, global = true, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info,fred=error")]
     log: String,
@@ -359,6 +363,9 @@ pub struct Config {
     pub keep_alive_timeout: Duration,
     /// The most that accepted requests may take after the signal to stop.
     pub shutdown_grace: Duration,
+    /// The collector to send spans to.
+    #[cfg(feature = "otel")]
+    pub otlp_endpoint: Option<String>,
     /// What to log.
     pub log: String,
 }
@@ -429,6 +436,8 @@ impl SettingsArgs {
         let receive_timeout = bad.duration("--receive-timeout", &self.receive_timeout);
         let keep_alive_timeout = bad.duration("--keep-alive-timeout", &self.keep_alive_timeout);
         let shutdown_grace = bad.duration("--shutdown-grace", &self.shutdown_grace);
+        #[cfg(feature = "otel")]
+        let otlp_endpoint = bad.endpoint("--otlp-endpoint", self.otlp_endpoint.as_deref());
         let log = bad.log_filter(self.log);
         match (listen, redis, default_location_id, default_session_type) {
             (Some(listen), Some(redis), Some(default_location_id), Some(default_session_type)) if bad.0.is_empty() => {
@@ -457,6 +466,8 @@ impl SettingsArgs {
                     receive_timeout,
                     keep_alive_timeout,
                     shutdown_grace,
+                    #[cfg(feature = "otel")]
+                    otlp_endpoint,
                     log,
                 })
             }
@@ -574,10 +585,10 @@ impl Bad {
         match checked {
             Ok(value) => Some(value),
             Err(problem) => {
-                let variable = if flag == "--redis-url" {
-                    "REDIS_URL".to_owned()
-                } else {
-                    format!("SESSIOND_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase())
+                let variable = match flag {
+                    "--redis-url" => "REDIS_URL".to_owned(),
+                    "--otlp-endpoint" => "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
+                    _ => format!("SESSIOND_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase()),
                 };
                 self.0.push(format!("{flag} ({variable}) {problem}"));
                 None
@@ -630,6 +641,17 @@ impl Bad {
             self.checked::<()>("--key-prefix", Err(problem));
         }
         text
+    }
+
+    /// The URL of a collector.
+    #[cfg(feature = "otel")]
+    fn endpoint(&mut self, flag: &str, text: Option<&str>) -> Option<String> {
+        let text = not_empty(text)?;
+        let uri = text.parse::<Uri>().unwrap_or_default();
+        let is_good = uri.scheme_str() == Some("http") && uri.query().is_none();
+        let wanted =
+            "must be a URL such as http://127.0.0.1:4318; not https, for which a collector next door is needed";
+        self.checked(flag, if is_good { Ok(text.to_owned()) } else { Err(format!("{wanted}; it is {text:?}")) })
     }
 
     fn log_filter(&mut self, text: String) -> String {

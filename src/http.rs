@@ -43,6 +43,7 @@ pub use self::openapi::document;
 use crate::auth::{Credentials, RateLimits};
 
 use crate::session::{Identifier, Timestamp};
+use crate::spans::Span;
 use crate::store::SessionStore;
 use crate::{log, metrics};
 
@@ -116,11 +117,15 @@ async fn identify(request: Request, next: Next) -> Response {
     let request_id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = method_label(request.method());
-    let mut response = next.run(request).await;
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let span = Span::of_request(method, route, request_id.to_str().unwrap_or_default(), |name| {
+        request.headers().get(name)?.to_str().ok()
+    });
+    let mut response = span.around(next.run(request)).await;
     let problem = error::finish(&mut response, request_id.to_str().unwrap_or_default());
     let (status, took) = (response.status().as_u16(), started.elapsed());
     metrics::request_answered(method, route, status, took);
+    span.answered(status);
     Answered { request_id: &request_id, method, route, status, took }.log(problem);
     protect(response.headers_mut());
     response.headers_mut().insert(X_REQUEST_ID, request_id);

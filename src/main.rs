@@ -10,6 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessiond::audit::{self, AuditOptions, Report};
 use sessiond::auth::{self, Credentials};
 use sessiond::config::{AuditArgs, Cli, Config, KeygenArgs, ReportFormat, Subcommands};
+#[cfg(feature = "otel")]
+use sessiond::spans;
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use sessiond::{http, log, server, tls};
 use tokio::signal::unix::{SignalKind, signal};
@@ -76,6 +78,11 @@ fn print_line(text: &str) -> ExitCode {
 
 fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
     log::start(&config.log);
+    #[cfg(feature = "otel")]
+    let _exporting = match config.otlp_endpoint.as_deref().map(spans::start).transpose() {
+        Ok(exporting) => exporting,
+        Err(problem) => return fail_with(&[problem]),
+    };
     raise_open_files_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -91,7 +91,9 @@ impl Verb {
         Self::Update,
     ];
 
-    fn as_str(self) -> &'static str {
+    /// The verb as it is spelled everywhere.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::AppendMessages => "append_messages",
             Self::Delete => "delete",

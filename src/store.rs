@@ -44,6 +44,7 @@ use crate::session::{
     EndReason, Identifier, IfActive, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId,
     SessionPatch, Status, Timestamp, merge_patch,
 };
+use crate::spans::Span;
 
 /// Stale index entries that one create removes from each index at the most.
 const TRIM_MAX: u32 = 4;
@@ -703,7 +704,9 @@ fn counted<T>(
     verb: Verb,
     operation: impl Future<Output = Result<T, StoreError>>,
 ) -> impl Future<Output = Result<T, StoreError>> {
-    let counting = Counting { verb, started: Instant::now(), error_kind: Some("abandoned") };
+    let span = Span::of_operation(verb.as_str());
+    let operation = span.around(operation);
+    let counting = Counting { verb, span, started: Instant::now(), error_kind: Some("abandoned") };
     operation.inspect(move |result| counting.end(result.as_ref().err().map(StoreError::kind)))
 }
 
@@ -711,6 +714,7 @@ fn counted<T>(
 /// gone, it is counted as abandoned.
 struct Counting {
     verb: Verb,
+    span: Span,
     started: Instant,
     error_kind: Option<&'static str>,
 }
@@ -724,6 +728,7 @@ impl Counting {
 impl Drop for Counting {
     fn drop(&mut self) {
         metrics::store_answered(self.verb, self.error_kind, self.started.elapsed());
+        self.span.ended(self.error_kind);
     }
 }
 

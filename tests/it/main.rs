@@ -26,6 +26,8 @@ mod metrics;
 mod mutants;
 mod nemesis;
 mod openapi;
+#[cfg(feature = "otel")]
+mod otel;
 mod private_redis;
 mod program;
 mod races;
