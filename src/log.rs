@@ -27,9 +27,9 @@ static LINES: Sampler = Sampler::new();
 pub fn start(filter: &str) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
-        log.init()
+        log.init();
     } else {
-        log.json().flatten_event(true).init()
+        log.json().flatten_event(true).init();
     }
     std::panic::set_hook(Box::new(panicked));
 }

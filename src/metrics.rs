@@ -438,8 +438,6 @@ pub fn messages_appended(messages: u64) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::expect_used, reason = "a test that cannot go on ends")]
-
     use super::*;
 
     /// 30 minutes of 1,000 requests a second, as fast as they can be counted.

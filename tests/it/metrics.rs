@@ -78,7 +78,7 @@ async fn every_metric_is_there_from_the_start_or_with_its_first_event_and_tells_
     for name in names.iter().filter(|name| name.starts_with("sessiond_")) {
         assert!(FROM_THE_START.contains(name), "{name} is not in the list of this test");
     }
-    assert_eq!(first.sum("sessiond_build_info", &[&format!("version=\"{}\"", env!("CARGO_PKG_VERSION"))]), 1.0);
+    assert_eq!(first.sum("sessiond_build_info", &[&format!("version=\"{}\"", env!("CARGO_PKG_VERSION"))]), 1);
 
     reqwest::get(format!("{base}/livez")).await.expect("an answer");
     let then = Scrape::of(&service).await;

@@ -8,8 +8,8 @@ use super::process::{Process, patiently};
 #[derive(Clone, Debug)]
 pub struct Scrape {
     pub text: String,
-    /// The value of each series, by its name and labels as they are written.
-    pub series: BTreeMap<String, f64>,
+    /// The value of each series as it is written, by its name and labels as they are written.
+    pub series: BTreeMap<String, String>,
 }
 
 impl Scrape {
@@ -20,7 +20,7 @@ impl Scrape {
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         let series = lines.map(|line| {
             let (series, value) = line.rsplit_once(' ').expect("a series and its value");
-            (series.to_owned(), value.parse().expect("a number"))
+            (series.to_owned(), value.to_owned())
         });
         let series = series.collect();
         Self { text, series }
@@ -39,22 +39,28 @@ impl Scrape {
         .await
     }
 
-    /// The value of one series.
-    pub fn value(&self, series: &str) -> f64 {
-        *self.series.get(series).unwrap_or_else(|| panic!("no {series} in\n{}", self.text))
+    /// The value of a series that counts, if it is there.
+    pub fn find(&self, series: &str) -> Option<u64> {
+        self.series.get(series).map(|value| value.parse().expect("a whole number"))
+    }
+
+    /// The value of a series that counts.
+    pub fn value(&self, series: &str) -> u64 {
+        self.find(series).unwrap_or_else(|| panic!("no {series} in\n{}", self.text))
     }
 
     /// The sum of all series of a metric that have all of these labels.
-    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
-        let is_of = |series: &str| series.split('{').next() == Some(name) && labels.iter().all(|l| series.contains(l));
-        self.series.iter().filter(|(series, _)| is_of(series)).map(|(_, value)| value).sum()
+    pub fn sum(&self, name: &str, labels: &[&str]) -> u64 {
+        let counted = self.counted(name);
+        let of_labels = counted.iter().filter(|(series, _)| labels.iter().all(|label| series.contains(label)));
+        of_labels.map(|(_, value)| value).sum()
     }
 
     /// The series of a metric that are not 0, by their labels as they are written.
-    pub fn counted(&self, name: &str) -> BTreeMap<String, f64> {
-        let of_name =
-            self.series.iter().filter(|(series, value)| series.split('{').next() == Some(name) && **value != 0.0);
-        of_name.map(|(series, value)| (series[name.len()..].to_owned(), *value)).collect()
+    pub fn counted(&self, name: &str) -> BTreeMap<String, u64> {
+        let of_name = self.series.keys().filter(|series| series.split('{').next() == Some(name));
+        let counted = of_name.map(|series| (series[name.len()..].to_owned(), self.value(series)));
+        counted.filter(|(_, value)| *value > 0).collect()
     }
 
     /// Every value that a label has.
