@@ -30,6 +30,7 @@ soak: ## Let everything happen to Redis and the service for SESSIOND_SOAK_SECOND
 check: ## Check formatting, lints and documentation, as CI does
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- --deny warnings
+	cargo clippy --locked --all-targets --features otel -- --deny warnings
 	cargo clippy --locked --package sessiond-fuzz -- --cfg fuzzing --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
 
