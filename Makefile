@@ -39,6 +39,7 @@ check: ## Check formatting, lints and documentation, as CI does
 	@# The program alone: what only tests depend on must not be needed.
 	cargo check --locked
 	cargo clippy --locked --all-targets -- --deny warnings
+	cargo clippy --locked --all-targets --features otel -- --deny warnings
 	cargo clippy --locked --package sessiond-fuzz -- --cfg fuzzing --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
 

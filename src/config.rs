@@ -323,8 +323,12 @@ pub struct SettingsArgs {
     /// Most time to finish accepted requests after SIGTERM or SIGINT
     #[arg(long, global = true, env = "SESSIOND_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s")]
     shutdown_grace: String,
+    /// `OpenTelemetry` collector to send spans to by OTLP, as in `http://127.0.0.1:4318` [default: none]
+    #[cfg(feature = "otel")]
+    #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// What to log, as in `info,sessiond=debug`
-    #[arg(long, global = true, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info,fred=warn")]
+    #[arg(long, global = true, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info,fred=error")]
     log: String,
 }
 
@@ -381,6 +385,9 @@ pub struct Config {
     pub keep_alive_timeout: Duration,
     /// The most that accepted requests may take after the signal to stop.
     pub shutdown_grace: Duration,
+    /// The collector to send spans to.
+    #[cfg(feature = "otel")]
+    pub otlp_endpoint: Option<String>,
     /// What to log.
     pub log: String,
 }
@@ -447,6 +454,7 @@ impl SettingsArgs {
             bad.parsed("--allow-unauthenticated", &self.allow_unauthenticated, "true or false").unwrap_or_default();
         let rate = self.rate(&mut bad);
         let requests = self.request_limits(&mut bad);
+        let event_loops = self.event_loops(&mut bad);
         let key_prefix = bad.key_prefix(self.key_prefix);
         let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
         let retention = bad.duration("--retention", &self.retention);
@@ -454,10 +462,6 @@ impl SettingsArgs {
         let default_session_type = bad.identifier("--default-session-type", self.default_session_type);
         let messages_kept = bad.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
         let hints_max = bad.number("--max-hints", &self.max_hints, 0, 100_000_000);
-        let event_loops = match not_empty(self.event_loops.as_deref()) {
-            Some(text) => bad.number("--event-loops", text, 1, EVENT_LOOPS_MAX),
-            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(EVENT_LOOPS_MAX),
-        };
         let body_bytes_max = bad.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30);
         let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = bad.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
@@ -467,6 +471,8 @@ impl SettingsArgs {
         let receive_timeout = bad.duration("--receive-timeout", &self.receive_timeout);
         let keep_alive_timeout = bad.duration("--keep-alive-timeout", &self.keep_alive_timeout);
         let shutdown_grace = bad.duration("--shutdown-grace", &self.shutdown_grace);
+        #[cfg(feature = "otel")]
+        let otlp_endpoint = bad.endpoint("--otlp-endpoint", self.otlp_endpoint.as_deref());
         let log = bad.log_filter(self.log);
         match (listen, redis, default_location_id, default_session_type) {
             (Some(listen), Some(redis), Some(default_location_id), Some(default_session_type)) if bad.0.is_empty() => {
@@ -497,10 +503,19 @@ impl SettingsArgs {
                     receive_timeout,
                     keep_alive_timeout,
                     shutdown_grace,
+                    #[cfg(feature = "otel")]
+                    otlp_endpoint,
                     log,
                 })
             }
             _ => Err(bad.0),
+        }
+    }
+
+    fn event_loops(&self, bad: &mut Bad) -> usize {
+        match not_empty(self.event_loops.as_deref()) {
+            Some(text) => bad.number("--event-loops", text, 1, EVENT_LOOPS_MAX),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(EVENT_LOOPS_MAX),
         }
     }
 
@@ -622,10 +637,10 @@ impl Bad {
         match checked {
             Ok(value) => Some(value),
             Err(problem) => {
-                let variable = if flag == "--redis-url" {
-                    "REDIS_URL".to_owned()
-                } else {
-                    format!("SESSIOND_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase())
+                let variable = match flag {
+                    "--redis-url" => "REDIS_URL".to_owned(),
+                    "--otlp-endpoint" => "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
+                    _ => format!("SESSIOND_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase()),
                 };
                 self.0.push(format!("{flag} ({variable}) {problem}"));
                 None
@@ -678,6 +693,17 @@ impl Bad {
             self.checked::<()>("--key-prefix", Err(problem));
         }
         text
+    }
+
+    /// The URL of a collector.
+    #[cfg(feature = "otel")]
+    fn endpoint(&mut self, flag: &str, text: Option<&str>) -> Option<String> {
+        let text = not_empty(text)?;
+        let uri = text.parse::<Uri>().unwrap_or_default();
+        let is_good = uri.scheme_str() == Some("http") && uri.query().is_none();
+        let wanted =
+            "must be a URL such as http://127.0.0.1:4318; not https, for which a collector next door is needed";
+        self.checked(flag, if is_good { Ok(text.to_owned()) } else { Err(format!("{wanted}; it is {text:?}")) })
     }
 
     fn log_filter(&mut self, text: String) -> String {

@@ -42,14 +42,17 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tower_http::cors::CorsLayer;
+use tracing::Level;
 
 use self::error::{ApiError, Code};
 pub use self::openapi::document;
 pub use self::overload::Capacity;
 use crate::auth::{Credentials, RateLimits};
-use crate::metrics;
+
 use crate::session::{Identifier, Timestamp};
+use crate::spans::Span;
 use crate::store::{SessionStore, StoreError};
+use crate::{log, metrics};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -130,30 +133,32 @@ async fn answer(State(layer): State<Arc<Layer>>, request: Request, next: Next) -
     let _in_flight = metrics::InFlight::begin();
     let request_id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let method = request.method().clone();
-    let mut response = match &layer.cors {
+    let method = method_label(request.method());
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let span = Span::of_request(method, route, request_id.to_str().unwrap_or_default(), |name| {
+        request.headers().get(name)?.to_str().ok()
+    });
+    let mut response = span.around(answer_page(&layer, request, next)).await;
+    let problem = error::finish(&mut response, request_id.to_str().unwrap_or_default());
+    let (status, took) = (response.status().as_u16(), started.elapsed());
+    metrics::request_answered(method, route, status, took);
+    span.answered(status);
+    Answered { request_id: &request_id, method, route, status, took }.log(problem);
+    protect(response.headers_mut());
+    response.headers_mut().insert(X_REQUEST_ID, request_id);
+    response
+}
+
+/// Answers a request from whatever page.
+async fn answer_page(layer: &Layer, request: Request, next: Next) -> Response {
+    match &layer.cors {
         None => guarded(&layer.app, request, next).await,
         Some(cors) => {
             let app = layer.app.clone();
             // Boxed, for most services are called by no page.
             Box::pin(cors::cross_origin(cors, request, async move |request| guarded(&app, request, next).await)).await
         }
-    };
-    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
-    if let Some((code, cause)) = error::finish(&mut response, request_id.to_str().unwrap_or_default()) {
-        let (request_id, cause) = (request_id.to_str().unwrap_or_default(), cause.unwrap_or_default());
-        match code.status() {
-            StatusCode::INTERNAL_SERVER_ERROR => tracing::error!(request_id, %method, route, cause, "internal error"),
-            status if status.is_server_error() => {
-                tracing::warn!(request_id, %method, route, code = code.as_str(), cause, "could not serve");
-            }
-            _ => {}
-        }
     }
-    metrics::request_answered(method_label(&method), route, response.status().as_u16(), started.elapsed());
-    protect(response.headers_mut());
-    response.headers_mut().insert(X_REQUEST_ID, request_id);
-    response
 }
 
 /// Answers, even if that panics.
@@ -161,6 +166,38 @@ async fn guarded(app: &App, request: Request, next: Next) -> Response {
     match AssertUnwindSafe(access::authorised(app, request, next)).catch_unwind().await {
         Ok(response) => response,
         Err(payload) => panicked(&*payload),
+    }
+}
+
+/// What the log is told of an answer. Nothing of a path: that names businesses and users.
+struct Answered<'a> {
+    request_id: &'a HeaderValue,
+    method: &'static str,
+    route: &'a str,
+    status: u16,
+    took: Duration,
+}
+
+impl Answered<'_> {
+    /// A line for every answer, if those are wanted, and one for a failure of ours, unless there are very many.
+    fn log(&self, problem: Option<(Code, Option<String>)>) {
+        let Self { method, route, status, .. } = *self;
+        let request_id = self.request_id.to_str().unwrap_or_default();
+        let duration_us = u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX);
+        tracing::debug!(target: "sessiond::access", request_id, method, route, status, duration_us, "answered");
+        let Some((code, cause)) = problem.filter(|(code, _)| code.status().is_server_error()) else { return };
+        let is_bug = code.status() == StatusCode::INTERNAL_SERVER_ERROR;
+        // What nobody wants to see is not left out.
+        let is_wanted = if is_bug { tracing::enabled!(Level::ERROR) } else { tracing::enabled!(Level::WARN) };
+        let (code, cause) = (code.as_str(), cause.unwrap_or_default());
+        if !is_wanted || !log::admits(code) {
+            return;
+        }
+        if is_bug {
+            tracing::error!(request_id, method, route, status, duration_us, code, cause, "internal error");
+        } else {
+            tracing::warn!(request_id, method, route, status, duration_us, code, cause, "could not serve");
+        }
     }
 }
 

@@ -11,8 +11,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessiond::audit::{self, AuditOptions, Report};
 use sessiond::auth::{self, Credentials};
 use sessiond::config::{AuditArgs, Cli, Config, KeygenArgs, ReportFormat, Subcommands};
+#[cfg(feature = "otel")]
+use sessiond::spans;
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
-use sessiond::{http, server, tls};
+use sessiond::{http, log, server, tls};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Requests are many small, short-lived pieces of memory: benches/RESULTS.md has what each allocator costs.
@@ -80,7 +82,12 @@ fn print_line(text: &str) -> ExitCode {
 }
 
 fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
-    start_log(&config.log);
+    log::start(&config.log);
+    #[cfg(feature = "otel")]
+    let _exporting = match config.otlp_endpoint.as_deref().map(spans::start).transpose() {
+        Ok(exporting) => exporting,
+        Err(problem) => return fail_with(&[problem]),
+    };
     raise_open_files_limit();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -106,7 +113,7 @@ fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
 
 /// Audits the Redis of a configuration and prints the report.
 fn run_audit(config: &Config, args: AuditArgs) -> ExitCode {
-    start_log(&config.log);
+    log::start(&config.log);
     let (redis, embedded) = match server::start_redis(config) {
         Ok(redis) => redis,
         Err(error) => return fail(&error, EXIT_USAGE),
@@ -196,12 +203,6 @@ fn raise_open_files_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
-}
-
-/// Logs to stderr: for people on a terminal, as JSON lines otherwise.
-fn start_log(filter: &str) {
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() { log.init() } else { log.json().flatten_event(true).init() }
 }
 
 /// Resolves at the first SIGTERM or SIGINT from now on. A second one ends the process at once.

@@ -24,11 +24,11 @@ pub use self::patience::Patience;
 use crate::auth::{self, Credentials, RateLimits};
 use crate::config::{Config, ConnectionLimits, RedisSource};
 use crate::http::{App, Capacity, Clock};
-use crate::metrics;
 use crate::session::Timestamp;
 use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
 use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use crate::tls::Certificate;
+use crate::{log, metrics};
 
 /// How long to wait before accepting again after the operating system refused: usually it is out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -189,6 +189,7 @@ pub async fn run(
     let (event_loops, runtimes) = EventLoops::start(config.event_loops, &app, &connections, config.shutdown_grace)?;
     let store = app.store.clone();
     tokio::spawn(metrics::watch(runtimes, move || store.is_up()));
+    tokio::spawn(log::tell_left_out());
     tracing::info!("{credentials}");
     if config.allow_unauthenticated && config.auth.is_empty() {
         tracing::warn!(%address, "--allow-unauthenticated: whoever reaches this address may do everything");
@@ -207,6 +208,7 @@ pub async fn run(
     accept(listener, &connections, stop, |stream, place| event_loops.serve(stream, place)).await;
     event_loops.finish().await;
     app.store.quit().await;
+    log::tell_left_out_now();
     if let Some(error) = unfit {
         return Err(error.into());
     }
@@ -240,8 +242,6 @@ async fn keep_current(credentials: Arc<Credentials>) {
 /// Serves `/metrics` for as long as the process lives. The default address may be taken by another service on this
 /// machine: then this one does without. An address that was asked for has to work.
 fn serve_metrics(config: &Config, metrics: PrometheusHandle) -> Result<(), StartError> {
-    // Whether anybody can read them or not.
-    tokio::spawn(metrics::keep_up(metrics.clone()));
     let address = config.metrics_listen.unwrap_or(METRICS_LISTEN_DEFAULT);
     let listener = match listen(address) {
         Ok(listener) => listener,
@@ -308,7 +308,9 @@ async fn accept(
                 Ok((stream, client)) => admit(stream, client.ip()),
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if log::admits("accept") {
+                        tracing::warn!(%error, "cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             },

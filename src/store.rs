@@ -47,6 +47,7 @@ use crate::session::{
     EndReason, Identifier, IfActive, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId,
     SessionPatch, Status, Timestamp, merge_patch,
 };
+use crate::spans::Span;
 
 /// Stale index entries that one create removes from each index at the most.
 const TRIM_MAX: u32 = 4;
@@ -282,7 +283,7 @@ impl SessionStore {
         let mut reply = self.scripts.ready.run_at(server).await?;
         match reply.string()?.as_str() {
             "ready" => Ok(()),
-            tag => Err(reply.unexpected(tag)),
+            _ => Err(reply.unknown_tag()),
         }
     }
 
@@ -389,7 +390,7 @@ impl SessionStore {
                 }
                 _ => Err(reply.unexpected("the active session is missing or another user's")),
             },
-            tag => Err(reply.unexpected(tag)),
+            _ => Err(reply.unknown_tag()),
         }
     }
 
@@ -477,8 +478,8 @@ impl SessionStore {
             let Some(text) = self.call(pointer, follow).await? else {
                 return Ok(None);
             };
-            let id: SessionId =
-                text.parse().map_err(|_| StoreError::Reply { verb: "get_active", problem: text.clone() })?;
+            let no_id = StoreError::Reply { verb: "get_active", problem: "the pointer is not a session's id" };
+            let id: SessionId = text.parse().map_err(|_| no_id)?;
             match self.read(id).await? {
                 // An expired session that is still marked active has had no successor yet.
                 Some(session) if session.status == Status::Active => {
@@ -551,7 +552,7 @@ impl SessionStore {
                 "another_active" => return Ok(Update::AnotherActive(reply.parse()?)),
                 // Another change came in between: look again.
                 "version_mismatch" | "stale" => {}
-                tag => return Err(reply.unexpected(tag)),
+                _ => return Err(reply.unknown_tag()),
             }
         }
         Ok(Update::ConcurrentUpdate)
@@ -653,7 +654,7 @@ impl SessionStore {
                 "missing" => return Ok(Delete::Missing),
                 // Another change came in between: look again.
                 "version_mismatch" => {}
-                tag => return Err(reply.unexpected(tag)),
+                _ => return Err(reply.unknown_tag()),
             }
         }
         Err(StoreError::Busy("the session changes faster than it can be read".to_owned()))
@@ -703,7 +704,7 @@ impl SessionStore {
                         return Ok(erased);
                     }
                 }
-                tag => return Err(reply.unexpected(tag)),
+                _ => return Err(reply.unknown_tag()),
             }
         }
     }
@@ -721,10 +722,32 @@ fn counted<T>(
     verb: Verb,
     operation: impl Future<Output = Result<T, StoreError>>,
 ) -> impl Future<Output = Result<T, StoreError>> {
-    let started = Instant::now();
-    operation.inspect(move |result| {
-        metrics::store_answered(verb, result.as_ref().err().map(StoreError::kind), started.elapsed());
-    })
+    let span = Span::of_operation(verb.as_str());
+    let operation = span.around(operation);
+    let counting = Counting { verb, span, started: Instant::now(), error_kind: Some("abandoned") };
+    operation.inspect(move |result| counting.end(result.as_ref().err().map(StoreError::kind)))
+}
+
+/// An operation that is under way. If nobody waits for its end, because of the request's deadline or because the client has
+/// gone, it is counted as abandoned.
+struct Counting {
+    verb: Verb,
+    span: Span,
+    started: Instant,
+    error_kind: Option<&'static str>,
+}
+
+impl Counting {
+    fn end(mut self, error_kind: Option<&'static str>) {
+        self.error_kind = error_kind;
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        metrics::store_answered(self.verb, self.error_kind, self.started.elapsed());
+        self.span.ended(self.error_kind);
+    }
 }
 
 /// Counts what the change of an update did to the session's life.
@@ -745,7 +768,7 @@ fn count_end(reason: &str) {
 
 /// The session's metadata with a merge patch applied (RFC 7396); `null` empties it.
 fn merged_metadata(session: &Session, patch: &serde_json::Value) -> Result<String, StoreError> {
-    let broken = |error: serde_json::Error| StoreError::Reply { verb: "update", problem: error.to_string() };
+    let broken = |_| StoreError::Reply { verb: "update", problem: "the stored metadata is not an object of JSON" };
     let mut metadata = serde_json::from_str(&session.metadata).map_err(broken)?;
     match patch {
         serde_json::Value::Object(patch) => merge_patch(&mut metadata, patch.clone()),

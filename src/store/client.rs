@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::reads::Reads;
 use super::{StoreError, fitness};
-use crate::metrics;
+use crate::{log, metrics};
 
 /// Commands that may wait for Redis at once; more are refused, so that an outage is not a memory leak.
 const COMMANDS_WAITING_MAX: usize = 16_384;
@@ -324,7 +324,9 @@ async fn log_errors(mut errors: Receiver<(Error, Option<Address>)>) {
         match errors.recv().await {
             Ok((error, server)) => {
                 let error = error.to_string();
-                if error != last.0 || last.1.elapsed() > REPEAT_ERROR_AFTER {
+                let is_news = error != last.0 || last.1.elapsed() > REPEAT_ERROR_AFTER;
+                // Two reasons in turn are news each time.
+                if is_news && log::admits("connection") {
                     let server = server.map(|server| server.to_string()).unwrap_or_default();
                     tracing::warn!(server, error, "no connection to Redis; trying on");
                     last = (error, Instant::now());

@@ -32,8 +32,8 @@ pub enum StoreError {
     Reply {
         /// The store's verb.
         verb: &'static str,
-        /// What is wrong with it.
-        problem: String,
+        /// What is wrong with it, without anything that was in it.
+        problem: &'static str,
     },
     /// The operating system gave no random bytes.
     #[error("no random bytes: {0}")]
@@ -76,6 +76,9 @@ const NOT_SERVING: [&str; 12] = [
     "NOPERM",
 ];
 
+/// Where a server starts to repeat the arguments of a command that it does not know.
+const ARGUMENTS: &str = ", with args beginning with:";
+
 /// What a script is told that touches a key of a slot that is on its way to another server, without having declared it.
 const NON_LOCAL_KEY: &str = "attempted to access a non local key";
 
@@ -116,6 +119,7 @@ impl Redirection {
 
 impl From<fred::error::Error> for StoreError {
     fn from(error: fred::error::Error) -> Self {
+        let error = without_arguments(error);
         if error.details().contains(NON_LOCAL_KEY) {
             return Self::NotServing("TRYAGAIN", error);
         }
@@ -139,6 +143,14 @@ impl From<fred::error::Error> for StoreError {
             ErrorKind::Unknown if is_reply => Self::Refused(error),
             _ => Self::Unavailable(error),
         }
+    }
+}
+
+/// A server that does not know a command repeats its arguments: keys, which name users, and what they wrote.
+fn without_arguments(error: fred::error::Error) -> fred::error::Error {
+    match error.details().split_once(ARGUMENTS) {
+        Some((before, _)) => fred::error::Error::new(error.kind().clone(), before.to_owned()),
+        None => error,
     }
 }
 
@@ -171,6 +183,8 @@ mod tests {
         assert!(matches!(error("OOM command not allowed when used memory > 'maxmemory'."), StoreError::Full(_)));
         assert!(matches!(error("BUSY Redis is busy running a script."), StoreError::Busy(_)));
         assert!(matches!(error("ERR wrong number of arguments"), StoreError::Refused(_)));
+        let unknown = error("ERR unknown command 'EVALSHA', with args beginning with: '6f' 'sd:{03f2}:a:b:user_123' ");
+        assert_eq!(unknown.to_string(), "the store refused a command: Unknown Error: ERR unknown command 'EVALSHA'");
         // These are the client's own words, about its connection.
         for details in ["Too many failed write attempts.", "Missing response."] {
             assert!(matches!(error(details), StoreError::Unavailable(_)), "{details}");

@@ -388,7 +388,7 @@ impl SessionStore {
             let entry_id = entry_id(entry.clone());
             let message = match Reply::new(VERB, Value::Array(vec![entry]))?.message(id) {
                 Ok(message) => Ok(message),
-                Err(StoreError::Reply { problem, .. }) => Err(problem),
+                Err(StoreError::Reply { problem, .. }) => Err(problem.to_owned()),
                 Err(error) => return Err(error),
             };
             messages.push(StoredMessage { entry_id: entry_id.unwrap_or_default(), message });
@@ -453,7 +453,7 @@ impl SessionStore {
         };
         match reply.string()?.as_str() {
             "repaired" => {}
-            tag => return Err(reply.unexpected(tag)),
+            _ => return Err(reply.unknown_tag()),
         }
         let mut done = Vec::new();
         while !reply.is_empty() {
@@ -469,8 +469,8 @@ impl SessionStore {
     }
 }
 
-fn unexpected(problem: &str) -> StoreError {
-    StoreError::Reply { verb: VERB, problem: problem.to_owned() }
+fn unexpected(problem: &'static str) -> StoreError {
+    StoreError::Reply { verb: VERB, problem }
 }
 
 /// Text that may have been written by anybody.

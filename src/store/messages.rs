@@ -107,7 +107,7 @@ impl SessionStore {
                         return Ok(Append::Conflict(message_id));
                     }
                 }
-                tag => return Err(reply.unexpected(tag)),
+                _ => return Err(reply.unknown_tag()),
             }
         }
     }

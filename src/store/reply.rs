@@ -17,13 +17,18 @@ impl Reply {
     pub(super) fn new(verb: &'static str, value: Value) -> Result<Self, StoreError> {
         match value {
             Value::Array(values) => Ok(Self { verb, values: values.into_iter() }),
-            other => Err(StoreError::Reply { verb, problem: format!("{:?} is not an array", other.kind()) }),
+            _ => Err(StoreError::Reply { verb, problem: "it is not an array" }),
         }
     }
 
-    /// The error for a reply that the code does not understand.
-    pub(super) fn unexpected(&self, problem: impl Into<String>) -> StoreError {
-        StoreError::Reply { verb: self.verb, problem: problem.into() }
+    /// The error for a reply that the code does not understand. A fixed text: what is in the reply may be a user's.
+    pub(super) fn unexpected(&self, problem: &'static str) -> StoreError {
+        StoreError::Reply { verb: self.verb, problem }
+    }
+
+    /// The error for a reply that starts with none of the script's tags.
+    pub(super) fn unknown_tag(&self) -> StoreError {
+        self.unexpected("its tag is not one of the script's")
     }
 
     /// How many values are left to read.
@@ -67,12 +72,12 @@ impl Reply {
 
     pub(super) fn parse<T: std::str::FromStr>(&mut self) -> Result<T, StoreError> {
         let text = self.text()?;
-        text.parse().map_err(|_| self.unexpected(format!("{text:?} is not of its type")))
+        text.parse().map_err(|_| self.unexpected("a value is not of its type"))
     }
 
     fn word<T>(&mut self, from_word: fn(&str) -> Option<T>) -> Result<T, StoreError> {
         let word = self.text()?;
-        from_word(&word).ok_or_else(|| self.unexpected(format!("{word:?} is not one of its words")))
+        from_word(&word).ok_or_else(|| self.unexpected("a value is not one of its words"))
     }
 
     pub(super) fn time(&mut self) -> Result<Timestamp, StoreError> {

@@ -5,18 +5,20 @@ use std::fs;
 use std::path::Path;
 
 /// Which modules a module may use. `main → server → http → store → session`; the rest are leaves, or read by a few.
-const MAY_USE: [(&str, &[&str]); 11] = [
-    ("main", &["audit", "auth", "config", "http", "server", "store", "tls"]),
-    ("server", &["auth", "config", "http", "metrics", "session", "store", "tls"]),
-    ("http", &["auth", "metrics", "session", "store"]),
+const MAY_USE: [(&str, &[&str]); 13] = [
+    ("main", &["audit", "auth", "config", "http", "log", "server", "spans", "store", "tls"]),
+    ("server", &["auth", "config", "http", "log", "metrics", "session", "store", "tls"]),
+    ("http", &["auth", "log", "metrics", "session", "spans", "store"]),
     ("audit", &["session", "store"]),
     ("auth", &["session"]),
-    ("store", &["metrics", "session"]),
+    ("store", &["log", "metrics", "session", "spans"]),
     // `config` checks every setting, so it asks those who know what is good; `CONFIG_TAKES` says what for.
     ("config", &["auth", "session", "store", "tls"]),
     ("fuzzing", &["http", "session", "store"]),
+    ("log", &[]),
     ("metrics", &[]),
     ("session", &[]),
+    ("spans", &["log"]),
     ("tls", &[]),
 ];
 /// All that `config` may name of the store: the type that says what a Redis URL is.

@@ -20,11 +20,15 @@ mod identifiers;
 mod lifecycle;
 mod linearizability;
 mod lists;
+mod logs;
 mod messages;
+mod metrics;
 mod monitoring;
 mod mutants;
 mod nemesis;
 mod openapi;
+#[cfg(feature = "otel")]
+mod otel;
 mod overload;
 mod private_redis;
 mod program;

@@ -13,6 +13,7 @@ pub mod random;
 pub mod raw;
 pub mod redis;
 pub mod reply_proxy;
+pub mod scrape;
 pub mod server;
 pub mod servers;
 pub mod service;

@@ -68,6 +68,14 @@ impl Process {
         }
     }
 
+    /// Where a service that serves has its metrics.
+    pub fn metrics_url(&self) -> String {
+        let line = self.lines.iter().find(|line| line.contains("metrics on http")).expect("the address of the metrics");
+        let start = line.find("http://").expect("an address");
+        let length = line[start..].find("/metrics").expect("a path") + "/metrics".len();
+        line[start..start + length].to_owned()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         signal_child(&self.child, signal);

@@ -1,0 +1,109 @@
+//! The log: a line for each answer if it is wanted, few lines in a storm, and nothing of what users said.
+
+mod canary;
+
+use futures_util::future::join_all;
+use reqwest::{Client, Method};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::process::{Process, patiently};
+use crate::support::redis::shared;
+use crate::support::scrape::Scrape;
+use crate::support::server::{IN_MEMORY, RedisServer};
+
+const CALLERS: usize = 1_000;
+const REQUESTS: usize = 20_000;
+/// Of all the lines together.
+const LINES_MAX: usize = 500;
+
+fn parsed(service: &Process) -> Vec<Value> {
+    let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    service.lines.iter().map(parse).collect()
+}
+
+#[tokio::test]
+async fn each_answer_is_a_line_if_that_is_wanted() {
+    let url = format!("redis+unix://{}", shared().display());
+    for (filter, wanted) in [("info,sessiond::access=debug", true), ("info,fred=error", false)] {
+        let (mut service, base) = Process::serve(&["--key-prefix", "access", "--log", filter], &[("REDIS_URL", &url)]);
+        let client = Client::new();
+        let send = async |method: &str, path: &str, id: &str| {
+            let method = Method::from_bytes(method.as_bytes()).expect("a method");
+            let request = client.request(method, format!("{base}{path}")).header("x-request-id", id);
+            request.send().await.expect("an answer")
+        };
+        send("GET", "/livez", "first").await;
+        send("GET", "/api/sessions/business/b/active", "second").await;
+        send("BREW", "/api/sessions/business/b/active", "third").await;
+        send("GET", "/nowhere", "fourth").await;
+        service.signal(Signal::TERM);
+        service.wait();
+        let lines = parsed(&service);
+        let mut lines: Vec<_> = lines.iter().filter(|line| line["target"] == "sessiond::access").collect();
+        lines.sort_by_key(|line| line["request_id"].to_string());
+        if !wanted {
+            assert!(lines.is_empty(), "{lines:#?}");
+            continue;
+        }
+        let expected = [
+            ("first", "GET", "/livez", 200),
+            ("fourth", "GET", "unmatched", 404),
+            ("second", "GET", "/api/sessions/business/{businessId}/active", 200),
+            ("third", "other", "/api/sessions/business/{businessId}/active", 405),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+        for (line, (id, method, route, status)) in lines.iter().zip(expected) {
+            let told = json!([line["request_id"], line["method"], line["route"], line["status"], line["level"]]);
+            assert_eq!(told, json!([id, method, route, status, "DEBUG"]));
+            assert!(line["duration_us"].is_u64(), "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_outage_is_few_lines_that_say_how_many_there_are_not() {
+    let mut redis = RedisServer::start(IN_MEMORY);
+    let (mut service, base) = Process::serve(&["--request-deadline", "300ms"], &[("REDIS_URL", &redis.url())]);
+    let client = Client::new();
+    let create = async || {
+        let body = json!({"businessId": "b", "userId": "u"});
+        let request = client.post(format!("{base}/api/sessions")).json(&body);
+        request.send().await.expect("an answer").status().as_u16()
+    };
+    patiently(async { while create().await == 503 {} }).await;
+    let before = Scrape::of(&service).await;
+    let fail = async || {
+        let callers = (0..CALLERS).map(async |_| {
+            for _ in 0..REQUESTS / CALLERS / 2 {
+                assert_eq!(create().await, 503);
+            }
+        });
+        patiently(join_all(callers)).await;
+    };
+    redis.signal(Signal::STOP);
+    fail().await;
+    redis.kill();
+    fail().await;
+    let failed = "sessiond_http_requests_total{method=\"POST\",route=\"/api/sessions\",status=\"503\"}";
+    let written_before = before.find(failed).unwrap_or_default();
+    let failures = Scrape::of(&service).await.value(failed);
+    assert_eq!(usize::try_from(failures - written_before).expect("few"), REQUESTS);
+    service.signal(Signal::TERM);
+    service.wait();
+
+    let lines = parsed(&service);
+    let first: Vec<_> = lines.iter().skip(LINES_MAX).take(3).collect();
+    assert!(lines.len() < LINES_MAX, "{} lines, such as {first:#?}", lines.len());
+    let told: Vec<_> = lines.iter().filter(|line| line["message"] == "could not serve").collect();
+    assert!(told.len() >= 10, "{lines:#?}");
+    for line in &told {
+        let fields = json!([line["level"], line["method"], line["route"], line["status"], line["code"]]);
+        assert_eq!(fields, json!(["WARN", "POST", "/api/sessions", 503, "store_unavailable"]), "{line}");
+        assert!(line["request_id"].is_string() && line["duration_us"].is_u64() && line["cause"].is_string(), "{line}");
+    }
+    let left_out = lines.iter().filter(|line| line["kind"] == "store_unavailable");
+    let left_out: u64 = left_out.map(|line| line["left_out"].as_u64().expect("a number")).sum();
+    // Each failure is either: also those from before the service was connected.
+    assert_eq!(u64::try_from(told.len()).expect("few") + left_out, failures);
+}

@@ -1,0 +1,88 @@
+//! The metrics: bounded by the code, right to the last request, and the first to tell of a fault.
+
+mod agreement;
+mod bounds;
+mod faults;
+
+use crate::support::process::Process;
+use crate::support::redis::shared;
+use crate::support::scrape::Scrape;
+
+/// What a service has before anything happened.
+const FROM_THE_START: [&str; 26] = [
+    "sessiond_build_info",
+    "sessiond_event_loop_lag_seconds",
+    "sessiond_hint_lookups_total",
+    "sessiond_http_connections",
+    "sessiond_http_connections_refused_total",
+    "sessiond_http_panics_total",
+    "sessiond_http_requests_in_flight",
+    "sessiond_http_requests_shed_total",
+    "sessiond_messages_appended_total",
+    "sessiond_runtime_alive_tasks",
+    "sessiond_runtime_busy_seconds_total",
+    "sessiond_runtime_global_queue_depth",
+    "sessiond_runtime_workers",
+    "sessiond_sessions_created_total",
+    "sessiond_sessions_deleted_total",
+    "sessiond_sessions_ended_total",
+    "sessiond_sessions_resumed_total",
+    "sessiond_store_operation_duration_seconds",
+    "sessiond_store_operations_total",
+    "sessiond_store_reconnects_total",
+    "sessiond_store_retries_total",
+    "sessiond_store_up",
+    "process_cpu_seconds_total",
+    "process_open_fds",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+];
+/// What is there once it has something to tell: its labels say what.
+const WITH_THE_FIRST_EVENT: [&str; 4] = [
+    "sessiond_credentials_refused_total",
+    "sessiond_http_request_duration_seconds",
+    "sessiond_http_requests_total",
+    "sessiond_store_errors_total",
+];
+
+/// A service on the Redis of all tests.
+fn serve(prefix: &str, flags: &[&str]) -> (Process, String) {
+    let url = format!("redis+unix://{}", shared().display());
+    let patient = ["--key-prefix", prefix, "--request-deadline", "10s", "--log", "info,sessiond::http=error"];
+    Process::serve(&[&patient, flags].concat(), &[("REDIS_URL", &url)])
+}
+
+#[tokio::test]
+async fn every_metric_is_there_from_the_start_or_with_its_first_event_and_tells_what_it_is() {
+    let (service, base) = serve("first-scrape", &[]);
+    let first = Scrape::until(&service, |scrape| scrape.text.contains("event_loop_lag_seconds_count")).await;
+    let described = |scrape: &Scrape, name: &str| {
+        let help = format!("# HELP {name} ");
+        let has_help = scrape.text.lines().any(|line| line.strip_prefix(&help).is_some_and(|text| text.len() > 10));
+        let kind = if name.ends_with("_total") {
+            "counter"
+        } else if name.ends_with("duration_seconds") || name.ends_with("lag_seconds") {
+            "histogram"
+        } else {
+            "gauge"
+        };
+        has_help && scrape.text.contains(&format!("# TYPE {name} {kind}\n"))
+    };
+    for name in FROM_THE_START {
+        assert!(described(&first, name), "{name}:\n{}", first.text);
+    }
+    for name in WITH_THE_FIRST_EVENT {
+        assert!(!first.text.contains(name), "{name}:\n{}", first.text);
+    }
+    let names: Vec<_> = first.text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    for name in names.iter().filter(|name| name.starts_with("sessiond_")) {
+        assert!(FROM_THE_START.contains(name), "{name} is not in the list of this test");
+    }
+    assert_eq!(first.sum("sessiond_build_info", &[&format!("version=\"{}\"", env!("CARGO_PKG_VERSION"))]), 1);
+
+    reqwest::get(format!("{base}/livez")).await.expect("an answer");
+    let then = Scrape::of(&service).await;
+    for name in ["sessiond_http_request_duration_seconds", "sessiond_http_requests_total"] {
+        assert!(described(&then, name), "{name}:\n{}", then.text);
+    }
+}

@@ -1,0 +1,144 @@
+//! How many series there are is for the code to say, and not for clients.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::join_all;
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+
+use super::serve;
+use crate::support::process::patiently;
+use crate::support::random::Random;
+use crate::support::raw::RawRequest;
+use crate::support::scrape::Scrape;
+
+const REQUESTS: usize = 10_000;
+const CALLERS: usize = 16;
+/// In all that the crawl makes up.
+const CANARY: &str = "canary";
+
+/// Where a request goes, with `*` for what is made up.
+const PATHS: [&str; 18] = [
+    "/api/sessions",
+    "/api/sessions/*",
+    "/api/sessions/*/messages",
+    "/api/sessions/*/messages?limit=*",
+    "/api/sessions/business/*/active",
+    "/api/sessions/business/*/active?cursor=*&*=*",
+    "/api/sessions/business/*/user/*/active",
+    "/api/sessions/business/*/user/*/history",
+    "/api/sessions/business/*/user/*",
+    "/livez",
+    "/readyz?*",
+    "/openapi.json",
+    "/docs",
+    "/docs/*",
+    "/*",
+    "/api/*/*?*=*",
+    "/api/sessions/business/%FF*/active",
+    "/*/%2e%2e/*//*",
+];
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS", "TRACE", "*"];
+
+/// Something that no request had before.
+fn invented(random: &mut Random) -> String {
+    format!("{CANARY}{:x}", random.below(usize::MAX))
+}
+
+fn filled(template: &str, random: &mut Random) -> String {
+    let mut filled = String::new();
+    for (index, part) in template.split('*').enumerate() {
+        if index > 0 {
+            filled += &invented(random);
+        }
+        filled += part;
+    }
+    filled
+}
+
+/// A kind of request: a path, a method, and one of the bodies.
+fn kinds() -> Vec<(&'static str, &'static str, usize)> {
+    let paths = PATHS.iter().flat_map(|path| METHODS.iter().map(move |method| (*path, *method)));
+    paths.flat_map(|(path, method)| (0..4).map(move |body| (path, method, body))).collect()
+}
+
+/// A body; `kind` says how good it is for a path.
+fn body(kind: usize, random: &mut Random) -> Option<Value> {
+    let mut text = || Value::from(invented(random));
+    match kind {
+        0 => None,
+        1 => Some(json!({"businessId": text(), "userId": text(), "locationId": text(), "metadata": {"a": text()}})),
+        2 => Some(json!({"messageId": text(), "role": "user", "content": text()})),
+        _ => Some(json!({"title": text(), "canary": text()})),
+    }
+}
+
+async fn send(client: &Client, base: &str, (path, method, body_kind): (&str, &str, usize), random: &mut Random) {
+    let method = filled(method, random).to_uppercase();
+    let method = Method::from_bytes(method.as_bytes()).expect("a token");
+    let mut request = client.request(method, format!("{base}{}", filled(path, random)));
+    request = request.header(invented(random), invented(random)).header("x-request-id", invented(random));
+    request = request.header("user-agent", invented(random)).header("if-match", format!("\"{}\"", invented(random)));
+    request = request.header("authorization", format!("Bearer {}", invented(random)));
+    if let Some(body) = body(body_kind, random) {
+        request = request.json(&body);
+    }
+    let answer = request.send().await.expect("an answer");
+    assert!(answer.status().as_u16() < 500, "{answer:?}");
+    answer.bytes().await.expect("a body");
+}
+
+/// What HTTP clients do not send: the service's own server refuses it.
+async fn send_malformed(base: &str, random: &mut Random) {
+    let requests = [
+        RawRequest::new(&invented(random), "no-path"),
+        RawRequest::new("GET", "/livez").header(&format!("{} {}", invented(random), invented(random)), "x"),
+        RawRequest::new("GET", format!("/{}", invented(random).repeat(7_000))),
+        RawRequest::new("GET", "/livez").header("x", invented(random).repeat(7_000)),
+    ];
+    for request in requests {
+        assert!(request.send(base).await.status.is_client_error(), "{request}");
+    }
+}
+
+fn names(scrape: &Scrape) -> BTreeSet<String> {
+    scrape.series.keys().cloned().collect()
+}
+
+#[tokio::test]
+async fn ten_thousand_random_requests_add_no_series() {
+    let (service, base) = serve("crawl", &[]);
+    let mut random = Random::seeded();
+    let client = Client::new();
+    let kinds = kinds();
+    for kind in &kinds {
+        send(&client, &base, *kind, &mut random).await;
+    }
+    send_malformed(&base, &mut random).await;
+    let warm = Scrape::until(&service, |scrape| scrape.text.contains("lag_seconds_count")).await;
+
+    let left = Arc::new(AtomicUsize::new(REQUESTS));
+    let callers = (0..CALLERS).map(|_| random.fork()).collect::<Vec<_>>().into_iter().map(async |mut random| {
+        while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            send(&client, &base, *random.one_of(&kinds), &mut random).await;
+        }
+    });
+    patiently(join_all(callers)).await;
+    send_malformed(&base, &mut random).await;
+    let scrape = Scrape::of(&service).await;
+    let answered = scrape.sum("sessiond_http_requests_total", &[]);
+    assert!(usize::try_from(answered).expect("few") > REQUESTS, "{answered}");
+    assert_eq!(names(&scrape), names(&warm));
+    assert!(!scrape.text.to_lowercase().contains(CANARY), "{}", scrape.text);
+
+    let document: Value =
+        reqwest::get(format!("{base}/openapi.json")).await.expect("an answer").json().await.expect("JSON");
+    let mut routes: Vec<_> = document["paths"].as_object().expect("paths").keys().cloned().collect();
+    routes.extend(["/docs/{file}", "unmatched"].map(str::to_owned));
+    routes.sort();
+    routes.dedup();
+    assert_eq!(scrape.label_values("route"), routes);
+    assert_eq!(scrape.label_values("method"), ["DELETE", "GET", "HEAD", "PATCH", "POST", "other"]);
+}
