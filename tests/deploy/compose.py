@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import yaml
+
 
 def compose_config():
     """The file as Docker Compose understands it, with every profile. It checks the schema itself."""
@@ -50,6 +52,19 @@ def problems_of(name, service, config):
             yield f"waits for ever: {other} has no healthcheck"
 
 
+def scrape_problems(config):
+    """What Prometheus scrapes, and where Grafana asks, has to be a service that it can reach."""
+    scraped = yaml.safe_load(open("deploy/prometheus/prometheus.yml", encoding="utf-8"))["scrape_configs"]
+    asked = yaml.safe_load(open("deploy/grafana/provisioning/datasources/prometheus.yml", encoding="utf-8"))["datasources"]
+    pairs = [("prometheus", target) for job in scraped for group in job["static_configs"] for target in group["targets"]]
+    pairs += [("grafana", source["url"].removeprefix("http://")) for source in asked]
+    services = config["services"]
+    for client, target in pairs:
+        server = services.get(target.split(":")[0])
+        if not server or not server["networks"].keys() & services[client]["networks"].keys():
+            yield f"{client} cannot reach {target}"
+
+
 def shell_problems(name, service):
     """What shellcheck says of commands that a shell runs."""
     scripts = []
@@ -67,12 +82,15 @@ def shell_problems(name, service):
 
 def main():
     config = compose_config()
-    failed = False
+    problems = []
     for name, service in config["services"].items():
         for problem in [*problems_of(name, service, config), *shell_problems(name, service)]:
-            print(f"docker-compose.yml: {name} {problem}", file=sys.stderr)
-            failed = True
-    sys.exit(failed)
+            problems.append(f"{name} {problem}")
+    # Without the files of Prometheus and Grafana, that is what has been said already.
+    problems = problems or list(scrape_problems(config))
+    for problem in problems:
+        print(f"docker-compose.yml: {problem}", file=sys.stderr)
+    sys.exit(bool(problems))
 
 
 if __name__ == "__main__":
