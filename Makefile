@@ -1,7 +1,7 @@
 # `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test conformance fuzz supply-chain soak check bench
+.PHONY: help run demo test conformance fuzz supply-chain deploy-check soak check bench
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ fuzz: ## Let libFuzzer look for inputs that break a property, SESSIOND_FUZZ_SECO
 
 supply-chain: ## Check licences, duplicates and sources of all dependencies
 	deploy/cargo-deny
+
+deploy-check: ## Check the Dockerfile, compose file, manifests and unit as far as goes without containers
+	tests/deploy/run
 
 soak: ## Let everything happen to Redis and the service for SESSIOND_SOAK_SECONDS (60)
 	deploy/ensure-redis

@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
-use fred::types::{CustomCommand, InfoKind, Value};
 
 use super::StoreError;
 
@@ -13,13 +12,14 @@ use super::StoreError;
 const REDIS_LEAST: (u32, u32) = (7, 0);
 const VALKEY_LEAST: (u32, u32) = (7, 2);
 
-/// Checks a server. What risks sessions is told the log.
+/// Checks a server by its INFO: CONFIG says more than a service should know, and managed services do not have it. What risks
+/// sessions is told the log.
 ///
 /// # Errors
 /// [`StoreError::Unfit`] for what loses sessions or cannot work, and whatever keeps Redis from being asked.
 pub(super) async fn check(client: &Client, address: &str) -> Result<(), StoreError> {
     let name = format!("the Redis at {address}");
-    let info: String = match client.info(Some(InfoKind::Server)).await {
+    let info: String = match client.info(None).await {
         Ok(info) => info,
         Err(error) if error.details().starts_with("NOPERM") => {
             warn_once(&format!("{name} does not tell its version and settings (NOPERM): nothing of it was checked"));
@@ -28,18 +28,18 @@ pub(super) async fn check(client: &Client, address: &str) -> Result<(), StoreErr
         Err(error) => return Err(error.into()),
     };
     check_version(&info).map_err(|problem| StoreError::Unfit(format!("{name} {problem}")))?;
-    let Some(policy) = setting(client, &name, "maxmemory-policy").await? else {
-        return Ok(());
-    };
-    if policy != "noeviction" {
-        return Err(StoreError::Unfit(format!(
-            "{name} has maxmemory-policy {policy}, which throws sessions away when memory is short; set it to noeviction"
-        )));
+    match field(&info, "maxmemory_policy") {
+        Some("noeviction") => {}
+        Some(policy) => {
+            return Err(StoreError::Unfit(format!(
+                "{name} has maxmemory-policy {policy}, which throws sessions away when memory is short; set it to noeviction"
+            )));
+        }
+        None => warn_once(&format!("{name} does not tell its maxmemory-policy: make sure that it is noeviction")),
     }
-    let info: String = client.info(Some(InfoKind::Replication)).await?;
     let has_replicas = field(&info, "connected_slaves").is_some_and(|count| count != "0");
-    let waits_for_none = setting(client, &name, "min-replicas-to-write").await?.is_some_and(|least| least == "0");
-    if has_replicas && waits_for_none {
+    // Redis counts good replicas only if it is to wait for some.
+    if has_replicas && field(&info, "min_slaves_good_slaves").is_none() {
         warn_once(&format!(
             "{name} has replicas and min-replicas-to-write 0: a failover may lose writes that it acknowledged alone; set it \
              to 1, and min-replicas-max-lag to 2"
@@ -53,20 +53,6 @@ fn warn_once(warning: &str) {
     static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.to_owned()) {
         tracing::warn!("{warning}");
-    }
-}
-
-/// A setting's value, or `None` if we may not ask.
-async fn setting(client: &Client, name: &str, key: &str) -> Result<Option<String>, StoreError> {
-    let command = CustomCommand::new_static("CONFIG", None, false);
-    match client.custom::<Value, _>(command, vec!["GET", key]).await {
-        Ok(reply) => Ok(reply.into_array().into_iter().nth(1).and_then(Value::into_string)),
-        // Managed services have no CONFIG at all.
-        Err(error) if error.details().starts_with("NOPERM") || error.details().starts_with("ERR unknown command") => {
-            warn_once(&format!("{name} does not tell its {key}: make sure that it is right"));
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

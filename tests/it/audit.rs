@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sessiond::audit::{Finding, INVARIANTS};
 use sessiond::session::{Partition, Timestamp};
 
+use crate::support::acl;
 use crate::support::audit::{audit, expect_clean, repair};
 use crate::support::process::{self, Process};
 use crate::support::redis;
@@ -360,7 +361,7 @@ async fn a_repair_gives_a_user_the_active_session_back() {
 #[tokio::test]
 async fn the_program_says_what_it_found_and_exits_accordingly() {
     let world = World::new().await;
-    let url = format!("redis+unix://{}", redis::shared().display());
+    let url = acl::audit_url(&redis::shared_url());
     let prefix = &world.service.config.key_prefix;
     let run = |flags: &[&str]| {
         let arguments: Vec<_> = ["audit", "--key-prefix", prefix].into_iter().chain(flags.iter().copied()).collect();
@@ -392,7 +393,7 @@ async fn the_program_says_what_it_found_and_exits_accordingly() {
 #[tokio::test]
 async fn the_program_exits_2_if_there_is_nothing_that_it_could_audit() {
     let service = Service::start(&[]).await;
-    let url = format!("redis+unix://{}", redis::shared().display());
+    let url = acl::audit_url(&redis::shared_url());
     let prefix = service.config.key_prefix.as_str();
     service.look.command(&["SET", &format!("{prefix}:layout"), "0"]).await;
     let cases = [

@@ -73,7 +73,7 @@ struct Fixture {
 impl Fixture {
     async fn start() -> Self {
         let folder = TempDir::new().expect("a folder");
-        let redis = EmbeddedRedis::start(&redis::server_program(), folder.path()).expect("a private Redis");
+        let redis = redis::private(folder.path());
         let service = Service::start_on(&redis.socket(), &[]).await;
         let ended = service.session_of("u").await;
         let replace = json!({"businessId": "b", "userId": "u", "ifActive": "replace", "metadata": {"kept": [1]}});
@@ -829,7 +829,8 @@ async fn a_panic_is_an_error_of_ours_and_no_more() {
     // Handlers ask the clock, and that is the test's: here is one that is broken.
     let broken = Arc::new(|| panic!("the clock has a secret"));
     let credentials = service.app.credentials.clone();
-    let app = server::app(&service.config, RedisAddress::Socket(redis::shared()), credentials, broken).expect("an app");
+    let redis = RedisAddress::from_url(&redis::shared_url()).expect("a good URL");
+    let app = server::app(&service.config, redis, credentials, broken).expect("an app");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
     let (connections, second) = (server::connections(&service.config), Duration::from_secs(1));

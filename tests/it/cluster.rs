@@ -9,6 +9,7 @@ use serde_json::Value;
 use sessiond::session::Partition;
 use tempfile::TempDir;
 
+use crate::support::acl;
 use crate::support::load::{Load, User, expect_right, guest_of, statuses};
 use crate::support::process::{self, Process};
 use crate::support::servers::{POLL, RedisServer, cli, free_port, wait_for};
@@ -41,7 +42,7 @@ impl Cluster {
 
     fn url(&self) -> String {
         let others: Vec<_> = self.nodes[1..].iter().map(|node| format!("node={}", node.address())).collect();
-        format!("redis-cluster://{}?{}", self.nodes[0].address(), others.join("&"))
+        format!("redis-cluster://{}{}?{}", acl::credentials(), self.nodes[0].address(), others.join("&"))
     }
 
     fn slot(&self, (business_id, user_id): &(String, String)) -> u16 {
@@ -89,7 +90,7 @@ fn users(count: usize) -> Vec<(String, String)> {
 }
 
 fn expect_clean(url: &str) {
-    let audit = process::run(&["audit"], &[("REDIS_URL", url)]);
+    let audit = process::run(&["audit"], &[("REDIS_URL", &acl::audit_url(url))]);
     assert_eq!(audit.status.code(), Some(0), "{}", String::from_utf8_lossy(&audit.stdout));
 }
 
@@ -269,4 +270,6 @@ async fn a_slot_that_moves_key_by_key_under_load_gives_no_wrong_answer_and_can_b
     expect_right(&worked);
     expect_nothing_lost(&worked, &base).await;
     expect_clean(&url);
+    let sent: BTreeSet<_> = cluster.nodes.iter().flat_map(RedisServer::sent).collect();
+    assert!(acl::IN_A_CLUSTER.iter().all(|&command| sent.contains(command)), "{sent:?}");
 }

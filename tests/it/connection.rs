@@ -19,7 +19,7 @@ struct Behind {
 impl Behind {
     async fn start(prefix: &str) -> Self {
         let proxy = ReplyProxy::start(shared()).await;
-        let prefix = format!("{prefix}-{}", std::process::id());
+        let prefix = format!("sd:{prefix}-{}", std::process::id());
         let url = proxy.url.clone();
         let start = move || Process::serve(&["--event-loops", "1", "--key-prefix", &prefix], &[("REDIS_URL", &url)]);
         // The proxy runs on this test's thread.

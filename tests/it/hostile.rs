@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::support::load::{User, statuses};
 use crate::support::process::{Process, patiently};
-use crate::support::redis::{Look, shared};
+use crate::support::redis::{Look, shared, shared_url};
 
 /// A service in a process of its own, on the shared Redis.
 struct Target {
@@ -23,14 +23,15 @@ struct Target {
 }
 
 impl Target {
-    /// Its keys start with `prefix`; a request's head, and then its body, may take half a second.
-    async fn start(prefix: &str, flags: &[&str]) -> Self {
+    /// Its keys start with `sd:` and this; a request's head, and then its body, may take half a second.
+    async fn start(name: &str, flags: &[&str]) -> Self {
+        let prefix = &format!("sd:{name}");
         // The deadline is long for machines that are busy with other tests, and not what this is about.
         let patience: &[&str] =
             if flags.contains(&"--receive-timeout") { &[] } else { &["--receive-timeout", "500ms"] };
         let own = ["--key-prefix", prefix, "--request-deadline", "20s"];
         let flags: Vec<_> = own.iter().chain(patience).chain(flags).copied().collect();
-        let url = format!("redis+unix://{}", shared().display());
+        let url = shared_url();
         let (service, base) = Process::serve(&flags, &[("REDIS_URL", &url)]);
         let look = Look::at(&shared(), prefix).await;
         Self { service, base, look }

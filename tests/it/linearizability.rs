@@ -13,9 +13,10 @@ use futures_util::stream;
 
 use self::history::{Call, Recorder, is_linearizable};
 use self::user::{Answer, Shown, Step, Text, Verb};
+use crate::support::acl;
 use crate::support::process::{self, Process};
 use crate::support::random::Random;
-use crate::support::redis::shared;
+use crate::support::redis::shared_url;
 use crate::support::victim::Victim;
 
 const HISTORIES: usize = 300;
@@ -69,14 +70,14 @@ async fn record(recorder: &Recorder, bases: &[String], random: &mut Random, paus
 /// Panics unless the program finds nothing wrong with what is stored.
 pub fn expect_clean(url: &str, prefix: &str) {
     let arguments = ["audit", "--key-prefix", prefix, "--max-keys-per-second", "1000000"];
-    let audited = process::run(&arguments, &[("REDIS_URL", url)]);
+    let audited = process::run(&arguments, &[("REDIS_URL", &acl::audit_url(url))]);
     assert!(audited.status.success(), "{}", String::from_utf8_lossy(&audited.stdout));
 }
 
 #[tokio::test]
 async fn histories_of_several_processes_are_linearizable() {
-    let url = format!("redis+unix://{}", shared().display());
-    let prefix = format!("lin-{}", std::process::id());
+    let url = shared_url();
+    let prefix = format!("sd:lin-{}", std::process::id());
     let flags = ["--key-prefix", &prefix, "--request-deadline", "10s"];
     let processes = HINTS.map(|hints| Process::serve(&[&flags[..], &hints].concat(), &[("REDIS_URL", &url)]));
     let bases = processes.each_ref().map(|(_, base)| base.clone());
@@ -212,8 +213,8 @@ fn the_checker_refuses_what_no_order_explains() {
 /// Every recorded answer matters: a history in which one is turned into another is refused.
 #[tokio::test]
 async fn a_recorded_history_with_one_false_answer_is_refused() {
-    let url = format!("redis+unix://{}", shared().display());
-    let prefix = format!("lin-false-{}", std::process::id());
+    let url = shared_url();
+    let prefix = format!("sd:lin-false-{}", std::process::id());
     let (_process, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &url)]);
     let recorder = Recorder::new("u", 1);
     record(&recorder, &[base], &mut Random::seeded(), 2).await;

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::process::{Process, patiently};
-use crate::support::redis::shared;
+use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 use crate::support::server::{IN_MEMORY, RedisServer};
 
@@ -24,9 +24,10 @@ fn parsed(service: &Process) -> Vec<Value> {
 
 #[tokio::test]
 async fn each_answer_is_a_line_if_that_is_wanted() {
-    let url = format!("redis+unix://{}", shared().display());
+    let url = shared_url();
     for (filter, wanted) in [("info,sessiond::access=debug", true), ("info,fred=error", false)] {
-        let (mut service, base) = Process::serve(&["--key-prefix", "access", "--log", filter], &[("REDIS_URL", &url)]);
+        let (mut service, base) =
+            Process::serve(&["--key-prefix", "sd:access", "--log", filter], &[("REDIS_URL", &url)]);
         let client = Client::new();
         let send = async |method: &str, path: &str, id: &str| {
             let method = Method::from_bytes(method.as_bytes()).expect("a method");

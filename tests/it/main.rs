@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests find the server program in the environment")]
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
+mod acl;
 mod architecture;
 mod audit;
 mod auth;

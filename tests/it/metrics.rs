@@ -5,7 +5,7 @@ mod bounds;
 mod faults;
 
 use crate::support::process::Process;
-use crate::support::redis::shared;
+use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
 /// What a service has before anything happened.
@@ -47,8 +47,9 @@ const WITH_THE_FIRST_EVENT: [&str; 4] = [
 
 /// A service on the Redis of all tests.
 fn serve(prefix: &str, flags: &[&str]) -> (Process, String) {
-    let url = format!("redis+unix://{}", shared().display());
-    let patient = ["--key-prefix", prefix, "--request-deadline", "10s", "--log", "info,sessiond::http=error"];
+    let url = shared_url();
+    let patient =
+        ["--key-prefix", &format!("sd:{prefix}"), "--request-deadline", "10s", "--log", "info,sessiond::http=error"];
     Process::serve(&[&patient, flags].concat(), &[("REDIS_URL", &url)])
 }
 

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::process::{PATIENCE, Process};
-use crate::support::redis::shared;
+use crate::support::redis::shared_url;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const UNSAMPLED_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -141,9 +141,9 @@ fn spans(body: &[u8]) -> (Vec<Span>, Vec<String>) {
 #[tokio::test]
 async fn a_request_and_its_operation_are_spans_of_the_caller_s_trace() {
     let (collector, bodies) = collector();
-    let url = format!("redis+unix://{}", shared().display());
+    let url = shared_url();
     let variables = [("REDIS_URL", url.as_str()), ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector)];
-    let (mut service, base) = Process::serve(&["--key-prefix", "otel", "--request-deadline", "10s"], &variables);
+    let (mut service, base) = Process::serve(&["--key-prefix", "sd:otel", "--request-deadline", "10s"], &variables);
     let create = async |trace: &str, flags: &str| {
         let body = json!({"businessId": "canary-b", "userId": "canary-u", "metadata": {"a": "canary-m"}});
         let request = Client::new().post(format!("{base}/api/sessions?canary")).json(&body);
@@ -190,8 +190,8 @@ async fn a_request_and_its_operation_are_spans_of_the_caller_s_trace() {
 
 #[tokio::test]
 async fn a_collector_that_is_away_is_told_and_does_not_matter() {
-    let url = format!("redis+unix://{}", shared().display());
-    let flags = ["--key-prefix", "otel-away", "--request-deadline", "10s", "--otlp-endpoint", "http://127.0.0.1:1"];
+    let url = shared_url();
+    let flags = ["--key-prefix", "sd:otel-away", "--request-deadline", "10s", "--otlp-endpoint", "http://127.0.0.1:1"];
     let (mut service, base) = Process::serve(&flags, &[("REDIS_URL", &url)]);
     let answer = reqwest::get(format!("{base}/api/sessions/business/b/active")).await.expect("an answer");
     assert_eq!(answer.status().as_u16(), 200);

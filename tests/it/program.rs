@@ -6,13 +6,10 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::acl;
 use crate::support::process::{Process, patiently};
-use crate::support::redis::{Look, server_program, shared};
-use sessiond::store::embedded::EmbeddedRedis;
-
-fn shared_url() -> String {
-    format!("redis+unix://{}", shared().display())
-}
+use crate::support::redis::{Look, private, shared, shared_url};
+use crate::support::server::{AOF, IN_MEMORY, RedisServer};
 
 /// Runs the program to its end. Returns its exit status and what it wrote to stderr.
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<String>) {
@@ -130,7 +127,7 @@ fn check_config_shows_the_settings_and_no_password() {
 #[test]
 fn healthcheck_says_whether_the_service_is_ready() {
     let url = shared_url();
-    let (_service, base) = Process::serve(&["--key-prefix", "healthcheck"], &[("REDIS_URL", &url)]);
+    let (_service, base) = Process::serve(&["--key-prefix", "sd:healthcheck"], &[("REDIS_URL", &url)]);
     let address = base.trim_start_matches("http://");
     assert_eq!(run(&["healthcheck", "--listen", address], &[("REDIS_URL", &url)]).0, Some(0));
     let (status, lines) = run(&["healthcheck", "--listen", "127.0.0.1:1"], &[("REDIS_URL", &url)]);
@@ -141,7 +138,7 @@ fn healthcheck_says_whether_the_service_is_ready() {
 #[test]
 fn a_port_that_is_taken_is_told() {
     let url = shared_url();
-    let (_service, base) = Process::serve(&["--key-prefix", "taken"], &[("REDIS_URL", &url)]);
+    let (_service, base) = Process::serve(&["--key-prefix", "sd:taken"], &[("REDIS_URL", &url)]);
     let address = base.trim_start_matches("http://");
     let (status, lines) = run(&["--listen", address], &[("REDIS_URL", &url)]);
     assert_eq!(status, Some(1));
@@ -151,9 +148,9 @@ fn a_port_that_is_taken_is_told() {
 #[tokio::test]
 async fn a_redis_with_another_layout_is_refused() {
     let url = shared_url();
-    let look = Look::at(&shared(), "foreign").await;
-    look.command(&["SET", "foreign:layout", "0"]).await;
-    let (status, lines) = run(&["--listen", "127.0.0.1:0", "--key-prefix", "foreign"], &[("REDIS_URL", &url)]);
+    let look = Look::at(&shared(), "sd:foreign").await;
+    look.command(&["SET", "sd:foreign:layout", "0"]).await;
+    let (status, lines) = run(&["--listen", "127.0.0.1:0", "--key-prefix", "sd:foreign"], &[("REDIS_URL", &url)]);
     assert_eq!(status, Some(1));
     assert!(lines.join("\n").contains("another layout version"), "{lines:#?}");
 }
@@ -162,7 +159,7 @@ async fn a_redis_with_another_layout_is_refused() {
 async fn sigterm_finishes_what_was_accepted_and_a_second_one_does_not_wait() {
     let url = shared_url();
     for (second_signal, status) in [(false, 0), (true, 1)] {
-        let (mut service, base) = Process::serve(&["--key-prefix", "drain"], &[("REDIS_URL", &url)]);
+        let (mut service, base) = Process::serve(&["--key-prefix", "sd:drain"], &[("REDIS_URL", &url)]);
         let mut stream = TcpStream::connect(base.trim_start_matches("http://")).await.expect("a connection");
         let body = json!({"businessId": "b", "userId": "u"}).to_string();
         let head = format!(
@@ -191,10 +188,9 @@ async fn sigterm_finishes_what_was_accepted_and_a_second_one_does_not_wait() {
 
 #[tokio::test]
 async fn without_redis_it_is_alive_and_not_ready_and_recovers_unaided() {
-    let folder = TempDir::new().expect("a folder");
-    let data = folder.path().join("data");
-    let url = format!("redis+unix://{}", data.join("redis.sock").display());
-    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let mut redis = RedisServer::start(IN_MEMORY);
+    redis.kill();
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &redis.url())]);
     let status = |path: &str| {
         let url = format!("{base}{path}");
         async move { reqwest::get(url).await.expect("an answer").status().as_u16() }
@@ -205,7 +201,7 @@ async fn without_redis_it_is_alive_and_not_ready_and_recovers_unaided() {
     assert!(not_ready.headers().contains_key("retry-after"));
     let problem: Value = not_ready.json().await.expect("JSON");
     assert_eq!(problem["code"], "store_unavailable");
-    let _redis = EmbeddedRedis::start(&server_program(), &data).expect("a private Redis");
+    redis.start_again();
     patiently(async { while status("/readyz").await != 200 {} }).await;
     assert_eq!(status("/api/sessions/business/b/active").await, 200);
 }
@@ -213,8 +209,8 @@ async fn without_redis_it_is_alive_and_not_ready_and_recovers_unaided() {
 #[tokio::test]
 async fn a_redis_that_hangs_is_a_503_within_the_deadline_and_then_service_again() {
     let folder = TempDir::new().expect("a folder");
-    let redis = EmbeddedRedis::start(&server_program(), folder.path()).expect("a private Redis");
-    let url = format!("redis+unix://{}", redis.socket().display());
+    let redis = private(folder.path());
+    let url = acl::url(&redis.socket());
     let (_service, base) = Process::serve(&["--request-deadline", "300ms"], &[("REDIS_URL", &url)]);
     let post = || async {
         let body = json!({"businessId": "b", "userId": "u"});
@@ -235,30 +231,22 @@ async fn a_redis_that_hangs_is_a_503_within_the_deadline_and_then_service_again(
 
 #[tokio::test]
 async fn a_redis_that_comes_late_with_another_layout_is_refused_too() {
-    let folder = TempDir::new().expect("a folder");
-    let data = folder.path().join("data");
-    let url = format!("redis+unix://{}", data.join("redis.sock").display());
-    let (mut service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let mut redis = RedisServer::start(AOF);
+    redis.look().await.command(&["SET", "sd:layout", "99"]).await;
+    redis.kill();
+    let (mut service, base) = Process::serve(&[], &[("REDIS_URL", &redis.url())]);
     assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("an answer").status().as_u16(), 503);
-    {
-        // The data are there before the service can reach them.
-        let elsewhere = folder.path().join("elsewhere");
-        let redis = EmbeddedRedis::start(&server_program(), &elsewhere).expect("a private Redis");
-        Look::at(&redis.socket(), "sd").await.command(&["SET", "sd:layout", "99"]).await;
-        drop(redis);
-        std::fs::rename(&elsewhere, &data).expect("a new name");
-    }
-    let redis = EmbeddedRedis::start(&server_program(), &data).expect("a private Redis");
+    redis.start_again();
     assert_eq!(service.wait().code(), Some(1));
     assert!(service.lines.join("\n").contains("another layout version"), "{:#?}", service.lines);
-    let look = Look::at(&redis.socket(), "sd").await;
+    let look = redis.look().await;
     assert_eq!(look.texts(&["KEYS", "*"]).await, ["sd:layout"], "nothing was written into a foreign layout");
 }
 
 #[tokio::test]
 async fn a_wrong_password_is_told_in_the_log() {
     let folder = TempDir::new().expect("a folder");
-    let redis = EmbeddedRedis::start(&server_program(), folder.path()).expect("a private Redis");
+    let redis = private(folder.path());
     let look = Look::at(&redis.socket(), "sd").await;
     look.command(&["CONFIG", "SET", "requirepass", "correct-horse"]).await;
     let url = format!("redis+unix://default:hunter2@localhost{}", redis.socket().display());
@@ -278,7 +266,7 @@ async fn a_signal_while_redis_is_awaited_stops_the_service_cleanly() {
 #[tokio::test]
 async fn slow_clients_are_cut_off_and_idle_ones_are_not() {
     let url = shared_url();
-    let flags = ["--key-prefix", "patience", "--receive-timeout", "200ms", "--keep-alive-timeout", "60s"];
+    let flags = ["--key-prefix", "sd:patience", "--receive-timeout", "200ms", "--keep-alive-timeout", "60s"];
     let (_service, base) = Process::serve(&flags, &[("REDIS_URL", &url)]);
     let connect = || async { TcpStream::connect(base.trim_start_matches("http://")).await.expect("a connection") };
     let ask = async |stream: &mut TcpStream| {
@@ -316,7 +304,7 @@ async fn slow_clients_are_cut_off_and_idle_ones_are_not() {
 #[tokio::test]
 async fn metrics_count_requests_by_route_and_never_by_path() {
     let url = shared_url();
-    let (service, base) = Process::serve(&["--key-prefix", "metrics"], &[("REDIS_URL", &url)]);
+    let (service, base) = Process::serve(&["--key-prefix", "sd:metrics"], &[("REDIS_URL", &url)]);
     for path in ["/livez", "/api/sessions/business/canary/active", "/nowhere/canary", "/api/sessions/canary"] {
         reqwest::get(format!("{base}{path}")).await.expect("an answer");
     }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::process::Process;
-use crate::support::redis::{Look, shared};
+use crate::support::redis::{Look, shared, shared_url};
 
 const CALLERS: usize = 10_000;
 /// Connections that are opened at once: a listener's queue is shorter than `CALLERS`.
@@ -24,8 +24,8 @@ struct Processes {
 
 impl Processes {
     async fn start(prefix: &str) -> Self {
-        let prefix = format!("{prefix}-{}", std::process::id());
-        let url = format!("redis+unix://{}", shared().display());
+        let prefix = format!("sd:{prefix}-{}", std::process::id());
+        let url = shared_url();
         // Ten thousand callers take their time on a small machine.
         let patient = ["--request-deadline", "60s", "--receive-timeout", "60s", "--max-wait", "60s"];
         let flags = [&["--key-prefix", &prefix][..], &patient].concat();

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use crate::support::acl;
 use crate::support::process::PATIENCE;
 use crate::support::server::{IN_MEMORY, RedisServer};
 use crate::support::service::Service;
@@ -42,10 +43,10 @@ async fn a_read_that_is_refused_is_asked_of_the_client_which_says_why() {
     let service = Service::start_on(&redis.socket(), &[]).await;
     let path = format!("/api/sessions/{}", service.session_of("u").await);
     let look = redis.look().await;
-    look.command(&["ACL", "SETUSER", "default", "-hmget"]).await;
+    look.command(&["ACL", "SETUSER", acl::SERVICE, "-hmget"]).await;
     let refused = service.get(&path).await.expect(503).json();
     assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("NOPERM")), "{refused}");
-    look.command(&["ACL", "SETUSER", "default", "+hmget"]).await;
+    look.command(&["ACL", "SETUSER", acl::SERVICE, "+hmget"]).await;
     service.get(&path).await.expect(200);
     // What is no hash at all is an error of Redis, too.
     let key = look.texts(&["KEYS", "*:s:*"]).await.remove(0);

@@ -17,7 +17,6 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sessiond::session::Timestamp;
-use sessiond::store::embedded::EmbeddedRedis;
 
 use self::headers::Header;
 use crate::support::monitor::{Command, Monitor};
@@ -449,7 +448,7 @@ async fn ready_touches_no_key() {
 #[tokio::test]
 async fn no_endpoint_searches_the_keyspace() {
     let folder = tempfile::tempdir().expect("a folder");
-    let redis = EmbeddedRedis::start(&redis::server_program(), folder.path()).expect("a private Redis");
+    let redis = redis::private(folder.path());
     let service = Service::start_on(&redis.socket(), &[]).await;
     let monitor = Monitor::start(&redis.socket());
     let called = call_every_endpoint(&service).await;

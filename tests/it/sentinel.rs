@@ -1,10 +1,12 @@
 //! A master with two replicas under three sentinels: it is killed, or hangs, under load.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::support::acl;
 use crate::support::load::{Load, User, expect_right, statuses};
 use crate::support::process::{self, Process};
 use crate::support::servers::{POLL, RedisServer, wait_for};
@@ -54,7 +56,7 @@ impl Failover {
     fn url(&self) -> String {
         let others: Vec<_> = self.sentinels[1..].iter().map(|node| format!("&node={}", node.address())).collect();
         let first = self.sentinels[0].address();
-        format!("redis-sentinel://{first}?sentinelServiceName=sessions{}", others.concat())
+        format!("redis-sentinel://{}{first}?sentinelServiceName=sessions{}", acl::credentials(), others.concat())
     }
 }
 
@@ -104,8 +106,10 @@ async fn fail_over(min_replicas: &str, fault: Fault) -> (Vec<User>, Vec<String>)
     let acknowledged: usize = worked.iter().map(User::acknowledged).sum();
     println!("{fault:?}, min-replicas {min_replicas}: new master after {elected:?}, writing after {again:?}");
     println!("{} of {acknowledged} acknowledged messages lost; {:?}", lost.len(), statuses(&worked));
-    let audit = process::run(&["audit"], &[("REDIS_URL", &url)]);
+    let audit = process::run(&["audit"], &[("REDIS_URL", &acl::audit_url(&url))]);
     assert_eq!(audit.status.code(), Some(0), "{}", String::from_utf8_lossy(&audit.stdout));
+    let sent: BTreeSet<_> = setup.servers[1..].iter().flat_map(RedisServer::sent).collect();
+    assert!(acl::WITH_SENTINEL.iter().all(|&command| sent.contains(command)), "{sent:?}");
     (worked, lost)
 }
 

@@ -1,6 +1,7 @@
 //! What the tests stand on: a Redis, services in this process with a clock that the test sets, and services of their own
 //! process.
 
+pub mod acl;
 pub mod audit;
 pub mod credentials;
 pub mod ledger;

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::support::credentials::api_key;
 use crate::support::monitor::Monitor;
-use crate::support::redis::server_program;
+use crate::support::redis::private;
 use crate::support::service::Service;
 
 const UNKNOWN_ID: &str = "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
@@ -29,7 +29,7 @@ impl Fixture {
         let (theirs, their_entry) = api_key("theirs", &["c"], &Scope::ALL, None);
         let keys = folder.path().join("keys.toml");
         std::fs::write(&keys, format!("{our_entry}\n{their_entry}")).expect("a file");
-        let redis = EmbeddedRedis::start(&server_program(), &folder.path().join("redis")).expect("a private Redis");
+        let redis = private(&folder.path().join("redis"));
         let flags = ["--api-keys-file", keys.to_str().expect("a path")];
         Self { service: Service::start_on(&redis.socket(), &flags).await, ours, theirs, redis, _folder: folder }
     }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::credentials::{Signer, api_key, claims, jwt_flags, replace};
 use crate::support::process::{Process, patiently};
-use crate::support::redis::shared;
+use crate::support::redis::shared_url;
 
 /// How long a change may take to be in force.
 const IN_FORCE: Duration = Duration::from_secs(5);
@@ -63,7 +63,7 @@ async fn becomes(base: &str, credential: &str, wanted: u16) {
 async fn rotate(flags: &[&str], file: &Path, contents: [&str; 3], credentials: [&str; 2]) -> (Process, String) {
     let [first, second] = credentials;
     replace(file, contents[0]);
-    let url = format!("redis+unix://{}", shared().display());
+    let url = shared_url();
     let (service, base) = Process::serve(flags, &[("REDIS_URL", &url)]);
     becomes(&base, first, 404).await;
     becomes(&base, second, 401).await;
@@ -88,7 +88,7 @@ async fn api_keys_are_rotated_without_a_refusal_and_revoked_in_time() {
     let (second, second_entry) = api_key("second", &[], &[Scope::Read], None);
     let both = format!("{first_entry}\n{second_entry}");
     let flags =
-        ["--key-prefix", "rotated-keys", "--rate-limit", "0", "--api-keys-file", file.to_str().expect("a path")];
+        ["--key-prefix", "sd:rotated-keys", "--rate-limit", "0", "--api-keys-file", file.to_str().expect("a path")];
     let (mut service, base) = rotate(&flags, &file, [&first_entry, &both, &second_entry], [&first, &second]).await;
 
     let load = Load::start(&base, &second);
@@ -123,7 +123,7 @@ async fn keys_of_a_key_set_are_rotated_without_a_refusal_and_revoked_in_time() {
         json!({"keys": keys}).to_string()
     };
     let mut flags = jwt_flags(JwtAlgorithm::Es256, &file);
-    flags.extend(["--key-prefix", "rotated-set", "--rate-limit", "0", "--user-rate-limit", "0"].map(str::to_owned));
+    flags.extend(["--key-prefix", "sd:rotated-set", "--rate-limit", "0", "--user-rate-limit", "0"].map(str::to_owned));
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     rotate(&flags, &file, [&set(&[0]), &set(&[0, 1]), &set(&[1])], [&first, &second]).await;
 }

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::support::credentials::{Signer, api_key, jwt_flags};
 use crate::support::process::{Process, run};
-use crate::support::redis::shared;
+use crate::support::redis::shared_url;
 
 /// Runs `check-config`, and returns its exit status with all that it printed.
 fn check(arguments: &[&str]) -> (Option<i32>, String) {
@@ -59,7 +59,7 @@ fn with_credentials_any_address_is_served() {
 
 #[test]
 fn serving_everybody_is_warned_about() {
-    let url = format!("redis+unix://{}", shared().display());
+    let url = shared_url();
     let (service, _) = Process::serve(&["--allow-unauthenticated"], &[("REDIS_URL", &url)]);
     let log = service.lines.join("\n");
     assert!(log.contains("WARN") && log.contains("whoever reaches this address may do everything"), "{log}");
@@ -177,7 +177,7 @@ fn tokens_need_all_of_their_settings() {
 #[tokio::test]
 async fn keygen_makes_a_key_that_works_and_prints_its_secret_once() {
     let folder = TempDir::new().expect("a folder");
-    let (file, url) = (folder.path().join("keys.toml"), format!("redis+unix://{}", shared().display()));
+    let (file, url) = (folder.path().join("keys.toml"), shared_url());
     let (mut content, mut credentials) = (String::new(), Vec::new());
     for arguments in [
         &["--id", "orders", "--business", "b", "--business", "a \"b\"\\", "--scope", "read"][..],
@@ -195,7 +195,7 @@ async fn keygen_makes_a_key_that_works_and_prints_its_secret_once() {
     }
     assert!(credentials[0].starts_with("orders.") && credentials[1].starts_with("key-"), "{credentials:?}");
     std::fs::write(&file, content).expect("a file");
-    let flags = ["--key-prefix", "keygen", "--api-keys-file", file.to_str().expect("a path")];
+    let flags = ["--key-prefix", "sd:keygen", "--api-keys-file", file.to_str().expect("a path")];
     let (_service, base) = Process::serve(&flags, &[("REDIS_URL", &url)]);
     for (credential, business, status) in [(0, "b", 200), (0, "c", 403), (1, "c", 200)] {
         let url = format!("{base}/api/sessions/business/{business}/active");

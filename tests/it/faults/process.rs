@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::acl;
 use crate::support::ledger::Ledger;
 use crate::support::process::{self, Process, patiently};
 use crate::support::server::{AOF, IN_MEMORY, RedisServer};
@@ -25,7 +26,8 @@ fn serve(server: &RedisServer) -> (Process, String) {
 
 /// The audit that is shipped with the service.
 fn expect_clean(server: &RedisServer) {
-    let audited = process::run(&["audit", "--max-keys-per-second", "1000000"], &[("REDIS_URL", &server.url())]);
+    let audited =
+        process::run(&["audit", "--max-keys-per-second", "1000000"], &[("REDIS_URL", &acl::audit_url(&server.url()))]);
     assert_eq!(audited.status.code(), Some(0), "{audited:?}");
 }
 

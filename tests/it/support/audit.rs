@@ -23,5 +23,5 @@ pub async fn expect_clean(service: &Service) -> Report {
 
 async fn audit_with(service: &Service, repair: bool) -> Report {
     let options = AuditOptions { keys_per_second_max: u32::MAX, repair };
-    run(&service.app.store, options, &|| service.now(), &|_| ()).await.expect("a report")
+    run(&service.audit_store().store, options, &|| service.now(), &|_| ()).await.expect("a report")
 }

@@ -10,6 +10,8 @@ use fred::prelude::{Builder, Client, Config, Value};
 use fred::types::CustomCommand;
 use sessiond::store::embedded::{EmbeddedRedis, find_server};
 
+use super::acl;
+
 const FOLDER_PREFIX: &str = "sessiond-it-";
 
 /// The socket of the Redis that all tests of this process share. The kernel ends the server with this process.
@@ -18,10 +20,21 @@ pub fn shared() -> PathBuf {
     SERVER
         .get_or_init(|| {
             remove_left_folders();
-            let folder = std::env::temp_dir().join(format!("{FOLDER_PREFIX}{}", std::process::id()));
-            EmbeddedRedis::start(&server_program(), &folder).expect("a private Redis")
+            private(&std::env::temp_dir().join(format!("{FOLDER_PREFIX}{}", std::process::id())))
         })
         .socket()
+}
+
+/// The service's URL of that Redis.
+pub fn shared_url() -> String {
+    acl::url(&shared())
+}
+
+/// A Redis with its data in `folder`, as the program starts it, that knows the users of `deploy/redis.conf`.
+pub fn private(folder: &Path) -> EmbeddedRedis {
+    let redis = EmbeddedRedis::start(&server_program(), folder).expect("a private Redis");
+    acl::set_up(&redis.socket());
+    redis
 }
 
 /// The installed server program.

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
+use super::acl;
+
 /// How a reply that is a session's fields starts.
 const SESSION: &[u8] = b"*17\r\n";
 
@@ -23,6 +25,7 @@ pub enum Fault {
 /// Forwards connections to one Redis. Ends with the test's runtime.
 #[derive(Clone)]
 pub struct ReplyProxy {
+    /// The service's URL of it.
     pub url: String,
     fault: Arc<Mutex<Fault>>,
 }
@@ -31,7 +34,7 @@ impl ReplyProxy {
     /// A proxy of the Redis at `socket`.
     pub async fn start(socket: PathBuf) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("redis://{}", listener.local_addr().expect("an address"));
+        let url = format!("redis://{}{}", acl::credentials(), listener.local_addr().expect("an address"));
         let proxy = Self { url, fault: Arc::default() };
         let forwarding = proxy.clone();
         tokio::spawn(async move {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::acl;
 use super::process::{PATIENCE, signal_child};
 use super::redis::{Look, server_program};
 
@@ -61,7 +62,7 @@ impl RedisServer {
         let own = [program, "--port", "0", "--bind", "127.0.0.1", "--unixsocket", socket, "--logfile", log];
         let kept = ["--dir", data, "--save", "", "--maxmemory-policy", "noeviction"];
         let words = wrapper.iter().chain(&WITH_PARENT).chain(&own).chain(&kept).chain(settings);
-        let words: Vec<_> = words.map(|word| (*word).to_owned()).collect();
+        let words: Vec<_> = words.map(|word| (*word).to_owned()).chain(acl::arguments()).collect();
         let child = spawn(&words, &folder);
         let mut server = Self { folder, words, child };
         server.wait_until_up();
@@ -72,8 +73,9 @@ impl RedisServer {
         self.folder.path().join("redis.sock")
     }
 
+    /// The service's URL of it.
     pub fn url(&self) -> String {
-        format!("redis+unix://{}", self.socket().display())
+        acl::url(&self.socket())
     }
 
     /// A connection past every proxy.

@@ -1,5 +1,6 @@
 //! Redis servers of any kind, by TCP on free ports: plain, with TLS, replicas, sentinels, the nodes of a cluster.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::acl;
 use super::process::PATIENCE;
 use super::redis::server_program;
 
@@ -43,7 +45,21 @@ impl RedisServer {
     pub fn start_on(port: u16, folder: &Path, arguments: &[&str]) -> Self {
         let port_text = port.to_string();
         let own = ["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-        Self::spawn(port, &folder_of(folder, port), &own, arguments)
+        let users = acl::arguments();
+        let users = users.iter().map(String::as_str);
+        let arguments: Vec<_> = arguments.iter().copied().chain(users).collect();
+        Self::spawn(port, &folder_of(folder, port), &own, &arguments)
+    }
+
+    /// Starts a server with this configuration, on a free port, and waits until it answers, if only to refuse.
+    pub fn start_configured(folder: &Path, configuration: &Path) -> Self {
+        let port = free_port();
+        let port_text = port.to_string();
+        let configuration = configuration.to_str().expect("a path");
+        let own = [configuration, "--port", &port_text, "--bind", "127.0.0.1"];
+        let server = Self::spawn(port, &folder_of(folder, port), &own, &[]);
+        wait_for("a server that answers", || !cli(port, &["PING"]).is_empty());
+        server
     }
 
     /// Starts a sentinel with this configuration, which it rewrites.
@@ -69,6 +85,16 @@ impl RedisServer {
 
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The service's URL of it.
+    pub fn url(&self) -> String {
+        format!("redis://{}{}", acl::credentials(), self.address())
+    }
+
+    /// The commands that it was sent so far, by whomever.
+    pub fn sent(&self) -> BTreeSet<String> {
+        acl::sent(&self.ask(&["INFO", "commandstats"]))
     }
 
     fn wait_until_up(&self) {

@@ -1,6 +1,6 @@
 //! A service in this process: the real router on a real socket, with a clock that stands until the test moves it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use sessiond::store::RedisAddress;
 use sessiond::{http, server};
 use tokio::net::TcpListener;
 
+use super::acl;
 use super::redis::{self, Look};
 
 /// Injected time is ahead of the real one, so that Redis, which has its own clock, expires nothing during a test.
@@ -27,6 +28,7 @@ pub struct Service {
     pub config: Box<Config>,
     pub look: Look,
     pub app: Arc<App>,
+    socket: PathBuf,
     clock_ms: Arc<AtomicI64>,
     client: reqwest::Client,
 }
@@ -102,7 +104,7 @@ impl Service {
     /// A service on the Redis at `socket`.
     pub async fn start_on(socket: &Path, flags: &[&str]) -> Self {
         static STARTED: AtomicU32 = AtomicU32::new(0);
-        let prefix = format!("t{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!("sd:t{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
         let clock_ms = Arc::new(AtomicI64::new(server::system_now().0 + AHEAD_MS));
         Self::start_sharing(socket, &prefix, clock_ms, flags).await
     }
@@ -131,7 +133,8 @@ impl Service {
             Arc::new(move || Timestamp(clock_ms.load(Ordering::SeqCst)))
         };
         let credentials = server::credentials(&config).expect("good credentials");
-        let app = server::app(&config, RedisAddress::Socket(socket.to_owned()), credentials, clock).expect("an app");
+        let redis = RedisAddress::from_url(&acl::url(socket)).expect("a good URL");
+        let app = server::app(&config, redis, credentials, clock).expect("an app");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
         let (connections, grace) = (server::connections(&config), config.shutdown_grace);
@@ -139,7 +142,15 @@ impl Service {
         // Commands wait for the first connection, so this returns as soon as the service can serve.
         while app.store.ready().await.is_err() {}
         let look = Look::at(socket, prefix).await;
-        Self { base, config, look, app, clock_ms, client: reqwest::Client::new() }
+        let socket = socket.to_owned();
+        Self { base, config, look, app, socket, clock_ms, client: reqwest::Client::new() }
+    }
+
+    /// A store as an audit has it, on the same Redis.
+    pub fn audit_store(&self) -> Arc<App> {
+        let redis = RedisAddress::from_url(&acl::audit_url(&acl::url(&self.socket))).expect("a good URL");
+        let now = self.now();
+        server::app(&self.config, redis, self.app.credentials.clone(), Arc::new(move || now)).expect("an app")
     }
 
     /// Moves the service's clock on.

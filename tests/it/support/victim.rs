@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::acl;
 use super::process::PATIENCE;
 use super::random::Random;
 use super::redis::server_program;
@@ -38,8 +39,9 @@ impl Victim {
         self.folder.path().join("redis.sock")
     }
 
+    /// The service's URL of it.
     pub fn url(&self) -> String {
-        format!("redis+unix://{}", self.socket().display())
+        acl::url(&self.socket())
     }
 
     fn signal(&self, signal: Signal) {
@@ -120,6 +122,6 @@ fn spawn(folder: &TempDir) -> Child {
     let options =
         "--port 0 --unixsocket redis.sock --appendonly yes --appendfsync always --maxmemory-policy noeviction";
     let mut command = Command::new(server_program());
-    command.args(options.split(' ')).args(["--save", ""]).current_dir(folder.path());
+    command.args(options.split(' ')).args(["--save", ""]).args(acl::arguments()).current_dir(folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a redis-server")
 }

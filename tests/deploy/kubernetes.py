@@ -1,0 +1,88 @@
+"""Checks the manifests of deploy/kubernetes as kustomize prints them: by the schemas of Kubernetes, and how they fit together.
+
+ServiceMonitor is not Kubernetes's own: of its schema nothing is checked, of its names what is below.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+
+import yaml
+
+# The versions between which the manifests have to be good: the oldest one has preStop.sleep.
+VERSIONS = ["1.30", "1.37"]
+
+
+def validate(manifests):
+    """By the schemas, without fields that they do not know."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump_all(manifests, file)
+        file.flush()
+        for version in VERSIONS:
+            subprocess.run(["kubernetes-validate", "--strict", "--quiet", "-k", version, file.name], check=True)
+
+
+def seconds(text):
+    return int(re.fullmatch(r"(\d+)s", text).group(1))
+
+
+def problems_of(by_kind):
+    deployment = by_kind["Deployment"]["spec"]
+    service = by_kind["Service"]
+    pod = deployment["template"]["spec"]
+    (container,) = pod["containers"]
+    selectors = {
+        "Deployment": deployment["selector"].get("matchLabels"),
+        "Service": service["spec"].get("selector"),
+        "PodDisruptionBudget": by_kind["PodDisruptionBudget"]["spec"].get("selector", {}).get("matchLabels"),
+        "NetworkPolicy": by_kind["NetworkPolicy"]["spec"]["podSelector"].get("matchLabels"),
+        "topologySpreadConstraints": pod["topologySpreadConstraints"][0]["labelSelector"].get("matchLabels"),
+    }
+    labels = deployment["template"]["metadata"]["labels"].items()
+    for name, selector in selectors.items():
+        if not selector or not selector.items() <= labels:
+            yield f"{name} selects no pod of the Deployment, or all pods"
+    monitor = by_kind["ServiceMonitor"]["spec"]
+    service_labels = service["metadata"].get("labels", {}).items()
+    if not monitor["selector"].get("matchLabels") or not monitor["selector"]["matchLabels"].items() <= service_labels:
+        yield "ServiceMonitor selects another Service"
+    if dict(service_labels).get(monitor["jobLabel"]) != "sessiond":
+        yield "the job that the rules know as sessiond has another name"
+
+    ports = {port["name"] for port in container["ports"]}
+    named = {port["targetPort"] for port in service["spec"]["ports"]}
+    named |= {port["port"] for rule in by_kind["NetworkPolicy"]["spec"]["ingress"] for port in rule["ports"]}
+    named |= {container[probe]["httpGet"]["port"] for probe in ["startupProbe", "livenessProbe", "readinessProbe"]}
+    if not named <= ports:
+        yield f"the container has no port {named - ports}"
+    if not {endpoint["port"] for endpoint in monitor["endpoints"]} <= {port["name"] for port in service["spec"]["ports"]}:
+        yield "ServiceMonitor names a port that the Service does not have"
+    paths = {probe: container[probe]["httpGet"]["path"] for probe in ["startupProbe", "livenessProbe", "readinessProbe"]}
+    if paths != {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}:
+        yield f"a probe asks for something else than it should: {paths}"
+
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    needed = container["lifecycle"]["preStop"]["sleep"]["seconds"] + seconds(environment["SESSIOND_SHUTDOWN_GRACE"])
+    if pod["terminationGracePeriodSeconds"] <= needed:
+        yield f"pods are killed before the {needed} s are over in which they finish requests"
+    target = by_kind["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    if (target["kind"], target["name"]) != ("Deployment", by_kind["Deployment"]["metadata"]["name"]):
+        yield "HorizontalPodAutoscaler scales something else"
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    if mounts != {volume["name"] for volume in pod["volumes"]}:
+        yield "volumes and mounts differ"
+
+
+def main():
+    printed = subprocess.run(["kubectl", "kustomize", "deploy/kubernetes"], check=True, stdout=subprocess.PIPE).stdout
+    manifests = list(yaml.safe_load_all(printed))
+    validate([manifest for manifest in manifests if manifest["kind"] != "ServiceMonitor"])
+    problems = list(problems_of({manifest["kind"]: manifest for manifest in manifests}))
+    for problem in problems:
+        print(f"deploy/kubernetes: {problem}", file=sys.stderr)
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+//! The users of `deploy/redis.conf` may do what they do, and nothing else. That it suffices shows every other test: all
+//! services connect as `sessiond`, all audits as `sessiond-audit`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::acl;
+use crate::support::process::{self, Process};
+use crate::support::servers::{RedisServer, cli, wait_for};
+
+/// Whoever may not yet do anything may do these.
+const FREE: [&str; 3] = ["auth", "hello", "quit"];
+
+fn set(names: impl IntoIterator<Item = &'static str>) -> BTreeSet<String> {
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// What a server was sent since `CONFIG RESETSTAT`, but for what needs no permission.
+fn sent(server: &RedisServer) -> BTreeSet<String> {
+    let own = set(FREE.into_iter().chain(["config|resetstat"]));
+    server.sent().difference(&own).cloned().collect()
+}
+
+/// Panics unless a user may do what was sent, and what is sent elsewhere, and nothing else.
+fn expect_exact(name: &str, sent: &BTreeSet<String>) {
+    let elsewhere = set(acl::IN_A_CLUSTER.into_iter().chain(acl::WITH_SENTINEL).chain(acl::WITH_A_DATABASE));
+    let used: BTreeSet<_> = sent.union(&elsewhere).cloned().collect();
+    let unused: Vec<_> = acl::allowed(name).difference(&used).cloned().collect();
+    assert_eq!(unused, Vec::<String>::new(), "{name} may do what it never does");
+    let refused: Vec<_> = used.difference(&acl::allowed(name)).cloned().collect();
+    assert_eq!(refused, Vec::<String>::new(), "{name} does what it may not");
+}
+
+async fn call(base: &str, method: Method, path: &str, body: Value) -> Value {
+    let request = reqwest::Client::new().request(method.clone(), format!("{base}{path}")).json(&body);
+    let answer = request.send().await.expect("an answer");
+    assert!(answer.status().is_success(), "{method} {path}: {answer:?}");
+    answer.json().await.unwrap_or_default()
+}
+
+/// Has a service do everything that it can do.
+async fn call_everything(base: &str) {
+    let user = |user_id: &str| json!({"businessId": "b", "userId": user_id});
+    let replacing = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
+    let session = call(base, Method::POST, "/api/sessions", user("u")).await;
+    let path = format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"));
+    let messages = format!("{path}/messages");
+    let many: Value = (0..60).map(|n| json!({"messageId": format!("m{n}"), "role": "user", "content": n})).collect();
+    let more: Value = (0..60).map(|n| json!({"messageId": format!("n{n}"), "role": "user", "content": n})).collect();
+    let steps = [
+        (Method::GET, "/readyz", Value::Null),
+        (Method::POST, "/api/sessions", user("u")),
+        (Method::PATCH, &path, json!({"title": "t", "metadata": {"a": 1}})),
+        (Method::PATCH, &path, json!({"status": "ended"})),
+        (Method::PATCH, &path, json!({"status": "active"})),
+        (Method::POST, &messages, many.clone()),
+        (Method::POST, &messages, many),
+        // More than are kept.
+        (Method::POST, &messages, more),
+        (Method::GET, &messages, Value::Null),
+        (Method::GET, &format!("{messages}?after=60"), Value::Null),
+        (Method::GET, &format!("{messages}?before=60"), Value::Null),
+        (Method::GET, "/api/sessions/business/b/active", Value::Null),
+        (Method::GET, "/api/sessions/business/b/user/u/active", Value::Null),
+        (Method::GET, "/api/sessions/business/b/user/u/history", Value::Null),
+        (Method::POST, "/api/sessions", replacing),
+        (Method::DELETE, &path, Value::Null),
+        (Method::DELETE, "/api/sessions/business/b/user/u", Value::Null),
+        (Method::POST, "/api/sessions", user("left")),
+    ];
+    for (method, path, body) in steps {
+        call(base, method, path, body).await;
+    }
+    let quiet = call(base, Method::POST, "/api/sessions", user("quiet")).await;
+    let path = format!("/api/sessions/{}", quiet["sessionId"].as_str().expect("an id"));
+    call(base, Method::PATCH, &path, json!({"status": "ended"})).await;
+}
+
+#[tokio::test]
+async fn each_user_may_do_what_it_does_and_nothing_else() {
+    let folder = TempDir::new().expect("a folder");
+    let server = RedisServer::start(folder.path(), &[]);
+    server.ask(&["CONFIG", "RESETSTAT"]);
+    {
+        let (_service, base) = Process::serve(&["--messages-kept", "100"], &[("REDIS_URL", &server.url())]);
+        call_everything(&base).await;
+        // Before this asks for INFO itself.
+        let mut sent = sent(&server);
+        wait_for("a look at the connection", || server.sent().contains("ping"));
+        sent.insert("ping".to_owned());
+        expect_exact(acl::SERVICE, &sent);
+    }
+
+    // Something of each kind is to be repaired, so that the script that does it sends everything.
+    let tag_of = |user: &str| {
+        let history = server.ask(&["KEYS", &format!("sd:*:h:b:{user}")]);
+        history.split_once(":h:").expect("a session that was left").0.to_owned()
+    };
+    let (tag, other_tag) = (tag_of("left"), tag_of("quiet"));
+    let id = server.ask(&["GET", &format!("{tag}:a:b:left")]).trim().to_owned();
+    for command in [
+        format!("DEL {tag}:a:b:left"),
+        format!("ZREM {tag}:b:b {id}"),
+        format!("PERSIST {tag}:s:{id}"),
+        format!("ZADD {tag}:h:b:left 1 nonsense"),
+        format!("SET {other_tag}:a:b:quiet nonsense PXAT 9999999999999"),
+        format!("XADD {tag}:m:{id} 1-0 role user"),
+        format!("HSET {tag}:d:{id} m 1"),
+        format!("ZADD {tag}:b:b 9999999999999 nonsense"),
+    ] {
+        server.ask(&command.split(' ').collect::<Vec<_>>());
+    }
+    server.ask(&["CONFIG", "RESETSTAT"]);
+    // So slow that it looks at its connection, too.
+    let audit = process::run(
+        &["audit", "--repair", "--max-keys-per-second", "200"],
+        &[("REDIS_URL", &acl::audit_url(&server.url()))],
+    );
+    assert!([Some(0), Some(1)].contains(&audit.status.code()), "{audit:?}");
+    expect_exact(acl::AUDIT, &sent(&server));
+}
+
+#[test]
+fn what_is_not_allowed_is_refused() {
+    let folder = TempDir::new().expect("a folder");
+    let server = RedisServer::start(folder.path(), &[]);
+    server.ask(&["SET", "other", "x"]);
+    for (user, commands) in
+        [(acl::SERVICE, vec!["SCAN 0", "TYPE sd:x"]), (acl::AUDIT, vec!["UNLINK sd:x", "HSET sd:x a b"])]
+    {
+        let always = [
+            "FLUSHALL",
+            "FLUSHDB",
+            "KEYS *",
+            "CONFIG GET requirepass",
+            "CONFIG SET maxmemory 1",
+            "ACL LIST",
+            "GET other",
+            "DEL other",
+            "SUBSCRIBE sd:x",
+            "PUBLISH sd:x y",
+            "SHUTDOWN",
+            "REPLICAOF NO ONE",
+            "MONITOR",
+            "CLIENT LIST",
+            "FUNCTION LIST",
+            "EVAL return{redis.call('GET','other')} 0",
+            "EVAL return{redis.call('KEYS','*')} 0",
+            "SCRIPT FLUSH",
+            "CLUSTER RESET",
+        ];
+        for command in commands.into_iter().chain(always) {
+            let words: Vec<_> = ["--no-auth-warning", "--user", user, "--pass", acl::PASSWORD]
+                .into_iter()
+                .chain(command.split(' '))
+                .collect();
+            let said = cli(server.port, &words);
+            assert!(
+                said.contains("NOPERM") || said.contains("The user executing the script can't"),
+                "{user}: {command}: {said}"
+            );
+        }
+    }
+    assert_eq!(server.ask(&["GET", "other"]).trim(), "x");
+}
+
+/// The whole file, as an operator takes it.
+#[tokio::test]
+async fn the_configuration_of_the_deployment_starts_a_redis_that_serves() {
+    let folder = TempDir::new().expect("a folder");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/redis-conf");
+    let mut command = Command::new(script);
+    command.envs([("SESSIOND_REDIS_PASSWORD", "it's $ecret"), ("SESSIOND_REDIS_ADMIN_PASSWORD", "operator")]);
+    let printed = command.output().expect("deploy/redis-conf");
+    assert!(printed.status.success(), "{printed:?}");
+    let file = folder.path().join("redis.conf");
+    std::fs::write(&file, printed.stdout).expect("a file");
+    let server = RedisServer::start_configured(folder.path(), &file);
+
+    let url = format!("redis://sessiond:it%27s%20%24ecret@{}", server.address());
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    call(&base, Method::POST, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
+    let admin = ["--no-auth-warning", "--user", "admin", "--pass", "operator"];
+    let ask = |words: &[&str]| cli(server.port, &[&admin, words].concat());
+    let settings = [
+        ("appendonly", "yes"),
+        ("appendfsync", "everysec"),
+        ("maxmemory", "1073741824"),
+        ("maxmemory-policy", "noeviction"),
+        ("hash-max-listpack-value", "512"),
+        ("save", ""),
+    ];
+    for (name, value) in settings {
+        assert_eq!(ask(&["CONFIG", "GET", name]).trim_end(), format!("{name}\n{value}").trim_end());
+    }
+    assert!(cli(server.port, &["PING"]).contains("NOAUTH"), "nobody needs no password");
+    // Nobody has set the other passwords.
+    for user in ["default", "sessiond-audit", "exporter", "replication"] {
+        assert!(ask(&["ACL", "GETUSER", user]).lines().any(|line| line.trim() == "off"), "{user}");
+    }
+}
