@@ -124,13 +124,13 @@ class Redis(Server):
 
 
 class Service(Server):
-    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the limits per caller are lifted,
-    because everybody here is one caller at one address."""
+    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is lifted, because
+    everybody here is one caller."""
 
     def __init__(self, redis, database=0, *flags):
         port = free_port()
         words = [SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"]
-        words += ["--redis-url", redis.url(database), "--rate-limit", "0", "--max-connections-per-address", "16384"]
+        words += ["--redis-url", redis.url(database), "--rate-limit", "0"]
         super().__init__([*words, *flags], port)
         deadline = time.monotonic() + 30
         while status_of(f"{self.base}/readyz") != 200:
