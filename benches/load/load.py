@@ -7,7 +7,30 @@ import sys
 import threading
 import time
 
-from kit import *  # noqa: F403
+from kit import (
+    NUMBER,
+    PEERS,
+    ROUNDS,
+    SECONDS,
+    Cpu,
+    Oha,
+    Part,
+    Redis,
+    Server,
+    Service,
+    begin,
+    free_port,
+    new_session,
+    open_loop,
+    pipelined,
+    ratio,
+    report,
+    sessions_of,
+    setting,
+    spread,
+    status_of,
+    wrk,
+)
 
 USERS = [f"user_{number:06}" for number in range(1000)]
 OVERLOAD_SECONDS = setting("SESSIOND_OVERLOAD_SECONDS", 60)
@@ -120,8 +143,8 @@ def ratios_of(ours, axum):
 
     yield of(lambda figures: figures.peak_cpu)
     yield of(lambda figures: figures.open_cpu)
-    for percentile in ("p99", "p99.9"):
-        yield of(lambda figures: [run[percentile] for run in figures.open])
+    yield of(lambda figures: [run["p99"] for run in figures.open])
+    yield of(lambda figures: [run["p99.9"] for run in figures.open])
 
 
 def peak_of(service, parts):
@@ -148,8 +171,8 @@ def overload():
     row = [f"{peak:,.0f}", f"{run['requests'] / run['seconds']:,.0f}", f"{goodput:,.0f}", ratio(goodput, peak)]
     row += [f"{shed:,.0f}", other, *(f"{run[name]:.1f}" for name in ("p50", "p99", "p99.9"))]
     row += [f"{health:.1f}", f"{normal_ms:.0f}"]
-    note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. What was not sent is what the client could not: it has the "
-    note += "same processors."
+    note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. What was not sent is what the client could not: "
+    note += "it has the same processors."
     report("bench-load", f"Resume at twice the peak rate for {OVERLOAD_SECONDS} s", headings, [row], note)
     service.stop()
     redis.stop()
@@ -212,7 +235,13 @@ def neighbours():
         rows.append([name, f"{sent:,.0f}", *percentiles])
     medians = [statistics.median(run["p99"] for run in runs) for runs in (beside, alone)]
     note = f"The others' p99 is {ratio(*medians)} of what it is alone. Resuming, at half of the peak rate in all."
-    report("bench-load", "One business with 90 % of all requests", ["", "req/s", "p50 ms", "p99 ms", "p99.9 ms"], rows, note)
+    report(
+        "bench-load",
+        "One business with 90 % of all requests",
+        ["", "req/s", "p50 ms", "p99 ms", "p99.9 ms"],
+        rows,
+        note,
+    )
     service.stop()
     redis.stop()
 
@@ -262,7 +291,9 @@ def soak():
     if len(samples) < 10:
         sys.exit("too short to say anything")
     tenths = [samples[len(samples) * tenth // 10 : len(samples) * (tenth + 1) // 10] for tenth in range(10)]
-    rows = [[f"{part[0][0] / 60:.1f} to {part[-1][0] / 60:.1f}", f"{max(rss for _, rss in part):.1f}"] for part in tenths]
+    rows = [
+        [f"{part[0][0] / 60:.1f} to {part[-1][0] / 60:.1f}", f"{max(rss for _, rss in part):.1f}"] for part in tenths
+    ]
     note = f"Mixed, {SOAK_RATE:,} requests a second; the worst p99 of a minute was {slowest:.2f} ms."
     report("bench-load", f"Memory over {SOAK_MINUTES:g} minutes", ["minutes", "RSS MB at most"], rows, note)
     service.stop()

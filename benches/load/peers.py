@@ -4,18 +4,43 @@
 `peers.py [PEER ...]`: sessiond and these, all by default. See benches/README.md.
 """
 
+import json
 import statistics
+import subprocess
 import sys
 import time
 import urllib.parse
 import uuid
 
-from kit import *  # noqa: F403
+from kit import (
+    BUSINESS,
+    CONNECTIONS,
+    OUT,
+    PEERS,
+    ROUNDS,
+    SCRIPT,
+    Cpu,
+    Part,
+    Redis,
+    Server,
+    Service,
+    begin,
+    free_port,
+    new_session,
+    pipelined,
+    ratio,
+    report,
+    sessions_of,
+    spread,
+    wrk,
+)
 
 USERS = [f"user_{number:06}" for number in range(1000)]
 # Milliseconds, as sessiond's defaults: idle timeout, maximum lifetime, retention, activity resolution.
 LIFECYCLE = (1_800_000, 86_400_000, 2_592_000_000, 60_000)
-SESSION_FIELDS = "sessionId businessId userId locationId sessionType status title metadata messageCount version createdAt "
+SESSION_FIELDS = (
+    "sessionId businessId userId locationId sessionType status title metadata messageCount version createdAt "
+)
 SESSION_FIELDS += "updatedAt lastActivityAt expiresAt activeUntil endedAt endReason"
 PIPELINES = (1, 4, 8, 16)
 CALLS = ("get", "resume")
@@ -197,7 +222,7 @@ def main():
         headings = ["peer", "req/s", "service µs", "Redis µs"]
         headings += ["sessiond's req/s / its", "service µs", "Redis µs", "RSS MB"]
         title = {"get": "Get by id", "resume": "Get-or-create, resuming"}[call]
-        note = f"{CONNECTIONS} connections; one Redis for all, a database each; {ROUNDS} interleaved rounds: median (lowest..highest)."
+        note = f"{CONNECTIONS} connections; one Redis for all, a database each; {ROUNDS} interleaved rounds."
         report("bench-peers", title, headings, rows, note)
     redis_baseline(peers["sessiond"], redis)
 

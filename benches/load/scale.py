@@ -6,7 +6,26 @@ import socket
 import statistics
 import sys
 
-from kit import *  # noqa: F403
+from kit import (
+    NUMBER,
+    ROUNDS,
+    SECONDS,
+    Cpu,
+    Part,
+    Redis,
+    Service,
+    answer,
+    begin,
+    new_session,
+    pipelined,
+    ratio,
+    raw,
+    report,
+    sessions_of,
+    setting,
+    spread,
+    wrk,
+)
 
 SESSIONS = setting("SESSIOND_SCALE_SESSIONS", 1_000_000)
 FEW = min(10_000, SESSIONS // 10)
@@ -83,14 +102,20 @@ def few_and_many(service, redis):
         for name, part in calls(service, count, with_messages).items():
             costs[name, count] = Measured(service, redis, part)
     rows = [
-        [name, *costs[name, FEW].cells(), *costs[name, SESSIONS].cells(), *costs[name, SESSIONS].ratios_to(costs[name, FEW])]
+        [
+            name,
+            *costs[name, FEW].cells(),
+            *costs[name, SESSIONS].cells(),
+            *costs[name, SESSIONS].ratios_to(costs[name, FEW]),
+        ]
         for name, count in costs
         if count == FEW
     ]
     headings = ["call", *(f"{cost}, {count:,}" for count in (FEW, SESSIONS) for cost in COSTS)]
     headings += [f"{cost}, ratio" for cost in ("service", "Redis", "p50")]
     memory = ", ".join(f"{bytes_each[count]:,.0f} with {count:,}" for count in (FEW, SESSIONS))
-    note = f"Bytes of Redis memory a session, with all its keys, all in one business: {memory}. The service has {service.rss_mb():.0f} MB."
+    note = f"Bytes of Redis memory a session, with all its keys, all in one business: {memory}. "
+    note += f"The service has {service.rss_mb():.0f} MB."
     report("bench-scale", f"{FEW:,} sessions and {SESSIONS:,}", headings, rows, note)
     # Nobody is remembered who comes once in a round of more users than there are hints.
     never_hinted = Part("POST", ["/api/sessions"], [new_session(f"user_{NUMBER}", "big")])
@@ -120,9 +145,14 @@ def small_and_large(service, redis):
         append(service, id, messages)
     history = f"{BUSINESS_PATH}/small_and_large/user"
     pairs = {
-        f"list_history of {page_of_history} and {LARGE:,} sessions": (f"{history}/has_few/history", f"{history}/has_many/history"),
+        f"list_history of {page_of_history} and {LARGE:,} sessions": (
+            f"{history}/has_few/history",
+            f"{history}/has_many/history",
+        ),
         f"list_messages of {page_of_messages} and {LARGE:,}": [f"/api/sessions/{id}/messages" for id in ids],
-        f"list_active of {page_of_active} and {SESSIONS:,}": [f"{BUSINESS_PATH}/{name}/active" for name in ("small", "big")],
+        f"list_active of {page_of_active} and {SESSIONS:,}": [
+            f"{BUSINESS_PATH}/{name}/active" for name in ("small", "big")
+        ],
     }
     rows = []
     for name, paths in pairs.items():
