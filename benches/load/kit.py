@@ -96,8 +96,8 @@ def free_port():
 
 
 class Redis(Server):
-    """A Redis on a TCP port, with an append-only file that is synced every second, as the service's own has it. The file is
-    not rewritten: that would be a second process at an arbitrary moment."""
+    """A Redis on a TCP port, with an append-only file that is synced every second, as the service's own has it. The file
+    is not rewritten: that would be a second process at an arbitrary moment."""
 
     def __init__(self):
         program = shutil.which("valkey-server") or shutil.which("redis-server")
@@ -124,8 +124,8 @@ class Redis(Server):
 
 
 class Service(Server):
-    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is lifted, because
-    everybody here is one caller."""
+    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is lifted,
+    because everybody here is one caller."""
 
     def __init__(self, redis, database=0, *flags):
         port = free_port()
@@ -229,7 +229,7 @@ def sessions_of(server, users, business=BUSINESS, wanted=201):
 
 
 def wrk(server, parts, seconds=SECONDS, connections=CONNECTIONS, numbers=10**9):
-    """As many requests as are answered over this many connections. Requests of several parts come in a shuffled order."""
+    """As many requests as are answered over this many connections. Those of several parts come in a shuffled order."""
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / f"wrk-{server.port}.requests"
     lines = [line for part in parts for line in part.lines(max(1, round(1000 * part.share)))]
@@ -357,8 +357,8 @@ def begin(name):
     version = subprocess.run(["redis-cli", "--version"], capture_output=True, text=True).stdout.strip()
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     text = (
-        f"## make {name}, {time.strftime('%Y-%m-%d %H:%M')}\n\nRevision {revision}, {os.cpu_count()} processors, {version}, "
-        f"{ROUNDS} rounds of {SECONDS} s; load of the machine before: {load}.\n"
+        f"## make {name}, {time.strftime('%Y-%m-%d %H:%M')}\n\n"
+        f"Revision {revision}, {os.cpu_count()} processors, {version}, {ROUNDS} rounds of {SECONDS} s; load of the machine before: {load}.\n"
     )
     (OUT / f"{name}.md").write_text(text + "\n")
     print(text, flush=True)

@@ -171,8 +171,8 @@ def overload():
     row = [f"{peak:,.0f}", f"{run['requests'] / run['seconds']:,.0f}", f"{goodput:,.0f}", ratio(goodput, peak)]
     row += [f"{shed:,.0f}", other, *(f"{run[name]:.1f}" for name in ("p50", "p99", "p99.9"))]
     row += [f"{health:.1f}", f"{normal_ms:.0f}"]
-    note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. What was not sent is what the client could not: "
-    note += "it has the same processors."
+    note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. What was not sent is what the client "
+    note += "could not: it has the same processors."
     report("bench-load", f"Resume at twice the peak rate for {OVERLOAD_SECONDS} s", headings, [row], note)
     service.stop()
     redis.stop()

@@ -91,8 +91,8 @@ def node(program):
 
 
 def webdis(redis, database):
-    """Commands as paths. The script's caller brings an id and a time: here the same each time, which changes nothing for a
-    user who has an active session."""
+    """Commands as paths. The script's caller brings an id and a time: here the same each time, which changes nothing for
+    a user who has an active session."""
     port = free_port()
     config = OUT / "webdis.json"
     # The rest is what its package comes with.
@@ -188,8 +188,8 @@ def redis_baseline(peer, redis):
         each = [bare_hmget(redis, key, clients, pipeline) for _ in range(ROUNDS)]
         name = f"-P {pipeline}" + (", the equal of sessiond" if pipeline == equal else "")
         rows.append([name, spread(each, 2), ratio(ours, statistics.median(each))])
-    note = f"sessiond: {spread(peer.redis['get'], 2)} µs. Redis found {depth:.1f} commands in one read, by INFO's counters, on "
-    note += f"{clients} connection(s); redis-benchmark had as many."
+    note = f"sessiond: {spread(peer.redis['get'], 2)} µs. Redis found {depth:.1f} commands in one read, by INFO's counters, "
+    note += f"on {clients} connection(s); redis-benchmark had as many."
     headings = ["redis-benchmark HMGET of the same session", "Redis µs each", "sessiond get / this"]
     report("bench-peers", "Get by id: Redis's CPU", headings, rows, note)
 

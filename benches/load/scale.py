@@ -1,6 +1,6 @@
 #!/usr/bin/env -S python3 -B
-"""What calls cost with few sessions and with many, what a page of something large costs beside one of something small, and
-what idle connections cost. See benches/README.md."""
+"""What calls cost with few sessions and with many, what a page of something large costs beside one of something small,
+and what idle connections cost. See benches/README.md."""
 
 import socket
 import statistics
