@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 OUT = ROOT / "target/bench"
 LUA = pathlib.Path(__file__).with_name("wrk.lua")
 SCRIPT = ROOT / "lua/get_or_create.lua"
-SESSIOND = ROOT / "target/release/sessiond"
+SESSIOND = pathlib.Path(os.environ.get("SESSIOND_BENCH_PROGRAM", ROOT / "target/release/sessiond")).resolve()
+FLAGS = os.environ.get("SESSIOND_BENCH_FLAGS", "").split()
 PEERS = ROOT / "target/peers"
 OHA = next(iter((ROOT / "target/tools").glob("oha-*/bin/oha")), None)
 # In a request for wrk: nine digits, another number each time.
@@ -131,7 +132,7 @@ class Service(Server):
         port = free_port()
         words = [SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"]
         words += ["--redis-url", redis.url(database), "--rate-limit", "0"]
-        super().__init__([*words, *flags], port)
+        super().__init__([*words, *FLAGS, *flags], port)
         deadline = time.monotonic() + 30
         while status_of(f"{self.base}/readyz") != 200:
             if time.monotonic() > deadline:
@@ -355,10 +356,12 @@ def begin(name):
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
     ).stdout.strip()
     version = subprocess.run(["redis-cli", "--version"], capture_output=True, text=True).stdout.strip()
+    program = " ".join([str(SESSIOND.relative_to(ROOT) if SESSIOND.is_relative_to(ROOT) else SESSIOND.name), *FLAGS])
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     text = (
         f"## make {name}, {time.strftime('%Y-%m-%d %H:%M')}\n\n"
-        f"Revision {revision}, {os.cpu_count()} processors, {version}, {ROUNDS} rounds of {SECONDS} s; load of the machine before: {load}.\n"
+        f"`{program}` of {revision}, {os.cpu_count()} processors, {version}, {ROUNDS} rounds of {SECONDS} s; "
+        f"load of the machine before: {load}.\n"
     )
     (OUT / f"{name}.md").write_text(text + "\n")
     print(text, flush=True)
