@@ -41,7 +41,7 @@ bench: ## Measure every verb of the store and of the HTTP interface, one call at
 	cargo bench --locked
 
 bench-load: ## Load the service at its peak, at half of it and over it: SCENARIOS (see benches/README.md)
-	benches/ensure-tools
+	benches/ensure-tools oha
 	benches/load/load.py $(SCENARIOS)
 
 bench-peers: ## Compare it with bare axum, axum + redis, webdis, Fastify and NestJS, in one run
@@ -53,5 +53,5 @@ bench-scale: ## Compare what calls cost with few and with SESSIOND_SCALE_SESSION
 	benches/load/scale.py
 
 bench-soak: ## Watch the service's memory for SESSIOND_SOAK_MINUTES (30)
-	benches/ensure-tools
+	benches/ensure-tools oha
 	benches/load/load.py soak

@@ -350,7 +350,7 @@ def begin(name):
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     OUT.mkdir(parents=True, exist_ok=True)
-    if OHA is None or not SESSIOND.exists():
+    if not SESSIOND.exists():
         sys.exit("run this through make: it builds and installs what is needed")
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
