@@ -35,9 +35,9 @@ from kit import (
 USERS = [f"user_{number:06}" for number in range(1000)]
 OVERLOAD_SECONDS = setting("SESSIOND_OVERLOAD_SECONDS", 60)
 # More than the service takes and lets wait.
-OVERLOAD_CONNECTIONS = 8000
+OVERLOAD_CONNECTIONS = setting("SESSIOND_OVERLOAD_CONNECTIONS", 8000)
 CROWD = setting("SESSIOND_CROWD", 10_000)
-SOAK_MINUTES = setting("SESSIOND_SOAK_MINUTES", 30)
+SOAK_MINUTES = setting("SESSIOND_SOAK_MINUTES", 30.0)
 SOAK_RATE = setting("SESSIOND_SOAK_RATE", 2000)
 # What a request may take when the service is its usual self again, and how many of those there have to be on end.
 USUAL_SECONDS = 0.05
