@@ -1,7 +1,8 @@
 # `make` lists what there is. Everything needs a Rust toolchain; what else is missing is installed (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test conformance fuzz supply-chain deploy-check soak check bench
+.PHONY: help run demo test conformance fuzz supply-chain deploy-check soak check \
+	bench bench-load bench-peers bench-scale bench-soak
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -46,6 +47,22 @@ check: ## Check formatting, lints and documentation, as CI does
 	cargo clippy --locked --package sessiond-fuzz -- --cfg fuzzing --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items
 
-bench: ## Measure every verb of the store beside a bare PING
+bench: ## Measure every verb of the store and of the HTTP interface, one call at a time
 	deploy/ensure-redis
 	cargo bench --locked
+
+bench-load: ## Load the service at its peak, at half of it and over it: SCENARIOS (see benches/README.md)
+	benches/ensure-tools oha
+	benches/load/load.py $(SCENARIOS)
+
+bench-peers: ## Compare it with bare axum, axum + redis, webdis, Fastify and NestJS, in one run
+	benches/ensure-tools peers
+	benches/load/peers.py
+
+bench-scale: ## Compare what calls cost with few and with SESSIOND_SCALE_SESSIONS (1000000) sessions
+	benches/ensure-tools
+	benches/load/scale.py
+
+bench-soak: ## Watch the service's memory for SESSIOND_SOAK_MINUTES (30)
+	benches/ensure-tools oha
+	benches/load/load.py soak

@@ -4,10 +4,13 @@
 #![expect(clippy::expect_used, reason = "a benchmark that cannot go on ends")]
 #![expect(clippy::disallowed_methods, reason = "benchmarks find the server program in the environment")]
 
-use std::cell::Cell;
-use std::time::Duration;
+mod support;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use fred::interfaces::ClientLike;
 use fred::prelude::{Builder, Client, Config};
 use fred::types::config::ServerConfig;
@@ -15,7 +18,6 @@ use sessiond::server::system_now;
 use sessiond::session::{
     Identifier, IfActive, Lifecycle, NewMessage, NewSession, Reach, Role, SessionId, SessionPatch,
 };
-use sessiond::store::embedded::{EmbeddedRedis, find_server};
 use sessiond::store::{GetOrCreate, MessageRange, RedisAddress, SessionStore, StoreConfig, VersionCondition};
 use tokio::runtime::Runtime;
 
@@ -28,16 +30,13 @@ struct Bench {
     store: SessionStore,
     plain: Client,
     users: Cell<u32>,
-    _redis: EmbeddedRedis,
-    _folder: tempfile::TempDir,
+    _redis: support::PrivateRedis,
 }
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::TempDir::new().expect("a folder");
-        let server = find_server(None, &std::env::var("PATH").expect("PATH")).expect("a Redis server");
-        let redis = EmbeddedRedis::start(&server, folder.path()).expect("a private Redis");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let redis = support::PrivateRedis::start();
+        let runtime = support::runtime();
         let (store, plain) = runtime.block_on(async {
             let store = SessionStore::connect(StoreConfig {
                 redis: RedisAddress::Socket(redis.socket()),
@@ -59,7 +58,7 @@ impl Bench {
             plain.init().await.expect("a connection");
             (store.expect("a store"), plain)
         });
-        Self { runtime, store, plain, users: Cell::new(0), _redis: redis, _folder: folder }
+        Self { runtime, store, plain, users: Cell::new(0), _redis: redis }
     }
 
     /// What a session of a user nobody has seen before is created with.
@@ -87,25 +86,40 @@ fn identifier(text: &str) -> Identifier {
     Identifier::new(text).expect("an identifier")
 }
 
+/// A change of nothing, which is activity.
+fn heartbeat() -> SessionPatch {
+    SessionPatch {
+        location_id: None,
+        session_type: None,
+        title: None,
+        metadata: None,
+        status: None,
+        if_active: IfActive::Return,
+    }
+}
+
 fn message() -> NewMessage {
     NewMessage { message_id: None, role: Role::User, content: "When do you open?".into(), metadata: "{}".to_owned() }
 }
 
 fn verbs(criterion: &mut Criterion) {
     let bench = Bench::new();
-    let (runtime, store) = (&bench.runtime, &bench.store);
     let mut group = criterion.benchmark_group("store");
     group.bench_function("ping", |timer| {
-        timer.to_async(runtime).iter(|| async { bench.plain.ping::<()>(None).await.expect("PONG") });
+        timer.to_async(&bench.runtime).iter(|| async { bench.plain.ping::<()>(None).await.expect("PONG") });
     });
-
     let known = bench.new_user();
-    let id = runtime.block_on(bench.create(&known));
-    group.bench_function("get_or_create/create", |timer| {
-        timer.to_async(runtime).iter(|| async { bench.create(&bench.new_user()).await });
-    });
+    let id = bench.runtime.block_on(bench.create(&known));
+    reads(&bench, &mut group, &known, id);
+    writes(&bench, &mut group, id);
+    removals(&bench, &mut group);
+    group.finish();
+}
+
+fn reads(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, known: &NewSession, id: SessionId) {
+    let (runtime, store) = (&bench.runtime, &bench.store);
     group.bench_function("get_or_create/resume", |timer| {
-        timer.to_async(runtime).iter(|| bench.create(&known));
+        timer.to_async(runtime).iter(|| bench.create(known));
     });
     group.bench_function("get", |timer| {
         timer
@@ -118,20 +132,31 @@ fn verbs(criterion: &mut Criterion) {
             .to_async(runtime)
             .iter(|| async { store.get_active(user.0, user.1, system_now()).await.expect("an answer") });
     });
-    let heartbeat = SessionPatch {
-        location_id: None,
-        session_type: None,
-        title: None,
-        metadata: None,
-        status: None,
-        if_active: IfActive::Return,
+    for _ in 0..PAGE {
+        runtime.block_on(bench.create(&bench.new_user()));
+    }
+    group.bench_function("list_active/10", |timer| {
+        timer
+            .to_async(runtime)
+            .iter(|| async { store.list_active(&known.business_id, PAGE, None, system_now()).await.expect("a page") });
+    });
+}
+
+fn writes(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, id: SessionId) {
+    let (runtime, store) = (&bench.runtime, &bench.store);
+    group.bench_function("get_or_create/create", |timer| {
+        timer.to_async(runtime).iter(|| async { bench.create(&bench.new_user()).await });
+    });
+    let update = async |patch: SessionPatch| {
+        let any = VersionCondition::Any;
+        store.update(id, &patch, &any, &Reach::Everything, system_now()).await.expect("an answer")
     };
-    group.bench_function("update/heartbeat", |timer| {
-        timer.to_async(runtime).iter(|| async {
-            store
-                .update(id, &heartbeat, &VersionCondition::Any, &Reach::Everything, system_now())
-                .await
-                .expect("an answer")
+    group.bench_function("update/heartbeat", |timer| timer.to_async(runtime).iter(|| update(heartbeat())));
+    let titles = Cell::new(0);
+    group.bench_function("update/title", |timer| {
+        timer.to_async(runtime).iter(|| {
+            titles.set(titles.get() + 1);
+            update(SessionPatch { title: Some(Some(format!("Title {}", titles.get()))), ..heartbeat() })
         });
     });
     group.bench_function("append_messages/1", |timer| {
@@ -147,7 +172,38 @@ fn verbs(criterion: &mut Criterion) {
                 .expect("an answer")
         });
     });
-    group.finish();
+}
+
+/// What can be done once to each session: as many are created before, untimed.
+fn removals(bench: &Bench, group: &mut BenchmarkGroup<WallTime>) {
+    let (runtime, store) = (&bench.runtime, &bench.store);
+    group.bench_function("delete", |timer| {
+        timer.to_async(runtime).iter_custom(|times| async move {
+            let mut ids = Vec::new();
+            for _ in 0..times {
+                ids.push(bench.create(&bench.new_user()).await);
+            }
+            let started = Instant::now();
+            for id in ids {
+                let any = VersionCondition::Any;
+                store.delete(id, &any, &Reach::Everything, system_now()).await.expect("an answer");
+            }
+            started.elapsed()
+        });
+    });
+    group.bench_function("erase_user/1", |timer| {
+        timer.to_async(runtime).iter_custom(|times| async move {
+            let users: Vec<_> = (0..times).map(|_| bench.new_user()).collect();
+            for user in &users {
+                bench.create(user).await;
+            }
+            let started = Instant::now();
+            for user in &users {
+                store.erase_user(&user.business_id, &user.user_id, system_now()).await.expect("an answer");
+            }
+            started.elapsed()
+        });
+    });
 }
 
 /// One page of histories of different lengths: what it costs must not depend on the length.

@@ -1,0 +1,367 @@
+"""What the load runs share: servers as child processes, their CPU and memory, the load tools, and tables.
+
+Only Python's own library. The load comes from wrk (closed loop: as fast as the answers come) and oha (open loop: at a
+constant rate, whatever the answers do); this only starts them and reads what they say.
+"""
+
+import atexit
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+OUT = ROOT / "target/bench"
+LUA = pathlib.Path(__file__).with_name("wrk.lua")
+SCRIPT = ROOT / "lua/get_or_create.lua"
+SESSIOND = pathlib.Path(os.environ.get("SESSIOND_BENCH_PROGRAM", ROOT / "target/release/sessiond")).resolve()
+FLAGS = os.environ.get("SESSIOND_BENCH_FLAGS", "").split()
+PEERS = ROOT / "target/peers"
+OHA = next(iter((ROOT / "target/tools").glob("oha-*/bin/oha")), None)
+# In a request for wrk: nine digits, another number each time.
+NUMBER = "#" * 9
+BUSINESS = "B0100001"
+CONNECTIONS = 64
+
+
+def setting(name, default):
+    """A number from the environment."""
+    return type(default)(os.environ.get(name, default))
+
+
+SECONDS = setting("SESSIOND_BENCH_SECONDS", 10)
+ROUNDS = setting("SESSIOND_BENCH_ROUNDS", 3)
+
+
+# Servers
+
+
+class Server:
+    """A child process that listens on a port of its own. It ends with this program."""
+
+    def __init__(self, words, port, **options):
+        self.port, self.base = port, f"http://127.0.0.1:{port}"
+        # Of the next request that has one.
+        self.number = 0
+        OUT.mkdir(parents=True, exist_ok=True)
+        self.log = OUT / f"{pathlib.Path(words[0]).name}-{port}.log"
+        environment = {"PATH": os.environ["PATH"], "NODE_ENV": "production"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in words], stdout=log, stderr=log, env=environment, **options
+            )
+        self.pid = self.process.pid
+        atexit.register(self.stop)
+        deadline = time.monotonic() + 30
+        while not is_open(port):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"{words[0]} is not up: {self.log.read_text()}")
+            time.sleep(0.02)
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def cpu_us(self):
+        """CPU time that its threads have taken: nanosecond counters of the scheduler, not ticks."""
+        threads = pathlib.Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
+
+    def rss_mb(self):
+        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Redis(Server):
+    """A Redis on a TCP port, with an append-only file that is synced every second, as the service's own has it. The file
+    is not rewritten: that would be a second process at an arbitrary moment."""
+
+    def __init__(self):
+        program = shutil.which("valkey-server") or shutil.which("redis-server")
+        port, folder = free_port(), OUT / "redis"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        words = ["--port", port, "--bind", "127.0.0.1", "--save", ""]
+        words += ["--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"]
+        super().__init__([program, *words], port, cwd=folder)
+        atexit.register(shutil.rmtree, folder, True)
+
+    def url(self, database=0):
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def command(self, *words):
+        """The reply to a command, as text."""
+        words = ["redis-cli", "-p", str(self.port), *words]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+    def figures(self):
+        """All of INFO that is a number."""
+        lines = (line.split(":", 1) for line in self.command("info").splitlines() if ":" in line)
+        return {name: int(value) for name, value in lines if value.strip().isdigit()}
+
+
+class Service(Server):
+    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is lifted,
+    because everybody here is one caller."""
+
+    def __init__(self, redis, database=0, *flags):
+        port = free_port()
+        words = [SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"]
+        words += ["--redis-url", redis.url(database), "--rate-limit", "0"]
+        super().__init__([*words, *FLAGS, *flags], port)
+        deadline = time.monotonic() + 30
+        while status_of(f"{self.base}/readyz") != 200:
+            if time.monotonic() > deadline:
+                sys.exit(f"sessiond is not ready: {self.log.read_text()}")
+            time.sleep(0.02)
+
+
+def status_of(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status
+    except OSError as error:
+        return getattr(error, "code", None)
+
+
+class Cpu:
+    """CPU time of servers during a `with` block."""
+
+    def __init__(self, **servers):
+        self.servers = servers
+
+    def __enter__(self):
+        self.before = {name: server.cpu_us() for name, server in self.servers.items()}
+        return self
+
+    def __exit__(self, *_):
+        self.us = {name: server.cpu_us() - self.before[name] for name, server in self.servers.items()}
+
+    def per(self, name, requests):
+        return self.us.get(name, 0.0) / max(requests, 1)
+
+
+# Requests
+
+
+class Part:
+    """Requests of one kind: any of the paths with any of the bodies. `share` is of the requests of a scenario."""
+
+    def __init__(self, method, paths, bodies=("",), share=1.0):
+        self.method, self.paths, self.bodies, self.share = method, list(paths), list(bodies), share
+
+    def lines(self, count):
+        """For wrk: lines of method, path and body."""
+        for index in range(count):
+            path, body = self.paths[index % len(self.paths)], self.bodies[index % len(self.bodies)]
+            yield f"{self.method} {path} {body}".rstrip()
+
+
+def new_session(user, business=BUSINESS, **members):
+    return json.dumps({"businessId": business, "userId": user, **members}, separators=(",", ":"))
+
+
+def pipelined(server, requests, wanted, connections=8, batch=50):
+    """Sends requests, (method, path, body) each, over a few connections, many at a time, and returns the bodies of the
+    answers, in no particular order. For filling, not for measuring."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def send(part):
+        bodies = []
+        with socket.create_connection(("127.0.0.1", server.port)) as stream, stream.makefile("rb") as answers:
+            for start in range(0, len(part), batch):
+                stream.sendall(b"".join(raw(*request) for request in part[start : start + batch]))
+                bodies += [answer(answers, wanted) for _ in part[start : start + batch]]
+        return bodies
+
+    parts = [part for part in (requests[start::connections] for start in range(connections)) if part]
+    with ThreadPoolExecutor(connections) as pool:
+        return [body for bodies in pool.map(send, parts) for body in bodies]
+
+
+def raw(method, path, body=""):
+    length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if body else ""
+    return f"{method} {path} HTTP/1.1\r\nhost: bench\r\n{length}\r\n{body}".encode()
+
+
+def answer(stream, wanted):
+    """The body of the next answer."""
+    status, length = stream.readline().split()[1:2], 0
+    while (line := stream.readline().strip().lower()) != b"":
+        if line.startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+    body = stream.read(length)
+    if status != [str(wanted).encode()]:
+        sys.exit(f"{status} instead of {wanted}: {body[:300]}")
+    return body
+
+
+def sessions_of(server, users, business=BUSINESS, wanted=201):
+    """Creates the users' sessions and returns their ids."""
+    requests = [("POST", "/api/sessions", new_session(user, business)) for user in users]
+    return [json.loads(body)["sessionId"] for body in pipelined(server, requests, wanted)]
+
+
+# Load
+
+
+def wrk(server, parts, seconds=SECONDS, connections=CONNECTIONS, numbers=10**9):
+    """As many requests as are answered over this many connections. Those of several parts come in a shuffled order."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    file = OUT / f"wrk-{server.port}.requests"
+    lines = [line for part in parts for line in part.lines(max(1, round(1000 * part.share)))]
+    random.Random(1).shuffle(lines)
+    file.write_text("\n".join(lines) + "\n")
+    words = ["wrk", "-t", "1", "-c", connections, "-d", f"{seconds}s", "--timeout", "10s", "-s", LUA, server.base]
+    words += ["--", file, server.number, numbers]
+    run = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
+    result = json.loads(run.stdout.split("RESULT ")[1])
+    # What was under way at the end has a number, too.
+    server.number += result["requests"] + connections
+    failed = result["errors"] + result["broken"]
+    if failed:
+        sys.exit(f"{failed} of {result['requests']} requests failed: {lines[0]}")
+    return result
+
+
+class Oha:
+    """oha, started: requests of one part, `rate` a second. Latencies are from when a request was due, not from when a
+    connection was free for it (`corrected`)."""
+
+    def __init__(self, server, part, rate=None, seconds=SECONDS, count=None, connections=CONNECTIONS, corrected=True):
+        self.rate, self.seconds = rate, seconds
+        self.files = [OUT / f"oha-{server.port}-{id(self)}.{kind}" for kind in ("urls", "bodies")]
+        words = [OHA, "--no-tui", "--output-format", "json", "--stats-success-breakdown", "-c", connections]
+        words += ["-m", part.method]
+        words += ["-n", count] if count else ["-z", f"{seconds}s", "-w", "-q", rate]
+        words += ["--latency-correction"] if corrected and rate else []
+        if part.bodies != [""]:
+            self.files[1].write_text("\n".join(part.bodies) + "\n")
+            words += ["-T", "application/json", "-Z", self.files[1]]
+        if len(part.paths) > 1:
+            self.files[0].write_text("".join(f"{server.base}{path}\n" for path in part.paths))
+            words += ["--urls-from-file", self.files[0]]
+        else:
+            words += [f"{server.base}{part.paths[0]}"]
+        self.process = subprocess.Popen(
+            [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def result(self):
+        out, errors = self.process.communicate()
+        for file in self.files:
+            file.unlink(missing_ok=True)
+        if self.process.returncode:
+            sys.exit(f"oha: {errors}")
+        result = json.loads(out)
+        statuses = {int(status): count for status, count in result["statusCodeDistribution"].items()}
+        percentiles = result["latencyPercentilesSuccessful"]
+        return {
+            "statuses": statuses,
+            "requests": sum(statuses.values()),
+            "good": sum(count for status, count in statuses.items() if status < 300),
+            "broken": sum(result["errorDistribution"].values()),
+            "seconds": result["summary"]["total"],
+            # In milliseconds.
+            **{name: (percentiles[name] or 0) * 1000 for name in ("p50", "p99", "p99.9")},
+        }
+
+
+def open_loop(server, parts, rate, seconds=SECONDS):
+    """All parts at once, each at its share of the rate. The result of each, and of the whole: its percentiles are the
+    worst part's."""
+    with_numbers = [numbered(part, rate * part.share * seconds) for part in parts]
+    runs = [
+        Oha(server, part, rate * part.share, seconds, connections=max(4, round(CONNECTIONS * part.share)))
+        for part in with_numbers
+    ]
+    results = [run.result() for run in runs]
+    whole = {name: sum(result[name] for result in results) for name in ("requests", "good", "broken")}
+    whole |= {name: max(result[name] for result in results) for name in ("p50", "p99", "p99.9", "seconds")}
+    if whole["good"] < whole["requests"] or whole["broken"]:
+        sys.exit(f"requests failed: {[result['statuses'] for result in results]}, {whole['broken']} broken")
+    return whole
+
+
+def numbered(part, requests):
+    """oha takes a body at random, so that one that has to be new each time is one of twenty times as many."""
+    if not any(NUMBER in body for body in part.bodies):
+        return part
+    start = time.monotonic_ns() % 10**6
+    count = max(1000, round(20 * requests))
+    bodies = [part.bodies[0].replace(NUMBER, f"o{start}_{number}") for number in range(count)]
+    return Part(part.method, part.paths, bodies, part.share)
+
+
+# Tables
+
+
+def spread(values, digits=1):
+    """The median, and from what to what, if there is more than one."""
+    values = list(values)
+    middle = f"{statistics.median(values):,.{digits}f}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+
+
+def ratio(value, base):
+    return f"{value / base:.2f}" if base else "-"
+
+
+def report(name, title, headings, rows, *notes):
+    """A markdown table: printed, and appended to the run's file below target/bench/."""
+    lines = [f"### {title}", "", "| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    text = "\n".join([*lines, "", *notes, *([""] if notes else [])])
+    print(text, flush=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    with (OUT / f"{name}.md").open("a") as file:
+        file.write(text + "\n")
+
+
+def begin(name):
+    """Begins the run's file, with when and where."""
+    # For many connections; child processes inherit it.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    OUT.mkdir(parents=True, exist_ok=True)
+    if not SESSIOND.exists():
+        sys.exit("run this through make: it builds and installs what is needed")
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
+    ).stdout.strip()
+    version = subprocess.run(["redis-cli", "--version"], capture_output=True, text=True).stdout.strip()
+    program = " ".join([str(SESSIOND.relative_to(ROOT) if SESSIOND.is_relative_to(ROOT) else SESSIOND.name), *FLAGS])
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    text = (
+        f"## make {name}, {time.strftime('%Y-%m-%d %H:%M')}\n\n"
+        f"`{program}` of {revision}, {os.cpu_count()} processors, {version}, {ROUNDS} rounds of {SECONDS} s; "
+        f"load of the machine before: {load}.\n"
+    )
+    (OUT / f"{name}.md").write_text(text + "\n")
+    print(text, flush=True)

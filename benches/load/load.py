@@ -1,0 +1,319 @@
+#!/usr/bin/env -S python3 -B
+"""The service under load: `load.py [SCENARIO ...]`, all by default. See benches/README.md."""
+
+import http.client
+import statistics
+import sys
+import threading
+import time
+
+from kit import (
+    NUMBER,
+    PEERS,
+    ROUNDS,
+    SECONDS,
+    Cpu,
+    Oha,
+    Part,
+    Redis,
+    Server,
+    Service,
+    begin,
+    free_port,
+    new_session,
+    open_loop,
+    pipelined,
+    ratio,
+    report,
+    sessions_of,
+    setting,
+    spread,
+    status_of,
+    wrk,
+)
+
+USERS = [f"user_{number:06}" for number in range(1000)]
+OVERLOAD_SECONDS = setting("SESSIOND_OVERLOAD_SECONDS", 60)
+# More than the service takes and lets wait.
+OVERLOAD_CONNECTIONS = setting("SESSIOND_OVERLOAD_CONNECTIONS", 8000)
+CROWD = setting("SESSIOND_CROWD", 10_000)
+SOAK_MINUTES = setting("SESSIOND_SOAK_MINUTES", 30.0)
+SOAK_RATE = setting("SESSIOND_SOAK_RATE", 2000)
+# What a request may take when the service is its usual self again, and how many of those there have to be on end.
+USUAL_SECONDS = 0.05
+USUAL_REQUESTS = 50
+
+
+def parts_of(service):
+    """The scenarios, with sessions of a thousand users to work on."""
+    ids = sessions_of(service, USERS)
+    get = Part("GET", [f"/api/sessions/{id}" for id in ids])
+    resume = Part("POST", ["/api/sessions"], [new_session(user) for user in USERS])
+    create = Part("POST", ["/api/sessions"], [new_session(f"new_{NUMBER}")])
+    message = '{"role":"user","content":"When do you open on Sundays?"}'
+    append = Part("POST", [f"/api/sessions/{id}/messages" for id in ids], [message])
+    shares = ((resume, 0.70), (get, 0.20), (append, 0.08), (create, 0.02))
+    mixed = [Part(part.method, part.paths, part.bodies, share) for part, share in shares]
+    return {"get": [get], "resume": [resume], "create": [create], "append": [append], "mixed": mixed}
+
+
+def bare_axum(workers=0):
+    port = free_port()
+    return Server([PEERS / "rust/release/sessiond-peers", "bare", port, workers], port)
+
+
+class Figures:
+    """What one scenario showed on one server, a value for each round."""
+
+    def __init__(self):
+        self.peak, self.peak_cpu, self.peak_redis = [], [], []
+        self.rate, self.open, self.open_cpu, self.open_redis = 0, [], [], []
+        self.rss = 0
+
+    def row(self, name):
+        kept = statistics.median(run["good"] / run["seconds"] for run in self.open)
+        return [
+            name,
+            spread(self.peak, 0),
+            spread(self.peak_cpu),
+            spread(self.peak_redis),
+            f"{kept:,.0f} of {self.rate:,}",
+            *(spread((run[name] for run in self.open), 2) for name in ("p50", "p99", "p99.9")),
+            spread(self.open_cpu),
+            spread(self.open_redis),
+            f"{self.rss:.0f}",
+        ]
+
+
+HEADINGS = ["scenario", "peak req/s", "service µs", "Redis µs", "open loop req/s", "p50 ms", "p99 ms", "p99.9 ms"]
+HEADINGS += ["service µs", "Redis µs", "RSS MB"]
+
+
+def closed(server, redis, parts, figures):
+    with Cpu(service=server, redis=redis) as cpu:
+        run = wrk(server, parts)
+    figures.peak.append(run["requests"] / run["seconds"])
+    figures.peak_cpu.append(cpu.per("service", run["requests"]))
+    figures.peak_redis.append(cpu.per("redis", run["requests"]))
+
+
+def open_at(server, redis, parts, figures):
+    with Cpu(service=server, redis=redis) as cpu:
+        run = open_loop(server, parts, figures.rate)
+    figures.open.append(run)
+    figures.open_cpu.append(cpu.per("service", run["good"]))
+    figures.open_redis.append(cpu.per("redis", run["good"]))
+    figures.rss = server.rss_mb()
+
+
+def steady(names):
+    """Each scenario at its peak, then at half of it; get and resume beside bare axum at the same rate."""
+    redis = Redis()
+    service, bare = Service(redis), bare_axum()
+    scenarios = parts_of(service)
+    rows, ratios = [], []
+    for name in names:
+        parts, peers = scenarios[name], name in ("get", "resume")
+        ours, axum = Figures(), Figures()
+        wrk(service, parts, seconds=1)
+        for _ in range(ROUNDS):
+            closed(service, redis, parts, ours)
+            if peers:
+                closed(bare, redis, parts, axum)
+        ours.rate = axum.rate = round(statistics.median(ours.peak) / 2)
+        for _ in range(ROUNDS):
+            open_at(service, redis, parts, ours)
+            if peers:
+                open_at(bare, redis, parts, axum)
+        rows.append(ours.row(name))
+        if peers:
+            rows.append(axum.row("bare axum"))
+            ratios.append([name, *ratios_of(ours, axum)])
+    report("bench-load", "At peak with 64 connections, and open loop at half of that", HEADINGS, rows)
+    headings = ["sessiond / bare axum", "service µs at peak", "service µs at half", "p99 at half", "p99.9 at half"]
+    if ratios:
+        report("bench-load", "Ratios to bare axum", headings, ratios)
+    for server in (service, bare, redis):
+        server.stop()
+
+
+def ratios_of(ours, axum):
+    def of(values):
+        mine, other = (statistics.median(values(figures)) for figures in (ours, axum))
+        return ratio(mine, other)
+
+    yield of(lambda figures: figures.peak_cpu)
+    yield of(lambda figures: figures.open_cpu)
+    yield of(lambda figures: [run["p99"] for run in figures.open])
+    yield of(lambda figures: [run["p99.9"] for run in figures.open])
+
+
+def peak_of(service, parts):
+    """Requests a second with 64 connections, after a second to warm up."""
+    wrk(service, parts, seconds=1)
+    run = wrk(service, parts, seconds=min(SECONDS, 5))
+    return run["requests"] / run["seconds"]
+
+
+def overload():
+    """Twice the peak rate, and how soon it is over afterwards."""
+    redis = Redis()
+    service = Service(redis)
+    resume = parts_of(service)["resume"]
+    peak = peak_of(service, resume)
+    load = Oha(service, resume[0], 2 * peak, OVERLOAD_SECONDS, connections=OVERLOAD_CONNECTIONS, corrected=False)
+    health = slowest_health(service, load.process)
+    run = load.result()
+    normal_ms = milliseconds_to_usual(service, resume[0].bodies[0])
+    goodput, shed = run["good"] / run["seconds"], run["statuses"].get(503, 0) / run["seconds"]
+    headings = ["peak req/s", "sent req/s", "goodput req/s", "of peak", "503 /s", "other", "accepted p50 ms"]
+    headings += ["p99 ms", "p99.9 ms", "slowest /livez ms", "usual again after ms"]
+    other = run["requests"] - run["good"] - run["statuses"].get(503, 0) + run["broken"]
+    row = [f"{peak:,.0f}", f"{run['requests'] / run['seconds']:,.0f}", f"{goodput:,.0f}", ratio(goodput, peak)]
+    row += [f"{shed:,.0f}", other, *(f"{run[name]:.1f}" for name in ("p50", "p99", "p99.9"))]
+    row += [f"{health:.1f}", f"{normal_ms:.0f}"]
+    note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. What was not sent is what the client "
+    note += "could not: it has the same processors."
+    report("bench-load", f"Resume at twice the peak rate for {OVERLOAD_SECONDS} s", headings, [row], note)
+    service.stop()
+    redis.stop()
+
+
+def slowest_health(service, process):
+    """Asks /livez every 50 ms until the process ends. The slowest answer in milliseconds."""
+    slowest = 0.0
+    while process.poll() is None:
+        started = time.monotonic()
+        if status_of(f"{service.base}/livez") != 200:
+            sys.exit("/livez is not well under load")
+        slowest = max(slowest, (time.monotonic() - started) * 1000)
+        # oha's output has to be small enough for the pipe until it is read: it is a few kilobytes.
+        time.sleep(0.05)
+    return slowest
+
+
+def milliseconds_to_usual(service, body):
+    """From now to the first of many requests on end that are answered as usual."""
+    began = time.monotonic()
+    first, usual = began, 0
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=5)
+    while usual < USUAL_REQUESTS:
+        if usual == 0:
+            first = time.monotonic()
+        if first - began > 60:
+            sys.exit("the service is not its usual self a minute after an overload")
+        started = time.monotonic()
+        connection.request("POST", "/api/sessions", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        is_usual = answer.status == 200 and time.monotonic() - started < USUAL_SECONDS
+        usual = usual + 1 if is_usual else 0
+    return (first - began) * 1000
+
+
+def neighbours():
+    """One business with nine tenths of all requests: what that does to the others."""
+    redis = Redis()
+    service = Service(redis)
+    sessions_of(service, USERS, "big")
+    small = [(f"small_{number % 100}", user) for number, user in enumerate(USERS)]
+    bodies = [new_session(user, business) for business, user in small]
+    pipelined(service, [("POST", "/api/sessions", body) for body in bodies], 201)
+    big = Part("POST", ["/api/sessions"], [new_session(user, "big") for user in USERS])
+    others = Part("POST", ["/api/sessions"], bodies)
+    rate = round(peak_of(service, [others]) / 2)
+    alone, beside, its_own = [], [], []
+    for _ in range(ROUNDS):
+        alone.append(Oha(service, others, rate * 0.1).result())
+        runs = [Oha(service, others, rate * 0.1), Oha(service, big, rate * 0.9)]
+        beside_run, big_run = (run.result() for run in runs)
+        beside.append(beside_run)
+        its_own.append(big_run)
+    rows = []
+    for name, runs in (("others alone", alone), ("others beside it", beside), ("the big one", its_own)):
+        percentiles = [spread((run[percentile] for run in runs), 2) for percentile in ("p50", "p99", "p99.9")]
+        sent = statistics.median(run["good"] / run["seconds"] for run in runs)
+        rows.append([name, f"{sent:,.0f}", *percentiles])
+    medians = [statistics.median(run["p99"] for run in runs) for runs in (beside, alone)]
+    note = f"The others' p99 is {ratio(*medians)} of what it is alone. Resuming, at half of the peak rate in all."
+    report(
+        "bench-load",
+        "One business with 90 % of all requests",
+        ["", "req/s", "p50 ms", "p99 ms", "p99.9 ms"],
+        rows,
+        note,
+    )
+    service.stop()
+    redis.stop()
+
+
+def crowd():
+    """Many concurrent first requests of one user: one session."""
+    redis = Redis()
+    service = Service(redis)
+    rows = []
+    for round in range(ROUNDS):
+        part = Part("POST", ["/api/sessions"], [new_session(f"crowd_{round}")])
+        run = Oha(service, part, count=CROWD, connections=CROWD).result()
+        statuses = run["statuses"]
+        other = run["requests"] - sum(statuses.get(status, 0) for status in (200, 201, 503)) + run["broken"]
+        if statuses.get(201) != 1:
+            sys.exit(f"{statuses.get(201)} sessions were created: {statuses}")
+        row = [*(statuses.get(status, 0) for status in (201, 200, 503)), other, f"{run['seconds']:.2f}"]
+        rows.append([*row, *(f"{run[name]:.0f}" for name in ("p50", "p99", "p99.9")), f"{service.rss_mb():.0f}"])
+    headings = ["201", "200", "503", "other", "all in s", "p50 ms", "p99 ms", "p99.9 ms", "RSS MB after"]
+    note = "Each on a connection of its own, with the time to connect. Percentiles are of those that got a session."
+    report("bench-load", f"{CROWD:,} concurrent POSTs of one user", headings, rows, note)
+    service.stop()
+    redis.stop()
+
+
+def soak():
+    """Memory of the service while the mixed scenario goes on at a constant rate."""
+    redis = Redis()
+    service = Service(redis)
+    mixed = parts_of(service)["mixed"]
+    samples, done = [], threading.Event()
+
+    def sample():
+        started = time.monotonic()
+        while not done.wait(5):
+            samples.append((time.monotonic() - started, service.rss_mb()))
+
+    sampling = threading.Thread(target=sample)
+    sampling.start()
+    deadline = time.monotonic() + 60 * SOAK_MINUTES
+    slowest = 0.0
+    while (left := deadline - time.monotonic()) > 1:
+        # oha keeps all that it measured in memory, so it is not one run.
+        slowest = max(slowest, open_loop(service, mixed, SOAK_RATE, seconds=round(min(left, 60)))["p99"])
+    done.set()
+    sampling.join()
+    if len(samples) < 10:
+        sys.exit("too short to say anything")
+    tenths = [samples[len(samples) * tenth // 10 : len(samples) * (tenth + 1) // 10] for tenth in range(10)]
+    rows = [
+        [f"{part[0][0] / 60:.1f} to {part[-1][0] / 60:.1f}", f"{max(rss for _, rss in part):.1f}"] for part in tenths
+    ]
+    note = f"Mixed, {SOAK_RATE:,} requests a second; the worst p99 of a minute was {slowest:.2f} ms."
+    report("bench-load", f"Memory over {SOAK_MINUTES:g} minutes", ["minutes", "RSS MB at most"], rows, note)
+    service.stop()
+    redis.stop()
+
+
+STEADY = ["get", "resume", "create", "append", "mixed"]
+OTHERS = {"overload": overload, "neighbours": neighbours, "crowd": crowd, "soak": soak}
+
+
+def main():
+    names = sys.argv[1:] or [*STEADY, "overload", "neighbours", "crowd"]
+    if unknown := set(names) - {*STEADY, *OTHERS}:
+        sys.exit(f"no such scenario: {', '.join(unknown)}; there are {', '.join([*STEADY, *OTHERS])}")
+    begin("bench-load")
+    if chosen := [name for name in STEADY if name in names]:
+        steady(chosen)
+    for name in names:
+        OTHERS.get(name, lambda: None)()
+
+
+main()

@@ -1,0 +1,195 @@
+#!/usr/bin/env -S python3 -B
+"""What calls cost with few sessions and with many, what a page of something large costs beside one of something small,
+and what idle connections cost. See benches/README.md."""
+
+import socket
+import statistics
+import sys
+
+from kit import (
+    NUMBER,
+    ROUNDS,
+    SECONDS,
+    Cpu,
+    Part,
+    Redis,
+    Service,
+    answer,
+    begin,
+    new_session,
+    pipelined,
+    ratio,
+    raw,
+    report,
+    sessions_of,
+    setting,
+    spread,
+    wrk,
+)
+
+SESSIONS = setting("SESSIOND_SCALE_SESSIONS", 1_000_000)
+FEW = min(10_000, SESSIONS // 10)
+# Sessions of the one user, and messages of the one session, that have many.
+LARGE = setting("SESSIOND_SCALE_LARGE", 10_000)
+IDLE = setting("SESSIOND_SCALE_IDLE", 10_000)
+SAMPLE = 1000
+# The service's default.
+HINTS_MAX = 100_000
+FILL_BATCH = 50_000
+BUSINESS_PATH = "/api/sessions/business"
+MESSAGE = '{"role":"user","content":"When do you open on Sundays?"}'
+
+
+def user(number):
+    return f"user_{number:09}"
+
+
+class Measured:
+    """What one call costs."""
+
+    def __init__(self, service, redis, part, numbers=10**9):
+        each = []
+        for _ in range(ROUNDS):
+            with Cpu(service=service, redis=redis) as cpu:
+                run = wrk(service, [part], numbers=numbers)
+            alone = wrk(service, [part], seconds=max(1, SECONDS // 5), connections=1, numbers=numbers)
+            each.append((cpu.per("service", run["requests"]), cpu.per("redis", run["requests"]), alone["p50"]))
+        self.service_us, self.redis_us, self.p50_ms = zip(*each)
+
+    def cells(self):
+        return [spread(self.service_us), spread(self.redis_us), spread(self.p50_ms, 3)]
+
+    def ratios_to(self, other):
+        pairs = zip((self.service_us, self.redis_us, self.p50_ms), (other.service_us, other.redis_us, other.p50_ms))
+        return [ratio(statistics.median(mine), statistics.median(others)) for mine, others in pairs]
+
+
+COSTS = ["service µs", "Redis µs", "p50 ms, 1 connection"]
+
+
+def fill(service, first, last):
+    """Creates sessions of new users in the business `big`."""
+    for start in range(first, last, FILL_BATCH):
+        sessions_of(service, [user(number) for number in range(start, min(start + FILL_BATCH, last))], "big")
+        print(f"{min(start + FILL_BATCH, last):,} sessions", file=sys.stderr, flush=True)
+
+
+def calls(service, count, with_messages):
+    """The calls to measure, on users spread over all that there are."""
+    users = [user(number) for number in range(0, count, count // SAMPLE or 1)]
+    # Also makes them users whom the service remembers.
+    ids = sessions_of(service, users, "big", wanted=200)
+    bodies = [new_session(name, "big") for name in users]
+    return {
+        "get": Part("GET", [f"/api/sessions/{id}" for id in ids]),
+        "get_or_create, resuming": Part("POST", ["/api/sessions"], bodies),
+        "list_active": Part("GET", [f"{BUSINESS_PATH}/big/active"]),
+        "list_history": Part("GET", [f"{BUSINESS_PATH}/big/user/{name}/history" for name in users]),
+        "list_messages": Part("GET", [f"/api/sessions/{with_messages}/messages"]),
+    }
+
+
+def few_and_many(service, redis):
+    # What a first session brings once (connections, scripts, the layout) is no part of it.
+    [with_messages] = sessions_of(service, ["has_messages"], "other")
+    append(service, with_messages, 50)
+    empty = redis.figures()["used_memory"]
+    costs, bytes_each, filled = {}, {}, 0
+    for count in (FEW, SESSIONS):
+        fill(service, filled, count)
+        filled = count
+        bytes_each[count] = (redis.figures()["used_memory"] - empty) / count
+        for name, part in calls(service, count, with_messages).items():
+            costs[name, count] = Measured(service, redis, part)
+    rows = [
+        [
+            name,
+            *costs[name, FEW].cells(),
+            *costs[name, SESSIONS].cells(),
+            *costs[name, SESSIONS].ratios_to(costs[name, FEW]),
+        ]
+        for name, count in costs
+        if count == FEW
+    ]
+    headings = ["call", *(f"{cost}, {count:,}" for count in (FEW, SESSIONS) for cost in COSTS)]
+    headings += [f"{cost}, ratio" for cost in ("service", "Redis", "p50")]
+    memory = ", ".join(f"{bytes_each[count]:,.0f} with {count:,}" for count in (FEW, SESSIONS))
+    note = f"Bytes of Redis memory a session, with all its keys, all in one business: {memory}. "
+    note += f"The service has {service.rss_mb():.0f} MB."
+    report("bench-scale", f"{FEW:,} sessions and {SESSIONS:,}", headings, rows, note)
+    # Nobody is remembered who comes once in a round of more users than there are hints.
+    never_hinted = Part("POST", ["/api/sessions"], [new_session(f"user_{NUMBER}", "big")])
+    if SESSIONS > 2 * HINTS_MAX:
+        cost = Measured(service, redis, never_hinted, numbers=SESSIONS)
+        note = f"By the script: the service remembers the last {HINTS_MAX:,} users."
+        report("bench-scale", "Resuming users who are not remembered", COSTS, [cost.cells()], note)
+
+
+def append(service, id, messages):
+    """Appends so many messages to a session, in arrays of up to 100."""
+    sizes = [100] * (messages // 100) + ([messages % 100] if messages % 100 else [])
+    path = f"/api/sessions/{id}/messages"
+    arrays = ["[" + ",".join([MESSAGE] * size) + "]" for size in sizes]
+    pipelined(service, [("POST", path, array) for array in arrays], 201, connections=1, batch=10)
+
+
+def small_and_large(service, redis):
+    """A page of each list, out of a list that is hardly longer and out of a long one."""
+    page_of_history, page_of_active, page_of_messages = 20, 50, 50
+    sessions_of(service, [user(number) for number in range(page_of_active)], "small")
+    for name, sessions in (("has_few", page_of_history), ("has_many", LARGE)):
+        replace = ("POST", "/api/sessions", new_session(name, "small_and_large", ifActive="replace"))
+        pipelined(service, [replace] * sessions, 201, connections=1)
+    ids = sessions_of(service, ["short", "long"], "small_and_large")
+    for id, messages in zip(ids, (page_of_messages, LARGE)):
+        append(service, id, messages)
+    history = f"{BUSINESS_PATH}/small_and_large/user"
+    pairs = {
+        f"list_history of {page_of_history} and {LARGE:,} sessions": (
+            f"{history}/has_few/history",
+            f"{history}/has_many/history",
+        ),
+        f"list_messages of {page_of_messages} and {LARGE:,}": [f"/api/sessions/{id}/messages" for id in ids],
+        f"list_active of {page_of_active} and {SESSIONS:,}": [
+            f"{BUSINESS_PATH}/{name}/active" for name in ("small", "big")
+        ],
+    }
+    rows = []
+    for name, paths in pairs.items():
+        small, large = (Measured(service, redis, Part("GET", [path])) for path in paths)
+        rows.append([name, *small.cells(), *large.cells(), *large.ratios_to(small)])
+    headings = ["one page of", *(f"{cost}, {size}" for size in ("small", "large") for cost in COSTS)]
+    headings += [f"{cost}, ratio" for cost in ("service", "Redis", "p50")]
+    report("bench-scale", "A page of something small and of something large", headings, rows)
+
+
+def idle(redis):
+    """Memory that idle connections take, each of which had one answer."""
+    service = Service(redis)
+    before, connections = service.rss_mb(), []
+    for _ in range(IDLE):
+        connection = socket.create_connection(("127.0.0.1", service.port))
+        connection.sendall(raw("GET", "/livez"))
+        connections.append(connection)
+    for connection in connections:
+        with connection.makefile("rb") as stream:
+            answer(stream, 200)
+    rss = service.rss_mb()
+    row = [f"{before:.1f}", f"{rss:.1f}", f"{(rss - before) * 1024 / IDLE:.1f}"]
+    report("bench-scale", f"{IDLE:,} idle connections", ["RSS MB before", "RSS MB with them", "KB each"], [row])
+    for connection in connections:
+        connection.close()
+    service.stop()
+
+
+def main():
+    begin("bench-scale")
+    redis = Redis()
+    service = Service(redis)
+    few_and_many(service, redis)
+    small_and_large(service, redis)
+    service.stop()
+    idle(redis)
+
+
+main()

@@ -1,0 +1,5 @@
+import { Module } from '@nestjs/common';
+import { SessionsModule } from './sessions/sessions.module';
+
+@Module({ imports: [SessionsModule] })
+export class AppModule {}
