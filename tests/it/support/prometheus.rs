@@ -23,6 +23,7 @@ const ADVICE: &str = "prometheus and promtool; `make test` installs them";
 pub struct Prometheus {
     child: Child,
     base: String,
+    targets: usize,
     /// The moment that queries look at, in seconds: that of a scrape. None looks at now.
     time: Option<String>,
     _folder: TempDir,
@@ -65,7 +66,7 @@ impl Prometheus {
         // Nobody reads the rest, but it has to go somewhere.
         std::thread::spawn(move || log.for_each(drop));
         let base = format!("http://{}/api/v1", address.expect("a Prometheus that starts"));
-        Self { child, base, time: None, _folder: folder }
+        Self { child, base, targets: targets.len(), time: None, _folder: folder }
     }
 
     async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
@@ -92,8 +93,12 @@ impl Prometheus {
 
     /// Waits until each target was scraped so many times more.
     pub async fn scraped(&self, times: f64) {
-        const COUNT: &str = "min(sum_over_time(up{job=\"sessiond\"}[1h]))";
-        let count = async || self.query(COUNT).await.expect("a count").first().map_or(0.0, |count| count.value);
+        // A target that was not scraped yet has no series: it counts as 0.
+        let count = async || {
+            let counts = self.query("sum_over_time(up{job=\"sessiond\"}[1h])").await.expect("counts");
+            let least = counts.iter().map(|sample| sample.value).fold(f64::INFINITY, f64::min);
+            if counts.len() == self.targets { least } else { 0.0 }
+        };
         let before = count().await;
         patiently(async {
             while count().await < before + times {
