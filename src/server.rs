@@ -36,7 +36,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// saying that it took too long.
 const COMMAND_SHARE: f64 = 0.75;
 const ANSWER_SHARE: f64 = 0.9;
-/// How often a service whose Redis does not answer looks whether it is one to be used.
+/// How often a service whose Redis does not answer views whether it is one to be used.
 const STORE_CHECK: Duration = Duration::from_millis(500);
 /// How many connections the operating system may keep until they are accepted, if its own limit is not lower. It forgets
 /// what comes beyond, and those clients try again after a second.
@@ -186,9 +186,10 @@ pub async fn run(
     let certificate = config.tls.clone().map(Certificate::follow).transpose().map_err(StartError::Tls)?;
     serve_metrics(config, metrics)?;
     let connections = Connections { certificate, ..connections(config) };
-    let (event_loops, runtimes) = EventLoops::start(config.event_loops, &app, &connections, config.shutdown_grace)?;
-    let store = app.store.clone();
-    tokio::spawn(metrics::watch(runtimes, move || store.is_up()));
+    let (event_loops, views) = EventLoops::start(config.event_loops, &app, &connections, config.shutdown_grace)?;
+    let runtimes = views.iter().map(|view| view.runtime.clone()).collect();
+    let stores: Vec<_> = views.into_iter().map(|view| view.store).chain([app.store.clone()]).collect();
+    tokio::spawn(metrics::watch(runtimes, move || stores.iter().all(|store| store.is_up())));
     tokio::spawn(log::tell_left_out());
     tracing::info!("{credentials}");
     if config.allow_unauthenticated && config.auth.is_empty() {

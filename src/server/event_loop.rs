@@ -26,6 +26,7 @@ use super::refusal::CompletedIo;
 use super::{Connections, StartError};
 use crate::http::{self, App};
 use crate::metrics;
+use crate::store::SessionStore;
 
 /// How long a service that stops still reads from the connections it has. hyper closes those at once on which it has read
 /// nothing, or nothing new, even if a request is waiting there.
@@ -36,6 +37,12 @@ const HEADERS_OF_HYPER: usize = 100;
 /// Connections on threads of their own.
 pub(super) struct EventLoops {
     loops: Vec<Thread>,
+}
+
+/// What can be looked at from outside.
+pub(super) struct View {
+    pub(super) runtime: RuntimeMetrics,
+    pub(super) store: Arc<SessionStore>,
 }
 
 struct Thread {
@@ -54,7 +61,7 @@ struct Accepted {
 }
 
 impl EventLoops {
-    /// Starts as many as this, and says how to look at their runtimes.
+    /// Starts as many as this, and says how to look at each.
     ///
     /// # Errors
     /// If there are no threads, or Redis's URL cannot be used.
@@ -63,8 +70,8 @@ impl EventLoops {
         app: &Arc<App>,
         connections: &Connections,
         grace: Duration,
-    ) -> Result<(Self, Vec<RuntimeMetrics>), StartError> {
-        let (mut loops, mut runtimes) = (Vec::new(), Vec::new());
+    ) -> Result<(Self, Vec<View>), StartError> {
+        let (mut loops, mut views) = (Vec::new(), Vec::new());
         for number in 0..count {
             let (sender, receiver) = unbounded_channel();
             let (started, starts) = std::sync::mpsc::channel();
@@ -80,7 +87,7 @@ impl EventLoops {
                     // Connects from within this runtime.
                     match app.sibling() {
                         Ok(app) => {
-                            let _ = started.send(Ok(runtime.metrics()));
+                            let _ = started.send(Ok(View { runtime: runtime.metrics(), store: app.store.clone() }));
                             serve_all(receiver, &app, connections, grace).await;
                         }
                         Err(error) => drop(started.send(Err(error.into()))),
@@ -92,10 +99,10 @@ impl EventLoops {
             let handle = thread.spawn(run).map_err(StartError::Threads)?;
             // A thread that says nothing has panicked, and that was logged.
             let ended_early = || StartError::Threads(io::Error::other("an event loop ended as it started"));
-            runtimes.push(starts.recv().map_err(|_| ended_early())??);
+            views.push(starts.recv().map_err(|_| ended_early())??);
             loops.push(Thread { connections: sender, load: Arc::new(()), ended, handle });
         }
-        Ok((Self { loops }, runtimes))
+        Ok((Self { loops }, views))
     }
 
     /// Has the loop serve the connection that has fewest.

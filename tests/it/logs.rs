@@ -65,7 +65,9 @@ async fn each_answer_is_a_line_if_that_is_wanted() {
 #[tokio::test]
 async fn an_outage_is_few_lines_that_say_how_many_there_are_not() {
     let mut redis = RedisServer::start(IN_MEMORY);
-    let (mut service, base) = Process::serve(&["--request-deadline", "300ms"], &[("REDIS_URL", &redis.url())]);
+    // All of them are to wait for Redis.
+    let flags = ["--request-deadline", "300ms", "--max-concurrent-requests", "1000"];
+    let (mut service, base) = Process::serve(&flags, &[("REDIS_URL", &redis.url())]);
     let client = Client::new();
     let create = async || {
         let body = json!({"businessId": "b", "userId": "u"});

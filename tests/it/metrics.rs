@@ -9,7 +9,8 @@ use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
 /// What a service has before anything happened.
-const FROM_THE_START: [&str; 26] = [
+const FROM_THE_START: [&str; 27] = [
+    "sessiond_credentials_refused_total",
     "sessiond_build_info",
     "sessiond_event_loop_lag_seconds",
     "sessiond_hint_lookups_total",
@@ -22,7 +23,7 @@ const FROM_THE_START: [&str; 26] = [
     "sessiond_runtime_alive_tasks",
     "sessiond_runtime_busy_seconds_total",
     "sessiond_runtime_global_queue_depth",
-    "sessiond_runtime_workers",
+    "sessiond_runtime_event_loops",
     "sessiond_sessions_created_total",
     "sessiond_sessions_deleted_total",
     "sessiond_sessions_ended_total",
@@ -38,12 +39,8 @@ const FROM_THE_START: [&str; 26] = [
     "process_start_time_seconds",
 ];
 /// What is there once it has something to tell: its labels say what.
-const WITH_THE_FIRST_EVENT: [&str; 4] = [
-    "sessiond_credentials_refused_total",
-    "sessiond_http_request_duration_seconds",
-    "sessiond_http_requests_total",
-    "sessiond_store_errors_total",
-];
+const WITH_THE_FIRST_EVENT: [&str; 3] =
+    ["sessiond_http_request_duration_seconds", "sessiond_http_requests_total", "sessiond_store_errors_total"];
 
 /// A service on the Redis of all tests.
 fn serve(prefix: &str, flags: &[&str]) -> (Process, String) {

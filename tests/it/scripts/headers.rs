@@ -189,7 +189,7 @@ fn tags_matched(verb: &str) -> BTreeSet<String> {
     let store = store_source();
     let (_, rest) = store.split_once(&format!("self.scripts.{verb}")).expect("a method that runs the script");
     let (_, rest) = rest.split_once(".as_str() {").expect("a match of the tag");
-    let (arms, _) = rest.split_once("tag =>").expect("an arm for an unknown tag");
+    let (arms, _) = rest.split_once("reply.unknown_tag()").expect("an arm for an unknown tag");
     let heads = arms.lines().filter_map(|line| line.split_once("=>")).map(|(head, _)| head);
     heads.flat_map(|head| head.split('"').skip(1).step_by(2).map(str::to_owned)).collect()
 }
