@@ -76,13 +76,17 @@ class Server:
                 self.process.wait()
 
     def cpu_us(self):
-        """CPU time that its threads have taken: nanosecond counters of the scheduler, not ticks."""
-        threads = pathlib.Path(f"/proc/{self.pid}/task").glob("*/schedstat")
-        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
+        return cpu_us(self.pid)
 
     def rss_mb(self):
         status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def cpu_us(pid):
+    """CPU time that a process's threads have taken: nanosecond counters of the scheduler, not ticks."""
+    threads = pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
 
 
 def is_open(port):

@@ -19,6 +19,7 @@ from kit import (
     Server,
     Service,
     begin,
+    cpu_us,
     free_port,
     new_session,
     open_loop,
@@ -162,16 +163,24 @@ def overload():
     resume = parts_of(service)["resume"]
     peak = peak_of(service, resume)
     load = Oha(service, resume[0], 2 * peak, OVERLOAD_SECONDS, connections=OVERLOAD_CONNECTIONS, corrected=False)
-    health = slowest_health(service, load.process)
-    run = load.result()
+    with Cpu(service=service, redis=redis) as cpu:
+        health, client_us = watch(service, load.process)
+        run = load.result()
+    shares = [us / run["seconds"] / 1e6 for us in (cpu.us["service"], cpu.us["redis"], client_us)]
     normal_ms = milliseconds_to_usual(service, resume[0].bodies[0])
     goodput, shed = run["good"] / run["seconds"], run["statuses"].get(503, 0) / run["seconds"]
     headings = ["peak req/s", "sent req/s", "goodput req/s", "of peak", "503 /s", "other", "accepted p50 ms"]
-    headings += ["p99 ms", "p99.9 ms", "slowest /livez ms", "usual again after ms"]
+    headings += [
+        "p99 ms",
+        "p99.9 ms",
+        "slowest /livez ms",
+        "usual again after ms",
+        "processors of service / Redis / client",
+    ]
     other = run["requests"] - run["good"] - run["statuses"].get(503, 0) + run["broken"]
     row = [f"{peak:,.0f}", f"{run['requests'] / run['seconds']:,.0f}", f"{goodput:,.0f}", ratio(goodput, peak)]
     row += [f"{shed:,.0f}", other, *(f"{run[name]:.1f}" for name in ("p50", "p99", "p99.9"))]
-    row += [f"{health:.1f}", f"{normal_ms:.0f}"]
+    row += [f"{health:.1f}", f"{normal_ms:.0f}", " / ".join(f"{share:.2f}" for share in shares)]
     note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. What was not sent is what the client "
     note += "could not: it has the same processors."
     report("bench-load", f"Resume at twice the peak rate for {OVERLOAD_SECONDS} s", headings, [row], note)
@@ -179,17 +188,19 @@ def overload():
     redis.stop()
 
 
-def slowest_health(service, process):
-    """Asks /livez every 50 ms until the process ends. The slowest answer in milliseconds."""
-    slowest = 0.0
+def watch(service, process):
+    """Asks /livez every 50 ms until the process ends. The slowest answer in milliseconds, and what CPU time the process took
+    until it was last seen."""
+    slowest, client_us = 0.0, 0.0
     while process.poll() is None:
         started = time.monotonic()
         if status_of(f"{service.base}/livez") != 200:
             sys.exit("/livez is not well under load")
         slowest = max(slowest, (time.monotonic() - started) * 1000)
+        client_us = max(client_us, cpu_us(process.pid))
         # oha's output has to be small enough for the pipe until it is read: it is a few kilobytes.
         time.sleep(0.05)
-    return slowest
+    return slowest, client_us
 
 
 def milliseconds_to_usual(service, body):
