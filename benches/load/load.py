@@ -162,6 +162,9 @@ def overload():
     service = Service(redis)
     resume = parts_of(service)["resume"]
     peak = peak_of(service, resume)
+    bare = bare_axum(workers=2)
+    ceiling = Oha(bare, resume[0], 2 * peak, SECONDS, connections=OVERLOAD_CONNECTIONS, corrected=False).result()
+    bare.stop()
     load = Oha(service, resume[0], 2 * peak, OVERLOAD_SECONDS, connections=OVERLOAD_CONNECTIONS, corrected=False)
     with Cpu(service=service, redis=redis) as cpu:
         health, client_us = watch(service, load.process)
@@ -169,7 +172,16 @@ def overload():
     shares = [us / run["seconds"] / 1e6 for us in (cpu.us["service"], cpu.us["redis"], client_us)]
     normal_ms = milliseconds_to_usual(service, resume[0].bodies[0])
     goodput, shed = run["good"] / run["seconds"], run["statuses"].get(503, 0) / run["seconds"]
-    headings = ["peak req/s", "sent req/s", "goodput req/s", "of peak", "503 /s", "other", "accepted p50 ms"]
+    headings = [
+        "peak req/s",
+        "sent req/s",
+        "to bare axum",
+        "goodput req/s",
+        "of peak",
+        "503 /s",
+        "other",
+        "accepted p50 ms",
+    ]
     headings += [
         "p99 ms",
         "p99.9 ms",
@@ -178,11 +190,16 @@ def overload():
         "processors of service / Redis / client",
     ]
     other = run["requests"] - run["good"] - run["statuses"].get(503, 0) + run["broken"]
-    row = [f"{peak:,.0f}", f"{run['requests'] / run['seconds']:,.0f}", f"{goodput:,.0f}", ratio(goodput, peak)]
+    row = [
+        f"{peak:,.0f}",
+        *(f"{each['requests'] / each['seconds']:,.0f}" for each in (run, ceiling)),
+        f"{goodput:,.0f}",
+        ratio(goodput, peak),
+    ]
     row += [f"{shed:,.0f}", other, *(f"{run[name]:.1f}" for name in ("p50", "p99", "p99.9"))]
     row += [f"{health:.1f}", f"{normal_ms:.0f}", " / ".join(f"{share:.2f}" for share in shares)]
-    note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. What was not sent is what the client "
-    note += "could not: it has the same processors."
+    note = f"Latencies are from sending, over {OVERLOAD_CONNECTIONS} connections. `to bare axum`: what the same client "
+    note += "sends there. If that is less than twice the peak, the client is the limit, and this shows little."
     report("bench-load", f"Resume at twice the peak rate for {OVERLOAD_SECONDS} s", headings, [row], note)
     service.stop()
     redis.stop()
