@@ -263,9 +263,8 @@ pub struct SettingsArgs {
     /// Most requests that wait to be served; further ones are a 503 at once
     #[arg(long, global = true, env = "SESSIOND_MAX_WAITING_REQUESTS", value_name = "COUNT", default_value = "16384")]
     max_waiting_requests: String,
-    /// Most time that a request waits to be served while, for more than 2s, more come than can be; then it is a 503. A crowd
-    /// that comes at once may wait for most of the deadline
-    #[arg(long, global = true, env = "SESSIOND_MAX_WAIT", value_name = "DURATION", default_value = "200ms")]
+    /// Most time that a request waits to be served; then it is a 503. At most the request deadline
+    #[arg(long, global = true, env = "SESSIOND_MAX_WAIT", value_name = "DURATION", default_value = "500ms")]
     max_wait: String,
     /// Most bytes of a request's body
     #[arg(long, global = true, env = "SESSIOND_MAX_BODY_BYTES", value_name = "BYTES", default_value = "262144")]

@@ -278,7 +278,7 @@ async fn serve(app: &App, request: Request, next: Next) -> Result<Response, ApiE
     let is_health =
         request.extensions().get::<MatchedPath>().is_some_and(|route| health::ROUTES.contains(&route.as_str()));
     let received = Instant::now();
-    let _room = if is_health { None } else { Some(app.capacity.admit(app.answer_timeout).await?) };
+    let _room = if is_health { None } else { Some(app.capacity.admit().await?) };
     let left = app.answer_timeout.saturating_sub(received.elapsed());
     tokio::time::timeout(left, next.run(request)).await.map_err(|_| {
         ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")

@@ -36,7 +36,7 @@ async fn what_cannot_be_served_in_time_is_refused_at_once() {
 #[tokio::test]
 async fn who_waits_is_served_when_there_is_room() {
     let redis = RedisServer::start(IN_MEMORY);
-    let flags = ["--max-concurrent-requests", "1", "--max-waiting-requests", "7", "--request-deadline", "60s"];
+    let flags = ["--max-concurrent-requests", "1", "--max-waiting-requests", "7", "--max-wait", "60s"];
     let service = Service::start_on(&redis.socket(), &flags).await;
     let answers: Vec<_> = (0..8).map(|user| create(&service, user)).collect();
     for answer in futures_util::future::join_all(answers).await {
