@@ -143,9 +143,9 @@ def main():
                     print(process_log, *open(f"{folder}/{process_log}", encoding="utf-8").readlines()[-5:], file=sys.stderr)
             raise
         finally:
-            for process in reversed(stack.processes):
-                process.terminate()
+            # Not by SIGTERM: a replica that writes its first append-only file would ignore it.
             for process in stack.processes:
+                process.kill()
                 process.wait()
 
 
