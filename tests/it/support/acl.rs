@@ -13,7 +13,9 @@ pub const SERVICE: &str = "sessiond";
 /// Who audits.
 pub const AUDIT: &str = "sessiond-audit";
 /// What a service sends only in a cluster; `cluster.rs` sees that it does.
-pub const IN_A_CLUSTER: [&str; 3] = ["asking", "cluster|slots", "script|load"];
+pub const IN_A_CLUSTER: [&str; 2] = ["asking", "cluster|slots"];
+/// What it sends there only if a slot is still on its way when its new master is first asked for a script.
+pub const WHILE_A_SLOT_MOVES: [&str; 1] = ["script|load"];
 /// What a service sends only with Sentinel; `sentinel.rs` sees that it does.
 pub const WITH_SENTINEL: [&str; 1] = ["role"];
 /// What a service sends only if its URL names a database; `topologies.rs` sees that it does.
