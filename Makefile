@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test conformance fuzz supply-chain deploy-check soak check \
-	bench bench-load bench-peers bench-scale bench-soak
+	bench bench-load bench-peers bench-scale bench-soak bench-instructions
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -66,3 +66,7 @@ bench-scale: ## Compare what calls cost with few and with SESSIOND_SCALE_SESSION
 bench-soak: ## Watch the service's memory for SESSIOND_SOAK_MINUTES (30)
 	benches/ensure-tools oha
 	benches/load/load.py soak
+
+bench-instructions: ## Count the service's instructions a call, by valgrind
+	benches/ensure-tools valgrind
+	benches/load/instructions.py

@@ -2,12 +2,12 @@
 //!
 //! A request passes these, all of them in one layer around the router's routes, from the outside in; the answer passes them back:
 //!
-//! 1. [`answer`] takes or makes the request's id, and gives every error answer its body with that id; it counts and logs;
+//! 1. `answer` takes or makes the request's id, and gives every error answer its body with that id; it counts and logs;
 //! 2. `cross_origin` answers the preflights of browsers, and tells them which pages may read an answer;
 //! 3. a panic of anything inside becomes a `500`;
 //! 4. `admit` checks the credential, how often it calls, its scope, and the business and user of the path: for every
 //!    route that `access.rs` does not name as public, also one that is added later, and for paths that there are not;
-//! 5. [`serve`] refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline;
+//! 5. `serve` refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline;
 //! 6. the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
 mod access;

@@ -1,8 +1,8 @@
 //! Every metric: its name, labels, buckets and help. Labels are bounded by the code: routes are templates, and nothing of
 //! a business, user or session is in any.
 //!
-//! What a request touches is looked up once and kept: in [`HANDLES`], or for what depends on the route and the status in
-//! [`ANSWERED`], one table a thread, so that nobody waits for a lock.
+//! What a request touches is looked up once and kept: in `HANDLES`, or for what depends on the route and the status in
+//! `ANSWERED`, one table a thread, so that nobody waits for a lock.
 
 use std::cell::RefCell;
 use std::sync::LazyLock;
