@@ -2,25 +2,22 @@
 """How many instructions of the service a call takes, by valgrind: the same number whatever else the machine does, so that
 two builds can be compared to the percent. The kernel's work is not in it. See benches/README.md."""
 
-import json
 import re
 import socket
 import sys
 
-from kit import FLAGS, SESSIOND, Redis, Server, answer, begin, free_port, new_session, raw, report, sessions_of
+from kit import Redis, Service, answer, begin, new_session, raw, report, sessions_of
 
 CONNECTIONS = 8
 # The start of the service is in both, and so not in the difference.
 FEW, MANY = 2_000, 22_000
+VALGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
 
 
 def instructions(redis, request_for, count):
     """What the service takes to start, to answer as many requests, and to stop."""
-    port = free_port()
-    words = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", SESSIOND, "--listen", f"127.0.0.1:{port}"]
-    words += ["--metrics-listen", "127.0.0.1:0", "--redis-url", redis.url(), "--event-loops", "1", *FLAGS]
-    service = Server(words, port)
-    streams = [socket.create_connection(("127.0.0.1", port)) for _ in range(CONNECTIONS)]
+    service = Service(redis, 0, "--event-loops", "1", under=VALGRIND)
+    streams = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(CONNECTIONS)]
     answers = [stream.makefile("rb") for stream in streams]
     request = request_for(service)
     for _ in range(count // CONNECTIONS):
@@ -36,18 +33,15 @@ def instructions(redis, request_for, count):
 def main():
     begin("bench-instructions")
     redis = Redis()
-    body = new_session("user")
 
     def get(service):
-        streams = socket.create_connection(("127.0.0.1", service.port))
-        streams.sendall(raw("POST", "/api/sessions", body))
-        return raw("GET", f"/api/sessions/{json.loads(answer(streams.makefile('rb'), 200))['sessionId']}")
+        [session_id] = sessions_of(service, ["user"], wanted=200)
+        return raw("GET", f"/api/sessions/{session_id}")
 
     def resume(service):
-        return raw("POST", "/api/sessions", body)
+        return raw("POST", "/api/sessions", new_session("user"))
 
-    port = free_port()
-    maker = Server([SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0", "--redis-url", redis.url()], port)
+    maker = Service(redis)
     sessions_of(maker, ["user"])
     maker.stop()
     rows = []

@@ -130,11 +130,11 @@ class Redis(Server):
 
 class Service(Server):
     """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is lifted,
-    because everybody here is one caller."""
+    because everybody here is one caller. `under` is a program that runs it, with its arguments."""
 
-    def __init__(self, redis, database=0, *flags):
+    def __init__(self, redis, database=0, *flags, under=()):
         port = free_port()
-        words = [SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"]
+        words = [*under, SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"]
         words += ["--redis-url", redis.url(database), "--rate-limit", "0"]
         super().__init__([*words, *FLAGS, *flags], port)
         deadline = time.monotonic() + 30

@@ -144,7 +144,7 @@ async fn admit(app: &App, parts: &mut Parts, rates: &mut Vec<Rate>) -> Result<Op
     Ok(Some(access))
 }
 
-/// Whether the business and user of the path, if it has them, are within reach.
+/// Whether the business and user of the path, if it has them, are within a bounded reach.
 fn is_within(reach: &Reach, route: &str, parameters: Option<&RawPathParams>) -> bool {
     let has = |name: &str| route.contains(&format!("{{{name}}}"));
     let value = |name: &str| {
@@ -155,7 +155,7 @@ fn is_within(reach: &Reach, route: &str, parameters: Option<&RawPathParams>) -> 
         (Some(business_id), Some(user_id)) => reach.admits_user(business_id, user_id),
         (Some(business_id), None) => reach.admits_business(business_id),
         // The path has none; or it has one that is not text, which is in nobody's reach.
-        (None, _) => !(has(BUSINESS_ID) || has(USER_ID)) || *reach == Reach::Everything,
+        (None, _) => !(has(BUSINESS_ID) || has(USER_ID)),
     }
 }
 
