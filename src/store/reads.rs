@@ -35,6 +35,8 @@ const REOPEN_AFTER: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many bytes of commands are written together at the most.
 const WRITTEN_TOGETHER_MAX: usize = 64 * 1024;
+/// How much room there is for replies at the least: too little is filled by each of many reads.
+const READ_TOGETHER: usize = 16 * 1024;
 
 /// The connection, which is made in the background, and for ever anew, until this is dropped.
 #[derive(Debug)]
@@ -172,6 +174,9 @@ impl Link {
         let (mut commands, mut replies) = (Vec::new(), fred::bytes::BytesMut::new());
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         loop {
+            if replies.capacity() - replies.len() < READ_TOGETHER {
+                replies.reserve(4 * READ_TOGETHER);
+            }
             tokio::select! {
                 Some(first) = asked.recv() => {
                     let sent = Instant::now();
