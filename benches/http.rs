@@ -173,7 +173,7 @@ async fn serve_sessions(redis: RedisAddress) -> SocketAddr {
     let connections = server::connections(&config);
     tokio::spawn(server::serve(
         listener,
-        http::router(app),
+        http::Api::new(app),
         connections,
         config.shutdown_grace,
         std::future::pending(),

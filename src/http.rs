@@ -1,13 +1,16 @@
-//! The HTTP interface: one router, its layers, and a file a resource.
+//! The HTTP interface: one service around one router, and a file a resource.
 //!
-//! A request passes these, all of them in one layer around the router's routes, from the outside in; the answer passes them back:
+//! A request passes these, from the outside in; the answer passes them back. They are functions around the router and not
+//! layers of it, because each of those costs every request a copy of all that is inside it:
 //!
-//! 1. `answer` takes or makes the request's id, and gives every error answer its body with that id; it counts and logs;
+//! 1. `answer` finds the request's route, takes or makes its id, and gives every error answer its body with that id; it
+//!    counts and logs;
 //! 2. `cross_origin` answers the preflights of browsers, and tells them which pages may read an answer;
 //! 3. a panic of anything inside becomes a `500`;
 //! 4. `admit` checks the credential, how often it calls, its scope, and the business and user of the path: for every
 //!    route that `access.rs` does not name as public, also one that is added later, and for paths that there are not;
-//! 5. `serve` refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline;
+//! 5. `serve` refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline. What has
+//!    no route here (`routes.rs`) never gets to the router;
 //! 6. the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
 mod access;
@@ -24,29 +27,34 @@ mod messages;
 mod openapi;
 mod overload;
 mod page;
+mod routes;
 mod sessions;
 
 use std::any::Any;
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::HttpBody;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tower::Service;
 use tower_http::cors::CorsLayer;
 use tracing::Level;
 
 use self::error::{ApiError, Code};
 pub use self::openapi::document;
 pub use self::overload::Capacity;
+use self::routes::Routes;
 use crate::auth::{Credentials, RateLimits};
 
 use crate::session::{Identifier, Timestamp};
@@ -114,31 +122,64 @@ impl fmt::Debug for App {
 }
 
 /// The whole interface: every route of the contract, and an answer in its shape for every other request.
-pub fn router(app: Arc<App>) -> Router {
-    let (router, document) = openapi::routes().split_for_parts();
-    let layer = Arc::new(Layer { cors: cors::layer(&app.cors_origins), app: app.clone() });
-    router.with_state(app).merge(openapi::router(document)).layer(from_fn_with_state(layer, answer))
-}
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
 
-/// What every request passes. One layer and not several, because each costs every request a copy of all that is inside it.
-struct Layer {
+struct Parts {
     app: Arc<App>,
     cors: Option<CorsLayer>,
+    routes: Routes,
+    router: Router,
+}
+
+impl Api {
+    /// The interface to this.
+    #[must_use]
+    pub fn new(app: Arc<App>) -> Self {
+        let (router, document) = openapi::routes().split_for_parts();
+        let routes = Routes::of(&document);
+        let router = router.with_state(app.clone()).merge(openapi::router(document));
+        Self(Arc::new(Parts { cors: cors::layer(&app.cors_origins), app, routes, router }))
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+/// Always ready.
+impl Service<Request> for Api {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let parts = self.0.clone();
+        // Boxed, for an idle connection would keep the room for it. What is inside borrows the request: each async function
+        // that owned it would have room for it twice.
+        Box::pin(async move { Ok(answer(&parts, &mut request).await) })
+    }
 }
 
 /// Gives the request its id, and every error answer its body. Every request is counted, and failures of ours are logged,
 /// here and nowhere else.
-async fn answer(State(layer): State<Arc<Layer>>, request: Request, next: Next) -> Response {
+async fn answer(parts: &Parts, request: &mut Request) -> Response {
     let started = Instant::now();
     let _in_flight = metrics::InFlight::begin();
-    let request_id = request_id(&request);
-    let route = request.extensions().get::<MatchedPath>().cloned();
+    let request_id = request_id(request);
+    let template = parts.routes.template_of(request.uri().path());
     let method = method_label(request.method());
-    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let route = template.unwrap_or("unmatched");
     let span = Span::of_request(method, route, request_id.to_str().unwrap_or_default(), |name| {
         request.headers().get(name)?.to_str().ok()
     });
-    let mut response = span.around(answer_page(&layer, request, next)).await;
+    let mut response = span.around(answer_page(parts, template, request)).await;
     let problem = error::finish(&mut response, request_id.to_str().unwrap_or_default());
     let (status, took) = (response.status().as_u16(), started.elapsed());
     metrics::request_answered(method, route, status, took);
@@ -150,20 +191,20 @@ async fn answer(State(layer): State<Arc<Layer>>, request: Request, next: Next) -
 }
 
 /// Answers a request from whatever page.
-async fn answer_page(layer: &Layer, request: Request, next: Next) -> Response {
-    match &layer.cors {
-        None => guarded(&layer.app, request, next).await,
+async fn answer_page(parts: &Parts, route: Option<&str>, request: &mut Request) -> Response {
+    match &parts.cors {
+        None => guarded(parts, route, request).await,
         Some(cors) => {
-            let app = layer.app.clone();
+            let answer = |mut request| async move { guarded(parts, route, &mut request).await };
             // Boxed, for most services are called by no page.
-            Box::pin(cors::cross_origin(cors, request, async move |request| guarded(&app, request, next).await)).await
+            Box::pin(cors::cross_origin(cors, std::mem::take(request), answer)).await
         }
     }
 }
 
 /// Answers, even if that panics.
-async fn guarded(app: &App, request: Request, next: Next) -> Response {
-    match AssertUnwindSafe(access::authorised(app, request, next)).catch_unwind().await {
+async fn guarded(parts: &Parts, route: Option<&str>, request: &mut Request) -> Response {
+    match AssertUnwindSafe(access::authorised(parts, route, request)).catch_unwind().await {
         Ok(response) => response,
         Err(payload) => panicked(&*payload),
     }
@@ -267,34 +308,39 @@ fn panicked(payload: &(dyn Any + Send)) -> Response {
 }
 
 /// Receives the body, as fast as the client sends it and no slower than allowed; then bounds the answer.
-async fn serve(app: &App, request: Request, next: Next) -> Result<Response, ApiError> {
+async fn serve(parts: &Parts, route: Option<&str>, request: &mut Request) -> Result<Response, ApiError> {
+    let app = &parts.app;
     let uri_bytes = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
     if uri_bytes > app.uri_bytes_max {
         let detail = format!("The path and query are longer than {} bytes", app.uri_bytes_max);
         return Err(ApiError::new(Code::UriTooLong, detail));
     }
-    let request = receive(app, request).await?;
-    // Asked for even when there is no room for anything else.
-    let is_health =
-        request.extensions().get::<MatchedPath>().is_some_and(|route| health::ROUTES.contains(&route.as_str()));
-    let received = Instant::now();
-    let _room = if is_health { None } else { Some(app.capacity.admit().await?) };
-    let left = app.answer_timeout.saturating_sub(received.elapsed());
-    tokio::time::timeout(left, next.run(request)).await.map_err(|_| {
+    receive(app, request).await?;
+    let Some(route) = route else {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    };
+    // Health is asked for even when there is no room for anything else.
+    let room = if health::ROUTES.contains(&route) { None } else { Some(app.capacity.admit().await?) };
+    let left = room.as_ref().map_or(app.answer_timeout, |room| app.answer_timeout.saturating_sub(room.waited));
+    // A router is always ready.
+    let answering = parts.router.clone().call(std::mem::take(request));
+    let answered = tokio::time::timeout(left, answering).await.map_err(|_| {
         ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")
             .caused_by("all of its commands together took longer than the request's deadline")
-    })
+    })?;
+    Ok(answered.unwrap_or_else(|never| match never {}))
 }
 
-/// The request with all of its body.
-async fn receive(app: &App, request: Request) -> Result<Request, ApiError> {
+/// Receives all of the request's body.
+async fn receive(app: &App, request: &mut Request) -> Result<(), ApiError> {
     if request.body().is_end_stream() {
-        return Ok(request);
+        return Ok(());
     }
-    let (parts, body) = request.into_parts();
-    let received = tokio::time::timeout(app.body_timeout, extract::receive(&parts.headers, body, app.body_bytes_max));
-    let body = received.await.map_err(|_| {
+    let body = std::mem::take(request.body_mut());
+    let received = extract::receive(request.headers(), body, app.body_bytes_max);
+    let received = tokio::time::timeout(app.body_timeout, received);
+    *request.body_mut() = received.await.map_err(|_| {
         ApiError::new(Code::RequestTimeout, format!("The body did not arrive within {:?}", app.body_timeout))
     })??;
-    Ok(Request::from_parts(parts, body))
+    Ok(())
 }

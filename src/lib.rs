@@ -15,7 +15,7 @@
 //! | `store/reads.rs`, `store/resp.rs` | a second connection, for reads of sessions alone; what it cannot answer, the client does | decisions |
 //! | `store/servers.rs`, `store/cluster.rs` | which server a command goes to; who serves which slot of a cluster | |
 //! | [`store::embedded`] | the private Redis of a service that was given none | |
-//! | [`http`] | the router and its layers; a file a resource: parse, call the store, pick the status | fred, Redis |
+//! | [`http`] | one service around the router; a file a resource: parse, call the store, pick the status | fred, Redis |
 //! | [`auth`] | from the text of a credential to what it may do: API keys, JWTs, their files | HTTP, the store |
 //! | `http/access.rs` | who may call what: every route that is not named there as public needs a credential | |
 //! | `http/error.rs` | every error answer, in one shape | |

@@ -19,6 +19,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use self::admission::{Admission, Place};
+pub use self::event_loop::Answering;
 use self::event_loop::{EventLoop, EventLoops};
 pub use self::patience::Patience;
 use crate::auth::{self, Credentials, RateLimits};
@@ -274,12 +275,12 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves on one event loop, the caller's, until `shutdown` resolves, then finishes what was accepted, for at most `grace`.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    service: impl Answering,
     connections: Connections,
     grace: Duration,
     shutdown: impl Future<Output = ()>,
 ) {
-    let event_loop = EventLoop::new(router, connections.clone());
+    let event_loop = EventLoop::new(service, connections.clone());
     accept(listener, &connections, shutdown, |stream, place| event_loop.serve(stream, place)).await;
     event_loop.finish(grace).await;
 }

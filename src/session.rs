@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -650,11 +651,13 @@ pub fn merge_patch(
 struct JsonObject<'a> {
     out: &'a mut Vec<u8>,
     separator: u8,
+    /// The last time that was written, and where: of a session's times many are the same.
+    last_time: Option<(Timestamp, Range<usize>)>,
 }
 
 impl<'a> JsonObject<'a> {
     fn open(out: &'a mut Vec<u8>) -> Self {
-        Self { out, separator: b'{' }
+        Self { out, separator: b'{', last_time: None }
     }
 
     fn name(&mut self, name: &str) {
@@ -674,17 +677,14 @@ impl<'a> JsonObject<'a> {
     /// A string that needs no escaping, or null.
     fn word(&mut self, name: &str, value: Option<&str>) {
         match value {
-            Some(word) => self.quoted(name, |out| out.extend_from_slice(word.as_bytes())),
+            Some(word) => {
+                self.name(name);
+                self.out.push(b'"');
+                self.out.extend_from_slice(word.as_bytes());
+                self.out.push(b'"');
+            }
             None => self.json(name, "null"),
         }
-    }
-
-    /// What is written needs no escaping.
-    fn quoted(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
-        self.name(name);
-        self.out.push(b'"');
-        write(self.out);
-        self.out.push(b'"');
     }
 
     fn id(&mut self, name: &str, id: SessionId) {
@@ -692,7 +692,15 @@ impl<'a> JsonObject<'a> {
     }
 
     fn time(&mut self, name: &str, time: Timestamp) {
-        self.quoted(name, |out| time.write_rfc3339(out));
+        self.name(name);
+        self.out.push(b'"');
+        let start = self.out.len();
+        match &self.last_time {
+            Some((last, written)) if *last == time => self.out.extend_from_within(written.clone()),
+            _ => time.write_rfc3339(self.out),
+        }
+        self.last_time = Some((time, start..self.out.len()));
+        self.out.push(b'"');
     }
 
     fn number(&mut self, name: &str, value: u64) {

@@ -39,7 +39,7 @@ use self::keys::{Keys, LAYOUT_VERSION, SESSION_FIELDS, field};
 pub(crate) use self::lists::score_of;
 pub use self::lists::{Position, SessionPage};
 pub use self::messages::{Append, MessagePage, MessageRange};
-use self::reply::Reply;
+use self::reply::{Reply, Texts};
 use self::scripts::{Script, Scripts};
 use self::servers::Servers;
 use crate::metrics::{self, Verb};
@@ -437,16 +437,19 @@ impl SessionStore {
 
     /// One session as it is stored.
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
+        self.check().await?;
+        match self.servers.read_session(self.keys.session(id), id).await? {
+            Some(session) => Ok(session),
+            // Boxed, for it would make every call's future larger.
+            None => Box::pin(self.read_by_client(id)).await,
+        }
+    }
+
+    async fn read_by_client(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
         let key = self.keys.session(id);
         let (key, fields) = (key.as_str(), &self.fields);
-        self.check().await?;
         let read = |client: Client| async move { client.hmget::<Value, _, _>(key, fields.clone()).await };
-        let value = match self.servers.read_session(key).await? {
-            Some(value) => value,
-            // Boxed, for it would make every call's future larger.
-            None => Box::pin(self.servers.call(key, read)).await?,
-        };
-        Reply::new("get", value)?.session(id)
+        Reply::new("get", self.servers.call(key, read).await?)?.session(id)
     }
 
     /// The active session of a user.

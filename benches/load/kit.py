@@ -5,6 +5,7 @@ constant rate, whatever the answers do); this only starts them and reads what th
 """
 
 import atexit
+import contextlib
 import json
 import os
 import pathlib
@@ -142,6 +143,25 @@ class Service(Server):
             if time.monotonic() > deadline:
                 sys.exit(f"sessiond is not ready: {self.log.read_text()}")
             time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def on_processors(numbers):
+    """What is started meanwhile runs on these processors alone."""
+    usual = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, numbers)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usual)
+
+
+def busy(count):
+    """Child processes that never rest."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    for program in programs:
+        atexit.register(program.kill)
+    return programs
 
 
 def status_of(url):

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use clap::Parser;
@@ -16,7 +15,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use sessiond::audit::{AuditOptions, audit};
 use sessiond::config::Cli;
-use sessiond::http::{self, App};
+use sessiond::http::{Api, App};
 use sessiond::server;
 use sessiond::session::Timestamp;
 use sessiond::store::RedisAddress;
@@ -37,7 +36,7 @@ const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 pub struct Requests {
     runtime: Runtime,
     app: Arc<App>,
-    router: Router,
+    router: Api,
     clock_ms: Arc<AtomicI64>,
     start_ms: i64,
     redis: BufReader<UnixStream>,
@@ -66,7 +65,7 @@ impl Requests {
             while app.store.ready().await.is_err() {}
             app
         });
-        let router = http::router(app.clone());
+        let router = Api::new(app.clone());
         let mut requests = Self { runtime, app, router, clock_ms, start_ms, redis, _server: server };
         // Nothing has to outlive an input.
         requests.redis("CONFIG SET appendonly no");

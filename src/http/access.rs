@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request};
-use axum::http::request::Parts;
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use percent_encoding::percent_decode_str;
 
 use super::error::{ApiError, Code};
 use super::extract::discard;
-use super::{App, serve};
+use super::routes::Routes;
+use super::{App, Parts, serve};
 use crate::auth::{Access, Rate, Refusal, Scope};
 use crate::metrics;
 use crate::session::{Reach, Timestamp};
@@ -56,7 +57,7 @@ impl Caller {
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut request::Parts, _state: &S) -> Result<Self, ApiError> {
         let access = parts.extensions.get::<Arc<Access>>().cloned();
         access.map(Self).ok_or_else(|| ApiError::internal("a protected handler on a public route"))
     }
@@ -70,18 +71,19 @@ pub(super) fn outside() -> ApiError {
 }
 
 /// Has a request served if its credential is good for it.
-pub(super) async fn authorised(app: &App, request: Request, next: Next) -> Response {
-    let (mut parts, body) = request.into_parts();
+pub(super) async fn authorised(parts: &Parts, route: Option<&str>, request: &mut Request) -> Response {
+    let app = &parts.app;
     let mut rates = Vec::new();
-    let mut response = match admit(app, &mut parts, &mut rates).await {
+    let mut response = match admit(parts, route, request, &mut rates) {
         Ok(access) => {
             if let Some(access) = access {
-                parts.extensions.insert(access);
+                request.extensions_mut().insert(access);
             }
-            serve(app, Request::from_parts(parts, body), next).await.unwrap_or_else(IntoResponse::into_response)
+            serve(parts, route, request).await.unwrap_or_else(IntoResponse::into_response)
         }
         Err(refused) => {
-            let discarded = discard(&parts.headers, body, app.body_bytes_max);
+            let body = std::mem::take(request.body_mut());
+            let discarded = discard(request.headers(), body, app.body_bytes_max);
             // Whether all of it came or not: the answer is the same.
             let _ = tokio::time::timeout(app.body_timeout, discarded).await;
             refused.into_response()
@@ -109,15 +111,19 @@ fn tell_rates(rates: &[Rate], headers: &mut HeaderMap) {
 }
 
 /// What the caller may do, or `None` if the route is public; and what it may still call.
-async fn admit(app: &App, parts: &mut Parts, rates: &mut Vec<Rate>) -> Result<Option<Arc<Access>>, ApiError> {
-    let route = parts.extensions.get::<MatchedPath>().cloned();
-    let route = route.as_ref().map(MatchedPath::as_str);
-    let Some(scope) = scope_of(&parts.method, route) else {
+fn admit(
+    parts: &Parts,
+    route: Option<&str>,
+    request: &Request,
+    rates: &mut Vec<Rate>,
+) -> Result<Option<Arc<Access>>, ApiError> {
+    let app = &parts.app;
+    let Some(scope) = scope_of(request.method(), route) else {
         return Ok(None);
     };
     let access = match app.credentials.of_anybody() {
         Some(access) => access,
-        None => authenticate(app, &parts.headers, app.now())?,
+        None => authenticate(app, request.headers(), app.now())?,
     };
     *rates = app.rate_limits.take(&access);
     if let Some(seconds) = rates.iter().find_map(|rate| rate.retry_after_secs) {
@@ -125,7 +131,7 @@ async fn admit(app: &App, parts: &mut Parts, rates: &mut Vec<Rate>) -> Result<Op
         return Err(ApiError::rate_limited(seconds));
     }
     // A path that does not exist needs a credential, and no scope.
-    if let Some(route) = route {
+    if route.is_some() {
         if !access.allows(scope) {
             metrics::credential_refused("scope");
             let parameters = format!(", error=\"insufficient_scope\", scope=\"{}\"", scope.as_str());
@@ -135,9 +141,7 @@ async fn admit(app: &App, parts: &mut Parts, rates: &mut Vec<Rate>) -> Result<Op
                 &parameters,
             ));
         }
-        if access.reach != Reach::Everything
-            && !is_within(&access.reach, route, RawPathParams::from_request_parts(parts, &()).await.ok().as_ref())
-        {
+        if access.reach != Reach::Everything && !is_within(&access.reach, &parts.routes, request.uri().path()) {
             return Err(outside());
         }
     }
@@ -145,17 +149,17 @@ async fn admit(app: &App, parts: &mut Parts, rates: &mut Vec<Rate>) -> Result<Op
 }
 
 /// Whether the business and user of the path, if it has them, are within a bounded reach.
-fn is_within(reach: &Reach, route: &str, parameters: Option<&RawPathParams>) -> bool {
-    let has = |name: &str| route.contains(&format!("{{{name}}}"));
-    let value = |name: &str| {
-        let mut parameters = parameters.into_iter().flatten();
-        parameters.find(|(known, _)| *known == name).map(|(_, value)| value)
-    };
-    match (value(BUSINESS_ID), value(USER_ID)) {
-        (Some(business_id), Some(user_id)) => reach.admits_user(business_id, user_id),
-        (Some(business_id), None) => reach.admits_business(business_id),
-        // The path has none; or it has one that is not text, which is in nobody's reach.
-        (None, _) => !(has(BUSINESS_ID) || has(USER_ID)),
+fn is_within(reach: &Reach, routes: &Routes, path: &str) -> bool {
+    let values = [BUSINESS_ID, USER_ID].map(|name| {
+        let value = routes.parameter(path, name)?;
+        Some(percent_decode_str(value).decode_utf8())
+    });
+    match &values {
+        [None, None] => true,
+        [Some(Ok(business_id)), None] => reach.admits_business(business_id),
+        [Some(Ok(business_id)), Some(Ok(user_id))] => reach.admits_user(business_id, user_id),
+        // What is not text is in nobody's reach.
+        _ => false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What handlers take from a request: ids from the path, a JSON body, a query, `If-Match`. Each refuses in the one shape.
 
-use axum::body::{Body, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
@@ -86,21 +86,30 @@ pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usiz
         // The client asks before it sends.
         return Err(too_large);
     }
-    let mut received = Vec::new();
+    // Most bodies come in one piece, which is not copied.
+    let (mut received, mut first) = (Vec::new(), Bytes::new());
     let mut length = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|_| ApiError::new(Code::InvalidRequest, "The body ended before it was complete"))?
             .into_data()
             .unwrap_or_default();
+        let is_first = length == 0;
         length += frame.len();
-        if length <= bytes_max {
+        if is_first {
+            first = frame;
+        } else if length <= bytes_max {
+            received.extend_from_slice(&std::mem::take(&mut first));
             received.extend_from_slice(&frame);
         } else if length > DISCARD_BYTES_MAX {
             break;
         }
     }
-    if length > bytes_max { Err(too_large) } else { Ok(Body::from(received)) }
+    match length > bytes_max {
+        true => Err(too_large),
+        false if received.is_empty() => Ok(Body::from(first)),
+        false => Ok(Body::from(received)),
+    }
 }
 
 /// Reads what a client that is refused sends all the same, and keeps nothing: a connection that is closed on what was not

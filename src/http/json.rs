@@ -89,7 +89,8 @@ impl<'de> Visitor<'de> for StrictVisitor {
 pub(super) struct Fields {
     /// What the fields' names start with in problems: nothing, or `[2].`.
     path: String,
-    members: Map<String, Value>,
+    /// Few: to look at each is faster than a map.
+    members: Vec<(String, Value)>,
     known: Vec<&'static str>,
     problems: Vec<FieldProblem>,
 }
@@ -104,12 +105,13 @@ impl Fields {
     }
 
     pub(super) fn new(path: String, members: Map<String, Value>) -> Self {
-        Self { path, members, known: Vec::new(), problems: Vec::new() }
+        Self { path, members: members.into_iter().collect(), known: Vec::new(), problems: Vec::new() }
     }
 
     pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);
-        self.members.shift_remove(name)
+        let place = self.members.iter().position(|(member, _)| member == name)?;
+        Some(self.members.remove(place).1)
     }
 
     pub(super) fn problem<T>(&mut self, name: &str, message: impl Into<String>) -> Option<T> {
@@ -123,7 +125,7 @@ impl Fields {
         name: &'static str,
         read: impl FnOnce(&mut Self, &'static str) -> Option<T>,
     ) -> Option<T> {
-        if self.members.contains_key(name) {
+        if self.members.iter().any(|(member, _)| member == name) {
             return read(self, name);
         }
         self.known.push(name);
@@ -181,9 +183,9 @@ impl Fields {
 
     /// Adds a problem for every member that was not asked for, and returns all problems.
     pub(super) fn into_problems(mut self) -> Vec<FieldProblem> {
-        let message = format!("is unknown; known are {}", self.known.join(", "));
-        for name in std::mem::take(&mut self.members).keys() {
-            self.problem::<()>(name, message.clone());
+        for (name, _) in std::mem::take(&mut self.members) {
+            let message = format!("is unknown; known are {}", self.known.join(", "));
+            self.problem::<()>(&name, message);
         }
         self.problems
     }

@@ -3,7 +3,7 @@
 //! serve it, so that a service which refuses many has no time left for the others.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -26,17 +26,25 @@ impl Capacity {
         Self { room: Semaphore::new(served_max), waiting: AtomicUsize::new(0), waiting_max, wait_max }
     }
 
-    /// Room for one request, until it is dropped. A request that is refused was not begun.
-    pub(super) async fn admit(&self) -> Result<SemaphorePermit<'_>, ApiError> {
-        if let Ok(room) = self.room.try_acquire() {
-            return Ok(room);
+    /// Room for one request. A request that is refused was not begun.
+    pub(super) async fn admit(&self) -> Result<Room<'_>, ApiError> {
+        if let Ok(permit) = self.room.try_acquire() {
+            return Ok(Room { _permit: permit, waited: Duration::ZERO });
         }
+        let since = Instant::now();
         let _turn = Turn::take(self).ok_or_else(overloaded)?;
         match tokio::time::timeout(self.wait_max, self.room.acquire()).await {
-            Ok(Ok(room)) => Ok(room),
+            Ok(Ok(permit)) => Ok(Room { _permit: permit, waited: since.elapsed() }),
             _ => Err(overloaded()),
         }
     }
+}
+
+/// Room for one request, until it is dropped.
+pub(super) struct Room<'a> {
+    _permit: SemaphorePermit<'a>,
+    /// How long the request waited for it.
+    pub(super) waited: Duration,
 }
 
 fn overloaded() -> ApiError {

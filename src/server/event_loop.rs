@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -18,13 +19,13 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, RuntimeMetrics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tower::ServiceExt;
+use tower::Service;
 
 use super::admission::Place;
 use super::patience::{PatientIo, Serving};
 use super::refusal::CompletedIo;
 use super::{Connections, StartError};
-use crate::http::{self, App};
+use crate::http::{Api, App};
 use crate::metrics;
 use crate::store::SessionStore;
 
@@ -107,11 +108,13 @@ impl EventLoops {
 
     /// Has the loop serve the connection that has fewest.
     pub(super) fn serve(&self, stream: TcpStream, place: Place) {
-        let of_fewest = self.loops.iter().min_by_key(|thread| Arc::strong_count(&thread.load));
+        // A thread ends only after a panic; it has no connections then, and would be given all of them.
+        let alive = self.loops.iter().filter(|thread| !thread.connections.is_closed());
+        let of_fewest = alive.min_by_key(|thread| Arc::strong_count(&thread.load));
         match (of_fewest, stream.into_std()) {
             (Some(thread), Ok(stream)) => {
                 let load = thread.load.clone();
-                // Nobody takes it if that thread has ended, which it does only after a panic.
+                // Nobody takes it if that thread ends just now.
                 let _ = thread.connections.send(Accepted { stream, place, load });
             }
             (_, Err(error)) => tracing::debug!(%error, "a connection was gone before it was served"),
@@ -138,7 +141,7 @@ async fn serve_all(
     connections: Connections,
     grace: Duration,
 ) {
-    let event_loop = EventLoop::new(http::router(app.clone()), connections);
+    let event_loop = EventLoop::new(Api::new(app.clone()), connections);
     tokio::spawn(metrics::watch_lag());
     while let Some(Accepted { stream, place, load }) = accepted.recv().await {
         match TcpStream::from_std(stream) {
@@ -150,20 +153,31 @@ async fn serve_all(
     app.store.quit().await;
 }
 
+/// What answers requests, and is always ready to.
+pub trait Answering:
+    Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<T> Answering for T where
+    T: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
 /// Connections that are served by the runtime that this is used in.
-pub(super) struct EventLoop {
-    served: Arc<Served>,
+pub(super) struct EventLoop<S> {
+    served: Arc<Served<S>>,
     graceful: GracefulShutdown,
 }
 
-struct Served {
-    router: Router,
+struct Served<S> {
+    service: S,
     connections: Connections,
 }
 
-impl EventLoop {
-    pub(super) fn new(router: Router, connections: Connections) -> Self {
-        Self { served: Arc::new(Served { router, connections }), graceful: GracefulShutdown::new() }
+impl<S: Answering> EventLoop<S> {
+    pub(super) fn new(service: S, connections: Connections) -> Self {
+        Self { served: Arc::new(Served { service, connections }), graceful: GracefulShutdown::new() }
     }
 
     /// Serves a connection in its own task. What it holds is held to its end.
@@ -189,7 +203,7 @@ impl EventLoop {
     }
 }
 
-impl Served {
+impl<S: Answering> Served<S> {
     /// Makes the connection a TLS one if it has to be, and serves it.
     async fn secured(&self, stream: TcpStream, watcher: Watcher) {
         match &self.connections.certificate {
@@ -212,19 +226,21 @@ impl Served {
         let serving = Serving::default();
         let io = PatientIo::new(TokioIo::new(stream), *patience, serving.clone());
         let io = CompletedIo::new(io, serving.clone());
-        let router = self.router.clone();
+        let service = self.service.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            let (router, serving) = (router.clone(), serving.clone());
+            serving.turn();
+            let request = request.map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(body) });
+            let (answering, serving) = (service.clone().call(request), serving.clone());
             async move {
+                let answer = answering.await;
                 serving.turn();
-                let request: Request = request.map(axum::body::Body::new);
-                let answer = router.oneshot(request).await.unwrap_or_else(|never| match never {});
-                serving.turn();
-                Ok::<_, Infallible>(answer)
+                answer
             }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.header_read_timeout(None).max_header_size(limits.head_bytes);
+        // One buffer is sent faster than two, and answers are small.
+        builder.writev(false);
         if limits.headers != HEADERS_OF_HYPER {
             builder.max_headers(limits.headers);
         }

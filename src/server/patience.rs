@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -63,6 +63,9 @@ pub(super) struct PatientIo<T> {
     serving: Serving,
     turns_seen: u64,
     awaiting: Awaiting,
+    /// Until when, once it did not come at once: most requests do, and need no look at the clock.
+    until: Option<Instant>,
+    /// Wakes no later than `until`, and mostly too early: to set it anew for every request costs more.
     receive: Pin<Box<Sleep>>,
     send: Option<Pin<Box<Sleep>>>,
 }
@@ -70,12 +73,32 @@ pub(super) struct PatientIo<T> {
 impl<T> PatientIo<T> {
     pub(super) fn new(io: T, patience: Patience, serving: Serving) -> Self {
         let receive = Box::pin(tokio::time::sleep(patience.head));
-        Self { io, patience, serving, turns_seen: 0, awaiting: Awaiting::Head, receive, send: None }
+        Self { io, patience, serving, turns_seen: 0, awaiting: Awaiting::Head, until: None, receive, send: None }
     }
 
-    fn wait_for(&mut self, awaiting: Awaiting, at_most: Duration) {
+    fn wait_for(&mut self, awaiting: Awaiting) {
         self.awaiting = awaiting;
-        self.receive.as_mut().reset(Instant::now() + at_most);
+        self.until = None;
+    }
+
+    /// Ready when what is awaited is overdue.
+    fn poll_overdue(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let at_most = match self.awaiting {
+            Awaiting::Head => self.patience.head,
+            Awaiting::Request => self.patience.keep_alive,
+            Awaiting::Nothing => return Poll::Pending,
+        };
+        let until = *self.until.get_or_insert_with(|| Instant::now() + at_most);
+        if until < self.receive.deadline() {
+            self.receive.as_mut().reset(until);
+        }
+        loop {
+            ready!(self.receive.as_mut().poll(context));
+            if self.receive.deadline() >= until {
+                return Poll::Ready(());
+            }
+            self.receive.as_mut().reset(until);
+        }
     }
 
     /// Passes on what became of a write, and fails it once the client has taken nothing for too long.
@@ -102,20 +125,17 @@ impl<T: Read + Unpin> Read for PatientIo<T> {
             this.awaiting = Awaiting::Nothing;
         } else if turns != this.turns_seen {
             // Quick answers come without a read in between.
-            this.wait_for(Awaiting::Request, this.patience.keep_alive);
+            this.wait_for(Awaiting::Request);
         }
         this.turns_seen = turns;
         let read = Pin::new(&mut this.io).poll_read(context, buffer);
         if read.is_ready() {
             if this.awaiting == Awaiting::Request {
-                this.wait_for(Awaiting::Head, this.patience.head);
+                this.wait_for(Awaiting::Head);
             }
             return read;
         }
-        if this.awaiting == Awaiting::Nothing {
-            return Poll::Pending;
-        }
-        this.receive.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        this.poll_overdue(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 

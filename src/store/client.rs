@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::reads::Reads;
 use super::{StoreError, fitness};
+use crate::session::{Session, SessionId};
 use crate::{log, metrics};
 
 /// Commands that may wait for Redis at once; more are refused, so that an outage is not a memory leak.
@@ -199,15 +200,15 @@ impl Server {
         Ok(client.clone())
     }
 
-    /// The fields of the session at this key, by the connection for that; `None` if the client has to be asked.
-    pub(super) async fn read_session(&self, key: &str) -> Result<Option<Value>, StoreError> {
+    /// The session of this id at this key, by the connection for that; `None` if the client has to be asked.
+    pub(super) async fn read_session(&self, key: String, id: SessionId) -> Result<Option<Option<Session>>, StoreError> {
         if self.settings.refuse_unfit && !self.is_fit.initialized() {
             return Ok(None);
         }
         let (Some(reads), Some(number)) = (&self.reads, self.connection_number()) else {
             return Ok(None);
         };
-        Ok(reads.session(key, number).await.transpose()?)
+        reads.session(key, id, number).await.transpose()
     }
 
     /// The client, whatever the server is like.

@@ -5,7 +5,7 @@
 use fred::types::Value;
 
 use super::keys::{KeyKind, Keys, User};
-use super::reply::Reply;
+use super::reply::{Reply, Texts};
 use crate::session::{Identifier, Lifecycle, Message, Partition, Session, SessionId, Timestamp};
 
 /// How deep a reply is nested at the most.

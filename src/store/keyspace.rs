@@ -14,7 +14,7 @@ use fred::types::Value;
 use super::client::Server;
 pub use super::keys::{KeyKind, User};
 use super::keys::{LAYOUT_VERSION, OWNER_AND_STATUS, SESSION_FIELDS};
-use super::reply::Reply;
+use super::reply::{Reply, Texts};
 use super::{SessionStore, StoreError};
 use crate::session::{Message, Partition, Session, SessionId, Status, Timestamp};
 

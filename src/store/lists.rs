@@ -6,7 +6,7 @@ use fred::types::Value;
 use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
 use futures_util::future::try_join_all;
 
-use super::reply::Reply;
+use super::reply::{Reply, Texts};
 use super::{SessionStore, StoreError, counted};
 use crate::metrics::Verb;
 use crate::session::{Identifier, Partition, Reach, Session, SessionId, Status, Timestamp};

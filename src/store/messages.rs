@@ -4,7 +4,7 @@ use fred::clients::Client;
 use fred::interfaces::StreamsInterface;
 use fred::types::Value;
 
-use super::reply::Reply;
+use super::reply::{Reply, Texts};
 use super::{SessionStore, StoreError, counted};
 use crate::metrics::{self, Verb};
 use crate::session::{Message, NewMessage, Reach, SessionId, Timestamp};

@@ -12,9 +12,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
+use fred::bytes::{Buf, BytesMut};
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike;
-use fred::types::Value;
 use fred::types::config::{Config, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -22,8 +22,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use super::StoreError;
 use super::keys::SESSION_FIELDS;
+use super::reply::{Fields, Texts};
 use super::resp::{self, Frame};
+use crate::session::{Session, SessionId};
 
 /// Not the number of any connection of a client.
 const NOT_OPEN: u64 = 0;
@@ -50,9 +53,12 @@ pub(super) struct Reads {
 /// A session that is asked for, by its key.
 struct Asked {
     key: String,
-    /// Dropped if the client is to be asked.
-    answer: oneshot::Sender<Result<Value, Error>>,
+    id: SessionId,
+    answer: Answer,
 }
+
+/// Where the session goes to. Dropped if the client is to be asked.
+type Answer = oneshot::Sender<Result<Option<Session>, StoreError>>;
 
 impl Drop for Reads {
     fn drop(&mut self) {
@@ -83,14 +89,19 @@ impl Reads {
         Some(Self { asked, open_beside, task: tokio::spawn(link.keep(receiver)).abort_handle() })
     }
 
-    /// The fields of the session at this key, in the order of [`SESSION_FIELDS`]. `None` if the client is to be asked, whose
-    /// present connection has this number.
-    pub(super) async fn session(&self, key: &str, connection_number: u64) -> Option<Result<Value, Error>> {
+    /// The session of this id at this key, if there is one. `None` if the client is to be asked, whose present connection
+    /// has this number.
+    pub(super) async fn session(
+        &self,
+        key: String,
+        id: SessionId,
+        connection_number: u64,
+    ) -> Option<Result<Option<Session>, StoreError>> {
         if self.open_beside.load(Ordering::Acquire) != connection_number {
             return None;
         }
         let (answer, answered) = oneshot::channel();
-        self.asked.send(Asked { key: key.to_owned(), answer }).ok()?;
+        self.asked.send(Asked { key, id, answer }).ok()?;
         answered.await.ok()
     }
 }
@@ -170,8 +181,8 @@ impl Link {
         asked: &mut UnboundedReceiver<Asked>,
         number: u64,
     ) -> io::Result<()> {
-        let mut waiting = VecDeque::new();
-        let (mut commands, mut replies) = (Vec::new(), fred::bytes::BytesMut::new());
+        let mut waiting: VecDeque<(Instant, SessionId, Answer)> = VecDeque::new();
+        let (mut commands, mut replies) = (Vec::new(), BytesMut::new());
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         loop {
             if replies.capacity() - replies.len() < READ_TOGETHER {
@@ -181,9 +192,9 @@ impl Link {
                 Some(first) = asked.recv() => {
                     let sent = Instant::now();
                     let mut next = Some(first);
-                    while let Some(Asked { key, answer }) = next {
+                    while let Some(Asked { key, id, answer }) = next {
                         write_read(&key, &mut commands);
-                        waiting.push_back((sent, answer));
+                        waiting.push_back((sent, id, answer));
                         next = if commands.len() < WRITTEN_TOGETHER_MAX { asked.try_recv().ok() } else { None };
                     }
                     let written = tokio::time::timeout(self.timeout, stream.write_all(&commands)).await;
@@ -194,23 +205,25 @@ impl Link {
                     if read? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
-                    while let Some(frame) = resp::next_frame(&mut replies, SESSION_FIELDS.len())? {
-                        let Some((_, answer)) = waiting.pop_front() else {
+                    while let Some((frame, length)) = resp::next_frame(&replies)? {
+                        let Some((_, id, answer)) = waiting.pop_front() else {
                             return Err(io::ErrorKind::InvalidData.into());
                         };
                         if let Frame::Texts(texts) = frame {
                             // Whoever asked may have given up.
-                            let _ = answer.send(Ok(Value::Array(texts.into_iter().map(|text| text.map_or(Value::Null, Value::String)).collect())));
+                            let _ = answer.send(Fields::new("get", texts).session(id));
                         }
+                        replies.advance(length);
                     }
                 }
                 _ = look.tick() => {
                     if self.connection_number.load(Ordering::Acquire) != number {
                         return Ok(());
                     }
-                    if waiting.front().is_some_and(|(since, _): &(Instant, _)| since.elapsed() >= self.timeout) {
-                        for (_, answer) in waiting {
-                            let _ = answer.send(Err(Error::new(ErrorKind::Timeout, "a read was not answered in time")));
+                    if waiting.front().is_some_and(|(since, ..)| since.elapsed() >= self.timeout) {
+                        for (.., answer) in waiting {
+                            let timeout = Error::new(ErrorKind::Timeout, "a read was not answered in time");
+                            let _ = answer.send(Err(timeout.into()));
                         }
                         return Ok(());
                     }

@@ -1,5 +1,7 @@
 //! Reads replies of Redis, value by value, in the order that the scripts and [`SESSION_FIELDS`] promise.
 
+use std::ops::Deref;
+
 use fred::bytes_utils::Str;
 use fred::types::Value;
 
@@ -7,58 +9,17 @@ use super::StoreError;
 use super::keys::{SESSION_FIELDS, field};
 use crate::session::{EndReason, Message, Role, Session, SessionId, Status, Timestamp};
 
-/// One reply of one verb, read from its start.
-pub(super) struct Reply {
-    verb: &'static str,
-    values: std::vec::IntoIter<Value>,
-}
+/// The texts of a reply, one after another, and what they stand for.
+pub(super) trait Texts {
+    type Text: Deref<Target = str>;
 
-impl Reply {
-    pub(super) fn new(verb: &'static str, value: Value) -> Result<Self, StoreError> {
-        match value {
-            Value::Array(values) => Ok(Self { verb, values: values.into_iter() }),
-            _ => Err(StoreError::Reply { verb, problem: "it is not an array" }),
-        }
-    }
+    /// A text, or `None` for nil.
+    fn optional_text(&mut self) -> Result<Option<Self::Text>, StoreError>;
 
     /// The error for a reply that the code does not understand. A fixed text: what is in the reply may be a user's.
-    pub(super) fn unexpected(&self, problem: &'static str) -> StoreError {
-        StoreError::Reply { verb: self.verb, problem }
-    }
+    fn unexpected(&self, problem: &'static str) -> StoreError;
 
-    /// The error for a reply that starts with none of the script's tags.
-    pub(super) fn unknown_tag(&self) -> StoreError {
-        self.unexpected("its tag is not one of the script's")
-    }
-
-    /// How many values are left to read.
-    pub(super) fn len(&self) -> usize {
-        self.values.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.values.len() == 0
-    }
-
-    /// The next value, which must be there.
-    fn value(&mut self) -> Result<Value, StoreError> {
-        self.values.next().ok_or_else(|| self.unexpected("it is too short"))
-    }
-
-    /// A text, or `None` for nil. It is a part of what was read from the connection: copy what is kept.
-    fn optional_text(&mut self) -> Result<Option<Str>, StoreError> {
-        match self.value()? {
-            Value::Null => Ok(None),
-            Value::String(text) => Ok(Some(text)),
-            // The client would take an array of one value for that value.
-            Value::Array(_) => Err(self.unexpected("a value is not text")),
-            value => {
-                value.into_string().map(|text| Some(text.into())).ok_or_else(|| self.unexpected("a value is not text"))
-            }
-        }
-    }
-
-    fn text(&mut self) -> Result<Str, StoreError> {
+    fn text(&mut self) -> Result<Self::Text, StoreError> {
         self.optional_text()?.ok_or_else(|| self.unexpected("a value is missing"))
     }
 
@@ -66,11 +27,11 @@ impl Reply {
         Ok(self.optional_text()?.map(|text| text.to_string()))
     }
 
-    pub(super) fn string(&mut self) -> Result<String, StoreError> {
+    fn string(&mut self) -> Result<String, StoreError> {
         self.text().map(|text| text.to_string())
     }
 
-    pub(super) fn parse<T: std::str::FromStr>(&mut self) -> Result<T, StoreError> {
+    fn parse<T: std::str::FromStr>(&mut self) -> Result<T, StoreError> {
         let text = self.text()?;
         text.parse().map_err(|_| self.unexpected("a value is not of its type"))
     }
@@ -80,13 +41,13 @@ impl Reply {
         from_word(&word).ok_or_else(|| self.unexpected("a value is not one of its words"))
     }
 
-    pub(super) fn time(&mut self) -> Result<Timestamp, StoreError> {
+    fn time(&mut self) -> Result<Timestamp, StoreError> {
         self.parse().map(Timestamp)
     }
 
     /// A session's fields, or `None` if there is no such session. It must be the one that was asked for: a connection
     /// that mixes up replies must not show one user another's session.
-    pub(super) fn session(&mut self, id: SessionId) -> Result<Option<Session>, StoreError> {
+    fn session(&mut self, id: SessionId) -> Result<Option<Session>, StoreError> {
         let session = self.any_session()?;
         match &session {
             Some(session) if session.session_id != id => Err(self.unexpected("it is another session's")),
@@ -95,10 +56,7 @@ impl Reply {
     }
 
     /// A session's fields, whichever it is.
-    pub(super) fn any_session(&mut self) -> Result<Option<Session>, StoreError> {
-        if self.values.len() < SESSION_FIELDS.len() {
-            return Err(self.unexpected("it is too short for a session"));
-        }
+    fn any_session(&mut self) -> Result<Option<Session>, StoreError> {
         let Some(session_id) = self.optional_text()? else {
             return Ok(None);
         };
@@ -139,8 +97,42 @@ impl Reply {
     }
 
     /// A role.
-    pub(super) fn role(&mut self) -> Result<Role, StoreError> {
+    fn role(&mut self) -> Result<Role, StoreError> {
         self.word(Role::from_word)
+    }
+}
+
+/// One reply of one verb, read from its start.
+pub(super) struct Reply {
+    verb: &'static str,
+    values: std::vec::IntoIter<Value>,
+}
+
+impl Reply {
+    pub(super) fn new(verb: &'static str, value: Value) -> Result<Self, StoreError> {
+        match value {
+            Value::Array(values) => Ok(Self { verb, values: values.into_iter() }),
+            _ => Err(StoreError::Reply { verb, problem: "it is not an array" }),
+        }
+    }
+
+    /// The error for a reply that starts with none of the script's tags.
+    pub(super) fn unknown_tag(&self) -> StoreError {
+        self.unexpected("its tag is not one of the script's")
+    }
+
+    /// How many values are left to read.
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.values.len() == 0
+    }
+
+    /// The next value, which must be there.
+    fn value(&mut self) -> Result<Value, StoreError> {
+        self.values.next().ok_or_else(|| self.unexpected("it is too short"))
     }
 
     /// An entry of the message stream: its id and its fields.
@@ -167,5 +159,50 @@ impl Reply {
             }
             _ => Err(fields.unexpected("a message lacks a field")),
         }
+    }
+}
+
+impl Texts for Reply {
+    type Text = Str;
+
+    /// It is a part of what was read from the connection: copy what is kept.
+    fn optional_text(&mut self) -> Result<Option<Str>, StoreError> {
+        match self.value()? {
+            Value::Null => Ok(None),
+            Value::String(text) => Ok(Some(text)),
+            // The client would take an array of one value for that value.
+            Value::Array(_) => Err(self.unexpected("a value is not text")),
+            value => {
+                value.into_string().map(|text| Some(text.into())).ok_or_else(|| self.unexpected("a value is not text"))
+            }
+        }
+    }
+
+    fn unexpected(&self, problem: &'static str) -> StoreError {
+        StoreError::Reply { verb: self.verb, problem }
+    }
+}
+
+/// One session's fields, in the order of [`SESSION_FIELDS`].
+pub(super) struct Fields<'a> {
+    verb: &'static str,
+    texts: std::array::IntoIter<Option<&'a str>, { SESSION_FIELDS.len() }>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(verb: &'static str, texts: [Option<&'a str>; SESSION_FIELDS.len()]) -> Self {
+        Self { verb, texts: texts.into_iter() }
+    }
+}
+
+impl<'a> Texts for Fields<'a> {
+    type Text = &'a str;
+
+    fn optional_text(&mut self) -> Result<Option<&'a str>, StoreError> {
+        self.texts.next().ok_or_else(|| self.unexpected("it is too short"))
+    }
+
+    fn unexpected(&self, problem: &'static str) -> StoreError {
+        StoreError::Reply { verb: self.verb, problem }
     }
 }

@@ -2,19 +2,15 @@
 //! commands, and replies that are arrays of texts.
 
 use std::io;
-use std::ops::Range;
-
-use fred::bytes::BytesMut;
-use fred::bytes_utils::Str;
 
 /// The longest text that Redis stores has 512 MiB.
 const NUMBER_DIGITS_MAX: usize = 9;
 
 /// A reply.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(super) enum Frame<'a, const N: usize> {
     /// An array of texts; `None` for nil.
-    Texts(Vec<Option<Str>>),
+    Texts([Option<&'a str>; N]),
     /// An error, or texts that are no UTF-8.
     Other,
 }
@@ -36,46 +32,45 @@ pub(super) fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Takes the next reply from what was received, if all of it is there: an array of `length` texts, or an error.
+/// The next reply of what was received, and its length, if all of it is there: an array of `N` texts, or an error.
 ///
 /// # Errors
 /// If it is anything else: then nobody knows where the next one starts.
-pub(super) fn next_frame(received: &mut BytesMut, length: usize) -> io::Result<Option<Frame>> {
+pub(super) fn next_frame<const N: usize>(received: &[u8]) -> io::Result<Option<(Frame<'_, N>, usize)>> {
     let mut reader = Reader { bytes: received, place: 0 };
     let Some(line) = reader.line() else {
         return Ok(None);
     };
     if line.first() == Some(&b'-') {
-        let end = reader.place;
-        drop(received.split_to(end));
-        return Ok(Some(Frame::Other));
+        return Ok(Some((Frame::Other, reader.place)));
     }
-    if number(b'*', line)? != Some(length) {
+    if number(b'*', line)? != Some(N) {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let mut texts = Vec::with_capacity(length);
-    for _ in 0..length {
+    let mut places = [Text::Nil; N];
+    for place in &mut places {
         match reader.text()? {
-            Some(text) => texts.push(text),
+            Some(text) => *place = text,
             None => return Ok(None),
         }
     }
     let end = reader.place;
     // Checked once for all of them.
-    let Ok(frame) = Str::from_inner(received.split_to(end).freeze()) else {
-        return Ok(Some(Frame::Other));
+    let Ok(reply) = std::str::from_utf8(&received[..end]) else {
+        return Ok(Some((Frame::Other, end)));
     };
-    let text = |text| match text {
+    let texts = places.map(|place| match place {
         Text::Nil => None,
-        Text::At(range) => Some(frame.slice(range)),
-    };
-    Ok(Some(Frame::Texts(texts.into_iter().map(text).collect())))
+        Text::At { start, end } => reply.get(start..end),
+    });
+    Ok(Some((Frame::Texts(texts), end)))
 }
 
 /// A text of a reply.
+#[derive(Clone, Copy)]
 enum Text {
     Nil,
-    At(Range<usize>),
+    At { start: usize, end: usize },
 }
 
 /// Reads what was received, and takes nothing away.
@@ -101,9 +96,9 @@ impl<'a> Reader<'a> {
         let Some(length) = number(b'$', line)? else {
             return Ok(Some(Text::Nil));
         };
-        let text = self.place..self.place + length;
-        self.place = text.end + 2;
-        Ok((self.place <= self.bytes.len()).then_some(Text::At(text)))
+        let (start, end) = (self.place, self.place + length);
+        self.place = end + 2;
+        Ok((self.place <= self.bytes.len()).then_some(Text::At { start, end }))
     }
 }
 
@@ -126,10 +121,8 @@ fn number(kind: u8, line: &[u8]) -> io::Result<Option<usize>> {
 mod tests {
     use super::*;
 
-    fn read(received: &[u8], length: usize) -> io::Result<(Option<Frame>, usize)> {
-        let mut received = BytesMut::from(received);
-        let frame = next_frame(&mut received, length)?;
-        Ok((frame, received.len()))
+    fn read<const N: usize>(received: &[u8]) -> Option<(Frame<'_, N>, usize)> {
+        next_frame(received).expect("no error")
     }
 
     #[test]
@@ -144,12 +137,13 @@ mod tests {
         let reply = b"*3\r\n$3\r\na\r\n\r\n$-1\r\n$0\r\n\r\n*3\r\n";
         let whole = reply.len() - 4;
         for end in 0..whole {
-            assert_eq!(read(&reply[..end], 3).expect("no error"), (None, end), "{end} bytes");
+            assert_eq!(read::<3>(&reply[..end]), None, "{end} bytes");
         }
-        let texts = vec![Some(Str::from("a\r\n")), None, Some(Str::new())];
-        assert_eq!(read(reply, 3).expect("no error"), (Some(Frame::Texts(texts)), 4));
-        assert_eq!(read(b"*1\r\n$1\r\n\xff\r\n", 1).expect("no error"), (Some(Frame::Other), 0));
-        assert_eq!(read(b"-MOVED 1 a:1\r\n*3", 3).expect("no error"), (Some(Frame::Other), 2));
+        assert_eq!(read(reply), Some((Frame::Texts([Some("a\r\n"), None, Some("")]), whole)));
+        assert_eq!(read(b"*1\r\n$1\r\n\xff\r\n"), Some((Frame::<1>::Other, 11)));
+        // Text as a whole, but not where one of them ends.
+        assert_eq!(read(b"*2\r\n$1\r\n\xc3\r\n$1\r\n\xa9\r\n"), Some((Frame::<2>::Other, 18)));
+        assert_eq!(read(b"-MOVED 1 a:1\r\n*3"), Some((Frame::<3>::Other, 14)));
     }
 
     #[test]
@@ -163,7 +157,7 @@ mod tests {
             "*3\r\n$x\r\n",
             "*3\r\n$9999999999\r\n",
         ] {
-            assert!(read(reply.as_bytes(), 3).is_err(), "{reply:?}");
+            assert!(next_frame::<3>(reply.as_bytes()).is_err(), "{reply:?}");
         }
     }
 }

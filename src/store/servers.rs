@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::types::Value;
 use fred::types::config::ServerConfig;
 use futures_util::future::join_all;
 
@@ -14,6 +13,7 @@ use super::client::{Server, Settings};
 use super::cluster::Cluster;
 use super::error::Redirection;
 use crate::metrics;
+use crate::session::{Session, SessionId};
 
 /// Which part of a command's timeout a call may spend on trying again while a slot moves.
 const RETRY_SHARE: f64 = 0.5;
@@ -62,12 +62,12 @@ impl Servers {
         }
     }
 
-    /// The fields of the session at this key, by the connection for that; `None` if the client has to be asked.
-    pub(super) async fn read_session(&self, key: &str) -> Result<Option<Value>, StoreError> {
+    /// The session of this id at this key, by the connection for that; `None` if the client has to be asked.
+    pub(super) async fn read_session(&self, key: String, id: SessionId) -> Result<Option<Option<Session>>, StoreError> {
         match &self.topology {
-            Topology::One(server) => server.read_session(key).await,
-            Topology::Cluster(cluster) => match cluster.master_of(key) {
-                Some(server) => server.read_session(key).await,
+            Topology::One(server) => server.read_session(key, id).await,
+            Topology::Cluster(cluster) => match cluster.master_of(&key) {
+                Some(server) => server.read_session(key, id).await,
                 None => Ok(None),
             },
         }

@@ -834,7 +834,7 @@ async fn a_panic_is_an_error_of_ours_and_no_more() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
     let (connections, second) = (server::connections(&service.config), Duration::from_secs(1));
-    tokio::spawn(server::serve(listener, http::router(app), connections, second, std::future::pending()));
+    tokio::spawn(server::serve(listener, http::Api::new(app), connections, second, std::future::pending()));
     for request in [
         RawRequest::new("POST", "/api/sessions").json(r#"{"businessId":"b","userId":"u"}"#),
         RawRequest::new("GET", format!("/api/sessions/{UNKNOWN_ID}")),

@@ -156,7 +156,7 @@ async fn a_panic_while_a_credential_is_checked_tells_nothing_of_it() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
     let (connections, grace) = (server::connections(&service.config), Duration::ZERO);
-    tokio::spawn(server::serve(listener, http::router(app), connections, grace, std::future::pending()));
+    tokio::spawn(server::serve(listener, http::Api::new(app), connections, grace, std::future::pending()));
     let request = reqwest::Client::new().get(format!("{base}/api/sessions/1")).bearer_auth(&credential);
     let answer = request.send().await.expect("an answer");
     assert_eq!(answer.status().as_u16(), 500);

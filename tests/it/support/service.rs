@@ -138,7 +138,7 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
         let (connections, grace) = (server::connections(&config), config.shutdown_grace);
-        tokio::spawn(server::serve(listener, http::router(app.clone()), connections, grace, std::future::pending()));
+        tokio::spawn(server::serve(listener, http::Api::new(app.clone()), connections, grace, std::future::pending()));
         // Commands wait for the first connection, so this returns as soon as the service can serve.
         while app.store.ready().await.is_err() {}
         let look = Look::at(socket, prefix).await;
