@@ -60,8 +60,12 @@ class Measured:
         return [spread(self.service_us), spread(self.redis_us), spread(self.p50_ms, 3)]
 
     def ratios_to(self, other):
-        pairs = zip((self.service_us, self.redis_us, self.p50_ms), (other.service_us, other.redis_us, other.p50_ms))
+        pairs = [(self.service_us, other.service_us), (self.redis_us, other.redis_us)]
+        pairs += [(self.both_us(), other.both_us()), (self.p50_ms, other.p50_ms)]
         return [ratio(statistics.median(mine), statistics.median(others)) for mine, others in pairs]
+
+    def both_us(self):
+        return [service + redis for service, redis in zip(self.service_us, self.redis_us)]
 
 
 COSTS = ["service µs", "Redis µs", "p50 ms, 1 connection"]
@@ -112,7 +116,7 @@ def few_and_many(service, redis):
         if count == FEW
     ]
     headings = ["call", *(f"{cost}, {count:,}" for count in (FEW, SESSIONS) for cost in COSTS)]
-    headings += [f"{cost}, ratio" for cost in ("service", "Redis", "p50")]
+    headings += [f"{cost}, ratio" for cost in ("service", "Redis", "both", "p50")]
     memory = ", ".join(f"{bytes_each[count]:,.0f} with {count:,}" for count in (FEW, SESSIONS))
     note = f"Bytes of Redis memory a session, with all its keys, all in one business: {memory}. "
     note += f"The service has {service.rss_mb():.0f} MB."
@@ -159,7 +163,7 @@ def small_and_large(service, redis):
         small, large = (Measured(service, redis, Part("GET", [path])) for path in paths)
         rows.append([name, *small.cells(), *large.cells(), *large.ratios_to(small)])
     headings = ["one page of", *(f"{cost}, {size}" for size in ("small", "large") for cost in COSTS)]
-    headings += [f"{cost}, ratio" for cost in ("service", "Redis", "p50")]
+    headings += [f"{cost}, ratio" for cost in ("service", "Redis", "both", "p50")]
     report("bench-scale", "A page of something small and of something large", headings, rows)
 
 
