@@ -137,9 +137,9 @@ impl Api {
     #[must_use]
     pub fn new(app: Arc<App>) -> Self {
         let (router, document) = openapi::routes().split_for_parts();
-        let routes = Routes::of(&document);
+        let templates = Routes::of(&document);
         let router = router.with_state(app.clone()).merge(openapi::router(document));
-        Self(Arc::new(Parts { cors: cors::layer(&app.cors_origins), app, routes, router }))
+        Self(Arc::new(Parts { cors: cors::layer(&app.cors_origins), app, routes: templates, router }))
     }
 }
 

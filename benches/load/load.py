@@ -278,20 +278,25 @@ def neighbours():
     big = Part("POST", ["/api/sessions"], [new_session(user, "big") for user in USERS])
     others = Part("POST", ["/api/sessions"], bodies)
     rate = round(peak_of(service, [others]) / 2)
-    alone, beside, its_own = [], [], []
+    alone, beside, its_own, among = [], [], [], []
     for _ in range(ROUNDS):
         alone.append(Oha(service, others, rate * 0.1).result())
         runs = [Oha(service, others, rate * 0.1), Oha(service, big, rate * 0.9)]
         beside_run, big_run = (run.result() for run in runs)
         beside.append(beside_run)
         its_own.append(big_run)
+        # As many requests, but of many: what is left is what the big one does to the others.
+        runs = [Oha(service, others, rate * share) for share in (0.1, 0.9)]
+        among.append([run.result() for run in runs][0])
     rows = []
-    for name, runs in (("others alone", alone), ("others beside it", beside), ("the big one", its_own)):
+    measured = (("others alone", alone), ("others beside it", beside), ("the big one", its_own))
+    for name, runs in (*measured, ("others beside as many requests of many", among)):
         percentiles = [spread((run[percentile] for run in runs), 2) for percentile in ("p50", "p99", "p99.9")]
         sent = statistics.median(run["good"] / run["seconds"] for run in runs)
         rows.append([name, f"{sent:,.0f}", *percentiles])
-    medians = [statistics.median(run["p99"] for run in runs) for runs in (beside, alone)]
-    note = f"The others' p99 is {ratio(*medians)} of what it is alone. Resuming, at half of the peak rate in all."
+    p99, p99_alone, p99_among = (statistics.median(run["p99"] for run in runs) for runs in (beside, alone, among))
+    note = f"The others' p99 is {ratio(p99, p99_alone)} of what it is alone, and {ratio(p99, p99_among)} of what it is beside as many "
+    note += "requests of many businesses. Resuming, at half of the peak rate in all."
     report(
         "bench-load",
         "One business with 90 % of all requests",

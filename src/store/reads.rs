@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use fred::clients::Client;
 use fred::bytes::{Buf, BytesMut};
+use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::{Config, ServerConfig};
@@ -211,7 +211,7 @@ impl Link {
                         };
                         if let Frame::Texts(texts) = frame {
                             // Whoever asked may have given up.
-                            let _ = answer.send(Fields::new("get", texts).session(id));
+                            let _ = answer.send(Fields::new("get", &texts).session(id));
                         }
                         replies.advance(length);
                     }

@@ -186,12 +186,12 @@ impl Texts for Reply {
 /// One session's fields, in the order of [`SESSION_FIELDS`].
 pub(super) struct Fields<'a> {
     verb: &'static str,
-    texts: std::array::IntoIter<Option<&'a str>, { SESSION_FIELDS.len() }>,
+    texts: std::slice::Iter<'a, Option<&'a str>>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(verb: &'static str, texts: [Option<&'a str>; SESSION_FIELDS.len()]) -> Self {
-        Self { verb, texts: texts.into_iter() }
+    pub(super) fn new(verb: &'static str, texts: &'a [Option<&'a str>; SESSION_FIELDS.len()]) -> Self {
+        Self { verb, texts: texts.iter() }
     }
 }
 
@@ -199,7 +199,7 @@ impl<'a> Texts for Fields<'a> {
     type Text = &'a str;
 
     fn optional_text(&mut self) -> Result<Option<&'a str>, StoreError> {
-        self.texts.next().ok_or_else(|| self.unexpected("it is too short"))
+        self.texts.next().copied().ok_or_else(|| self.unexpected("it is too short"))
     }
 
     fn unexpected(&self, problem: &'static str) -> StoreError {
