@@ -105,11 +105,10 @@ pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usiz
             break;
         }
     }
-    match length > bytes_max {
-        true => Err(too_large),
-        false if received.is_empty() => Ok(Body::from(first)),
-        false => Ok(Body::from(received)),
+    if length > bytes_max {
+        return Err(too_large);
     }
+    Ok(if received.is_empty() { Body::from(first) } else { Body::from(received) })
 }
 
 /// Reads what a client that is refused sends all the same, and keeps nothing: a connection that is closed on what was not

@@ -13,11 +13,19 @@ use crate::session::{EndReason, Message, Role, Session, SessionId, Status, Times
 pub(super) trait Texts {
     type Text: Deref<Target = str>;
 
+    /// What was asked for.
+    fn verb(&self) -> &'static str;
+
+    /// How many values are left to read.
+    fn len(&self) -> usize;
+
     /// A text, or `None` for nil.
     fn optional_text(&mut self) -> Result<Option<Self::Text>, StoreError>;
 
     /// The error for a reply that the code does not understand. A fixed text: what is in the reply may be a user's.
-    fn unexpected(&self, problem: &'static str) -> StoreError;
+    fn unexpected(&self, problem: &'static str) -> StoreError {
+        StoreError::Reply { verb: self.verb(), problem }
+    }
 
     fn text(&mut self) -> Result<Self::Text, StoreError> {
         self.optional_text()?.ok_or_else(|| self.unexpected("a value is missing"))
@@ -57,6 +65,9 @@ pub(super) trait Texts {
 
     /// A session's fields, whichever it is.
     fn any_session(&mut self) -> Result<Option<Session>, StoreError> {
+        if self.len() < SESSION_FIELDS.len() {
+            return Err(self.unexpected("it is too short for a session"));
+        }
         let Some(session_id) = self.optional_text()? else {
             return Ok(None);
         };
@@ -121,11 +132,6 @@ impl Reply {
         self.unexpected("its tag is not one of the script's")
     }
 
-    /// How many values are left to read.
-    pub(super) fn len(&self) -> usize {
-        self.values.len()
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.values.len() == 0
     }
@@ -178,8 +184,12 @@ impl Texts for Reply {
         }
     }
 
-    fn unexpected(&self, problem: &'static str) -> StoreError {
-        StoreError::Reply { verb: self.verb, problem }
+    fn verb(&self) -> &'static str {
+        self.verb
+    }
+
+    fn len(&self) -> usize {
+        self.values.len()
     }
 }
 
@@ -202,7 +212,23 @@ impl<'a> Texts for Fields<'a> {
         self.texts.next().copied().ok_or_else(|| self.unexpected("it is too short"))
     }
 
-    fn unexpected(&self, problem: &'static str) -> StoreError {
-        StoreError::Reply { verb: self.verb, problem }
+    fn verb(&self) -> &'static str {
+        self.verb
+    }
+
+    fn len(&self) -> usize {
+        self.texts.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_without_all_of_a_session_s_fields_is_no_missing_session() {
+        let read = |values| Reply::new("test", Value::Array(values)).and_then(|mut reply| reply.any_session());
+        assert!(matches!(read(vec![Value::Null; SESSION_FIELDS.len()]), Ok(None)));
+        assert!(read(vec![Value::Null; SESSION_FIELDS.len() - 1]).is_err());
     }
 }
