@@ -429,7 +429,7 @@ impl SessionStore {
     /// The session, if it is within reach.
     ///
     /// Every verb that takes an id begins with this, so that a session outside of the caller's reach is a missing one
-    /// before anything else about it is looked at, and costs the same: one `HMGET`.
+    /// before anything else about it is looked at, and costs the same: one `HGETALL`.
     async fn within(&self, id: SessionId, reach: &Reach, now: Timestamp) -> Result<Option<Session>, StoreError> {
         let session = self.read(id).await?.and_then(|session| session.at(now, &self.config.lifecycle));
         Ok(session.filter(|session| reach.admits(session)))

@@ -80,11 +80,11 @@ const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// # Errors
 /// A `413` if it is larger, a `400` if it ends before it is complete.
 pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Body, ApiError> {
-    let too_large = ApiError::new(Code::PayloadTooLarge, format!("The body is larger than {bytes_max} bytes"));
+    let too_large = || ApiError::new(Code::PayloadTooLarge, format!("The body is larger than {bytes_max} bytes"));
     let is_declared_too_large = body.size_hint().lower() > u64::try_from(bytes_max).unwrap_or(u64::MAX);
     if is_declared_too_large && headers.contains_key(header::EXPECT) {
         // The client asks before it sends.
-        return Err(too_large);
+        return Err(too_large());
     }
     // Most bodies come in one piece, which is not copied.
     let (mut received, mut first) = (Vec::new(), Bytes::new());
@@ -106,7 +106,7 @@ pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usiz
         }
     }
     if length > bytes_max {
-        return Err(too_large);
+        return Err(too_large());
     }
     Ok(if received.is_empty() { Body::from(first) } else { Body::from(received) })
 }
@@ -130,14 +130,16 @@ pub(super) struct JsonBody(pub(super) Value);
 impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+    async fn from_request(mut request: Request, _state: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             let detail = "The body must be JSON, declared by the header Content-Type: application/json";
             return Err(ApiError::new(Code::UnsupportedMediaType, detail));
         }
-        // Received by the deadline layer already.
-        let body = request.into_body().collect().await.map_err(|error| ApiError::internal(error.to_string()))?;
-        json::parse(&body.to_bytes()).map(Self)
+        // Received already, and so in one piece.
+        let piece = request.body_mut().frame().await.transpose();
+        let piece = piece.map_err(|error| ApiError::internal(error.to_string()))?;
+        let body = piece.and_then(|piece| piece.into_data().ok()).unwrap_or_default();
+        json::parse(&body).map(Self)
     }
 }
 
@@ -147,6 +149,9 @@ fn is_json(headers: &HeaderMap) -> bool {
     let (Some(only), None) = (declared.next(), declared.next()) else {
         return false;
     };
+    if only == "application/json" {
+        return true;
+    }
     let declared = only.to_str().unwrap_or_default().to_ascii_lowercase();
     let mut parts = declared.split(';').map(str::trim);
     let subtype = parts.next().and_then(|essence| essence.strip_prefix("application/")).unwrap_or_default();

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
 use super::error::{ApiError, Code, FieldProblem, shortened};
@@ -75,15 +76,22 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = members.next_key::<String>()? {
-            if object.contains_key(&key) {
-                return Err(A::Error::custom(format!("duplicate key {:?}", shortened(&key))));
+            match object.entry(key) {
+                Entry::Vacant(place) => {
+                    let Strict(value) = members.next_value()?;
+                    place.insert(value);
+                }
+                Entry::Occupied(taken) => {
+                    return Err(A::Error::custom(format!("duplicate key {:?}", shortened(taken.key()))));
+                }
             }
-            let Strict(value) = members.next_value()?;
-            object.insert(key, value);
         }
         Ok(Value::Object(object))
     }
 }
+
+/// As many names as any object has that is read here, or more.
+const KNOWN: usize = 8;
 
 /// An object's members, taken one by one. Whatever is wrong is remembered; [`Fields::finish`] answers it all at once.
 pub(super) struct Fields {
@@ -105,7 +113,7 @@ impl Fields {
     }
 
     pub(super) fn new(path: String, members: Map<String, Value>) -> Self {
-        Self { path, members: members.into_iter().collect(), known: Vec::new(), problems: Vec::new() }
+        Self { path, members: members.into_iter().collect(), known: Vec::with_capacity(KNOWN), problems: Vec::new() }
     }
 
     pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {

@@ -275,7 +275,12 @@ pub(super) fn session_response(status: StatusCode, session: &Session) -> Respons
     let mut body = Vec::with_capacity(640 + session.metadata.len());
     session.write_json(&mut body);
     let mut response = json_response(status, body);
-    if let Ok(tag) = HeaderValue::try_from(["\"", itoa::Buffer::new().format(session.version), "\""].concat()) {
+    // The version in quotes: as many digits as the largest has, between two of them.
+    let mut tag = [b'"'; 22];
+    let mut buffer = itoa::Buffer::new();
+    let digits = buffer.format(session.version).as_bytes();
+    tag[1..=digits.len()].copy_from_slice(digits);
+    if let Ok(tag) = HeaderValue::from_bytes(&tag[..digits.len() + 2]) {
         response.headers_mut().insert(header::ETAG, tag);
     }
     response

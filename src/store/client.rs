@@ -15,7 +15,7 @@ use fred::types::config::{
 use fred::types::{Builder, CustomCommand, Value};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, Notify, OnceCell};
 use tokio::task::AbortHandle;
 
 use super::reads::Reads;
@@ -169,14 +169,15 @@ impl Server {
         let (connection_number, is_silent): (Arc<AtomicU64>, _) = (Arc::default(), Arc::default());
         // All listeners are there before the first event.
         let log = log_errors(client.error_rx());
-        let count = count_connections(client.reconnect_rx(), Arc::clone(&connection_number));
+        let counted = Arc::new(Notify::new());
+        let count = count_connections(client.reconnect_rx(), Arc::clone(&connection_number), Arc::clone(&counted));
         let watch = keep_watch(client.clone(), Arc::clone(&is_silent));
         let watchers = vec![
             tokio::spawn(log).abort_handle(),
             tokio::spawn(count).abort_handle(),
             tokio::spawn(watch).abort_handle(),
         ];
-        let reads = Reads::beside(&client, &settings.config, &connection_number, settings.command_timeout);
+        let reads = Reads::beside(&client, &settings.config, &connection_number, counted, settings.command_timeout);
         Ok(Arc::new(Self {
             name: addresses.join(","),
             settings,
@@ -308,13 +309,14 @@ async fn keep_watch(client: Client, is_silent: Arc<AtomicBool>) {
     }
 }
 
-/// Gives each connection its number.
-async fn count_connections(mut connected: Receiver<Address>, number: Arc<AtomicU64>) {
+/// Gives each connection its number, and tells of it.
+async fn count_connections(mut connected: Receiver<Address>, number: Arc<AtomicU64>, counted: Arc<Notify>) {
     while !matches!(connected.recv().await, Err(RecvError::Closed)) {
         if number.load(Ordering::Acquire) != 0 {
             metrics::store_reconnected();
         }
         number.store(1 + CONNECTIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
+        counted.notify_one();
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where to look first for a user's active session: hints, never the truth.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
+use quick_cache::DefaultHashBuilder;
 use quick_cache::sync::Cache;
 
 use crate::session::SessionId;
@@ -13,13 +14,13 @@ use crate::session::SessionId;
 pub(super) struct Hints {
     /// None if nothing is to be remembered.
     sessions: Option<Cache<u64, SessionId>>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
 }
 
 impl Hints {
     /// Hints for this many users at the most.
     pub(super) fn new(users_max: usize) -> Self {
-        Self { sessions: (users_max > 0).then(|| Cache::new(users_max)), hasher: RandomState::new() }
+        Self { sessions: (users_max > 0).then(|| Cache::new(users_max)), hasher: DefaultHashBuilder::default() }
     }
 
     pub(super) fn session_of(&self, business_id: &str, user_id: &str) -> Option<SessionId> {

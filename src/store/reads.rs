@@ -1,5 +1,6 @@
 //! A connection for reads of sessions alone, beside the client's: nearly every request is one, and a client that can do
-//! everything spends more time on it than Redis does.
+//! everything spends more time on it than Redis does. It asks for all of a hash, `HGETALL`: to take the names of 17 fields and
+//! look for each costs Redis a third more than to send them (`benches/RESULTS.md`).
 //!
 //! It decides nothing. Whatever is not a session's fields (no connection, an error, a redirection, a loading server) is asked
 //! again by the client, which knows what to do: a read may be repeated. It is open only beside a connection of the client, to
@@ -7,8 +8,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use fred::bytes::{Buf, BytesMut};
@@ -19,7 +20,7 @@ use fred::types::config::{Config, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 use super::StoreError;
@@ -72,6 +73,7 @@ impl Reads {
         client: &Client,
         config: &Config,
         connection_number: &Arc<AtomicU64>,
+        counted: Arc<Notify>,
         timeout: Duration,
     ) -> Option<Self> {
         if config.tls.is_some() {
@@ -83,6 +85,7 @@ impl Reads {
             client: client.clone(),
             config: config.clone(),
             connection_number: Arc::clone(connection_number),
+            counted,
             open_beside: Arc::clone(&open_beside),
             timeout,
         };
@@ -111,6 +114,8 @@ struct Link {
     client: Client,
     config: Config,
     connection_number: Arc<AtomicU64>,
+    /// Tells that the client has a connection.
+    counted: Arc<Notify>,
     open_beside: Arc<AtomicU64>,
     timeout: Duration,
 }
@@ -133,7 +138,8 @@ impl Link {
             }
             // Those who asked meanwhile ask the client.
             while asked.try_recv().is_ok() {}
-            tokio::time::sleep(REOPEN_AFTER).await;
+            // At once if there is another one to be beside of; else not too often.
+            let _ = tokio::time::timeout(REOPEN_AFTER, self.counted.notified()).await;
         }
     }
 
@@ -183,6 +189,7 @@ impl Link {
     ) -> io::Result<()> {
         let mut waiting: VecDeque<(Instant, SessionId, Answer)> = VecDeque::new();
         let (mut commands, mut replies) = (Vec::new(), BytesMut::new());
+        let names = resp::spelled(SESSION_FIELDS);
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         loop {
             if replies.capacity() - replies.len() < READ_TOGETHER {
@@ -193,7 +200,7 @@ impl Link {
                     let sent = Instant::now();
                     let mut next = Some(first);
                     while let Some(Asked { key, id, answer }) = next {
-                        write_read(&key, &mut commands);
+                        resp::write_command([&b"HGETALL"[..], key.as_bytes()].into_iter(), &mut commands);
                         waiting.push_back((sent, id, answer));
                         next = if commands.len() < WRITTEN_TOGETHER_MAX { asked.try_recv().ok() } else { None };
                     }
@@ -205,7 +212,7 @@ impl Link {
                     if read? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
-                    while let Some((frame, length)) = resp::next_frame(&replies)? {
+                    while let Some((frame, length)) = resp::next_fields(&replies, &names)? {
                         let Some((_, id, answer)) = waiting.pop_front() else {
                             return Err(io::ErrorKind::InvalidData.into());
                         };
@@ -233,41 +240,7 @@ impl Link {
     }
 }
 
-/// Appends the command for a session's fields. All but the key is the same each time.
-fn write_read(key: &str, out: &mut Vec<u8>) {
-    static AROUND_KEY: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
-        let mut command = Vec::new();
-        let words = [&b"HMGET"[..], KEY].into_iter().chain(SESSION_FIELDS.map(str::as_bytes));
-        resp::write_command(words, &mut command);
-        let before = command.windows(KEY.len()).position(|window| window == KEY).unwrap_or_default();
-        // Without the length of the key: `$1\r\n`.
-        (command[..before - 4].to_vec(), command[before + KEY.len()..].to_vec())
-    });
-    /// In no field.
-    const KEY: &[u8] = b"?";
-    let (before, after) = &*AROUND_KEY;
-    out.extend_from_slice(before);
-    resp::write_header(b'$', key.len(), out);
-    out.extend_from_slice(key.as_bytes());
-    out.extend_from_slice(after);
-}
-
 /// A connection of whatever kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_read_is_the_command_for_the_fields_of_the_key() {
-        let mut wanted = Vec::new();
-        let words = [&b"HMGET"[..], b"sd:{03f2}:s:?"].into_iter().chain(SESSION_FIELDS.map(str::as_bytes));
-        resp::write_command(words, &mut wanted);
-        let mut written = Vec::new();
-        write_read("sd:{03f2}:s:?", &mut written);
-        assert_eq!(written, wanted);
-    }
-}

@@ -4,13 +4,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::acl;
-use crate::support::process::{self, Process};
+use crate::support::process::{self, PATIENCE, Process};
 use crate::support::servers::{RedisServer, cli, wait_for};
 
 /// Whoever may not yet do anything may do these.
@@ -44,8 +45,8 @@ async fn call(base: &str, method: Method, path: &str, body: Value) -> Value {
     answer.json().await.unwrap_or_default()
 }
 
-/// Has a service do everything that it can do.
-async fn call_everything(base: &str) {
+/// Has a service do everything that it can do. Returns the path of a session that is there afterwards.
+async fn call_everything(base: &str) -> String {
     let user = |user_id: &str| json!({"businessId": "b", "userId": user_id});
     let replacing = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
     let session = call(base, Method::POST, "/api/sessions", user("u")).await;
@@ -80,6 +81,21 @@ async fn call_everything(base: &str) {
     let quiet = call(base, Method::POST, "/api/sessions", user("quiet")).await;
     let path = format!("/api/sessions/{}", quiet["sessionId"].as_str().expect("an id"));
     call(base, Method::PATCH, &path, json!({"status": "ended"})).await;
+    path
+}
+
+/// Has a session read by the connection for that, and by the client because that one is gone.
+async fn read_both_ways(server: &RedisServer, base: &str, path: &str) -> BTreeSet<String> {
+    let (both, started) = (set(["hgetall", "hmget"]), Instant::now());
+    while !both.is_subset(&server.sent()) {
+        assert!(started.elapsed() < PATIENCE, "not read both ways: {:?}", server.sent());
+        call(base, Method::GET, path, Value::Null).await;
+        for reader in server.ask(&["CLIENT", "LIST"]).lines().filter(|line| line.contains(" cmd=hgetall ")) {
+            let id = reader.split([' ', '=']).nth(1).expect("an id");
+            server.ask(&["CLIENT", "KILL", "ID", id]);
+        }
+    }
+    both
 }
 
 #[tokio::test]
@@ -89,9 +105,10 @@ async fn each_user_may_do_what_it_does_and_nothing_else() {
     server.ask(&["CONFIG", "RESETSTAT"]);
     {
         let (_service, base) = Process::serve(&["--messages-kept", "100"], &[("REDIS_URL", &server.url())]);
-        call_everything(&base).await;
+        let path = call_everything(&base).await;
         // Before this asks for INFO itself.
         let mut sent = sent(&server);
+        sent.extend(read_both_ways(&server, &base, &path).await);
         wait_for("a look at the connection", || server.sent().contains("ping"));
         sent.insert("ping".to_owned());
         expect_exact(acl::SERVICE, &sent);

@@ -7,8 +7,9 @@ use super::{
     READS, Run, SCRIPTS, Script, WRITES, append_messages_runs, delete_runs, erase_user_runs, fields_of,
     get_or_create_runs, project, ready_runs, script, session_key, update_runs,
 };
+use crate::support::acl;
 use crate::support::monitor::Monitor;
-use crate::support::redis;
+use crate::support::server::{IN_MEMORY, RedisServer};
 use crate::support::service::Service;
 
 /// Where a script says that it has read all that it will read.
@@ -218,10 +219,13 @@ fn headers_list_the_tags_that_scripts_return_and_the_store_matches() {
 
 #[tokio::test]
 async fn scripts_and_service_have_one_order_of_fields() {
-    let service = Service::start(&[]).await;
+    let redis = RedisServer::start(IN_MEMORY);
+    let service = Service::start_on(&redis.socket(), &[]).await;
     let id = service.session_of("u").await;
     let key = session_key(&service, &id);
-    let monitor = Monitor::start(&redis::shared());
+    // Read by the names of the fields, as where there is no connection for reads.
+    service.look.command(&["ACL", "SETUSER", acl::SERVICE, "-hgetall"]).await;
+    let monitor = Monitor::start(&redis.socket());
     service.get(&format!("/api/sessions/{id}")).await.expect(200);
     let commands = monitor.finish(&service.look).await;
     let read: Vec<_> = commands.iter().filter(|command| command.words.contains(&key)).collect();
