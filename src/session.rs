@@ -399,6 +399,13 @@ pub struct Session {
     pub end_reason: Option<EndReason>,
 }
 
+/// A member's name with what is around it: one piece to copy.
+macro_rules! member {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
+
 impl Session {
     /// The session as it is at `now`, or `None` if it is no longer readable.
     ///
@@ -418,28 +425,28 @@ impl Session {
     /// Appends the session as the JSON of the contract. `metadata` is spliced in as it is stored.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut object = JsonObject::open(out);
-        object.id("sessionId", self.session_id);
-        object.string("businessId", &self.business_id);
-        object.string("userId", &self.user_id);
-        object.string("locationId", &self.location_id);
-        object.string("sessionType", &self.session_type);
-        object.word("status", Some(self.status.as_str()));
+        object.id(member!("sessionId"), self.session_id);
+        object.string(member!("businessId"), &self.business_id);
+        object.string(member!("userId"), &self.user_id);
+        object.string(member!("locationId"), &self.location_id);
+        object.string(member!("sessionType"), &self.session_type);
+        object.word(member!("status"), Some(self.status.as_str()));
         match &self.title {
-            Some(title) => object.string("title", title),
-            None => object.word("title", None),
+            Some(title) => object.string(member!("title"), title),
+            None => object.word(member!("title"), None),
         }
-        object.json("metadata", &self.metadata);
-        object.number("messageCount", self.message_count);
-        object.number("version", self.version);
-        object.time("createdAt", self.created_at);
-        object.time("updatedAt", self.updated_at);
-        object.time("lastActivityAt", self.last_activity_at);
-        object.time("expiresAt", self.expires_at);
+        object.json(member!("metadata"), &self.metadata);
+        object.number(member!("messageCount"), self.message_count);
+        object.number(member!("version"), self.version);
+        object.time(member!("createdAt"), self.created_at);
+        object.time(member!("updatedAt"), self.updated_at);
+        object.time(member!("lastActivityAt"), self.last_activity_at);
+        object.time(member!("expiresAt"), self.expires_at);
         match self.ended_at {
-            Some(ended_at) => object.time("endedAt", ended_at),
-            None => object.word("endedAt", None),
+            Some(ended_at) => object.time(member!("endedAt"), ended_at),
+            None => object.word(member!("endedAt"), None),
         }
-        object.word("endReason", self.end_reason.map(EndReason::as_str));
+        object.word(member!("endReason"), self.end_reason.map(EndReason::as_str));
         object.close();
     }
 }
@@ -484,13 +491,13 @@ impl Message {
     /// Appends the message as the JSON of the contract. `content` and `metadata` are spliced in as they are stored.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut object = JsonObject::open(out);
-        object.string("messageId", &self.message_id);
-        object.id("sessionId", self.session_id);
-        object.number("seq", self.seq);
-        object.word("role", Some(self.role.as_str()));
-        object.json("content", &self.content);
-        object.json("metadata", &self.metadata);
-        object.time("createdAt", self.created_at);
+        object.string(member!("messageId"), &self.message_id);
+        object.id(member!("sessionId"), self.session_id);
+        object.number(member!("seq"), self.seq);
+        object.word(member!("role"), Some(self.role.as_str()));
+        object.json(member!("content"), &self.content);
+        object.json(member!("metadata"), &self.metadata);
+        object.time(member!("createdAt"), self.created_at);
         object.close();
     }
 }
@@ -650,32 +657,30 @@ pub fn merge_patch(
 /// Writes one JSON object member by member, straight to bytes.
 struct JsonObject<'a> {
     out: &'a mut Vec<u8>,
-    separator: u8,
+    /// Where it begins: with a comma, until it is closed.
+    start: usize,
     /// The last time that was written, and where: of a session's times many are the same.
     last_time: Option<(Timestamp, Range<usize>)>,
 }
 
 impl<'a> JsonObject<'a> {
     fn open(out: &'a mut Vec<u8>) -> Self {
-        Self { out, separator: b'{', last_time: None }
+        Self { start: out.len(), out, last_time: None }
     }
 
-    fn name(&mut self, name: &str) {
-        self.out.push(self.separator);
-        self.separator = b',';
-        self.out.push(b'"');
+    /// A name by [`member`].
+    fn name(&mut self, name: &'static str) {
         self.out.extend_from_slice(name.as_bytes());
-        self.out.extend_from_slice(b"\":");
     }
 
     /// A string with whatever characters, escaped.
-    fn string(&mut self, name: &str, value: &str) {
+    fn string(&mut self, name: &'static str, value: &str) {
         self.name(name);
         write_json_string(value, self.out);
     }
 
     /// A string that needs no escaping, or null.
-    fn word(&mut self, name: &str, value: Option<&str>) {
+    fn word(&mut self, name: &'static str, value: Option<&str>) {
         match value {
             Some(word) => {
                 self.name(name);
@@ -687,11 +692,11 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    fn id(&mut self, name: &str, id: SessionId) {
+    fn id(&mut self, name: &'static str, id: SessionId) {
         self.word(name, Some(id.write(&mut [0; SessionId::TEXT_BYTES])));
     }
 
-    fn time(&mut self, name: &str, time: Timestamp) {
+    fn time(&mut self, name: &'static str, time: Timestamp) {
         self.name(name);
         self.out.push(b'"');
         let start = self.out.len();
@@ -703,17 +708,19 @@ impl<'a> JsonObject<'a> {
         self.out.push(b'"');
     }
 
-    fn number(&mut self, name: &str, value: u64) {
+    fn number(&mut self, name: &'static str, value: u64) {
         self.json(name, itoa::Buffer::new().format(value));
     }
 
     /// A value that is JSON already.
-    fn json(&mut self, name: &str, text: &str) {
+    fn json(&mut self, name: &'static str, text: &str) {
         self.name(name);
         self.out.extend_from_slice(text.as_bytes());
     }
 
+    /// Ends it. It has members.
     fn close(self) {
+        self.out[self.start] = b'{';
         self.out.push(b'}');
     }
 }

@@ -182,7 +182,11 @@ impl Keys {
     fn of_session(&self, kind: &str, id: SessionId) -> String {
         let mut text = [0; SessionId::TEXT_BYTES];
         let id = id.write(&mut text);
-        [&self.prefix, ":{", &id[..PARTITION_DIGITS], "}:", kind, ":", id].concat()
+        let mut key = String::with_capacity(self.prefix.len() + PARTITION_DIGITS + kind.len() + id.len() + 5);
+        for part in [&self.prefix, ":{", &id[..PARTITION_DIGITS], "}:", kind, ":", id] {
+            key.push_str(part);
+        }
+        key
     }
 
     fn of_user(&self, kind: &str, business_id: &str, user_id: &str) -> String {
