@@ -43,6 +43,8 @@ OVERLOAD_SECONDS = setting("SESSIOND_OVERLOAD_SECONDS", 60)
 OVERLOAD_CONNECTIONS = setting("SESSIOND_OVERLOAD_CONNECTIONS", 500)
 # Busy programs on the processor that the service and Redis have.
 OVERLOAD_BUSY = setting("SESSIOND_OVERLOAD_BUSY", 1)
+# All requests of a large business and its neighbours, as parts of the peak.
+NEIGHBOURS_LOADS = [float(load) for load in setting("SESSIOND_NEIGHBOURS_LOADS", "0.05 0.1 0.25 0.5").split()]
 CROWD = setting("SESSIOND_CROWD", 10_000)
 SOAK_MINUTES = setting("SESSIOND_SOAK_MINUTES", 30.0)
 SOAK_RATE = setting("SESSIOND_SOAK_RATE", 2000)
@@ -268,7 +270,7 @@ def milliseconds_to_usual(service, body):
 
 
 def neighbours():
-    """One business with nine tenths of all requests: what that does to the others."""
+    """One business with nine tenths of all requests: what that does to the others, the busier the machine is."""
     redis = Redis()
     service = Service(redis)
     sessions_of(service, USERS, "big")
@@ -277,32 +279,29 @@ def neighbours():
     pipelined(service, [("POST", "/api/sessions", body) for body in bodies], 201)
     big = Part("POST", ["/api/sessions"], [new_session(user, "big") for user in USERS])
     others = Part("POST", ["/api/sessions"], bodies)
-    rate = round(peak_of(service, [others]) / 2)
-    alone, beside, its_own, among = [], [], [], []
-    for _ in range(ROUNDS):
-        alone.append(Oha(service, others, rate * 0.1).result())
-        runs = [Oha(service, others, rate * 0.1), Oha(service, big, rate * 0.9)]
-        beside_run, big_run = (run.result() for run in runs)
-        beside.append(beside_run)
-        its_own.append(big_run)
-        # As many requests, but of many: what is left is what the big one does to the others.
-        runs = [Oha(service, others, rate * share) for share in (0.1, 0.9)]
-        among.append([run.result() for run in runs][0])
-    rows = []
-    measured = (("others alone", alone), ("others beside it", beside), ("the big one", its_own))
-    for name, runs in (*measured, ("others beside as many requests of many", among)):
-        percentiles = [spread((run[percentile] for run in runs), 2) for percentile in ("p50", "p99", "p99.9")]
-        sent = statistics.median(run["good"] / run["seconds"] for run in runs)
-        rows.append([name, f"{sent:,.0f}", *percentiles])
-    p99, p99_alone, p99_among = (statistics.median(run["p99"] for run in runs) for runs in (beside, alone, among))
-    note = f"The others' p99 is {ratio(p99, p99_alone)} of what it is alone, and {ratio(p99, p99_among)} of what it is beside as many "
-    note += "requests of many businesses. Resuming, at half of the peak rate in all."
+    peak, rows = peak_of(service, [others]), []
+    for load in NEIGHBOURS_LOADS:
+        rate = round(peak * load)
+        # The last one has as many requests, but of many: what is left is what the big one does to the others.
+        beside_whom = {"alone": None, "beside it": big, "beside many": others}
+        p99, big_p99 = {name: [] for name in beside_whom}, []
+        for _ in range(ROUNDS):
+            for name, part in beside_whom.items():
+                runs = [Oha(service, others, rate * 0.1)]
+                runs += [Oha(service, part, rate * 0.9)] if part else []
+                results = [run.result() for run in runs]
+                p99[name].append(results[0]["p99"])
+                big_p99 += [results[1]["p99"]] if part is big else []
+        alone, beside, among = (statistics.median(p99[name]) for name in beside_whom)
+        row = [f"{rate:,}", f"{load:.2f}", *(spread(values, 2) for values in (*p99.values(), big_p99))]
+        rows.append([*row, ratio(beside, alone), ratio(beside, among)])
     report(
         "bench-load",
-        "One business with 90 % of all requests",
-        ["", "req/s", "p50 ms", "p99 ms", "p99.9 ms"],
+        "One business with 90 % of all requests: the others' p99",
+        ["req/s in all", "of the peak", "alone ms", "beside it ms", "beside as many of many ms", "the big one's ms"]
+        + ["beside it / alone", "beside it / beside many"],
         rows,
-        note,
+        "Resuming. The others have a tenth of the requests, alone too.",
     )
     service.stop()
     redis.stop()
