@@ -61,6 +61,13 @@ async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
 async fn a_reply_that_belongs_to_another_question_is_no_answer() {
     let behind = Behind::start("swapped").await;
     let (first, second) = (behind.session_of("first").await, behind.session_of("second").await);
+    // Once there is a connection for reads, both go by it.
+    let (reads, started) = (Fault::Nothing("HGETALL"), Instant::now());
+    behind.proxy.arm(reads.clone());
+    while behind.proxy.armed() == reads {
+        assert!(started.elapsed() < PATIENCE, "no connection for reads");
+        behind.get(&first).await;
+    }
     behind.proxy.arm(Fault::SwapSessions);
     let answers = futures_util::future::join(behind.get(&first), behind.get(&second)).await;
     assert_eq!(behind.proxy.armed(), Fault::None, "two replies changed places");

@@ -8,14 +8,16 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::acl;
 
-/// How a reply that is a session's fields starts.
-const SESSION: &[u8] = b"*17\r\n";
+/// What is in a reply that is a session's hash: the name of its first field.
+const SESSION: &[u8] = b"\r\n$9\r\nsessionId\r\n";
 
 /// What happens next, once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
     None,
+    /// Nothing does, when a command with this text comes.
+    Nothing(&'static str),
     /// The next two sessions that are read by one connection change places.
     SwapSessions,
     /// The connection ends after a command with this text in it was carried out, before its reply.
@@ -64,11 +66,12 @@ impl ReplyProxy {
                 read = from_client.read(&mut sent) => {
                     let Ok(1..) = read else { return };
                     let bytes = &sent[..read.unwrap_or_default()];
-                    if let Fault::CutAfter(text) = self.armed()
-                        && bytes.windows(text.len()).any(|window| window == text.as_bytes())
+                    let armed = self.armed();
+                    if let Fault::CutAfter(text) | Fault::Nothing(text) = armed
+                        && has(bytes, text.as_bytes())
                     {
                         self.arm(Fault::None);
-                        cuts = true;
+                        cuts = armed == Fault::CutAfter(text);
                     }
                     if to_server.write_all(bytes).await.is_err() { return }
                 }
@@ -77,7 +80,7 @@ impl ReplyProxy {
                     if cuts { return }
                     while let Some(length) = reply_length(&received) {
                         let mut reply: Vec<u8> = received.drain(..length).collect();
-                        if self.armed() == Fault::SwapSessions && reply.starts_with(SESSION) {
+                        if self.armed() == Fault::SwapSessions && has(&reply, SESSION) {
                             let Some(first) = held.take() else {
                                 held = Some(reply);
                                 continue;
@@ -91,6 +94,10 @@ impl ReplyProxy {
             }
         }
     }
+}
+
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// How long the first reply is (RESP2), if all of it is there.
