@@ -55,9 +55,9 @@ bench-load: ## Load the service at its peak, at half of it and over it: SCENARIO
 	benches/ensure-tools oha
 	benches/load/load.py $(SCENARIOS)
 
-bench-peers: ## Compare it with bare axum, axum + redis, webdis, Fastify and NestJS, in one run
+bench-peers: ## Compare it with bare axum, axum + redis, webdis, Fastify and NestJS, in one run: PEERS (see benches/README.md)
 	benches/ensure-tools peers
-	benches/load/peers.py
+	benches/load/peers.py $(PEERS)
 
 bench-scale: ## Compare what calls cost with few and with SESSIOND_SCALE_SESSIONS (1000000) sessions
 	benches/ensure-tools

@@ -1,10 +1,12 @@
 #!/usr/bin/env -S python3 -B
 """sessiond beside what its users would otherwise write or take: the same two calls, in interleaved rounds of one run.
 
-`peers.py [PEER ...]`: sessiond and these, all by default. See benches/README.md.
+`peers.py [--apart] [PEER ...]`: sessiond and these, all by default; with `--apart` the client has processors of its own. See
+benches/README.md.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from kit import (
     begin,
     free_port,
     new_session,
+    on_processors,
     pipelined,
     ratio,
     report,
@@ -195,13 +198,25 @@ def redis_baseline(peer, redis):
 
 
 def main():
-    names = sys.argv[1:] or list(PEERS_BY_NAME)
+    words = sys.argv[1:]
+    is_apart = "--apart" in words
+    names = [word for word in words if word != "--apart"] or list(PEERS_BY_NAME)
     if unknown := set(names) - set(PEERS_BY_NAME):
         sys.exit(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS_BY_NAME)}")
     begin("bench-peers")
-    redis = Redis()
-    names = ["sessiond", *(name for name in names if name != "sessiond")]
-    peers = {name: PEERS_BY_NAME[name](redis, database) for database, name in enumerate(names)}
+    processors = sorted(os.sched_getaffinity(0))
+    if is_apart and len(processors) < 2:
+        sys.exit("--apart needs a processor for the servers and one for the client")
+    of_servers, of_client = (processors[:1], processors[1:]) if is_apart else (processors, processors)
+    with on_processors(of_servers):
+        redis = Redis()
+        names = ["sessiond", *(name for name in names if name != "sessiond")]
+        peers = {name: PEERS_BY_NAME[name](redis, database) for database, name in enumerate(names)}
+    with on_processors(of_client):
+        compare(peers, redis, "the servers on one processor, the client on another" if is_apart else "all on the same processors")
+
+
+def compare(peers, redis, where):
     for name, peer in peers.items():
         check(name, peer)
     for call in CALLS:
@@ -222,7 +237,7 @@ def main():
         headings = ["peer", "req/s", "service µs", "Redis µs"]
         headings += ["sessiond's req/s / its", "service µs", "Redis µs", "RSS MB"]
         title = {"get": "Get by id", "resume": "Get-or-create, resuming"}[call]
-        note = f"{CONNECTIONS} connections; one Redis for all, a database each; {ROUNDS} interleaved rounds."
+        note = f"{CONNECTIONS} connections; one Redis for all, a database each; {ROUNDS} interleaved rounds; {where}."
         report("bench-peers", title, headings, rows, note)
     redis_baseline(peers["sessiond"], redis)
 
