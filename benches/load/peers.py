@@ -217,6 +217,7 @@ def main():
 
 
 def compare(peers, redis, where):
+    """Measures all of them in interleaved rounds, and prints the tables."""
     for name, peer in peers.items():
         check(name, peer)
     for call in CALLS:

@@ -28,7 +28,7 @@ pub(super) mod field {
 /// How many hex digits a partition has.
 const PARTITION_DIGITS: usize = 4;
 
-/// The fields of a session's hash, in the order in which every read and every script's answer has them.
+/// The fields of a session's hash, in the order in which scripts answer them and replies are read.
 /// Absent: `title`, `endedAt` and `endReason` that are null. One more, `mutations`, is `update.lua`'s own.
 pub(super) const SESSION_FIELDS: [&str; 17] = [
     "sessionId",

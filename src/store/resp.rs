@@ -27,7 +27,7 @@ pub(super) fn write_command<'a>(words: impl Iterator<Item = &'a [u8]> + Clone, o
 }
 
 /// Appends the line that says how long what follows is.
-pub(super) fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
+fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
     out.push(kind);
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     out.extend_from_slice(b"\r\n");

@@ -17,13 +17,6 @@ pub struct Command {
     pub inner: Vec<Vec<String>>,
 }
 
-impl Command {
-    /// Whether it reads a session: by the connection for that, or by the client until there is one.
-    pub fn is_read(&self) -> bool {
-        ["HGETALL", "HMGET"].contains(&self.words[0].to_uppercase().as_str())
-    }
-}
-
 /// Sees every command that a server is sent, by whomever.
 pub struct Monitor {
     lines: BufReader<UnixStream>,

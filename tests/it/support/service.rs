@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use reqwest::header::HeaderMap;
@@ -11,12 +11,14 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sessiond::config::{Cli, Config};
 use sessiond::http::App;
-use sessiond::session::Timestamp;
+use sessiond::session::{Partition, Reach, SessionId, Timestamp};
 use sessiond::store::RedisAddress;
 use sessiond::{http, server};
 use tokio::net::TcpListener;
 
 use super::acl;
+use super::monitor::Monitor;
+use super::process::PATIENCE;
 use super::redis::{self, Look};
 
 /// Injected time is ahead of the real one, so that Redis, which has its own clock, expires nothing during a test.
@@ -144,6 +146,22 @@ impl Service {
         let look = Look::at(socket, prefix).await;
         let socket = socket.to_owned();
         Self { base, config, look, app, socket, clock_ms, client: reqwest::Client::new() }
+    }
+
+    /// Returns once sessions are read by the connection for that, which opens soon after the client's.
+    pub async fn until_reads_are_apart(&self) {
+        let started = Instant::now();
+        let id = SessionId::random(Partition(0)).expect("random bytes");
+        loop {
+            let monitor = Monitor::start(&self.socket);
+            self.app.store.get(id, &Reach::Everything, self.now()).await.expect("an answer");
+            let commands = monitor.finish(&self.look).await;
+            let read = commands.iter().find(|command| command.words.iter().any(|word| word.contains(&id.to_string())));
+            if read.is_some_and(|read| read.words[0].eq_ignore_ascii_case("HGETALL")) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "no connection for reads");
+        }
     }
 
     /// A store as an audit has it, on the same Redis.
