@@ -2,6 +2,7 @@
 
 mod admission;
 mod event_loop;
+mod giving_way;
 mod head;
 mod patience;
 mod refusal;
