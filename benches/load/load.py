@@ -183,9 +183,11 @@ def overload():
     with on_processors(of_client):
         resume = parts_of(service)["resume"]
         sent = as_fast_as_answered(bare, resume[0], OVERLOAD_CONNECTIONS)
-        bare.stop()
         with on_processors(of_service):
             hindered_by = busy(OVERLOAD_BUSY)
+        # What more connections cost a server that does nothing.
+        bare_peak, bare_goodput = (as_fast_as_answered(bare, resume[0], each) for each in (CONNECTIONS, OVERLOAD_CONNECTIONS))
+        bare.stop()
         # By the same client, for what it sends is longer than what wrk does.
         as_fast_as_answered(service, resume[0], CONNECTIONS)
         peak = as_fast_as_answered(service, resume[0], CONNECTIONS)
@@ -203,6 +205,7 @@ def overload():
         "answered req/s",
         "goodput req/s",
         "of peak",
+        "bare axum's of its peak",
         "503 /s",
         "other",
         "accepted p50 ms",
@@ -222,12 +225,14 @@ def overload():
         f"{run['requests'] / run['seconds']:,.0f}",
         f"{goodput:,.0f}",
         ratio(goodput, peak),
+        ratio(bare_goodput, bare_peak),
     ]
     row += [f"{shed:,.0f}", other, *(f"{run[name]:.1f}" for name in ("p50", "p99", "p99.9"))]
     row += [f"{health:.1f}", f"{normal_ms:.0f}", " / ".join(f"{share:.2f}" for share in shares)]
     note = f"Over {OVERLOAD_CONNECTIONS} connections, latencies from sending. {OVERLOAD_BUSY} busy programs on the processor of the "
     note += "service and Redis. `client's most`: what the same client gets answered by bare axum, without those programs. If "
-    note += "that is less than twice the peak, the client is the limit, and this shows little."
+    note += "that is less than twice the peak, the client is the limit, and this shows little. "
+    note += f"`bare axum's of its peak`: what it answers over {OVERLOAD_CONNECTIONS} of what it answers over {CONNECTIONS}, beside those programs."
     report("bench-load", f"Resume at twice the peak rate for {OVERLOAD_SECONDS} s", headings, [row], note)
     for program in hindered_by:
         program.kill()
@@ -270,9 +275,10 @@ def milliseconds_to_usual(service, body):
 
 
 def neighbours():
-    """One business with nine tenths of all requests: what that does to the others, the busier the machine is."""
+    """One business with nine tenths of all requests: what that does to the others, the busier the machine is. bare axum has as many
+    requests: it knows of no business, so what they do to its answers is the machine's and the client's."""
     redis = Redis()
-    service = Service(redis)
+    service, bare = Service(redis), bare_axum(workers=2)
     sessions_of(service, USERS, "big")
     small = [(f"small_{number % 100}", user) for number, user in enumerate(USERS)]
     bodies = [new_session(user, business) for business, user in small]
@@ -282,28 +288,33 @@ def neighbours():
     peak, rows = peak_of(service, [others]), []
     for load in NEIGHBOURS_LOADS:
         rate = round(peak * load)
-        # The last one has as many requests, but of many: what is left is what the big one does to the others.
-        beside_whom = {"alone": None, "beside it": big, "beside many": others}
-        p99, big_p99 = {name: [] for name in beside_whom}, []
+        # The third has as many requests, but of many: what is left is what the big one does to the others.
+        kinds = {
+            "alone": (service, None),
+            "beside it": (service, big),
+            "beside many": (service, others),
+            "bare alone": (bare, None),
+            "bare beside": (bare, big),
+        }
+        p99 = {name: [] for name in kinds}
         for _ in range(ROUNDS):
-            for name, part in beside_whom.items():
-                runs = [Oha(service, others, rate * 0.1)]
-                runs += [Oha(service, part, rate * 0.9)] if part else []
-                results = [run.result() for run in runs]
-                p99[name].append(results[0]["p99"])
-                big_p99 += [results[1]["p99"]] if part is big else []
-        alone, beside, among = (statistics.median(p99[name]) for name in beside_whom)
-        row = [f"{rate:,}", f"{load:.2f}", *(spread(values, 2) for values in (*p99.values(), big_p99))]
-        rows.append([*row, ratio(beside, alone), ratio(beside, among)])
+            for name, (server, part) in kinds.items():
+                runs = [Oha(server, others, rate * 0.1)]
+                runs += [Oha(server, part, rate * 0.9)] if part else []
+                p99[name].append([run.result()["p99"] for run in runs][0])
+        alone, beside, among, bare_alone, bare_beside = (statistics.median(values) for values in p99.values())
+        row = [f"{rate:,}", f"{load:.2f}", *(spread(values, 2) for values in p99.values())]
+        rows.append([*row, ratio(beside, alone), ratio(bare_beside, bare_alone), ratio(beside, among)])
     report(
         "bench-load",
         "One business with 90 % of all requests: the others' p99",
-        ["req/s in all", "of the peak", "alone ms", "beside it ms", "beside as many of many ms", "the big one's ms"]
-        + ["beside it / alone", "beside it / beside many"],
+        ["req/s in all", "of the peak", "alone ms", "beside it ms", "beside as many of many ms", "bare axum alone ms"]
+        + ["bare axum beside it ms", "beside it / alone", "bare axum's", "beside it / beside many"],
         rows,
         "Resuming. The others have a tenth of the requests, alone too.",
     )
     service.stop()
+    bare.stop()
     redis.stop()
 
 
