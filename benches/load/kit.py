@@ -107,7 +107,8 @@ class Redis(Server):
 
     def __init__(self):
         program = shutil.which("valkey-server") or shutil.which("redis-server")
-        port, folder = free_port(), OUT / "redis"
+        port = free_port()
+        folder = OUT / f"redis-{port}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         words = ["--port", port, "--bind", "127.0.0.1", "--save", ""]

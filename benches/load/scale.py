@@ -44,17 +44,37 @@ def user(number):
     return f"user_{number:09}"
 
 
+class Keyspace:
+    """A Redis, and a service of its own."""
+
+    def __init__(self):
+        self.redis = Redis()
+        self.service = Service(self.redis)
+
+    def stop(self):
+        self.service.stop()
+        self.redis.stop()
+
+
+def compared(*calls, numbers=10**9):
+    """What calls cost, each a part in a keyspace: measured in turn, round by round, for the machine changes its pace."""
+    rounds = [[once(keyspace, part, numbers) for keyspace, part in calls] for _ in range(ROUNDS)]
+    return [Measured(each) for each in zip(*rounds)]
+
+
+def once(keyspace, part, numbers):
+    """Service µs, Redis µs, and ms over one connection."""
+    with Cpu(service=keyspace.service, redis=keyspace.redis) as cpu:
+        run = wrk(keyspace.service, [part], numbers=numbers)
+    alone = wrk(keyspace.service, [part], seconds=max(1, SECONDS // 5), connections=1, numbers=numbers)
+    return cpu.per("service", run["requests"]), cpu.per("redis", run["requests"]), alone["p50"]
+
+
 class Measured:
     """What one call costs."""
 
-    def __init__(self, service, redis, part, numbers=10**9):
-        each = []
-        for _ in range(ROUNDS):
-            with Cpu(service=service, redis=redis) as cpu:
-                run = wrk(service, [part], numbers=numbers)
-            alone = wrk(service, [part], seconds=max(1, SECONDS // 5), connections=1, numbers=numbers)
-            each.append((cpu.per("service", run["requests"]), cpu.per("redis", run["requests"]), alone["p50"]))
-        self.service_us, self.redis_us, self.p50_ms = zip(*each)
+    def __init__(self, rounds):
+        self.service_us, self.redis_us, self.p50_ms = zip(*rounds)
 
     def cells(self):
         return [spread(self.service_us), spread(self.redis_us), spread(self.p50_ms, 3)]
@@ -93,38 +113,32 @@ def calls(service, count, with_messages):
     }
 
 
-def few_and_many(service, redis):
-    # What a first session brings once (connections, scripts, the layout) is no part of it.
-    [with_messages] = sessions_of(service, ["has_messages"], "other")
-    append(service, with_messages, 50)
-    empty = redis.figures()["used_memory"]
-    costs, bytes_each, filled = {}, {}, 0
-    for count in (FEW, SESSIONS):
-        fill(service, filled, count)
-        filled = count
+def few_and_many(keyspaces):
+    """The calls with few sessions and with many. They are by how many sessions they get."""
+    parts, bytes_each = {}, {}
+    for count, keyspace in keyspaces.items():
+        service, redis = keyspace.service, keyspace.redis
+        # What a first session brings once (connections, scripts, the layout) is no part of it.
+        [with_messages] = sessions_of(service, ["has_messages"], "other")
+        append(service, with_messages, 50)
+        empty = redis.figures()["used_memory"]
+        fill(service, 0, count)
         bytes_each[count] = (redis.figures()["used_memory"] - empty) / count
-        for name, part in calls(service, count, with_messages).items():
-            costs[name, count] = Measured(service, redis, part)
-    rows = [
-        [
-            name,
-            *costs[name, FEW].cells(),
-            *costs[name, SESSIONS].cells(),
-            *costs[name, SESSIONS].ratios_to(costs[name, FEW]),
-        ]
-        for name, count in costs
-        if count == FEW
-    ]
+        parts[count] = calls(service, count, with_messages)
+    rows = []
+    for name in parts[FEW]:
+        few, many = compared(*((keyspace, parts[count][name]) for count, keyspace in keyspaces.items()))
+        rows.append([name, *few.cells(), *many.cells(), *many.ratios_to(few)])
     headings = ["call", *(f"{cost}, {count:,}" for count in (FEW, SESSIONS) for cost in COSTS)]
     headings += [f"{cost}, ratio" for cost in ("service", "Redis", "both", "p50")]
     memory = ", ".join(f"{bytes_each[count]:,.0f} with {count:,}" for count in (FEW, SESSIONS))
     note = f"Bytes of Redis memory a session, with all its keys, all in one business: {memory}. "
-    note += f"The service has {service.rss_mb():.0f} MB."
+    note += f"The service has {keyspaces[SESSIONS].service.rss_mb():.0f} MB. Each keyspace has a Redis and a service of its own; measured in turn."
     report("bench-scale", f"{FEW:,} sessions and {SESSIONS:,}", headings, rows, note)
     # Nobody is remembered who comes once in a round of more users than there are hints.
     never_hinted = Part("POST", ["/api/sessions"], [new_session(f"user_{NUMBER}", "big")])
     if SESSIONS > 2 * HINTS_MAX:
-        cost = Measured(service, redis, never_hinted, numbers=SESSIONS)
+        [cost] = compared((keyspaces[SESSIONS], never_hinted), numbers=SESSIONS)
         note = f"By the script: the service remembers the last {HINTS_MAX:,} users."
         report("bench-scale", "Resuming users who are not remembered", COSTS, [cost.cells()], note)
 
@@ -137,8 +151,9 @@ def append(service, id, messages):
     pipelined(service, [("POST", path, array) for array in arrays], 201, connections=1, batch=10)
 
 
-def small_and_large(service, redis):
+def small_and_large(keyspace):
     """A page of each list, out of a list that is hardly longer and out of a long one."""
+    service = keyspace.service
     page_of_history, page_of_active, page_of_messages = 20, 50, 50
     sessions_of(service, [user(number) for number in range(page_of_active)], "small")
     for name, sessions in (("has_few", page_of_history), ("has_many", LARGE)):
@@ -160,7 +175,7 @@ def small_and_large(service, redis):
     }
     rows = []
     for name, paths in pairs.items():
-        small, large = (Measured(service, redis, Part("GET", [path])) for path in paths)
+        small, large = compared(*((keyspace, Part("GET", [path])) for path in paths))
         rows.append([name, *small.cells(), *large.cells(), *large.ratios_to(small)])
     headings = ["one page of", *(f"{cost}, {size}" for size in ("small", "large") for cost in COSTS)]
     headings += [f"{cost}, ratio" for cost in ("service", "Redis", "both", "p50")]
@@ -188,12 +203,12 @@ def idle(redis):
 
 def main():
     begin("bench-scale")
-    redis = Redis()
-    service = Service(redis)
-    few_and_many(service, redis)
-    small_and_large(service, redis)
-    service.stop()
-    idle(redis)
+    keyspaces = {count: Keyspace() for count in (FEW, SESSIONS)}
+    few_and_many(keyspaces)
+    keyspaces[FEW].stop()
+    small_and_large(keyspaces[SESSIONS])
+    keyspaces[SESSIONS].service.stop()
+    idle(keyspaces[SESSIONS].redis)
 
 
 main()
