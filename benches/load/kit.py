@@ -113,8 +113,12 @@ class Redis(Server):
         folder.mkdir(parents=True)
         words = ["--port", port, "--bind", "127.0.0.1", "--save", ""]
         words += ["--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"]
+        self.folder = folder
         super().__init__([program, *words], port, cwd=folder)
-        atexit.register(shutil.rmtree, folder, True)
+
+    def stop(self):
+        super().stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def url(self, database=0):
         return f"redis://127.0.0.1:{self.port}/{database}"

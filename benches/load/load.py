@@ -185,7 +185,8 @@ def overload():
         sent = as_fast_as_answered(bare, resume[0], OVERLOAD_CONNECTIONS)
         with on_processors(of_service):
             hindered_by = busy(OVERLOAD_BUSY)
-        # What more connections cost a server that does nothing.
+        # What more connections cost a server that does nothing, warm as the service is.
+        as_fast_as_answered(bare, resume[0], CONNECTIONS)
         bare_peak, bare_goodput = (as_fast_as_answered(bare, resume[0], each) for each in (CONNECTIONS, OVERLOAD_CONNECTIONS))
         bare.stop()
         # By the same client, for what it sends is longer than what wrk does.

@@ -81,7 +81,7 @@ impl EventLoops {
             let (app, connections) = (app.clone(), connections.clone());
             let run = move || {
                 let mut builder = Builder::new_current_thread();
-                builder.enable_all().on_thread_park(giving_way::before_sleep);
+                builder.enable_all().on_thread_park(giving_way::before_wait);
                 let runtime = match builder.build().map_err(StartError::Threads) {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(started.send(Err(error))),

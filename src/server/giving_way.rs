@@ -1,7 +1,7 @@
-//! A busy event loop offers the processor to others before it sleeps. On a machine that clients, service and Redis share, one of
+//! A busy event loop offers the processor to others before it waits. On a machine that clients, service and Redis share, one of
 //! these has work then, and it is work for the loop: once that is done, the loop goes on without having slept. To sleep is dearer:
-//! the loop has to be woken, and is put behind the one who woke it while another processor idles. It is worth 16 % more requests
-//! there, and nothing where no one waits (`benches/RESULTS.md`).
+//! the loop has to be woken, and is put behind the one who woke it while another processor idles. It is worth 10 to 16 % more
+//! requests there, and costs nothing measurable where no one waits (`benches/RESULTS.md`).
 //!
 //! Beside programs that never rest it would be a bad trade: each takes its full turn, milliseconds. So every long one makes offers
 //! rarer, and only loops that get several requests at a time make them: one that gets a few has no need.
@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-/// How many requests since it slept make a loop a busy one.
+/// How many requests since its last wait make a loop a busy one.
 const BUSY: u32 = 8;
 /// Others took this long: longer than it takes to send a loop its next requests.
 const LONG: Duration = Duration::from_millis(1);
@@ -25,11 +25,12 @@ thread_local! {
 
 /// Counts a request of this thread's loop.
 pub(super) fn count_request() {
-    OFFERS.with_borrow_mut(|offers| offers.requests += 1);
+    // A thread that only counts, as one of tests does, must not come to an end of numbers.
+    OFFERS.with_borrow_mut(|offers| offers.requests = offers.requests.saturating_add(1));
 }
 
-/// To be called by a loop that has nothing to do and is about to sleep.
-pub(super) fn before_sleep() {
+/// To be called by a loop that has done all it knows of, and is about to wait for more.
+pub(super) fn before_wait() {
     OFFERS.with_borrow_mut(|offers| {
         if offers.is_due() {
             let since = Instant::now();
@@ -41,7 +42,7 @@ pub(super) fn before_sleep() {
 
 /// When a loop offers the processor.
 struct Offers {
-    /// Those since it slept.
+    /// Those since its last wait.
     requests: u32,
     /// How many offers are left out between two.
     interval: u32,
@@ -74,12 +75,12 @@ mod tests {
 
     const SHORT: Duration = Duration::from_micros(100);
 
-    /// How many offers are made in a thousand sleeps of a loop that has as many requests before each, one in `long_every` long.
+    /// How many offers are made in a thousand waits of a loop that has as many requests before each, one in `long_every` long.
     fn offers(requests: u32, long_every: u32) -> u32 {
         let mut offers = Offers { requests: 0, interval: 0, left_out: 0 };
         let mut made = 0;
         for _ in 0..1000 {
-            offers.requests = requests;
+            offers.requests += requests;
             if offers.is_due() {
                 made += 1;
                 offers.taken_for(if made % long_every == 0 { LONG } else { SHORT });
@@ -116,13 +117,13 @@ mod tests {
             offers.taken_for(LONG);
         }
         assert_eq!(offers.left_out, LEFT_OUT_MAX);
-        let sleeps = (0..).find(|_| {
+        let waits = (0..3 * LEFT_OUT_MAX).find(|_| {
             offers.requests = BUSY;
             if offers.is_due() {
                 offers.taken_for(SHORT);
             }
             offers.interval == 0
         });
-        assert!(sleeps.is_some_and(|sleeps| sleeps < 3 * LEFT_OUT_MAX), "{sleeps:?}");
+        assert!(waits.is_some());
     }
 }
