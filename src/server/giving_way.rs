@@ -20,12 +20,12 @@ const RARER: u32 = 4;
 const LEFT_OUT_MAX: u32 = 1024;
 
 thread_local! {
-    static OFFERS: RefCell<Offers> = const { RefCell::new(Offers { requests: 0, interval: 0, left_out: 0 }) };
+    static OFFERS: RefCell<Offers> = const { RefCell::new(Offers::new()) };
 }
 
 /// Counts a request of this thread's loop.
 pub(super) fn count_request() {
-    // A thread that only counts, as one of tests does, must not come to an end of numbers.
+    // The metrics' thread serves requests too, and is no loop that offers: it counts without end.
     OFFERS.with_borrow_mut(|offers| offers.requests = offers.requests.saturating_add(1));
 }
 
@@ -51,6 +51,10 @@ struct Offers {
 }
 
 impl Offers {
+    const fn new() -> Self {
+        Self { requests: 0, interval: 0, left_out: 0 }
+    }
+
     /// Whether to make one now.
     fn is_due(&mut self) -> bool {
         if std::mem::take(&mut self.requests) < BUSY {
@@ -77,7 +81,7 @@ mod tests {
 
     /// How many offers are made in a thousand waits of a loop that has as many requests before each, one in `long_every` long.
     fn offers(requests: u32, long_every: u32) -> u32 {
-        let mut offers = Offers { requests: 0, interval: 0, left_out: 0 };
+        let mut offers = Offers::new();
         let mut made = 0;
         for _ in 0..1000 {
             offers.requests += requests;
@@ -112,7 +116,7 @@ mod tests {
 
     #[test]
     fn offers_come_back_when_those_programs_have_ended() {
-        let mut offers = Offers { requests: 0, interval: 0, left_out: 0 };
+        let mut offers = Offers::new();
         for _ in 0..10 {
             offers.taken_for(LONG);
         }
