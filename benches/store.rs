@@ -18,7 +18,9 @@ use sessiond::server::system_now;
 use sessiond::session::{
     Identifier, IfActive, Lifecycle, NewMessage, NewSession, Reach, Role, SessionId, SessionPatch,
 };
-use sessiond::store::{GetOrCreate, MessageRange, RedisAddress, SessionStore, StoreConfig, VersionCondition};
+use sessiond::store::{
+    GetOrCreate, MessageRange, RedisAddress, ResponseOwner, SessionStore, StoreConfig, VersionCondition,
+};
 use tokio::runtime::Runtime;
 
 const PAGE: usize = 10;
@@ -51,6 +53,8 @@ impl Bench {
                 messages_kept: 10_000,
                 hints_max: 100_000,
                 metadata_bytes_max: 16_384,
+                response_memory_bytes: 64 << 20,
+                response_memory_wait: Duration::from_millis(500),
                 refuse_unfit: true,
             });
             let server = ServerConfig::new_unix_socket(redis.socket());
@@ -136,9 +140,12 @@ fn reads(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, known: &NewSession
         runtime.block_on(bench.create(&bench.new_user()));
     }
     group.bench_function("list_active/10", |timer| {
-        timer
-            .to_async(runtime)
-            .iter(|| async { store.list_active(&known.business_id, PAGE, None, system_now()).await.expect("a page") });
+        timer.to_async(runtime).iter(|| async {
+            store
+                .list_active(&known.business_id, PAGE, None, ResponseOwner::default(), system_now())
+                .await
+                .expect("a page")
+        });
     });
 }
 
@@ -167,9 +174,16 @@ fn writes(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, id: SessionId) {
     });
     group.bench_function("list_messages/50", |timer| {
         timer.to_async(runtime).iter(|| async {
-            Box::pin(store.list_messages(id, MessageRange::Newest, 50, &Reach::Everything, system_now()))
-                .await
-                .expect("an answer")
+            Box::pin(store.list_messages(
+                id,
+                MessageRange::Newest,
+                50,
+                &Reach::Everything,
+                ResponseOwner::default(),
+                system_now(),
+            ))
+            .await
+            .expect("an answer")
         });
     });
 }
@@ -223,7 +237,10 @@ fn lists(criterion: &mut Criterion) {
         });
         group.bench_with_input(BenchmarkId::new("page_of_10", length), &user, |timer, user| {
             timer.to_async(runtime).iter(|| async {
-                store.list_history(&user.business_id, &user.user_id, PAGE, None, system_now()).await.expect("a page")
+                store
+                    .list_history(&user.business_id, &user.user_id, PAGE, None, ResponseOwner::default(), system_now())
+                    .await
+                    .expect("a page")
             });
         });
     }

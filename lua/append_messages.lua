@@ -14,28 +14,32 @@
 --        4 retention_ms   how long a session stays readable after its end
 --        5 keep           the newest messages to keep, at least as many as one call may bring
 --        6 trim_max       messages to trim at the most
---        7 ... messageId, role, content, metadata (the last two JSON), four for each message
+--        7 conflict_bytes_max   bytes of conflicting contents after which no more are read
+--        8 ... messageId, role, content, metadata (the last two JSON), four for each message
 -- Returns {`appended`, six for each message: `new` or `known`, seq, createdAt, role, content, metadata}
 --         {`replayed`, the same}    all of them were known
---         {`conflict`, three for each: position from 1, stored role, stored content}
+--         {`conflict`, three for each: position from 1, stored role, stored content}; the first ones, if all of them have
+--                         more bytes than conflict_bytes_max
 --         {`missing`} {`not_active`}
 -- O(messages in the call + trim_max), plus log n in the size of the business index.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local id, now_ms, idle_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local retention_ms, keep, trim_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local FIRST, WIDTH = 7, 4
+local conflict_bytes_max = tonumber(ARGV[7])
+local FIRST, WIDTH = 8, 4
 
 local function int(ms)
   return string.format('%.0f', ms)
 end
 
 local document = redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
-  'messageCount', 'endedAt')
+  'messageCount', 'endedAt', 'largestMessage')
 if document[1] ~= id then return {'missing'} end
 if now_ms >= tonumber(document[7] or document[3]) + retention_ms then return {'missing'} end
 
 local known, conflicts, new_count = {}, {'conflict'}, 0
+local conflict_bytes, largest = 0, tonumber(document[8] or 0)
 for i = FIRST, #ARGV, WIDTH do
   local seq = redis.call('HGET', message_ids, ARGV[i])
   local entry = seq and redis.call('XRANGE', messages, seq .. '-0', seq .. '-0')[1]
@@ -48,9 +52,12 @@ for i = FIRST, #ARGV, WIDTH do
       table.insert(conflicts, int((i - FIRST) / WIDTH + 1))
       table.insert(conflicts, stored.role)
       table.insert(conflicts, stored.content)
+      conflict_bytes = conflict_bytes + #stored.content
+      if conflict_bytes > conflict_bytes_max then break end
     end
   else
     new_count = new_count + 1
+    largest = math.max(largest, #ARGV[i] + #ARGV[i + 2] + #ARGV[i + 3])
   end
 end
 if #conflicts > 1 then return conflicts end
@@ -92,7 +99,8 @@ if #trimmed_ids > 0 then
 end
 local expires = math.min(active_ms + idle_ms, tonumber(document[5]))
 local gone = int(expires + retention_ms)
-redis.call('HSET', session, 'messageCount', int(seq), 'lastActivityAt', at, 'expiresAt', int(expires))
+redis.call('HSET', session, 'messageCount', int(seq), 'lastActivityAt', at, 'expiresAt', int(expires),
+  'largestMessage', int(largest))
 redis.call('PEXPIREAT', session, gone)
 redis.call('PEXPIREAT', messages, gone)
 redis.call('PEXPIREAT', message_ids, gone)

@@ -29,6 +29,7 @@
 local FIELDS = {
   'sessionId', 'businessId', 'userId', 'locationId', 'sessionType', 'status', 'title', 'metadata', 'messageCount',
   'version', 'createdAt', 'updatedAt', 'lastActivityAt', 'expiresAt', 'activeUntil', 'endedAt', 'endReason',
+  'largestMessage',
 }
 local pointer, history, business, created = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local partition, new_id = ARGV[1], ARGV[2]

@@ -27,6 +27,7 @@
 local FIELDS = {
   'sessionId', 'businessId', 'userId', 'locationId', 'sessionType', 'status', 'title', 'metadata', 'messageCount',
   'version', 'createdAt', 'updatedAt', 'lastActivityAt', 'expiresAt', 'activeUntil', 'endedAt', 'endReason',
+  'largestMessage',
 }
 local MUTATIONS_KEPT = 4
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]

@@ -50,6 +50,8 @@ impl Cli {
 
 /// More requests at once than there can be connections.
 const REQUESTS_MAX: usize = 1_000_000;
+/// The least memory for large responses: a user's share, an eighth, has room for one page of 4 MiB.
+const RESPONSE_MEMORY_MIN: usize = 32 << 20;
 /// More event loops than any machine has cores.
 const EVENT_LOOPS_MAX: usize = 1024;
 
@@ -275,6 +277,10 @@ pub struct SettingsArgs {
     /// Most bytes of a message's content, as JSON
     #[arg(long, global = true, env = "SESSIOND_MAX_CONTENT_BYTES", value_name = "BYTES", default_value = "262144")]
     max_content_bytes: String,
+    /// Most bytes of responses over 64 KiB, from before they are read until they are sent; an API key, or the tokens of a
+    /// business, get a quarter of it, one user with a token an eighth. Further ones wait, and then are a 503
+    #[arg(long, global = true, env = "SESSIOND_MAX_RESPONSE_MEMORY", value_name = "BYTES", default_value = "67108864")]
+    max_response_memory: String,
     /// Most bytes of a request's path and query; at most 65534
     #[arg(long, global = true, env = "SESSIOND_MAX_URI_BYTES", value_name = "BYTES", default_value = "8192")]
     max_uri_bytes: String,
@@ -368,6 +374,8 @@ pub struct Config {
     pub metadata_bytes_max: usize,
     /// The most bytes of a message's content.
     pub content_bytes_max: usize,
+    /// The most bytes of large responses under way.
+    pub response_memory_bytes: usize,
     /// The most bytes of a request's path and query.
     pub uri_bytes_max: usize,
     /// How many connections there may be, and how long the heads of requests on them.
@@ -464,6 +472,8 @@ impl SettingsArgs {
         let body_bytes_max = bad.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30);
         let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = bad.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
+        let response_memory_bytes =
+            bad.number("--max-response-memory", &self.max_response_memory, RESPONSE_MEMORY_MIN, 1 << 40);
         let uri_bytes_max = bad.number("--max-uri-bytes", &self.max_uri_bytes, 1024, 65_534);
         let cors_origins = bad.list("--cors-origins", self.cors_origins.as_deref().unwrap_or_default(), origin);
         let request_deadline = bad.duration("--request-deadline", &self.request_deadline);
@@ -494,6 +504,7 @@ impl SettingsArgs {
                     body_bytes_max,
                     metadata_bytes_max,
                     content_bytes_max,
+                    response_memory_bytes,
                     uri_bytes_max,
                     connections,
                     cors_origins,

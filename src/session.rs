@@ -397,6 +397,10 @@ pub struct Session {
     /// Why it stopped to be active.
     #[schema(required)]
     pub end_reason: Option<EndReason>,
+    /// The most bytes that the id, content and metadata of one of its messages have; 0 without messages. Not shown to
+    /// clients: it bounds how many messages one command reads.
+    #[schema(ignore)]
+    pub largest_message_bytes: usize,
 }
 
 /// A member's name with what is around it: one piece to copy.
@@ -406,7 +410,18 @@ macro_rules! member {
     };
 }
 
+/// About how many bytes of a session's or message's JSON are not the client's texts.
+const JSON_BYTES_BESIDE_TEXTS: usize = 512;
+
 impl Session {
+    /// About how many bytes [`Self::write_json`] appends.
+    #[must_use]
+    pub fn json_bytes(&self) -> usize {
+        let texts = [&self.business_id, &self.user_id, &self.location_id, &self.session_type, &self.metadata];
+        let title = self.title.as_ref().map_or(0, String::len);
+        JSON_BYTES_BESIDE_TEXTS + title + texts.iter().map(|text| text.len()).sum::<usize>()
+    }
+
     /// The session as it is at `now`, or `None` if it is no longer readable.
     ///
     /// A stored `active` whose `expires_at` has come reads as `expired`; the next script that meets it writes that down.
@@ -488,6 +503,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// About how many bytes [`Self::write_json`] appends.
+    #[must_use]
+    pub fn json_bytes(&self) -> usize {
+        JSON_BYTES_BESIDE_TEXTS + self.message_id.len() + self.content.len() + self.metadata.len()
+    }
+
     /// Appends the message as the JSON of the contract. `content` and `metadata` are spliced in as they are stored.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut object = JsonObject::open(out);

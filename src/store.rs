@@ -15,6 +15,7 @@ mod messages;
 mod reads;
 mod reply;
 mod resp;
+mod response_memory;
 mod scripts;
 mod servers;
 
@@ -30,6 +31,7 @@ use fred::interfaces::{HashesInterface, KeysInterface};
 use fred::types::{MultipleKeys, SetOptions, Value};
 use futures_util::FutureExt;
 use futures_util::future::select_ok;
+use tokio::sync::Semaphore;
 
 pub use self::client::RedisAddress;
 use self::client::Server;
@@ -40,6 +42,8 @@ pub(crate) use self::lists::score_of;
 pub use self::lists::{Position, SessionPage};
 pub use self::messages::{Append, MessagePage, MessageRange};
 use self::reply::{Reply, Texts};
+use self::response_memory::ResponseMemory;
+pub use self::response_memory::{MemoryPermit, ResponseOwner};
 use self::scripts::{Script, Scripts};
 use self::servers::Servers;
 use crate::metrics::{self, Verb};
@@ -77,6 +81,10 @@ pub struct StoreConfig {
     pub metadata_bytes_max: usize,
     /// Users whose session's id is remembered at the most.
     pub hints_max: usize,
+    /// The most bytes of large responses, from before they are read until they are sent.
+    pub response_memory_bytes: usize,
+    /// The most that a request waits for its part of that.
+    pub response_memory_wait: Duration,
     /// Whether a Redis is refused that may lose sessions.
     pub refuse_unfit: bool,
 }
@@ -93,6 +101,9 @@ pub struct SessionStore {
     layout_seen_by: AtomicU64,
     retry_budget: Duration,
     hints: Arc<Hints>,
+    response_memory: Arc<ResponseMemory>,
+    /// A permit for the one large read that may be under way.
+    large_reads: Semaphore,
 }
 
 /// What [`SessionStore::get_or_create`] did.
@@ -166,18 +177,23 @@ impl SessionStore {
     /// [`StoreError::Unavailable`] if the URL cannot be used.
     pub fn connect(config: StoreConfig) -> Result<Self, StoreError> {
         let hints = Arc::new(Hints::new(config.hints_max));
-        Self::connect_with(config, hints)
+        let memory = ResponseMemory::new(config.response_memory_bytes, config.response_memory_wait);
+        Self::connect_with(config, hints, Arc::new(memory))
     }
 
-    /// Another store of the same sessions, with the same hints and connections of its own, for another event loop.
+    /// Another store of the same sessions, with the same hints and limits, and connections of its own, for another event loop.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the URL cannot be used.
     pub fn sibling(&self) -> Result<Self, StoreError> {
-        Self::connect_with(self.config.clone(), Arc::clone(&self.hints))
+        Self::connect_with(self.config.clone(), Arc::clone(&self.hints), Arc::clone(&self.response_memory))
     }
 
-    fn connect_with(config: StoreConfig, hints: Arc<Hints>) -> Result<Self, StoreError> {
+    fn connect_with(
+        config: StoreConfig,
+        hints: Arc<Hints>,
+        response_memory: Arc<ResponseMemory>,
+    ) -> Result<Self, StoreError> {
         let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
         let servers = Servers::connect(client::Settings {
             config: config.redis.client_config()?,
@@ -192,6 +208,8 @@ impl SessionStore {
             layout_seen_by: AtomicU64::new(NEVER_CONNECTED),
             retry_budget,
             hints,
+            response_memory,
+            large_reads: Semaphore::new(1),
             config,
         })
     }
@@ -415,6 +433,7 @@ impl SessionStore {
             active_until,
             ended_at: None,
             end_reason: None,
+            largest_message_bytes: 0,
         }
     }
 

@@ -281,11 +281,13 @@ class Oha:
     """oha, started: requests of one part, `rate` a second. Latencies are from when a request was due, not from when a
     connection was free for it (`corrected`)."""
 
-    def __init__(self, server, part, rate=None, seconds=SECONDS, count=None, connections=CONNECTIONS, corrected=True):
+    def __init__(self, server, part, rate=None, seconds=SECONDS, count=None, connections=CONNECTIONS, corrected=True, headers=()):
         self.rate, self.seconds = rate, seconds
         self.files = [OUT / f"oha-{server.port}-{id(self)}.{kind}" for kind in ("urls", "bodies")]
         words = [OHA, "--no-tui", "--output-format", "json", "--stats-success-breakdown", "-c", connections]
         words += ["-m", part.method]
+        for header in headers:
+            words += ["-H", header]
         words += ["-n", count] if count else ["-z", f"{seconds}s", "-w", "-q", rate]
         words += ["--latency-correction"] if corrected and rate else []
         if part.bodies != [""]:

@@ -2,18 +2,24 @@
 """The service under load: `load.py [SCENARIO ...]`, all by default. See benches/README.md."""
 
 import http.client
+import json
 import os
+import re
 import statistics
+import subprocess
 import sys
 import threading
 import time
 
 from kit import (
+    BUSINESS,
     CONNECTIONS,
     NUMBER,
+    OUT,
     PEERS,
     ROUNDS,
     SECONDS,
+    SESSIOND,
     Cpu,
     Oha,
     Part,
@@ -319,6 +325,101 @@ def neighbours():
     redis.stop()
 
 
+def api_key(business):
+    """A new API key of a business: its credential, and its entry for the file of keys."""
+    words = [SESSIOND, "keygen", "--business", business]
+    run = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
+    return run.stderr.split(":", 1)[1].strip(), run.stdout
+
+
+class PageReader(threading.Thread):
+    """Reads all messages of a session, page after page, again and again until it is told to stop."""
+
+    def __init__(self, service, path, credential):
+        super().__init__()
+        self.service, self.path, self.credential = service, path, credential
+        self.bytes, self.refused, self.done = 0, 0, threading.Event()
+
+    def run(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
+        path = f"{self.path}?limit=1000"
+        buffer = bytearray(1 << 20)
+        while not self.done.is_set():
+            connection.request("GET", path, headers={"authorization": f"Bearer {self.credential}"})
+            response = connection.getresponse()
+            while read := response.readinto(buffer):
+                self.bytes += read
+            link = re.match('<([^>]*)>; rel="prev"', response.getheader("link") or "")
+            if response.status == 503:
+                self.refused += 1
+                self.done.wait(float(response.getheader("retry-after")))
+            elif response.status == 200:
+                path = link.group(1) if link else f"{self.path}?limit=1000"
+            else:
+                sys.exit(f"a page was answered {response.status}")
+
+
+def large_reads():
+    """Eight readers of one credential read a session of 250 MB, page after page: what that does to another's requests."""
+    redis = Redis()
+    keys = [api_key(business) for business in ("heavy", BUSINESS)]
+    file = OUT / "large-reads-keys.toml"
+    file.write_text("\n".join(entry for _, entry in keys))
+    heavy, light = (credential for credential, _ in keys)
+    service = Service(redis, 0, "--api-keys-file", file)
+
+    def call(credential, method, path, body):
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+        headers = {"authorization": f"Bearer {credential}", "content-type": "application/json"}
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        if answer.status not in (200, 201):
+            sys.exit(f"{answer.status} for {method} {path}: {answer.read()}")
+        return json.loads(answer.read())
+
+    path = f"/api/sessions/{call(heavy, 'POST', '/api/sessions', new_session('u', 'heavy'))['sessionId']}/messages"
+    message = json.dumps({"role": "user", "content": "x" * 250_000})
+    for _ in range(1000):
+        call(heavy, "POST", path, message)
+    others = Part("POST", ["/api/sessions"], [new_session(user) for user in USERS])
+    for body in others.bodies:
+        call(light, "POST", "/api/sessions", body)
+    header = [f"authorization: Bearer {light}"]
+    rows = []
+    for rate in (500, 2000):
+        alone, beside, kept, read, refused, rss = [], [], [], [], [], []
+        for _ in range(ROUNDS):
+            alone.append(Oha(service, others, rate, headers=header).result()["p99"])
+            readers = [PageReader(service, path, heavy) for _ in range(8)]
+            for reader in readers:
+                reader.start()
+            started = time.monotonic()
+            load = Oha(service, others, rate, headers=header)
+            while load.process.poll() is None:
+                rss.append(service.rss_mb())
+                time.sleep(0.02)
+            run = load.result()
+            for reader in readers:
+                reader.done.set()
+            seconds = time.monotonic() - started
+            for reader in readers:
+                reader.join()
+            beside.append(run["p99"])
+            kept.append(100 * run["good"] / (run["requests"] + run["broken"]))
+            read.append(sum(reader.bytes for reader in readers) / seconds / 1e6)
+            refused.append(sum(reader.refused for reader in readers) / seconds)
+        row = [f"{rate:,}", spread(alone, 2), spread(beside, 2)]
+        row += [ratio(statistics.median(beside), statistics.median(alone)), f"{min(kept):.2f}", spread(read, 0)]
+        rows.append([*row, spread(refused), f"{max(rss):.0f}"])
+    headings = ["others' req/s", "p99 alone ms", "p99 beside ms", "ratio", "others' served %", "read MB/s"]
+    headings += ["pages refused /s", "RSS MB at most"]
+    note = "Resuming, by another credential. Each reader follows `Link` from the newest page of the session to the oldest."
+    report("bench-load", "Beside 8 readers of 250 MB each", headings, rows, note)
+    service.stop()
+    redis.stop()
+    file.unlink()
+
+
 def crowd():
     """Many concurrent first requests of one user: one session."""
     redis = Redis()
@@ -374,11 +475,17 @@ def soak():
 
 
 STEADY = ["get", "resume", "create", "append", "mixed"]
-OTHERS = {"overload": overload, "neighbours": neighbours, "crowd": crowd, "soak": soak}
+OTHERS = {
+    "overload": overload,
+    "neighbours": neighbours,
+    "large-reads": large_reads,
+    "crowd": crowd,
+    "soak": soak,
+}
 
 
 def main():
-    names = sys.argv[1:] or [*STEADY, "overload", "neighbours", "crowd"]
+    names = sys.argv[1:] or [*STEADY, "overload", "neighbours", "large-reads", "crowd"]
     if unknown := set(names) - {*STEADY, *OTHERS}:
         sys.exit(f"no such scenario: {', '.join(unknown)}; there are {', '.join([*STEADY, *OTHERS])}")
     begin("bench-load")

@@ -44,7 +44,7 @@ LIFECYCLE = (1_800_000, 86_400_000, 2_592_000_000, 60_000)
 SESSION_FIELDS = (
     "sessionId businessId userId locationId sessionType status title metadata messageCount version createdAt "
 )
-SESSION_FIELDS += "updatedAt lastActivityAt expiresAt activeUntil endedAt endReason"
+SESSION_FIELDS += "updatedAt lastActivityAt expiresAt activeUntil endedAt endReason largestMessage"
 PIPELINES = (1, 4, 8, 16)
 CALLS = ("get", "resume")
 

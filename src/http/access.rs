@@ -15,9 +15,10 @@ use super::error::{ApiError, Code};
 use super::extract::discard;
 use super::routes::Routes;
 use super::{App, Parts, serve};
-use crate::auth::{Access, Rate, Refusal, Scope};
+use crate::auth::{Access, Fingerprint, Rate, Refusal, Scope};
 use crate::metrics;
 use crate::session::{Reach, Timestamp};
+use crate::store::ResponseOwner;
 
 pub(super) const X_API_KEY: &str = "x-api-key";
 pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -51,6 +52,12 @@ impl Caller {
     /// Whose sessions the caller may reach.
     pub(super) fn reach(&self) -> &Reach {
         &self.0.reach
+    }
+
+    /// Who the memory of a large response is counted for.
+    pub(super) fn response_owner(&self) -> ResponseOwner {
+        let id = |fingerprint: Option<Fingerprint>| fingerprint.map(|fingerprint| fingerprint.0);
+        ResponseOwner { credential: id(self.0.credential), user: id(self.0.subject) }
     }
 }
 

@@ -12,10 +12,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
+use super::access::Caller;
 use super::error::{ApiError, Code, problems};
 use super::extract::{PathBusiness, PathUser, Query};
 use super::page::{ListId, PageQuery};
-use super::sessions::{json_array, json_response, session_response};
+use super::sessions::{json_array, page_response, session_response};
 use crate::session::Session;
 
 const HISTORY_LIMIT_DEFAULT: u64 = 20;
@@ -57,6 +58,7 @@ problems! {
 )]
 async fn list_active(
     State(app): State<Arc<App>>,
+    caller: Caller,
     PathBusiness(business_id): PathBusiness,
     uri: Uri,
     query: Query,
@@ -64,8 +66,9 @@ async fn list_active(
     let list = ListId::active(&business_id);
     let query = PageQuery::read(query, list, ACTIVE_LIMIT_DEFAULT)?;
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-    let (page, total) = app.store.list_active(&business_id, limit, query.after, app.now()).await?;
-    let mut response = json_response(StatusCode::OK, json_array(&page.sessions, Session::write_json));
+    let owner = caller.response_owner();
+    let (page, total) = app.store.list_active(&business_id, limit, query.after, owner, app.now()).await?;
+    let mut response = page_response(json_array(&page.sessions, Session::write_json), page.memory);
     response.headers_mut().insert("x-total-count", total.into());
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
@@ -121,6 +124,7 @@ async fn get_active(State(app): State<Arc<App>>, user: PathUser) -> Result<Respo
 )]
 async fn list_history(
     State(app): State<Arc<App>>,
+    caller: Caller,
     user: PathUser,
     uri: Uri,
     query: Query,
@@ -128,8 +132,9 @@ async fn list_history(
     let list = ListId::history(&user.business_id, &user.user_id);
     let query = PageQuery::read(query, list, HISTORY_LIMIT_DEFAULT)?;
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-    let page = app.store.list_history(&user.business_id, &user.user_id, limit, query.after, app.now()).await?;
-    let mut response = json_response(StatusCode::OK, json_array(&page.sessions, Session::write_json));
+    let owner = caller.response_owner();
+    let page = app.store.list_history(&user.business_id, &user.user_id, limit, query.after, owner, app.now()).await?;
+    let mut response = page_response(json_array(&page.sessions, Session::write_json), page.memory);
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
     }

@@ -12,6 +12,7 @@ use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder, response::Response as ApiResponse};
 
+use crate::metrics;
 use crate::session::SessionId;
 use crate::store::StoreError;
 
@@ -241,6 +242,10 @@ impl From<StoreError> for ApiError {
             StoreError::Unfit(_) => (Code::StoreUnavailable, "The store is not set up for sessions"),
             StoreError::Full(_) => (Code::StoreFull, "The store is full; reads and deletes still work"),
             StoreError::Busy(_) => (Code::StoreBusy, "The store is busy; try again"),
+            StoreError::ResponseMemory => {
+                metrics::request_shed();
+                (Code::Overloaded, "There are too many large responses under way; try again, or ask for smaller pages")
+            }
             StoreError::Refused(_) | StoreError::Reply { .. } | StoreError::Random(_) => {
                 return Self::internal(error.to_string());
             }

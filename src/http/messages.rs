@@ -18,7 +18,7 @@ use super::error::{ApiError, Code, FieldProblem, problems};
 use super::extract::{JsonBody, PathSession, Query};
 use super::json::Fields;
 use super::page::link_header;
-use super::sessions::{json_array, json_response};
+use super::sessions::{json_array, json_response, page_response};
 use crate::session::{APPEND_MESSAGES_MAX, Message, NewMessage, Role, content_schema};
 use crate::store::{Append, MessageRange};
 
@@ -187,7 +187,8 @@ problems! {
 
 /// List messages
 ///
-/// The newest `limit` messages, or those around a seq; always in ascending `seq`.
+/// The newest `limit` messages, or those around a seq; always in ascending `seq`. A page ends at 4 MiB, with at least one
+/// message; `Link` goes on.
 #[utoipa::path(
     get, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "listMessages",
     params(
@@ -225,11 +226,13 @@ async fn list_messages(
         (None, Some(seq)) => MessageRange::After(seq),
         (None, None) => MessageRange::Newest,
     };
-    let page = Box::pin(app.store.list_messages(id, range, limit, caller.reach(), app.now())).await?;
+    let most = usize::try_from(limit).unwrap_or(usize::MAX);
+    let listing = app.store.list_messages(id, range, most, caller.reach(), caller.response_owner(), app.now());
+    let page = Box::pin(listing).await?;
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));
     let next = page.after.map(|seq| ("next", format!("limit={limit}&after={seq}")));
-    let mut response = json_response(StatusCode::OK, json_array(&page.messages, Message::write_json));
+    let mut response = page_response(json_array(&page.messages, Message::write_json), page.memory);
     if let Some(link) = link_header(prev.into_iter().chain(next), &uri) {
         response.headers_mut().insert(header::LINK, link);
     }

@@ -1,11 +1,15 @@
 //! `/api/sessions` and `/api/sessions/{sessionId}`: create, read, change, delete.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -17,7 +21,10 @@ use super::error::{ApiError, Code, problems};
 use super::extract::{IfMatch, JsonBody, PathSession};
 use super::json::Fields;
 use crate::session::{Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch};
-use crate::store::{Delete, GetOrCreate, Update};
+use crate::store::{Delete, GetOrCreate, MemoryPermit, Update};
+
+/// The most bytes of a large body that the connection takes at once.
+const BODY_PART_BYTES: usize = 64 << 10;
 
 /// The routes of this file.
 pub(super) fn router() -> OpenApiRouter<Arc<App>> {
@@ -292,6 +299,43 @@ pub(super) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// A page as an answer. The memory of a large one is kept until its last part is taken.
+pub(super) fn page_response(body: Vec<u8>, memory: Option<MemoryPermit>) -> Response {
+    let mut response = json_response(StatusCode::OK, Vec::new());
+    *response.body_mut() = match memory {
+        Some(memory) => Body::new(LargeBody { left: body.into(), _memory: memory }),
+        None => body.into(),
+    };
+    response
+}
+
+/// A body that is given out in parts, so that the connection buffers only a little of it.
+struct LargeBody {
+    left: Bytes,
+    _memory: MemoryPermit,
+}
+
+impl HttpBody for LargeBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let length = self.left.len().min(BODY_PART_BYTES);
+        Poll::Ready((length > 0).then(|| Ok(Frame::data(self.left.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(u64::try_from(self.left.len()).unwrap_or(u64::MAX))
+    }
 }
 
 /// Several items as a JSON array.

@@ -18,6 +18,9 @@ pub enum StoreError {
     /// Redis is occupied by a long-running script, or sessions change faster than they can be read.
     #[error("the store is busy: {0}")]
     Busy(String),
+    /// Too many large responses are under way. Nothing was read.
+    #[error("there is no memory for one more large response")]
+    ResponseMemory,
     /// Redis refused a command for a reason that no operator's action explains: a bug.
     #[error("the store refused a command: {0}")]
     Refused(#[source] fred::error::Error),
@@ -50,6 +53,7 @@ impl StoreError {
             Self::NotServing(..) => "not_serving",
             Self::Full(_) => "full",
             Self::Busy(_) => "busy",
+            Self::ResponseMemory => "response_memory",
             Self::Refused(_) => "refused",
             Self::Layout(_) => "layout",
             Self::Unfit(_) => "unfit",

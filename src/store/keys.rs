@@ -29,8 +29,9 @@ pub(super) mod field {
 const PARTITION_DIGITS: usize = 4;
 
 /// The fields of a session's hash, in the order in which scripts answer them and replies are read.
-/// Absent: `title`, `endedAt` and `endReason` that are null. One more, `mutations`, is `update.lua`'s own.
-pub(super) const SESSION_FIELDS: [&str; 17] = [
+/// Absent: `title`, `endedAt` and `endReason` that are null, `largestMessage` without messages. One more, `mutations`,
+/// is `update.lua`'s own.
+pub(super) const SESSION_FIELDS: [&str; 18] = [
     "sessionId",
     field::BUSINESS_ID,
     field::USER_ID,
@@ -48,6 +49,7 @@ pub(super) const SESSION_FIELDS: [&str; 17] = [
     "activeUntil",
     "endedAt",
     "endReason",
+    "largestMessage",
 ];
 
 /// Those of them that say whose a session is, and whether it is over.

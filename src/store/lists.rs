@@ -7,14 +7,18 @@ use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
 use futures_util::future::try_join_all;
 
 use super::reply::{Reply, Texts};
+use super::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
 use super::{SessionStore, StoreError, counted};
 use crate::metrics::Verb;
-use crate::session::{Identifier, Partition, Reach, Session, SessionId, Status, Timestamp};
+use crate::session::{Identifier, Partition, Reach, Session, SessionId, Status, TITLE_CHARS_MAX, Timestamp};
 
 /// How often a list reads on to fill a page that has gaps.
 const PAGE_READS_MAX: u32 = 4;
 /// How many entries a history with gaps reads on by at the least: those of sessions that are gone lie together.
 const PAGE_READ_ON: usize = 100;
+/// The most bytes of a session's fields but its metadata: five identifiers and a title of at most four bytes a
+/// character, and what does not depend on the client.
+const SESSION_BYTES_BESIDE_METADATA_MAX: usize = 5 * 4 * Identifier::CHARS_MAX + 4 * TITLE_CHARS_MAX + 512;
 
 /// A place in a list: the entry that a page ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,45 +36,56 @@ pub struct SessionPage {
     pub sessions: Vec<Session>,
     /// The place to continue from, if there may be more.
     pub next: Option<Position>,
+    /// The memory of a large page. To be kept until the response is sent.
+    pub memory: Option<MemoryPermit>,
 }
 
 /// A page that is being filled.
 struct PageUnderWay {
     limit: usize,
     sessions: Vec<Session>,
+    bytes: usize,
+    memory: Option<MemoryPermit>,
     /// The last entry that was looked at.
     after: Option<Position>,
 }
 
 impl PageUnderWay {
     fn new(limit: usize, after: Option<Position>) -> Self {
-        Self { limit, sessions: Vec::with_capacity(limit), after }
+        Self { limit, sessions: Vec::with_capacity(limit), bytes: 0, memory: None, after }
     }
 
     /// Takes what is there of these entries. Whether there is more than there is room for: only a session that is there
     /// makes a further page.
-    fn fill(&mut self, entries: Vec<Position>, read: impl IntoIterator<Item = Option<Session>>) -> bool {
-        for (entry, session) in entries.into_iter().zip(read) {
-            if self.sessions.len() == self.limit && session.is_some() {
-                return true;
+    fn fill(&mut self, entries: &[Position], read: impl IntoIterator<Item = Option<Session>>) -> bool {
+        for (entry, session) in entries.iter().zip(read) {
+            if let Some(session) = session {
+                let bytes = self.bytes + session.json_bytes();
+                if self.sessions.len() == self.limit || (!self.sessions.is_empty() && bytes > PAGE_BYTES_MAX) {
+                    return true;
+                }
+                self.bytes = bytes;
+                self.sessions.push(session);
             }
-            self.sessions.extend(session);
-            self.after = Some(entry);
+            self.after = Some(*entry);
         }
         false
     }
 
     fn last(self) -> SessionPage {
-        SessionPage { sessions: self.sessions, next: None }
+        SessionPage { next: None, ..self.with_next() }
     }
 
-    fn with_next(self) -> SessionPage {
-        SessionPage { sessions: self.sessions, next: self.after }
+    fn with_next(mut self) -> SessionPage {
+        if let Some(memory) = &mut self.memory {
+            memory.shrink_to(self.bytes);
+        }
+        SessionPage { sessions: self.sessions, next: self.after, memory: self.memory }
     }
 }
 
 impl SessionStore {
-    /// A page of the user's sessions, newest first.
+    /// A page of the user's sessions for `owner`, newest first. It ends after `limit` sessions or 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -80,9 +95,10 @@ impl SessionStore {
         user_id: &Identifier,
         limit: usize,
         after: Option<Position>,
+        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
-        counted(Verb::ListHistory, self.page_of_history(business_id, user_id, limit, after, now)).await
+        counted(Verb::ListHistory, self.page_of_history(business_id, user_id, limit, after, owner, now)).await
     }
 
     async fn page_of_history(
@@ -91,6 +107,7 @@ impl SessionStore {
         user_id: &Identifier,
         limit: usize,
         after: Option<Position>,
+        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
         let key = self.keys.history(business_id.as_str(), user_id.as_str());
@@ -102,9 +119,7 @@ impl SessionStore {
             let highest = page.after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
             let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
             let exhausted = entries.len() < wanted;
-            let read = try_join_all(entries.iter().map(|entry| self.within(entry.session_id, &Reach::Everything, now)))
-                .await?;
-            if page.fill(entries, read) {
+            if self.fill_page(&mut page, &entries, |_| true, owner, now).await? {
                 break;
             }
             if exhausted {
@@ -115,7 +130,33 @@ impl SessionStore {
         Ok(page.with_next())
     }
 
-    /// A page of the active sessions of a business, latest expiry first, and how many there are in all.
+    /// Reads the sessions of these entries, a bounded number at a time, and puts those that are `wanted` on the page.
+    /// Returns whether there is more than the page has room for.
+    async fn fill_page(
+        &self,
+        page: &mut PageUnderWay,
+        entries: &[Position],
+        wanted: fn(&Session) -> bool,
+        owner: ResponseOwner,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let session_bytes_max = self.config.metadata_bytes_max.saturating_add(SESSION_BYTES_BESIDE_METADATA_MAX);
+        for piece in entries.chunks((PIECE_BYTES / session_bytes_max).max(1)) {
+            if page.bytes > SMALL_RESPONSE_BYTES && page.memory.is_none() {
+                let bytes = page.limit.saturating_mul(session_bytes_max).min(PAGE_BYTES_MAX + session_bytes_max);
+                page.memory = Some(self.response_memory.reserve(owner, bytes).await?);
+            }
+            let read = piece.iter().map(|entry| self.within(entry.session_id, &Reach::Everything, now));
+            let read = try_join_all(read).await?.into_iter().map(|session| session.filter(wanted));
+            if page.fill(piece, read) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A page of the active sessions of a business for `owner`, latest expiry first, and how many there are in all. It
+    /// ends after `limit` sessions or 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -124,9 +165,10 @@ impl SessionStore {
         business_id: &Identifier,
         limit: usize,
         after: Option<Position>,
+        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<(SessionPage, u64), StoreError> {
-        counted(Verb::ListActive, self.page_of_active_and_total(business_id, limit, after, now)).await
+        counted(Verb::ListActive, self.page_of_active_and_total(business_id, limit, after, owner, now)).await
     }
 
     async fn page_of_active_and_total(
@@ -134,13 +176,14 @@ impl SessionStore {
         business_id: &Identifier,
         limit: usize,
         after: Option<Position>,
+        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<(SessionPage, u64), StoreError> {
         let partitions = Partition::of_business(business_id.as_str());
         let keys: Vec<_> =
             partitions.into_iter().map(|partition| self.keys.business(partition, business_id.as_str())).collect();
         let totals = try_join_all(keys.iter().map(|key| self.count_active(key, now)));
-        let page = self.page_of_active(&keys, limit, after, now);
+        let page = self.page_of_active(&keys, limit, after, owner, now);
         let (totals, page) = futures_util::try_join!(totals, page)?;
         Ok((page, totals.into_iter().sum()))
     }
@@ -150,6 +193,7 @@ impl SessionStore {
         keys: &[String],
         limit: usize,
         after: Option<Position>,
+        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
         let mut page = PageUnderWay::new(limit, after);
@@ -159,10 +203,8 @@ impl SessionStore {
             entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.score, entry.session_id)));
             entries.truncate(limit + 1);
             let exhausted = entries.len() <= limit;
-            let read = try_join_all(entries.iter().map(|entry| self.within(entry.session_id, &Reach::Everything, now)))
-                .await?;
             let is_active = |session: &Session| session.status == Status::Active;
-            if page.fill(entries, read.into_iter().map(|session| session.filter(is_active))) {
+            if self.fill_page(&mut page, &entries, is_active, owner, now).await? {
                 break;
             }
             if exhausted {

@@ -5,12 +5,15 @@ use fred::interfaces::StreamsInterface;
 use fred::types::Value;
 
 use super::reply::{Reply, Texts};
+use super::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
 use super::{SessionStore, StoreError, counted};
 use crate::metrics::{self, Verb};
 use crate::session::{Message, NewMessage, Reach, SessionId, Timestamp};
 
 /// Messages beyond the kept ones that one append removes at the most.
 const TRIM_MESSAGES_MAX: u32 = 200;
+/// Bytes of conflicting contents after which one append reads no more of them.
+const CONFLICT_BYTES_MAX: u32 = 1 << 20;
 
 /// What [`SessionStore::append_messages`] did.
 #[derive(Debug)]
@@ -47,6 +50,8 @@ pub struct MessagePage {
     pub before: Option<u64>,
     /// Newer ones are there: read after this seq.
     pub after: Option<u64>,
+    /// The memory of a large page. To be kept until the response is sent.
+    pub memory: Option<MemoryPermit>,
 }
 
 impl SessionStore {
@@ -86,6 +91,7 @@ impl SessionStore {
                 self.config.lifecycle.retention_ms().to_string(),
                 self.config.messages_kept.to_string(),
                 TRIM_MESSAGES_MAX.to_string(),
+                CONFLICT_BYTES_MAX.to_string(),
             ];
             batch.push_args(&mut args);
             let mut reply = self.run(&self.scripts.append_messages, self.keys_of(&session), args).await?;
@@ -112,7 +118,8 @@ impl SessionStore {
         }
     }
 
-    /// A page of a session's messages, or `None` if there is no such session within `reach`.
+    /// A page of a session's messages for `owner`, or `None` if there is no such session within `reach`. It ends after
+    /// `limit` messages or 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -120,30 +127,90 @@ impl SessionStore {
         &self,
         id: SessionId,
         range: MessageRange,
-        limit: u64,
+        limit: usize,
         reach: &Reach,
+        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<Option<MessagePage>, StoreError> {
         // Boxed, for it has room for three calls at once.
-        counted(Verb::ListMessages, Box::pin(self.page_of_messages(id, range, limit, reach, now))).await
+        counted(Verb::ListMessages, Box::pin(self.page_of_messages(id, range, limit, reach, owner, now))).await
     }
 
     async fn page_of_messages(
         &self,
         id: SessionId,
         range: MessageRange,
-        limit: u64,
+        limit: usize,
         reach: &Reach,
+        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<Option<MessagePage>, StoreError> {
-        // Before the messages are read: how long that takes would tell a foreign session from a missing one.
-        if *reach != Reach::Everything && self.within(id, reach, now).await?.is_none() {
+        let Some(session) = self.within(id, reach, now).await? else {
+            return Ok(None);
+        };
+        let largest = session.largest_message_bytes;
+        let read_max = usize::try_from(session.message_count).unwrap_or(usize::MAX).min(limit + 1);
+        let memory = match read_max.saturating_mul(largest) {
+            bytes if bytes <= SMALL_RESPONSE_BYTES => None,
+            bytes => Some(self.response_memory.reserve(owner, bytes.min(PAGE_BYTES_MAX + largest)).await?),
+        };
+        let oldest = async {
+            match range {
+                MessageRange::After(_) => self.read_messages(id, MessageRange::After(0), 1).await,
+                _ => Ok(Vec::new()),
+            }
+        };
+        let (read, oldest) = futures_util::try_join!(self.read_page(id, range, limit, largest), oldest)?;
+        // Without messages, or after several reads, the session may have been deleted meanwhile.
+        let is_certain = !read.messages.is_empty() && read.pieces == 1 || session.message_count == 0;
+        if !is_certain && self.within(id, reach, now).await?.is_none() {
             return Ok(None);
         }
+        Ok(Some(read.into_page(range, session.message_count, &oldest, memory)))
+    }
+
+    /// Reads messages piece by piece until there are `limit` and one more, or the page is full.
+    async fn read_page(
+        &self,
+        id: SessionId,
+        range: MessageRange,
+        limit: usize,
+        largest: usize,
+    ) -> Result<ReadMessages, StoreError> {
+        let piece_max = (PIECE_BYTES / largest.max(1)).max(1);
+        let mut read = ReadMessages { messages: Vec::new(), bytes: 0, has_more: false, pieces: 0 };
+        let mut next = range;
+        loop {
+            let count = piece_max.min(limit + 1 - read.messages.len());
+            let piece = {
+                // One large piece at a time: whatever else is asked of Redis waits for one of them at the most.
+                let is_large = count.saturating_mul(largest) > SMALL_RESPONSE_BYTES;
+                let _turn = if is_large { self.large_reads.acquire().await.ok() } else { None };
+                self.read_messages(id, next, count).await?
+            };
+            read.pieces += 1;
+            let is_last = piece.len() < count;
+            next = match (piece.last(), range) {
+                (Some(last), MessageRange::After(_)) => MessageRange::After(last.seq),
+                (Some(last), _) => MessageRange::Before(last.seq),
+                (None, _) => return Ok(read),
+            };
+            if read.take(piece, limit) || is_last {
+                return Ok(read);
+            }
+        }
+    }
+
+    /// Messages in the order of the range: the newest first, but for [`MessageRange::After`].
+    async fn read_messages(
+        &self,
+        id: SessionId,
+        range: MessageRange,
+        count: usize,
+    ) -> Result<Vec<Message>, StoreError> {
         let key = self.keys.messages(id);
         let key = key.as_str();
-        let count = Some(limit + 1);
-        // The messages are read first: if the session is there afterwards, it was there when they were read.
+        let count = Some(u64::try_from(count).unwrap_or(u64::MAX));
         let read = |client: Client| async move {
             match range {
                 MessageRange::Newest => client.xrevrange::<Value, _, _, _>(key, "+", "-", count).await,
@@ -152,21 +219,51 @@ impl SessionStore {
                 MessageRange::After(seq) => client.xrange(key, format!("({seq}-0"), "+", count).await,
             }
         };
-        let messages = async { read_messages(self.call(key, read).await?, id) };
-        let read_oldest = |client: Client| async move { client.xrange(key, "-", "+", Some(1)).await };
-        let oldest = async {
-            match range {
-                MessageRange::After(_) => read_messages(self.call(key, read_oldest).await?, id),
-                _ => Ok(Vec::new()),
+        let mut reply = Reply::new("list_messages", self.call(key, read).await?)?;
+        let mut messages = Vec::new();
+        while !reply.is_empty() {
+            messages.push(reply.message(id)?);
+        }
+        Ok(messages)
+    }
+}
+
+/// Messages of a page, in the order in which they are read.
+struct ReadMessages {
+    messages: Vec<Message>,
+    bytes: usize,
+    /// There are more than the page has room for.
+    has_more: bool,
+    /// How many reads it took.
+    pieces: usize,
+}
+
+impl ReadMessages {
+    /// Takes what the page has room for. Returns whether it is full.
+    fn take(&mut self, piece: Vec<Message>, limit: usize) -> bool {
+        for message in piece {
+            let bytes = self.bytes + message.json_bytes();
+            if self.messages.len() == limit || (!self.messages.is_empty() && bytes > PAGE_BYTES_MAX) {
+                self.has_more = true;
+                return true;
             }
-        };
-        let (mut messages, oldest, session) = futures_util::try_join!(messages, oldest, self.within(id, reach, now))?;
-        let Some(session) = session else {
-            return Ok(None);
-        };
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let more = messages.len() > limit;
-        messages.truncate(limit);
+            self.bytes = bytes;
+            self.messages.push(message);
+        }
+        false
+    }
+
+    fn into_page(
+        self,
+        range: MessageRange,
+        message_count: u64,
+        oldest: &[Message],
+        mut memory: Option<MemoryPermit>,
+    ) -> MessagePage {
+        if let Some(memory) = &mut memory {
+            memory.shrink_to(self.bytes);
+        }
+        let Self { mut messages, has_more, .. } = self;
         let (before, after) = match range {
             MessageRange::Newest | MessageRange::Before(_) => {
                 messages.reverse();
@@ -175,27 +272,18 @@ impl SessionStore {
                     MessageRange::Before(seq) if messages.is_empty() => seq.saturating_sub(1),
                     _ => newest,
                 };
-                let newer = range != MessageRange::Newest && after < session.message_count;
-                (messages.first().filter(|_| more).map(|first| first.seq), newer.then_some(after))
+                let newer = range != MessageRange::Newest && after < message_count;
+                (messages.first().filter(|_| has_more).map(|first| first.seq), newer.then_some(after))
             }
             MessageRange::After(seq) => {
-                let end = session.message_count.min(seq) + 1;
+                let end = message_count.min(seq) + 1;
                 let before = messages.first().map_or(end, |first| first.seq);
                 let older = oldest.first().is_some_and(|oldest| oldest.seq < before);
-                (older.then_some(before), messages.last().filter(|_| more).map(|last| last.seq))
+                (older.then_some(before), messages.last().filter(|_| has_more).map(|last| last.seq))
             }
         };
-        Ok(Some(MessagePage { messages, before, after }))
+        MessagePage { messages, before, after, memory }
     }
-}
-
-fn read_messages(value: Value, id: SessionId) -> Result<Vec<Message>, StoreError> {
-    let mut reply = Reply::new("list_messages", value)?;
-    let mut messages = Vec::new();
-    while !reply.is_empty() {
-        messages.push(reply.message(id)?);
-    }
-    Ok(messages)
 }
 
 /// The messages of one call, each id once, as `append_messages.lua` takes them.

@@ -94,6 +94,10 @@ pub(super) trait Texts {
                 }
                 None => None,
             },
+            largest_message_bytes: match self.optional_text()? {
+                Some(text) => text.parse().map_err(|_| self.unexpected("a size is not a number"))?,
+                None => 0,
+            },
         }))
     }
 

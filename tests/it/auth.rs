@@ -25,12 +25,12 @@ impl Service {
     }
 
     /// A `GET` with this credential as a bearer's.
-    async fn get_as(&self, credential: &str, path: &str) -> Answer {
+    pub async fn get_as(&self, credential: &str, path: &str) -> Answer {
         self.call_as(&[("authorization", &format!("Bearer {credential}"))], Method::GET, path, None).await
     }
 
     /// Any call with this credential as a bearer's.
-    async fn bearer(&self, credential: &str, method: Method, path: &str, body: Value) -> Answer {
+    pub async fn bearer(&self, credential: &str, method: Method, path: &str, body: Value) -> Answer {
         let header = format!("Bearer {credential}");
         self.call_as(&[("authorization", &header)], method, path, Some(&body).filter(|body| !body.is_null())).await
     }

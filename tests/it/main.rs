@@ -18,6 +18,7 @@ mod faults;
 mod hints;
 mod hostile;
 mod identifiers;
+mod large_reads;
 mod lifecycle;
 mod linearizability;
 mod lists;
