@@ -76,12 +76,15 @@ impl Bench {
             title: None,
             metadata: "{}".to_owned(),
             if_active: IfActive::Return,
+            idempotency_key: None,
         }
     }
 
     async fn create(&self, new: &NewSession) -> SessionId {
         match self.store.get_or_create(new, system_now()).await.expect("a session") {
-            GetOrCreate::Created(session) | GetOrCreate::Resumed(session) => session.session_id,
+            GetOrCreate::Created(session) | GetOrCreate::Resumed(session) | GetOrCreate::Replayed(session) => {
+                session.session_id
+            }
         }
     }
 }

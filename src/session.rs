@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Datelike, SecondsFormat, Timelike};
+use ring::digest;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -228,6 +229,28 @@ impl SessionId {
         Ok(Self(uuid::Builder::from_custom_bytes(bytes).into_uuid()))
     }
 
+    /// The id of the session that a user's idempotency key stands for: the same for the same three, for all time. Its 106
+    /// bits are the first ones of SHA-256 over a tag and the three, each after its length in bytes as 8 bytes, the most
+    /// significant first. Vector:
+    ///
+    /// ```
+    /// use sessiond::session::{IdempotencyKey, SessionId};
+    /// let key = IdempotencyKey::new("0123456789abcdef").unwrap();
+    /// let id = SessionId::of_idempotency_key("B0100001", "user_123", &key);
+    /// assert_eq!(id.to_string(), "f4bc8dd0-4457-88b7-9e21-99b640b30240");
+    /// ```
+    #[must_use]
+    pub fn of_idempotency_key(business_id: &str, user_id: &str, key: &IdempotencyKey) -> Self {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for part in ["sessiond idempotency key", business_id, user_id, key.0.as_str()] {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        let mut bytes: [u8; 16] = hash.finish().as_ref().first_chunk().copied().unwrap_or_default();
+        [bytes[0], bytes[1]] = Partition::of_user(business_id, user_id).0.to_be_bytes();
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+
     /// The partition that the session lives in.
     #[must_use]
     pub fn partition(self) -> Partition {
@@ -260,6 +283,31 @@ impl FromStr for SessionId {
     /// Takes the hyphenated form only, in lower- or upper-case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.parse::<uuid::fmt::Hyphenated>().map(|id| Self(id.into_uuid()))
+    }
+}
+
+/// What a client names one create by, so that it can be repeated: 16 to 128 visible ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    /// The fewest characters of a key: shorter ones may have been used before by accident.
+    pub const CHARS_MIN: usize = 16;
+    /// The most characters of a key.
+    pub const CHARS_MAX: usize = 128;
+
+    /// Takes `text` as a key.
+    ///
+    /// # Errors
+    /// What is wrong with it, as the end of a sentence that starts with the header's name.
+    pub fn new(text: impl Into<String>) -> Result<Self, &'static str> {
+        let text = text.into();
+        let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_visible && (Self::CHARS_MIN..=Self::CHARS_MAX).contains(&text.len()) {
+            Ok(Self(text))
+        } else {
+            Err("must have 16 to 128 visible ASCII characters, such as a UUID")
+        }
     }
 }
 
@@ -571,6 +619,8 @@ pub struct NewSession {
     pub metadata: String,
     /// What to do if the user has an active session.
     pub if_active: IfActive,
+    /// Names the new session, so that a repeated call does not create another.
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// The changes of one PATCH. `None` leaves a field as it is.

@@ -113,6 +113,8 @@ pub enum GetOrCreate {
     Created(Session),
     /// The user has an active session.
     Resumed(Session),
+    /// An earlier call with this idempotency key created this session, which is not active any more.
+    Replayed(Session),
 }
 
 /// What [`SessionStore::update`] did.
@@ -314,7 +316,9 @@ impl SessionStore {
     }
 
     async fn find_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {
+        // The session of an idempotency key need not be the one that a hint leads to.
         if new.if_active == IfActive::Return
+            && new.idempotency_key.is_none()
             && let Some(session) = self.resume_hinted(&new.business_id, &new.user_id, now).await?
         {
             metrics::session_resumed();
@@ -325,9 +329,11 @@ impl SessionStore {
         match &outcome {
             GetOrCreate::Created(_) => metrics::session_created(),
             GetOrCreate::Resumed(_) => metrics::session_resumed(),
+            GetOrCreate::Replayed(_) => {}
         }
-        let (GetOrCreate::Created(session) | GetOrCreate::Resumed(session)) = &outcome;
-        self.hints.remember(&session.business_id, &session.user_id, session.session_id);
+        if let GetOrCreate::Created(session) | GetOrCreate::Resumed(session) = &outcome {
+            self.hints.remember(&session.business_id, &session.user_id, session.session_id);
+        }
         Ok(outcome)
     }
 
@@ -363,7 +369,10 @@ impl SessionStore {
     async fn run_get_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {
         let (business_id, user_id) = (new.business_id.as_str(), new.user_id.as_str());
         let partition = Partition::of_user(business_id, user_id);
-        let id = SessionId::random(partition)?;
+        let id = match &new.idempotency_key {
+            Some(key) => SessionId::of_idempotency_key(business_id, user_id, key),
+            None => SessionId::random(partition)?,
+        };
         let keys = vec![
             self.keys.pointer(business_id, user_id),
             self.keys.history(business_id, user_id),
@@ -380,10 +389,11 @@ impl SessionStore {
             self.config.lifecycle.resolution_ms().to_string(),
             new.if_active.as_str().to_owned(),
             TRIM_MAX.to_string(),
+            business_id.to_owned(),
+            user_id.to_owned(),
+            new.idempotency_key.as_ref().map_or("", |_| "1").to_owned(),
         ];
         let mut set = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
-        set(field::BUSINESS_ID, business_id);
-        set(field::USER_ID, user_id);
         set(field::LOCATION_ID, new.location_id.as_str());
         set(field::SESSION_TYPE, new.session_type.as_str());
         set(field::METADATA, &new.metadata);
@@ -399,6 +409,7 @@ impl SessionStore {
                 Ok(GetOrCreate::Created(self.created(new, id, created_at, now)))
             }
             "replayed" => match reply.session(id)?.and_then(|session| session.at(now, &self.config.lifecycle)) {
+                Some(session) if new.idempotency_key.is_some() => Ok(GetOrCreate::Replayed(session)),
                 Some(session) => Ok(GetOrCreate::Created(session)),
                 None => Err(reply.unexpected("the created session is missing")),
             },
@@ -408,6 +419,7 @@ impl SessionStore {
                 }
                 _ => Err(reply.unexpected("the active session is missing or another user's")),
             },
+            "foreign" => Err(reply.unexpected("another user's session has the id")),
             _ => Err(reply.unknown_tag()),
         }
     }

@@ -3,13 +3,13 @@
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::error::{ApiError, Code, FieldProblem, shortened};
 use super::json;
-use crate::session::{Identifier, SessionId};
+use crate::session::{IdempotencyKey, Identifier, SessionId};
 use crate::store::VersionCondition;
 
 /// The session id of the path. What is not a UUID is a session that does not exist.
@@ -157,6 +157,28 @@ fn is_json(headers: &HeaderMap) -> bool {
     let subtype = parts.next().and_then(|essence| essence.strip_prefix("application/")).unwrap_or_default();
     let charset = parts.find_map(|parameter| parameter.strip_prefix("charset=")).map(|set| set.trim_matches('"'));
     (subtype == "json" || subtype.ends_with("+json")) && charset.is_none_or(|set| set == "utf-8")
+}
+
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The `Idempotency-Key` of a create, if it has one.
+pub(super) struct MaybeIdempotencyKey(pub(super) Option<IdempotencyKey>);
+
+impl<S: Send + Sync> FromRequestParts<S> for MaybeIdempotencyKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let refused = |message: &str| ApiError::field("Idempotency-Key", message);
+        let mut keys = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
+        match (keys.next(), keys.next()) {
+            (None, _) => Ok(Self(None)),
+            (Some(key), None) => {
+                let key = IdempotencyKey::new(key.to_str().unwrap_or_default()).map_err(refused)?;
+                Ok(Self(Some(key)))
+            }
+            (Some(_), Some(_)) => Err(refused("must be given once")),
+        }
+    }
 }
 
 /// The versions that `If-Match` names (RFC 9110, 13.1.1). What is not a strong entity tag of ours names none.

@@ -66,7 +66,7 @@ pub fn bodies(input: &[u8]) -> Option<(Value, [bool; 3])> {
     assert_eq!(plain.as_ref(), Some(&body));
     assert_eq!(serde_json::from_str::<Value>(&body.to_string()).ok().as_ref(), Some(&body));
     let default = Identifier::new("default").ok()?;
-    let created = sessions::new_session(body.clone(), &default, &default, usize::MAX).ok();
+    let created = sessions::new_session(body.clone(), None, &default, &default, usize::MAX).ok();
     if let Some(new) = &created {
         assert!(body["businessId"] == new.business_id.as_str() && body["userId"] == new.user_id.as_str());
         assert!(new.title.as_ref().is_none_or(|title| title.chars().count() <= TITLE_CHARS_MAX));

@@ -18,9 +18,9 @@ use utoipa_axum::routes;
 use super::App;
 use super::access::{Caller, outside};
 use super::error::{ApiError, Code, problems};
-use super::extract::{IfMatch, JsonBody, PathSession};
+use super::extract::{IfMatch, JsonBody, MaybeIdempotencyKey, PathSession};
 use super::json::Fields;
-use crate::session::{Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch};
+use crate::session::{IdempotencyKey, Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch};
 use crate::store::{Delete, GetOrCreate, MemoryPermit, Update};
 
 /// The most bytes of a large body that the connection takes at once.
@@ -62,6 +62,7 @@ struct GetOrCreateSession {
 /// Reads the body of a get-or-create.
 pub(super) fn new_session(
     body: Value,
+    idempotency_key: Option<IdempotencyKey>,
     default_location_id: &Identifier,
     default_session_type: &Identifier,
     metadata_bytes_max: usize,
@@ -87,6 +88,7 @@ pub(super) fn new_session(
         title: title.flatten(),
         metadata: metadata.unwrap_or_else(|| "{}".to_owned()),
         if_active: if_active.unwrap_or(IfActive::Return),
+        idempotency_key,
     })
 }
 
@@ -142,11 +144,19 @@ problems! {
 /// Find or create a session
 ///
 /// The user's active session, or a new one, decided in one atomic step: however many ask at once, they get one session.
+///
+/// With an `Idempotency-Key` the call can be repeated although it replaces: the same key of the same user stands for the
+/// same new session. A repeated call is answered `200` with that session as it is now; look at its `status`, because it may
+/// be over. The body is not compared. When the session is gone (deleted, erased, or past its retention), the key creates a
+/// new one with the same id.
 #[utoipa::path(
     post, path = "/api/sessions", tag = "sessions", operation_id = "getOrCreateSession",
+    params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 16, max_length = 128,
+        pattern = "^[!-~]+$", description = "Names the new session. 16 to 128 visible ASCII characters, such as a UUID.",
+        example = "0b8e0a52-2a3f-4d3c-8f0a-6a4f6f1f7a11")),
     request_body = GetOrCreateSession,
     responses(
-        (status = 200, description = "The user's active session.", body = Session,
+        (status = 200, description = "The user's active session, or the one that this key created before.", body = Session,
             headers(("ETag" = String, description = "The session's version, in quotes."))),
         (status = 201, description = "A new session.", body = Session, headers(
             ("ETag" = String, description = "The session's version, in quotes."),
@@ -158,14 +168,21 @@ problems! {
 async fn get_or_create(
     State(app): State<Arc<App>>,
     caller: Caller,
+    MaybeIdempotencyKey(idempotency_key): MaybeIdempotencyKey,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
-    let new = new_session(body, &app.default_location_id, &app.default_session_type, app.metadata_bytes_max)?;
+    let new = new_session(
+        body,
+        idempotency_key,
+        &app.default_location_id,
+        &app.default_session_type,
+        app.metadata_bytes_max,
+    )?;
     if !caller.reach().admits_user(new.business_id.as_str(), new.user_id.as_str()) {
         return Err(outside());
     }
     Ok(match app.store.get_or_create(&new, app.now()).await? {
-        GetOrCreate::Resumed(session) => session_response(StatusCode::OK, &session),
+        GetOrCreate::Resumed(session) | GetOrCreate::Replayed(session) => session_response(StatusCode::OK, &session),
         GetOrCreate::Created(session) => {
             let location = format!("/api/sessions/{}", session.session_id);
             ([(header::LOCATION, location)], session_response(StatusCode::CREATED, &session)).into_response()

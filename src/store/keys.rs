@@ -13,7 +13,6 @@ pub(super) const LAYOUT_VERSION: &str = "1";
 
 /// Fields that the store names one by one: of a session's hash, or of a message in the stream.
 pub(super) mod field {
-    pub(in crate::store) const BUSINESS_ID: &str = "businessId";
     pub(in crate::store) const CONTENT: &str = "content";
     pub(in crate::store) const CREATED_AT: &str = "createdAt";
     pub(in crate::store) const LOCATION_ID: &str = "locationId";
@@ -22,7 +21,6 @@ pub(super) mod field {
     pub(in crate::store) const ROLE: &str = "role";
     pub(in crate::store) const SESSION_TYPE: &str = "sessionType";
     pub(in crate::store) const TITLE: &str = "title";
-    pub(in crate::store) const USER_ID: &str = "userId";
 }
 
 /// How many hex digits a partition has.
@@ -33,8 +31,8 @@ const PARTITION_DIGITS: usize = 4;
 /// is `update.lua`'s own.
 pub(super) const SESSION_FIELDS: [&str; 18] = [
     "sessionId",
-    field::BUSINESS_ID,
-    field::USER_ID,
+    "businessId",
+    "userId",
     field::LOCATION_ID,
     field::SESSION_TYPE,
     "status",

@@ -17,6 +17,7 @@ mod cors;
 mod faults;
 mod hints;
 mod hostile;
+mod idempotency;
 mod identifiers;
 mod large_reads;
 mod lifecycle;
