@@ -22,7 +22,6 @@
 //! | `http/overload.rs` | how many requests at once; the rest is told so before any of it is done | |
 //! | [`server`] | start, listeners, drain; the one place that reads the clock | |
 //! | `server/event_loop.rs` | event loops, one a thread: whoever is connected stays on one of them | |
-//! | `server/giving_way.rs` | a busy loop lets others have the processor before it waits | |
 //! | `server/admission.rs`, `server/patience.rs` | how many connections there may be; how long one may keep the service waiting | |
 //! | `server/head.rs`, `server/refusal.rs` | heads that hyper would take and we do not; a body for the answers that it makes by itself | |
 //! | [`tls`] | the certificate of the listener, and its reload | |

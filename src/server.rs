@@ -2,7 +2,6 @@
 
 mod admission;
 mod event_loop;
-mod giving_way;
 mod head;
 mod patience;
 mod refusal;

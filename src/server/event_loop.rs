@@ -22,7 +22,6 @@ use tokio::sync::oneshot;
 use tower::Service;
 
 use super::admission::Place;
-use super::giving_way;
 use super::patience::{PatientIo, Serving};
 use super::refusal::CompletedIo;
 use super::{Connections, StartError};
@@ -80,9 +79,7 @@ impl EventLoops {
             let (ends, ended) = oneshot::channel();
             let (app, connections) = (app.clone(), connections.clone());
             let run = move || {
-                let mut builder = Builder::new_current_thread();
-                builder.enable_all().on_thread_park(giving_way::before_wait);
-                let runtime = match builder.build().map_err(StartError::Threads) {
+                let runtime = match Builder::new_current_thread().enable_all().build().map_err(StartError::Threads) {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(started.send(Err(error))),
                 };
@@ -231,7 +228,6 @@ impl<S: Answering> Served<S> {
         let service = self.service.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             serving.turn();
-            giving_way::count_request();
             let request = request.map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(body) });
             let (answering, serving) = (service.clone().call(request), serving.clone());
             async move {
