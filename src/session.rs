@@ -58,7 +58,8 @@ impl fmt::Display for Timestamp {
 }
 
 /// An identifier that clients choose (`businessId`, `userId`, `locationId`, `sessionType`, `messageId`): 1 to 128
-/// characters of Unicode text without control characters, compared byte for byte (contract, 1.2).
+/// characters of Unicode text without control characters, compared byte for byte (contract, 1.2). `.` and `..` are
+/// refused: URL libraries remove them from a path, even percent-encoded (WHATWG URL, "single-dot URL path segment").
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identifier(String);
 
@@ -80,6 +81,9 @@ impl Identifier {
         }
         if text.chars().any(char::is_control) {
             return Err("must not contain control characters");
+        }
+        if text == "." || text == ".." {
+            return Err("must not be \".\" or \"..\": URL libraries remove these from a path");
         }
         Ok(Self(text))
     }
@@ -831,12 +835,12 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_have_1_to_128_characters_and_no_control_characters() {
-        for text in ["a", "a:b", "{}", "%2f", "auth0|123", "jane@example.com", "urn:x:y", " ", "💬"] {
+    fn identifiers_have_1_to_128_characters_without_control_characters_and_are_no_dot_segments() {
+        for text in ["a", "a:b", "{}", "%2f", "auth0|123", "jane@example.com", "urn:x:y", " ", "💬", "...", ".a", "%2e"] {
             assert!(Identifier::new(text).is_ok(), "{text:?}");
         }
         assert!(Identifier::new("ü".repeat(128)).is_ok());
-        for text in ["", "a\0b", "\n", "\u{7f}", "\u{85}", &"a".repeat(129)] {
+        for text in ["", "a\0b", "\n", "\u{7f}", "\u{85}", &"a".repeat(129), ".", ".."] {
             assert!(Identifier::new(text).is_err(), "{text:?}");
         }
     }

@@ -42,9 +42,9 @@ fn with_another_value(text: &[u8], seed: u32) -> Option<Vec<u8>> {
     let mut places = Vec::new();
     add_places(&body, "", &mut places);
     let long = ["x".repeat(128), "x".repeat(129), "é".repeat(200), "x".repeat(201)].map(Value::from);
-    let short =
-        [json!(null), json!(true), json!(-1.5), json!(""), json!("\u{7f}"), json!([]), json!({}), json!([null])];
-    let values = [&long[..], &short[..]].concat();
+    let words = ["", ".", "..", "\u{7f}"].map(Value::from);
+    let others = [json!(null), json!(true), json!(-1.5), json!([]), json!({}), json!([null])];
+    let values = [&long[..], &words, &others].concat();
     let seed = usize::try_from(seed).ok()?;
     let (place, value) = (seed % places.len(), seed / places.len() % values.len());
     *body.pointer_mut(&places[place])? = values[value].clone();

@@ -142,15 +142,19 @@ impl<'a> Entry<'a> {
             value.as_str().filter(|id| is_id(id)).map(str::to_owned)
         });
         let secret_sha256 = self.take("secret_sha256", "64 hexadecimal digits", |value| hash(value.as_str()?));
-        let reach = self.take("businesses", "a list of businessIds, or \"*\" for all", |value| match value {
-            Value::String(all) if all == ALL_BUSINESSES => Some(Reach::Everything),
-            Value::Array(names) => {
-                let names: Option<Vec<_>> = names.iter().map(Value::as_str).collect();
-                // In a list it would be a business of this name; whoever writes that means all of them.
-                businesses(&names.filter(|names| !names.contains(&ALL_BUSINESSES))?)
-            }
-            _ => None,
-        });
+        let reach = self.take(
+            "businesses",
+            "a list of businessIds (each 1 to 128 characters, not \".\" or \"..\"), or \"*\" for all",
+            |value| match value {
+                Value::String(all) if all == ALL_BUSINESSES => Some(Reach::Everything),
+                Value::Array(names) => {
+                    let names: Option<Vec<_>> = names.iter().map(Value::as_str).collect();
+                    // In a list it would be a business of this name; whoever writes that means all of them.
+                    businesses(&names.filter(|names| !names.contains(&ALL_BUSINESSES))?)
+                }
+                _ => None,
+            },
+        );
         let scopes = self.take("scopes", "a list of \"read\", \"write\", \"admin\"", |value| {
             let words = value.as_array()?.iter();
             let scopes: Option<Vec<_>> = words.map(|word| Scope::from_word(word.as_str()?)).collect();

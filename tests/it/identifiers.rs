@@ -9,7 +9,7 @@ use sessiond::session::Partition;
 use crate::support::raw::{RawRequest, encode};
 use crate::support::service::{Answer, Service};
 
-const SHORT: [&str; 46] = [
+const SHORT: [&str; 48] = [
     "a",
     "b",
     "a:b",
@@ -47,8 +47,10 @@ const SHORT: [&str; 46] = [
     "jane@example.com",
     "auth0|123",
     "urn:x:y",
-    ".",
-    "..",
+    "...",
+    ".a",
+    "..a",
+    "%2e",
     "%2e%2e",
     "active",
     "user",

@@ -587,7 +587,8 @@ async fn sessions_and_messages_have_exactly_the_documented_members() {
 /// Values of every type, around every bound of the contract that a schema can say.
 fn values() -> Vec<Value> {
     let lengths = [1, 128, 129, 200, 201].map(|length| json!("💬".repeat(length)));
-    let words = ["", "return", "replace", "active", "ended", "expired", "user", "tool"].map(Value::from);
+    let words = ["", ".", "..", "...", ".a", "return", "replace", "active", "ended", "expired", "user", "tool"]
+        .map(Value::from);
     let others = [
         json!(null),
         json!(true),

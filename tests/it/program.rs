@@ -25,6 +25,7 @@ fn every_bad_setting_is_told_at_once() {
         ("REDIS_URL", "http://user:hunter2@example.com"),
         ("SESSIOND_KEY_PREFIX", "a{b}"),
         ("SESSIOND_DEFAULT_LOCATION_ID", "a\tb"),
+        ("SESSIOND_DEFAULT_SESSION_TYPE", ".."),
         // Set to nothing is not set.
         ("SESSIOND_MESSAGES_KEPT", ""),
     ];
@@ -38,6 +39,7 @@ fn every_bad_setting_is_told_at_once() {
         "SESSIOND_IDLE_TIMEOUT",
         "SESSIOND_RETENTION",
         "SESSIOND_DEFAULT_LOCATION_ID",
+        "SESSIOND_DEFAULT_SESSION_TYPE",
         "SESSIOND_MAX_BODY_BYTES",
         "SESSIOND_LOG",
     ];

@@ -78,6 +78,7 @@ fn every_problem_of_a_file_of_api_keys_is_told_by_its_number_and_without_its_tex
         entry.replace("secret_sha256 = \"", &format!("secret_sha256 = \"{secret}")),
         entry.replace("businesses = [\"b\"]", "businesses = []"),
         entry.replace("businesses = [\"b\"]", "businesses = [\"*\"]"),
+        entry.replace("businesses = [\"b\"]", "businesses = [\"b\", \"..\"]"),
         entry.replace("businesses = [\"b\"]", "businesses = \"b\""),
         entry.replace("scopes = [\"read\"]", "scopes = [\"erase\"]"),
         entry.replace("scopes = [\"read\"]", "scopes = []"),
@@ -206,7 +207,12 @@ async fn keygen_makes_a_key_that_works_and_prints_its_secret_once() {
     for taught in ["--api-keys-file", ">> keys.toml", "X-API-Key", "within 5 s", "Erasing a user needs admin"] {
         assert!(help.contains(taught), "{taught}: {help}");
     }
-    for wrong in [&["keygen"][..], &["keygen", "--business", "b", "--all-businesses"], &["keygen", "--business", ""]] {
+    for wrong in [
+        &["keygen"][..],
+        &["keygen", "--business", "b", "--all-businesses"],
+        &["keygen", "--business", ""],
+        &["keygen", "--business", "."],
+    ] {
         assert_eq!(run(wrong, &[]).status.code(), Some(2), "{wrong:?}");
     }
     let bad = [("--id", "a.b"), ("--id", "a\"\nx = \"y"), ("--expires", "tomorrow"), ("--scope", "erase")];

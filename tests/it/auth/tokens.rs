@@ -61,9 +61,21 @@ fn bad_claims(good: &Value, now_secs: i64) -> Vec<(String, Value)> {
         ("nbf", vec![json!(now_secs + 60), json!("0"), json!(null), json!([]), json!(1e300)]),
         (
             "businessId",
-            vec![json!(""), json!(null), json!(1), json!(["b"]), json!({}), json!("b".repeat(129)), json!("b\0")],
+            vec![
+                json!(""),
+                json!(null),
+                json!(1),
+                json!(["b"]),
+                json!({}),
+                json!("b".repeat(129)),
+                json!("b\0"),
+                json!("."),
+            ],
         ),
-        ("sub", vec![json!(""), json!(null), json!(1), json!(["u"]), json!("u".repeat(129)), json!("u\n")]),
+        (
+            "sub",
+            vec![json!(""), json!(null), json!(1), json!(["u"]), json!("u".repeat(129)), json!("u\n"), json!("..")],
+        ),
         ("scope", vec![json!(["read"]), json!(null), json!(1), json!({})]),
     ];
     for (name, values) in wrong {
