@@ -7,7 +7,7 @@
 //!
 //! | place | what it does | what it does not |
 //! |---|---|---|
-//! | [`session`] | identifiers, partitions, sessions, messages, the rules of their life, their JSON | I/O, clocks |
+//! | [`session`] | identifiers, partitions, sessions, messages, the rules of their life, their JSON and its equality | I/O, clocks |
 //! | [`store`] | one method a verb: [`SessionStore`](store::SessionStore); `lua/` has a script for each that writes | HTTP |
 //! | `store/keys.rs` | names of keys and fields, why they share a hash tag | |
 //! | `store/hints.rs` | where to look first for a known user's session | the truth: that is the session's hash |
@@ -80,7 +80,8 @@
 //!   pointer has to be read and followed in one step, or two callers could both replace a session. Such a key has the same
 //!   hash tag as the key that named it, and it is read before the first write.
 //! - A repeated message is compared as text by the script and, where the texts differ, as JSON here: the order of an
-//!   object's members and its spacing do not make a retry a conflict, and messages keep them as they were sent.
+//!   object's members, its spacing and the spelling of its numbers (`1`, `1.0`) do not make a retry a conflict, and messages
+//!   keep them as they were sent.
 //! - The request's deadline starts when the request is received. A client on a slow line gets the receive timeout for its
 //!   body; the store gets the deadline.
 //! - The layout and the fitness of a Redis are checked before the first command of a process, not only at its start: a Redis

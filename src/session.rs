@@ -1,5 +1,7 @@
 //! The domain: identifiers, sessions, messages, and the rules of a session's life. No I/O, no clock.
 
+mod json_equality;
+
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
@@ -13,6 +15,8 @@ use ring::digest;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
+
+pub use self::json_equality::same_json;
 
 /// The most characters that a title may have.
 pub const TITLE_CHARS_MAX: usize = 200;
@@ -836,7 +840,8 @@ mod tests {
 
     #[test]
     fn identifiers_have_1_to_128_characters_without_control_characters_and_are_no_dot_segments() {
-        for text in ["a", "a:b", "{}", "%2f", "auth0|123", "jane@example.com", "urn:x:y", " ", "💬", "...", ".a", "%2e"] {
+        for text in ["a", "a:b", "{}", "%2f", "auth0|123", "jane@example.com", "urn:x:y", " ", "💬", "...", ".a", "%2e"]
+        {
             assert!(Identifier::new(text).is_ok(), "{text:?}");
         }
         assert!(Identifier::new("ü".repeat(128)).is_ok());

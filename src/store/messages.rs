@@ -8,7 +8,7 @@ use super::reply::{Reply, Texts};
 use super::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
 use super::{SessionStore, StoreError, counted};
 use crate::metrics::{self, Verb};
-use crate::session::{Message, NewMessage, Reach, SessionId, Timestamp};
+use crate::session::{Message, NewMessage, Reach, SessionId, Timestamp, same_json};
 
 /// Messages beyond the kept ones that one append removes at the most.
 const TRIM_MESSAGES_MAX: u32 = 200;
@@ -311,7 +311,7 @@ impl Batch {
             };
             if let Some(place) = batch.messages.iter().position(|earlier| earlier.message_id == message_id) {
                 let earlier = &batch.messages[place].new;
-                if (earlier.role, &earlier.content) != (message.role, &message.content) {
+                if earlier.role != message.role || !same_json(&earlier.content, &message.content) {
                     return Ok(Err(message_id));
                 }
                 batch.places.push(place);
@@ -335,8 +335,8 @@ impl Batch {
         }
     }
 
-    /// The script compares texts. Where the stored text only differs in the order of members or in spacing, the stored
-    /// one is taken instead; where it says something else, the message's id is returned.
+    /// The script compares texts. Where the stored text says the same in another way (order of members, spacing, spelling of
+    /// numbers), the stored one is taken instead; where it says something else, the message's id is returned.
     fn adopt_stored_texts(&mut self, reply: &mut Reply) -> Result<Option<String>, StoreError> {
         while !reply.is_empty() {
             let (position, role, content) = (reply.parse::<usize>()?, reply.role()?, reply.string()?);
@@ -345,7 +345,7 @@ impl Batch {
                 return Err(reply.unexpected("a position is not of this call"));
             };
             let same = serde_json::from_str::<serde_json::Value>(&content)
-                .is_ok_and(|stored| role == message.new.role && stored == message.new.content);
+                .is_ok_and(|stored| role == message.new.role && same_json(&stored, &message.new.content));
             if !same || message.content == content {
                 return Ok(Some(message.message_id.clone()));
             }

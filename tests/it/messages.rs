@@ -72,6 +72,68 @@ async fn a_retry_is_answered_as_stored_and_appends_nothing() {
     assert_eq!(mixed.json()[0], first.json());
 }
 
+/// Appends a message whose content is written exactly so.
+async fn append_text(service: &Service, path: &str, id: &str, content: &str) -> Answer {
+    let body = format!("{{\"messageId\":\"{id}\",\"role\":\"user\",\"content\":{content}}}");
+    service.send(reqwest::Method::POST, path, &[("content-type", "application/json")], body.into()).await
+}
+
+#[tokio::test]
+async fn a_retry_may_spell_numbers_and_order_members_otherwise() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 0).await;
+    let same = [
+        ["1", "1.0", "10e-1", "1e0"],
+        ["0", "-0", "0.0", "-0e5"],
+        [
+            "[9007199254740993,{\"a\":1,\"b\":-2.5}]",
+            "[9007199254740993,{\"b\":-25e-1,\"a\":1.0}]",
+            "[9007199254740993, {\"a\": 1e0, \"b\": -2.50}]",
+            "[9007199254740993,{\"b\":-2.5,\"a\":1}]",
+        ],
+        ["9007199254740992", "9007199254740992.0", "9.007199254740992e15", "90071992547409920e-1"],
+    ];
+    for (number, texts) in same.iter().enumerate() {
+        let id = format!("same-{number}");
+        let first = append_text(&service, &path, &id, texts[0]).await.expect(201);
+        for text in texts {
+            let again = append_text(&service, &path, &id, text).await.expect(200);
+            assert_eq!(again.text, first.text, "{text}: as it was stored first");
+        }
+        // In one array, too: they are one message.
+        let item = |text: &&str| format!("{{\"messageId\":\"array-{number}\",\"role\":\"user\",\"content\":{text}}}");
+        let array = format!("[{}]", texts.iter().map(item).collect::<Vec<_>>().join(","));
+        let headers = [("content-type", "application/json")];
+        let stored = service.send(reqwest::Method::POST, &path, &headers, array.into()).await.expect(201).json();
+        assert!(stored.as_array().expect("an array").iter().all(|message| *message == stored[0]), "{stored}");
+    }
+    let different = [
+        ("1", "1.5"),
+        ("1", "\"1\""),
+        ("[1,2]", "[2,1]"),
+        ("{\"a\":1}", "{\"a\":1,\"b\":null}"),
+        ("9007199254740993", "9007199254740992.0"),
+        ("{\"a\":[9007199254740993]}", "{\"a\":[9007199254740992]}"),
+        ("18446744073709551615", "18446744073709551616"),
+    ];
+    for (number, (left, right)) in different.into_iter().enumerate() {
+        let id = format!("different-{number}");
+        append_text(&service, &path, &id, left).await.expect(201);
+        let before = service.look.digest().await;
+        append_text(&service, &path, &id, right).await.expect_problem(409, "message_id_conflict");
+        let item = |text| format!("{{\"messageId\":\"both-{number}\",\"role\":\"user\",\"content\":{text}}}");
+        let array = format!("[{},{}]", item(left), item(right));
+        let headers = [("content-type", "application/json")];
+        let refused = service.send(reqwest::Method::POST, &path, &headers, array.into()).await;
+        refused.expect_problem(409, "message_id_conflict");
+        assert_eq!(service.look.digest().await, before, "{left} and {right}");
+    }
+    // Metadata is no part of what makes a retry: it stays as it was first sent.
+    let with = |metadata: Value| json!({"messageId": "m", "role": "user", "content": 1, "metadata": metadata});
+    let first = service.post(&path, with(json!({"list": [1, 2]}))).await.expect(201).json();
+    assert_eq!(service.post(&path, with(json!({"list": [2, 1]}))).await.expect(200).json(), first);
+}
+
 #[tokio::test]
 async fn a_retry_succeeds_although_the_session_ended_meanwhile() {
     let service = Service::start(&[]).await;
