@@ -23,6 +23,7 @@ mod extract;
 pub(crate) mod fuzzing;
 mod health;
 mod json;
+mod media_type;
 mod messages;
 mod openapi;
 mod overload;

@@ -90,7 +90,7 @@ codes! {
     PayloadTooLarge PAYLOAD_TOO_LARGE "payload_too_large" "the body is larger than the limit",
     UriTooLong URI_TOO_LONG "uri_too_long" "the path and query are longer than the limit",
     HeadersTooLarge REQUEST_HEADER_FIELDS_TOO_LARGE "headers_too_large" "the headers are larger, or more, than the limit",
-    UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "the body is not declared as JSON",
+    UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "the body is not declared as JSON in UTF-8",
     RateLimited TOO_MANY_REQUESTS "rate_limited" "the credential, or its user, calls more often than allowed",
     Internal INTERNAL_SERVER_ERROR "internal" "a bug; the log has its cause under `requestId`",
     Overloaded SERVICE_UNAVAILABLE "overloaded" "there are more requests at once than can be served in time, or too many connections, in total or from one address",

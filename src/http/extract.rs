@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::error::{ApiError, Code, FieldProblem, shortened};
-use super::json;
+use super::{json, media_type};
 use crate::session::{IdempotencyKey, Identifier, SessionId};
 use crate::store::VersionCondition;
 
@@ -131,8 +131,8 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(mut request: Request, _state: &S) -> Result<Self, ApiError> {
-        if !is_json(request.headers()) {
-            let detail = "The body must be JSON, declared by the header Content-Type: application/json";
+        if !media_type::is_json(request.headers()) {
+            let detail = "The body must be JSON in UTF-8, declared by one header Content-Type: application/json";
             return Err(ApiError::new(Code::UnsupportedMediaType, detail));
         }
         // Received already, and so in one piece.
@@ -141,22 +141,6 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
         let body = piece.and_then(|piece| piece.into_data().ok()).unwrap_or_default();
         json::parse(&body).map(Self)
     }
-}
-
-/// `application/json` or `application/<something>+json`, in UTF-8.
-fn is_json(headers: &HeaderMap) -> bool {
-    let mut declared = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(only), None) = (declared.next(), declared.next()) else {
-        return false;
-    };
-    if only == "application/json" {
-        return true;
-    }
-    let declared = only.to_str().unwrap_or_default().to_ascii_lowercase();
-    let mut parts = declared.split(';').map(str::trim);
-    let subtype = parts.next().and_then(|essence| essence.strip_prefix("application/")).unwrap_or_default();
-    let charset = parts.find_map(|parameter| parameter.strip_prefix("charset=")).map(|set| set.trim_matches('"'));
-    (subtype == "json" || subtype.ends_with("+json")) && charset.is_none_or(|set| set == "utf-8")
 }
 
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

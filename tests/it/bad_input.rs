@@ -424,6 +424,10 @@ async fn bodies_must_be_declared_as_json_once() {
         "application/json, application/json",
         "application/json; charset=iso-8859-1",
         "application/json; charset=utf-16",
+        "application/json; charset=\"latin1\"",
+        "application/json; charset=utf-8; charset=latin1",
+        "application/json; charset=\"utf-8",
+        "application/json; a=\"b\"; charset=us-ascii",
         "json",
         "*/*",
         "application/",
@@ -443,6 +447,11 @@ async fn bodies_must_be_declared_as_json_once() {
         for declared in [
             "application/json; charset=utf-8",
             "application/json;charset=\"UTF-8\"",
+            "application/json; charset=utf8",
+            "application/json; charset=\"utf8\"",
+            "application/json ; Charset = UTF8",
+            "application/merge-patch+json;charset=\"utf-8\"; q=1",
+            "application/json; a=\"; charset=latin1\"; charset=utf-8",
             "Application/JSON",
             "application/merge-patch+json",
         ] {
