@@ -5,13 +5,14 @@
 //!
 //! 1. `answer` finds the request's route, takes or makes its id, and gives every error answer its body with that id; it
 //!    counts and logs;
-//! 2. `cross_origin` answers the preflights of browsers, and tells them which pages may read an answer;
-//! 3. a panic of anything inside becomes a `500`;
-//! 4. `admit` checks the credential, how often it calls, its scope, and the business and user of the path: for every
+//! 2. `host::check` refuses a request without one valid `Host`, whatever it asks for;
+//! 3. `cross_origin` answers the preflights of browsers, and tells them which pages may read an answer;
+//! 4. a panic of anything inside becomes a `500`;
+//! 5. `admit` checks the credential, how often it calls, its scope, and the business and user of the path: for every
 //!    route that `access.rs` does not name as public, also one that is added later, and for paths that there are not;
-//! 5. `serve` refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline. What has
+//! 6. `serve` refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline. What has
 //!    no route here (`routes.rs`) never gets to the router;
-//! 6. the handler, whose arguments are extracted (`extract.rs`) before it runs.
+//! 7. the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
 mod access;
 mod businesses;
@@ -22,6 +23,7 @@ mod extract;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod health;
+mod host;
 mod json;
 mod media_type;
 mod messages;
@@ -181,7 +183,10 @@ async fn answer(parts: &Parts, request: &mut Request) -> Response {
     let span = Span::of_request(method, route, request_id.to_str().unwrap_or_default(), |name| {
         request.headers().get(name)?.to_str().ok()
     });
-    let mut response = span.around(answer_page(parts, template, request)).await;
+    let mut response = match host::check(request) {
+        Ok(()) => span.around(answer_page(parts, template, request)).await,
+        Err(refused) => access::refuse(&parts.app, request, refused).await,
+    };
     let problem = error::finish(&mut response, request_id.to_str().unwrap_or_default());
     let (status, took) = (response.status().as_u16(), started.elapsed());
     metrics::request_answered(method, route, status, took);

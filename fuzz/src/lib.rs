@@ -198,6 +198,10 @@ fn request(text: &[u8]) -> Option<Request<Body>> {
         let (name, value) = split_once(line, b":")?;
         request = request.header(name, value.trim_ascii());
     }
+    // Without one it would be refused for that alone, and an input would have to find out.
+    if request.headers_ref().is_some_and(|headers| !headers.contains_key("host")) {
+        request = request.header("host", "fuzz");
+    }
     request.body(Body::from(body)).ok()
 }
 

@@ -88,19 +88,22 @@ pub(super) async fn authorised(parts: &Parts, route: Option<&str>, request: &mut
             }
             serve(parts, route, request).await.unwrap_or_else(IntoResponse::into_response)
         }
-        Err(refused) => {
-            let body = std::mem::take(request.body_mut());
-            let discarded = discard(request.headers(), body, app.body_bytes_max);
-            // Whether all of it came or not: the answer is the same.
-            let _ = tokio::time::timeout(app.body_timeout, discarded).await;
-            refused.into_response()
-        }
+        Err(refused) => refuse(app, request, refused).await,
     };
     // Not with other refusals: a foreign session's answer is a missing one's, byte for byte.
     if response.status().is_success() || response.status() == StatusCode::TOO_MANY_REQUESTS {
         tell_rates(&rates, response.headers_mut());
     }
     response
+}
+
+/// Refuses a request before its body is kept: reads the body and forgets it, so that the client gets to the answer.
+pub(super) async fn refuse(app: &App, request: &mut Request, refused: ApiError) -> Response {
+    let body = std::mem::take(request.body_mut());
+    let discarded = discard(request.headers(), body, app.body_bytes_max);
+    // Whether all of it came or not: the answer is the same.
+    let _ = tokio::time::timeout(app.body_timeout, discarded).await;
+    refused.into_response()
 }
 
 /// Tells the caller what it may still call (draft-ietf-httpapi-ratelimit-headers).

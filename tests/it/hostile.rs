@@ -3,6 +3,7 @@
 
 mod attacks;
 mod crowds;
+mod host;
 mod slow;
 mod tls;
 

@@ -163,7 +163,7 @@ fn too_much() -> Vec<Attack> {
         attack("a method of 1 MB", format!("{megabyte} / HTTP/1.1\r\nhost: x\r\n\r\n{HIDDEN}"), &[414]),
         attack(
             "a URI of 10,000 bytes",
-            format!("GET /{} HTTP/1.1\r\nconnection: close\r\n\r\n", &megabyte[..10_000]),
+            format!("GET /{} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", &megabyte[..10_000]),
             &[414],
         ),
         attack(
@@ -199,7 +199,7 @@ impl Attack {
 async fn what_is_no_request_is_refused_and_what_it_hides_is_not_executed() {
     let target = Target::start("attacks", &[]).await;
     // What is hidden would be executed if it were sent by itself; without that, this test shows nothing.
-    let alone = HIDDEN.replace("smuggled", "straight").replace("host: x", "connection: close");
+    let alone = HIDDEN.replace("smuggled", "straight").replace("host: x", "host: x\r\nconnection: close");
     let seen = raw::answers(&target.send(alone.as_bytes(), false).await);
     assert_eq!(seen.iter().map(|answer| answer.status.as_u16()).collect::<Vec<_>>(), [201], "{seen:?}");
     let before = target.look.digest().await;
