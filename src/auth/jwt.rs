@@ -114,7 +114,42 @@ struct Claims {
     #[serde(default, deserialize_with = "some")]
     sub: Option<String>,
     #[serde(default, deserialize_with = "some")]
-    scope: Option<String>,
+    scope: Option<ScopeClaim>,
+    /// The name that Microsoft Entra ID and Okta give to `scope`.
+    #[serde(default, deserialize_with = "some")]
+    scp: Option<ScopeClaim>,
+}
+
+/// Scopes, as one text with spaces between (RFC 8693, 4.2) or as a list of texts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ScopeClaim {
+    Text(String),
+    List(Vec<String>),
+}
+
+impl ScopeClaim {
+    /// The scopes of this service in it; other services' are ignored.
+    fn scopes(&self) -> Vec<Scope> {
+        match self {
+            Self::Text(words) => words.split(' ').filter_map(Scope::from_word).collect(),
+            Self::List(words) => words.iter().filter_map(|word| Scope::from_word(word)).collect(),
+        }
+    }
+}
+
+impl Claims {
+    /// What the token may do: read and write if it does not say. If both claims do, what both allow.
+    fn scopes(&self) -> Vec<Scope> {
+        match (&self.scope, &self.scp) {
+            (None, None) => vec![Scope::Read, Scope::Write],
+            (Some(only), None) | (None, Some(only)) => only.scopes(),
+            (Some(scope), Some(scp)) => {
+                let scp = scp.scopes();
+                scope.scopes().into_iter().filter(|scope| scp.contains(scope)).collect()
+            }
+        }
+    }
 }
 
 /// A claim that may be absent, but not null.
@@ -202,13 +237,9 @@ fn check_times(claims: &Claims, now: Timestamp) -> Result<(), Refusal> {
 
 /// What the claims of a token that is genuine allow.
 fn granted(claims: Claims) -> Result<Access, Refusal> {
+    let scopes = claims.scopes();
     let business_id = Identifier::new(claims.business_id).map_err(|_| Refusal::Invalid)?;
     let user_id = claims.sub.map(Identifier::new).transpose().map_err(|_| Refusal::Invalid)?;
-    // Tokens carry other services' scopes too; those say nothing here.
-    let scopes = match claims.scope {
-        Some(words) => words.split(' ').filter_map(Scope::from_word).collect(),
-        None => vec![Scope::Read, Scope::Write],
-    };
     let credential = Some(Fingerprint::of("jwt", business_id.as_str()));
     let subject = user_id.as_ref().map(|user_id| Fingerprint::of(business_id.as_str(), user_id.as_str()));
     let reach = if scopes.contains(&Scope::Admin) {

@@ -36,6 +36,21 @@ async fn expect_refused(service: &Service, token: &str, why: &str) {
     answer.expect_problem(401, "unauthorized");
 }
 
+/// What neither a text nor a list of texts is.
+fn bad_scopes() -> Vec<Value> {
+    let nested = json!([["read"]]);
+    vec![
+        json!(null),
+        json!(1),
+        json!(true),
+        json!({}),
+        json!({"read": true}),
+        json!([1]),
+        json!(["read", null]),
+        nested,
+    ]
+}
+
 /// Claims that no token may have, with what is wrong.
 fn bad_claims(good: &Value, now_secs: i64) -> Vec<(String, Value)> {
     let mut bad: Vec<_> = ["iss", "aud", "exp", "businessId", "sub"]
@@ -76,7 +91,8 @@ fn bad_claims(good: &Value, now_secs: i64) -> Vec<(String, Value)> {
             "sub",
             vec![json!(""), json!(null), json!(1), json!(["u"]), json!("u".repeat(129)), json!("u\n"), json!("..")],
         ),
-        ("scope", vec![json!(["read"]), json!(null), json!(1), json!({})]),
+        ("scope", bad_scopes()),
+        ("scp", bad_scopes()),
     ];
     for (name, values) in wrong {
         bad.extend(values.into_iter().map(|value| (format!("{name} is {value}"), with(good, name, value))));
@@ -221,6 +237,64 @@ async fn clocks_may_differ_a_little_and_claims_may_be_more_than_asked_for() {
     let admin = with(&without(&good, "sub"), "scope", "read admin");
     expect_good(&service, &signer.token(&admin), "an admin").await;
     expect_refused(&service, &signer.token(&with(&without(&good, "sub"), "scope", "read write")), "nobody's").await;
+}
+
+#[tokio::test]
+async fn scope_and_scp_say_what_a_token_may_do() {
+    let signer = Signer::new(JwtAlgorithm::EdDsa);
+    let (service, _folder) = start(&signer, &signer.key_file()).await;
+    let good = claims("b", "u", service.now());
+    let user = json!({"businessId": "b", "userId": "u"});
+    let erase = "/api/sessions/business/b/user/u";
+    let (none, all) = ([false; 3], [true; 3]);
+    let (read, write) = ([true, false, false], [false, true, false]);
+    let (both, no_write) = ([true, true, false], [true, false, true]);
+    let one = [
+        (json!("read"), read),
+        (json!("write openid"), write),
+        (json!("read write"), both),
+        (json!(["read"]), read),
+        (json!(["write", "read", "profile"]), both),
+        (json!(["read", "write", "admin"]), all),
+        (json!("admin read"), no_write),
+        (json!(""), none),
+        (json!([]), none),
+        (json!("openid profile"), none),
+        (json!("READ"), none),
+        // One word each.
+        (json!(["read write"]), none),
+    ];
+    let mut cases = vec![(good.clone(), both)];
+    for (value, may) in one {
+        cases.extend(["scope", "scp"].map(|name| (with(&good, name, value.clone()), may)));
+    }
+    let two = [
+        (json!("read write"), json!(["read"]), read),
+        (json!(["read"]), json!("read write admin"), read),
+        (json!("read"), json!("write"), none),
+        (json!("read write admin"), json!(["admin", "read"]), no_write),
+        (json!("openid"), json!("read"), none),
+    ];
+    for (scope, scp, may) in two {
+        cases.push((with(&with(&good, "scope", scope.clone()), "scp", scp.clone()), may));
+        cases.push((with(&with(&good, "scope", scp), "scp", scope), may));
+    }
+    for (claims, may) in cases {
+        let token = signer.token(&claims);
+        let answers = [
+            service.bearer(&token, Method::POST, "/api/sessions", user.clone()).await,
+            service.get_as(&token, "/api/sessions/business/b/user/u/history").await,
+            service.bearer(&token, Method::DELETE, erase, Value::Null).await,
+        ];
+        let [created, seen, erased] = answers.map(|answer| match answer.status.as_u16() {
+            200 | 201 => true,
+            status => {
+                assert_eq!(status, 403, "{claims}: {answer:?}");
+                false
+            }
+        });
+        assert_eq!([seen, created, erased], may, "{claims}");
+    }
 }
 
 #[tokio::test]
