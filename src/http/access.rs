@@ -173,15 +173,18 @@ fn is_within(reach: &Reach, routes: &Routes, path: &str) -> bool {
     }
 }
 
-/// Checks the one credential of a request.
+/// Checks the one credential of a request. Beside an API key, an `Authorization` of another scheme than Bearer is ignored:
+/// it is for a proxy in front, such as one that asks for Basic.
 fn authenticate(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Access>, ApiError> {
     let refused = |reason, detail, parameters| {
         metrics::credential_refused(reason);
         Err(ApiError::challenge(Code::Unauthorized, detail, parameters))
     };
-    let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
     let mut api_keys = headers.get_all(X_API_KEY).iter();
-    let checked = match (bearers.next(), api_keys.next(), bearers.next().or(api_keys.next())) {
+    let api_key = api_keys.next();
+    let is_ours = |value: &&HeaderValue| api_key.is_none() || is_bearer(value.as_bytes());
+    let mut bearers = headers.get_all(header::AUTHORIZATION).iter().filter(is_ours);
+    let checked = match (bearers.next(), api_key, bearers.next().or(api_keys.next())) {
         (None, None, _) => {
             let detail = "This call needs a credential: Authorization: Bearer <credential>, or X-API-Key: <credential>";
             return refused("missing", detail, "");
@@ -194,7 +197,10 @@ fn authenticate(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Ac
             let credential = value.to_str().map_err(|_| Refusal::Invalid);
             credential.and_then(|credential| app.credentials.of_api_key(credential.trim(), now))
         }
-        _ => return refused("several", "The request has more than one credential", ", error=\"invalid_token\""),
+        _ => {
+            let detail = "The request has more than one credential; send one Authorization: Bearer, or one X-API-Key";
+            return refused("several", detail, ", error=\"invalid_token\"");
+        }
     };
     match checked {
         Ok(access) => {
@@ -208,7 +214,13 @@ fn authenticate(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Ac
     }
 }
 
-/// The credential of an `Authorization: Bearer` header. The scheme is the same in lower- and upper-case (RFC 9110, 11.1).
+/// Whether the scheme of an `Authorization` header is Bearer, whatever follows it. Schemes are the same in lower- and
+/// upper-case (RFC 9110, 11.1).
+fn is_bearer(value: &[u8]) -> bool {
+    value.split(u8::is_ascii_whitespace).next().is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"))
+}
+
+/// The credential of an `Authorization: Bearer` header.
 fn bearer(value: &[u8]) -> Option<&str> {
     let (scheme, credential) = std::str::from_utf8(value).ok()?.split_once(' ')?;
     let credential = credential.trim();

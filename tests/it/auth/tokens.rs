@@ -4,10 +4,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sessiond::auth::JwtAlgorithm;
+use sessiond::auth::{JwtAlgorithm, Scope};
 use tempfile::TempDir;
 
-use crate::support::credentials::{AUDIENCE, Signer, claims, hmac_sha256, jwt_flags, unsigned, with, without};
+use crate::support::credentials::{AUDIENCE, Signer, api_key, claims, hmac_sha256, jwt_flags, unsigned, with, without};
 use crate::support::service::Service;
 
 const ACTIVE: &str = "/api/sessions/business/b/user/u/active";
@@ -355,6 +355,58 @@ async fn a_request_has_one_credential_in_one_place() {
         let challenge = answer.header("www-authenticate").expect("a challenge");
         assert!(challenge.starts_with("Bearer realm=\"sessiond\""), "{challenge}");
     }
+    // Without an API key, another scheme is a credential that is not good.
+    for scheme in ["Basic dTpw", "Digest username=\"u\"", "Negotiate", "Bearer"] {
+        let answer = service.call_as(&[("authorization", scheme)], Method::GET, ACTIVE, None).await;
+        answer.expect_problem(401, "unauthorized");
+    }
     let in_query = format!("{ACTIVE}?access_token={token}");
     service.get(&in_query).await.expect_problem(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn an_api_key_decides_beside_the_authorization_of_a_proxy() {
+    let folder = TempDir::new().expect("a folder");
+    let (key, entry) = api_key("key", &["b"], &[Scope::Read], None);
+    let keys = folder.path().join("keys.toml");
+    std::fs::write(&keys, entry).expect("a file");
+    let signer = Signer::new(JwtAlgorithm::EdDsa);
+    let jwt = folder.path().join("jwt");
+    std::fs::write(&jwt, signer.key_file()).expect("a file");
+    let mut flags = jwt_flags(signer.algorithm, &jwt);
+    flags.extend(["--api-keys-file", keys.to_str().expect("a path")].map(str::to_owned));
+    let service = Service::start(&flags.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let bearer = format!("Bearer {}", signer.token(&claims("b", "u", service.now())));
+    let of_proxies = [
+        "Basic dTpw",
+        "basic dTpw",
+        "Digest username=\"u\", realm=\"r\"",
+        "Negotiate YII=",
+        "AWS4-HMAC-SHA256 x",
+        "Bearers x",
+        "x",
+        "",
+    ];
+    for other in of_proxies {
+        let headers = [("x-api-key", key.as_str()), ("authorization", other)];
+        service.call_as(&headers, Method::GET, ACTIVE, None).await.expect_problem(404, "no_active_session");
+        // The key alone decides: also when it is not good, or lacks the scope.
+        let headers = [("x-api-key", "key.wrong"), ("authorization", other)];
+        service.call_as(&headers, Method::GET, ACTIVE, None).await.expect_problem(401, "unauthorized");
+        let headers = [("x-api-key", key.as_str()), ("authorization", other)];
+        service.call_as(&headers, Method::DELETE, "/api/sessions", None).await.expect_problem(403, "forbidden");
+    }
+    let several: [&[(&str, &str)]; 6] = [
+        &[("x-api-key", &key), ("authorization", &bearer)],
+        &[("x-api-key", &key), ("authorization", "bearer\tx")],
+        &[("x-api-key", &key), ("authorization", "BEARER")],
+        &[("x-api-key", &key), ("authorization", "Basic dTpw"), ("authorization", &bearer)],
+        &[("x-api-key", &key), ("x-api-key", &key)],
+        &[("x-api-key", &key), ("x-api-key", &key), ("authorization", "Basic dTpw")],
+    ];
+    for headers in several {
+        let answer = service.call_as(headers, Method::GET, ACTIVE, None).await;
+        let detail = answer.expect_problem(401, "unauthorized").string("detail");
+        assert!(detail.contains("more than one credential"), "{headers:?}: {answer:?}");
+    }
 }
