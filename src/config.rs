@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use hyper::Uri;
+use hyper::http::HeaderName;
 use hyper::http::uri::PathAndQuery;
 use ipnet::IpNet;
 
@@ -310,6 +311,10 @@ pub struct SettingsArgs {
     /// [default: none]
     #[arg(long, global = true, env = "SESSIOND_CORS_ORIGINS", value_name = "ORIGINS")]
     cors_origins: Option<String>,
+    /// Headers that those pages may send beside the usual ones, comma-separated, as in `X-Tenant,X-Correlation-Id`
+    /// [default: none]
+    #[arg(long, global = true, env = "SESSIOND_CORS_HEADERS", value_name = "HEADERS")]
+    cors_headers: Option<String>,
     /// Certificate chain to serve HTTPS with, in PEM; read again within 5s of a change [default: none, plain HTTP]
     #[arg(long, global = true, env = "SESSIOND_TLS_CERT_FILE", value_name = "FILE")]
     tls_cert_file: Option<String>,
@@ -380,8 +385,8 @@ pub struct Config {
     pub uri_bytes_max: usize,
     /// How many connections there may be, and how long the heads of requests on them.
     pub connections: ConnectionLimits,
-    /// The origins whose pages may call the service.
-    pub cors_origins: Vec<String>,
+    /// Which pages may call the service from a browser.
+    pub cors: CorsSettings,
     /// The certificate to serve HTTPS with.
     pub tls: Option<CertificateFiles>,
     /// The most that answering may take.
@@ -412,6 +417,15 @@ pub struct ConnectionLimits {
     pub head_bytes: usize,
     /// The most headers of a request.
     pub headers: usize,
+}
+
+/// Which pages may call the service from a browser.
+#[derive(Clone, Debug)]
+pub struct CorsSettings {
+    /// Their origins.
+    pub origins: Vec<String>,
+    /// Headers that they may send, beside the service's own.
+    pub headers: Vec<HeaderName>,
 }
 
 /// How many requests at once.
@@ -452,6 +466,7 @@ impl SettingsArgs {
         let activity_resolution = self.activity_resolution(&mut bad, idle_timeout);
         let redis = self.redis(&mut bad);
         let connections = self.connection_limits(&mut bad);
+        let cors = self.cors(&mut bad);
         let tls = self.certificate_files(&mut bad);
         let listen = bad.parsed("--listen", &self.listen, "an address and a port, such as 127.0.0.1:3000");
         let metrics_listen = not_empty(self.metrics_listen.as_deref())
@@ -475,7 +490,6 @@ impl SettingsArgs {
         let response_memory_bytes =
             bad.number("--max-response-memory", &self.max_response_memory, RESPONSE_MEMORY_MIN, 1 << 40);
         let uri_bytes_max = bad.number("--max-uri-bytes", &self.max_uri_bytes, 1024, 65_534);
-        let cors_origins = bad.list("--cors-origins", self.cors_origins.as_deref().unwrap_or_default(), origin);
         let request_deadline = bad.duration("--request-deadline", &self.request_deadline);
         let receive_timeout = bad.duration("--receive-timeout", &self.receive_timeout);
         let keep_alive_timeout = bad.duration("--keep-alive-timeout", &self.keep_alive_timeout);
@@ -507,7 +521,7 @@ impl SettingsArgs {
                     response_memory_bytes,
                     uri_bytes_max,
                     connections,
-                    cors_origins,
+                    cors,
                     tls,
                     request_deadline,
                     receive_timeout,
@@ -534,6 +548,13 @@ impl SettingsArgs {
             served: bad.number("--max-concurrent-requests", &self.max_concurrent_requests, 1, REQUESTS_MAX),
             waiting: bad.number("--max-waiting-requests", &self.max_waiting_requests, 0, REQUESTS_MAX),
             wait: bad.duration("--max-wait", &self.max_wait),
+        }
+    }
+
+    fn cors(&self, bad: &mut Bad) -> CorsSettings {
+        CorsSettings {
+            origins: bad.list("--cors-origins", self.cors_origins.as_deref().unwrap_or_default(), origin),
+            headers: bad.list("--cors-headers", self.cors_headers.as_deref().unwrap_or_default(), header_name),
         }
     }
 
@@ -746,6 +767,12 @@ fn origin(text: &str) -> Result<String, String> {
             "must be origins as browsers send them: scheme and host in lower case, the port if it is not the usual one";
         format!("{wanted}, such as https://chat.example.com; it has {text:?}")
     })
+}
+
+/// The name of a header. A browser would take `*` for every header.
+fn header_name(text: &str) -> Result<HeaderName, String> {
+    let name = HeaderName::from_bytes(text.as_bytes()).ok().filter(|name| name.as_str() != "*");
+    name.ok_or_else(|| format!("must be names of headers, such as X-Tenant,X-Correlation-Id; it has {text:?}"))
 }
 
 fn default_data_dir() -> Result<PathBuf, String> {

@@ -99,6 +99,8 @@ pub struct App {
     pub uri_bytes_max: usize,
     /// The origins whose pages may call the service.
     pub cors_origins: Vec<String>,
+    /// Headers that those pages may send, beside the service's own.
+    pub cors_headers: Vec<HeaderName>,
     /// The most that receiving a request's body may take.
     pub body_timeout: Duration,
     /// The most that answering may take, from when the request is received.
@@ -143,7 +145,8 @@ impl Api {
         let (router, document) = openapi::routes().split_for_parts();
         let templates = Routes::of(&document);
         let router = router.with_state(app.clone()).merge(openapi::router(document));
-        Self(Arc::new(Parts { cors: cors::layer(&app.cors_origins), app, routes: templates, router }))
+        let cors = cors::layer(&app.cors_origins, &app.cors_headers);
+        Self(Arc::new(Parts { cors, app, routes: templates, router }))
     }
 }
 

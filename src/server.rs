@@ -165,7 +165,8 @@ pub fn app(
         metadata_bytes_max: config.metadata_bytes_max,
         content_bytes_max: config.content_bytes_max,
         uri_bytes_max: config.uri_bytes_max,
-        cors_origins: config.cors_origins.clone(),
+        cors_origins: config.cors.origins.clone(),
+        cors_headers: config.cors.headers.clone(),
         body_timeout: config.receive_timeout,
         answer_timeout: config.request_deadline.mul_f64(ANSWER_SHARE),
     }))

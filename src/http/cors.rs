@@ -17,9 +17,22 @@ use super::access::{RATELIMIT, RATELIMIT_POLICY, X_API_KEY};
 /// How long a browser may remember a preflight's answer; two hours is the most that any does.
 const MAX_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 const METHODS: [Method; 5] = [Method::GET, Method::HEAD, Method::POST, Method::PATCH, Method::DELETE];
-/// The headers that pages may send, beside those that they always may.
-const ALLOWED: [HeaderName; 5] =
-    [header::AUTHORIZATION, HeaderName::from_static(X_API_KEY), header::CONTENT_TYPE, header::IF_MATCH, X_REQUEST_ID];
+/// The headers that pages may send, beside those that they always may: the service's own, and those that libraries for
+/// tracing add to every request (W3C Trace Context and Baggage, Sentry).
+const ALLOWED: [HeaderName; 12] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static(X_API_KEY),
+    header::CONTENT_TYPE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    X_REQUEST_ID,
+    HeaderName::from_static("idempotency-key"),
+    HeaderName::from_static("last-event-id"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("baggage"),
+    HeaderName::from_static("sentry-trace"),
+];
 /// The headers that pages may read.
 const EXPOSED: [HeaderName; 9] = [
     header::LOCATION,
@@ -33,12 +46,14 @@ const EXPOSED: [HeaderName; 9] = [
     RATELIMIT_POLICY,
 ];
 
-/// What pages of these origins may do; `None` if there are none.
-pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
+/// What pages of these origins may do; `None` if there are none. `more_headers` are further ones that they may send.
+pub(super) fn layer(origins: &[String], more_headers: &[HeaderName]) -> Option<CorsLayer> {
     let origins: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
     (!origins.is_empty()).then(|| {
+        let mut allowed = ALLOWED.to_vec();
+        allowed.extend(more_headers.iter().filter(|header| !ALLOWED.contains(header)).cloned());
         // Credentials are headers that pages set themselves, never cookies: browsers need not send theirs.
-        let layer = CorsLayer::new().allow_origin(origins).allow_methods(METHODS).allow_headers(ALLOWED);
+        let layer = CorsLayer::new().allow_origin(origins).allow_methods(METHODS).allow_headers(allowed);
         layer.expose_headers(EXPOSED).max_age(MAX_AGE)
     })
 }

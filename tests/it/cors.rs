@@ -17,6 +17,22 @@ const FOREIGN: [&str; 6] = [
 ];
 const SESSIONS: &str = "/api/sessions";
 
+/// The headers that pages may send, sorted.
+const ALLOWED: [&str; 12] = [
+    "authorization",
+    "baggage",
+    "content-type",
+    "idempotency-key",
+    "if-match",
+    "if-none-match",
+    "last-event-id",
+    "sentry-trace",
+    "traceparent",
+    "tracestate",
+    "x-api-key",
+    "x-request-id",
+];
+
 async fn start() -> Service {
     Service::start(&["--cors-origins", &format!("{ORIGIN}, {SECOND}")]).await
 }
@@ -85,8 +101,7 @@ async fn a_preflight_is_answered_without_a_credential_and_changes_nothing() {
         let answer = preflight(&service, ORIGIN, method, path).await.expect(200);
         assert_eq!(answer.header("access-control-allow-origin"), Some(ORIGIN), "{answer:?}");
         assert_eq!(words(&answer, "access-control-allow-methods"), ["delete", "get", "head", "patch", "post"]);
-        let allowed = ["authorization", "content-type", "if-match", "x-api-key", "x-request-id"];
-        assert_eq!(words(&answer, "access-control-allow-headers"), allowed);
+        assert_eq!(words(&answer, "access-control-allow-headers"), ALLOWED);
         assert!(answer.header("x-request-id").is_some() && answer.text.is_empty(), "{answer:?}");
     }
     assert!(service.look.keys().await.is_empty());
@@ -94,6 +109,20 @@ async fn a_preflight_is_answered_without_a_credential_and_changes_nothing() {
     let plain = RawRequest::new("OPTIONS", SESSIONS).header("origin", ORIGIN).send(&service.base).await;
     plain.expect_problem(405, "method_not_allowed");
     assert_eq!(plain.header("allow"), Some("POST"));
+}
+
+#[tokio::test]
+async fn pages_may_send_the_headers_that_are_configured_as_well() {
+    let flags = ["--cors-origins", ORIGIN, "--cors-headers", "X-Tenant, newrelic,x-tenant, If-Match"];
+    let service = Service::start(&flags).await;
+    let answer = preflight(&service, ORIGIN, "POST", SESSIONS).await.expect(200);
+    let mut allowed = [&ALLOWED[..], &["newrelic", "x-tenant"]].concat();
+    allowed.sort_unstable();
+    let mut said = words(&answer, "access-control-allow-headers");
+    said.dedup();
+    assert_eq!(said, allowed);
+    let answer = preflight(&service, FOREIGN[0], "POST", SESSIONS).await;
+    assert_eq!(answer.header("access-control-allow-origin"), None, "{answer:?}");
 }
 
 #[tokio::test]

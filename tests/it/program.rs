@@ -58,7 +58,7 @@ fn a_resolution_that_would_expire_active_users_is_refused() {
 }
 
 #[test]
-fn origins_and_networks_that_could_never_match_are_refused() {
+fn origins_headers_and_networks_that_could_never_match_are_refused() {
     let origins = [
         "*",
         "null",
@@ -72,7 +72,12 @@ fn origins_and_networks_that_could_never_match_are_refused() {
         "https://good.example.com,https://",
     ];
     let networks = ["localhost", "10.0.0.0/33", "10.0.0", "10.0.0.1;10.0.0.2"];
-    let flags = [("--cors-origins", origins.as_slice()), ("--proxies", networks.as_slice())];
+    let headers = ["*", "X Tenant", "X-Tenant: a", "X-Tenant;a", "X-T\u{e9}nant", "X-Tenant,(a)"];
+    let flags = [
+        ("--cors-origins", origins.as_slice()),
+        ("--cors-headers", headers.as_slice()),
+        ("--proxies", networks.as_slice()),
+    ];
     for (flag, texts) in flags {
         for text in texts {
             let (status, lines) = run(&[flag, text, "check-config"], &[]);
@@ -80,8 +85,14 @@ fn origins_and_networks_that_could_never_match_are_refused() {
             assert!(lines[0].contains(flag), "{text}: {lines:#?}");
         }
     }
-    let good =
-        ["--cors-origins", "https://a.b, http://localhost:5173,app://x", "--proxies", "10.0.0.0/8, fd00::/8,::1"];
+    let good = [
+        "--cors-origins",
+        "https://a.b, http://localhost:5173,app://x",
+        "--cors-headers",
+        "X-Tenant, x_y.z,newrelic",
+        "--proxies",
+        "10.0.0.0/8, fd00::/8,::1",
+    ];
     assert_eq!(run(&[good.as_slice(), &["check-config"]].concat(), &[]), (Some(0), Vec::new()));
 }
 
