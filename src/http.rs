@@ -30,6 +30,7 @@ mod messages;
 mod openapi;
 mod overload;
 mod page;
+mod preconditions;
 mod routes;
 mod sessions;
 
@@ -341,7 +342,12 @@ async fn serve(parts: &Parts, route: Option<&str>, request: &mut Request) -> Res
         ApiError::new(Code::StoreUnavailable, "The store did not answer within the request's deadline; try again")
             .caused_by("all of its commands together took longer than the request's deadline")
     })?;
-    Ok(answered.unwrap_or_else(|never| match never {}))
+    let mut answered = answered.unwrap_or_else(|never| match never {});
+    if answered.status() == StatusCode::NOT_MODIFIED {
+        // The router says 0. It would have to be the length of what is not sent (RFC 9110, 8.6).
+        answered.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    Ok(answered)
 }
 
 /// Receives all of the request's body.

@@ -91,7 +91,8 @@ pub(super) async fn authorised(parts: &Parts, route: Option<&str>, request: &mut
         Err(refused) => refuse(app, request, refused).await,
     };
     // Not with other refusals: a foreign session's answer is a missing one's, byte for byte.
-    if response.status().is_success() || response.status() == StatusCode::TOO_MANY_REQUESTS {
+    let tells = [StatusCode::NOT_MODIFIED, StatusCode::TOO_MANY_REQUESTS];
+    if response.status().is_success() || tells.contains(&response.status()) {
         tell_rates(&rates, response.headers_mut());
     }
     response

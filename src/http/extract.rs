@@ -1,4 +1,4 @@
-//! What handlers take from a request: ids from the path, a JSON body, a query, `If-Match`. Each refuses in the one shape.
+//! What handlers take from a request: ids from the path, a JSON body, a query. Each refuses in the one shape.
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -10,7 +10,6 @@ use serde_json::Value;
 use super::error::{ApiError, Code, FieldProblem, shortened};
 use super::{json, media_type};
 use crate::session::{IdempotencyKey, Identifier, SessionId};
-use crate::store::VersionCondition;
 
 /// The session id of the path. What is not a UUID is a session that does not exist.
 pub(super) struct PathSession(pub(super) SessionId);
@@ -162,28 +161,6 @@ impl<S: Send + Sync> FromRequestParts<S> for MaybeIdempotencyKey {
             }
             (Some(_), Some(_)) => Err(refused("must be given once")),
         }
-    }
-}
-
-/// The versions that `If-Match` names (RFC 9110, 13.1.1). What is not a strong entity tag of ours names none.
-pub(super) struct IfMatch(pub(super) VersionCondition);
-
-impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let lines = parts.headers.get_all(header::IF_MATCH);
-        let mut versions = Vec::new();
-        for line in &lines {
-            for tag in line.to_str().unwrap_or_default().split(',').map(str::trim) {
-                if tag == "*" {
-                    return Ok(Self(VersionCondition::Any));
-                }
-                let version = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-                versions.push(version.unwrap_or_default().to_owned());
-            }
-        }
-        Ok(Self(if versions.is_empty() { VersionCondition::Any } else { VersionCondition::OneOf(versions) }))
     }
 }
 

@@ -143,7 +143,7 @@ fn require_credentials(document: &mut OpenApi) {
             let refusals = documented(&[Code::Unauthorized, Code::Forbidden, Code::RateLimited]);
             operation.responses.responses.extend(refusals);
             for (status, response) in &mut operation.responses.responses {
-                if status.starts_with('2') || status == "429" {
+                if status.starts_with('2') || status == "304" || status == "429" {
                     add_headers(response, &[RATE_LIMIT, RATE_LIMIT_POLICY]);
                 }
             }

@@ -18,9 +18,10 @@ use utoipa_axum::routes;
 use super::App;
 use super::access::{Caller, outside};
 use super::error::{ApiError, Code, problems};
-use super::extract::{IfMatch, JsonBody, MaybeIdempotencyKey, PathSession};
+use super::extract::{JsonBody, MaybeIdempotencyKey, PathSession};
 use super::json::Fields;
-use crate::session::{IdempotencyKey, Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch};
+use super::preconditions::{IfMatch, IfNoneMatch};
+use crate::session::{IdempotencyKey, Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch, Status};
 use crate::store::{Delete, GetOrCreate, MemoryPermit, Update};
 
 /// The most bytes of a large body that the connection takes at once.
@@ -198,17 +199,29 @@ problems! {
 /// Read a session
 #[utoipa::path(
     get, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "getSession",
-    params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
+    params(
+        ("sessionId" = String, Path, description = "The session.", format = Uuid),
+        ("If-None-Match" = Option<String>, Header, nullable = false, example = "\"1\"", description =
+            "Answer 304 if this is still the session's `ETag`. Activity and messages do not change that; an expired session \
+            is always answered."),
+    ),
     responses(
         (status = 200, description = "The session.", body = Session,
+            headers(("ETag" = String, description = "The session's version, in quotes."))),
+        (status = 304, description = "The session still has a version that `If-None-Match` names.",
             headers(("ETag" = String, description = "The session's version, in quotes."))),
         GetProblems,
     ),
 )]
-async fn get(State(app): State<Arc<App>>, caller: Caller, PathSession(id): PathSession) -> Result<Response, ApiError> {
+async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    PathSession(id): PathSession,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
     let session = app.store.get(id, caller.reach(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
-    Ok(session_response(StatusCode::OK, &session))
+    Ok(read_response(&session, &if_none_match))
 }
 
 problems! {
@@ -294,12 +307,32 @@ fn version_mismatch(version: u64) -> ApiError {
     ApiError::new(Code::VersionMismatch, format!("If-Match does not name the current version, \"{version}\""))
 }
 
+/// A session as the answer to a read: a `304` if the client has this version already.
+///
+/// Not of an expired session: it has the version that it had while it was active, and its client has to learn of the expiry.
+/// For the same reason the read of a user's active session has no `304`: the next session may have the version of the last.
+fn read_response(session: &Session, if_none_match: &IfNoneMatch) -> Response {
+    if session.status == Status::Expired || !if_none_match.names(session.version) {
+        return session_response(StatusCode::OK, session);
+    }
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    tag(&mut response, session);
+    response
+}
+
 /// A session as an answer, with its version as the entity tag.
 pub(super) fn session_response(status: StatusCode, session: &Session) -> Response {
     let mut body = Vec::with_capacity(640 + session.metadata.len());
     session.write_json(&mut body);
     let mut response = json_response(status, body);
-    // The version in quotes: as many digits as the largest has, between two of them.
+    tag(&mut response, session);
+    response
+}
+
+/// Sets the entity tag: the version in quotes.
+fn tag(response: &mut Response, session: &Session) {
+    // As many digits as the largest has, between two quotes.
     let mut tag = [b'"'; 22];
     let mut buffer = itoa::Buffer::new();
     let digits = buffer.format(session.version).as_bytes();
@@ -307,7 +340,6 @@ pub(super) fn session_response(status: StatusCode, session: &Session) -> Respons
     if let Ok(tag) = HeaderValue::from_bytes(&tag[..digits.len() + 2]) {
         response.headers_mut().insert(header::ETAG, tag);
     }
-    response
 }
 
 /// JSON that is written already, as an answer.

@@ -704,7 +704,7 @@ async fn a_version_that_is_not_the_current_one_changes_nothing() {
     let path = fixture.session();
     let version = fixture.service.get(&path).await.member("version");
     assert_eq!(version, 2);
-    let stale: [&[u8]; 16] = [
+    let stale: [&[u8]; 22] = [
         b"\"1\"",
         b"\"3\"",
         b"\"02\"",
@@ -715,7 +715,13 @@ async fn a_version_that_is_not_the_current_one_changes_nothing() {
         b"2",
         b"\"2",
         b"2\"",
-        b"W/\"2\"",
+        b"W/\"1\"",
+        b"w/\"2\"",
+        b"W/2",
+        b"\"1-gzip\"",
+        b"\"2-\"",
+        b"\"2-identity\"",
+        b"\"2;gzip\"",
         b"'2'",
         b"\"1\", \"3\"",
         b"\"\"",

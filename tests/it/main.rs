@@ -33,6 +33,7 @@ mod openapi;
 #[cfg(feature = "otel")]
 mod otel;
 mod overload;
+mod preconditions;
 mod private_redis;
 mod program;
 mod races;

@@ -208,7 +208,7 @@ impl<'a> Case<'a> {
             IfMatch::AmongOthers => (Some(format!("\"{}\", \"{version}\"", version + 1)), true),
             IfMatch::Star => (Some("*".to_owned()), true),
             IfMatch::Other => (Some(format!("\"{}\"", version + 1)), false),
-            IfMatch::Weak => (Some(format!("W/\"{version}\"")), false),
+            IfMatch::Weak => (Some(format!("W/\"{version}\"")), true),
         }
     }
 

@@ -86,7 +86,7 @@ pub enum IfMatch {
     AmongOthers,
     Star,
     Other,
-    /// A weak tag never matches (RFC 9110, 13.1.1).
+    /// The current version, as a proxy that compresses sends it back.
     Weak,
 }
 
