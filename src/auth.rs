@@ -22,7 +22,7 @@ use self::jwt::JwtKeys;
 pub use self::jwt::{JwtAlgorithm, JwtSettings};
 pub use self::rate::{Rate, RateLimits, RateSettings};
 use self::watched::Watched;
-use crate::session::{Reach, Timestamp};
+use crate::session::{Reach, Role, Timestamp};
 
 /// How often the files have to be looked at. A change is taken when two looks in a row saw it: one that is being written
 /// is not.
@@ -114,13 +114,15 @@ pub enum Refusal {
     Expired,
 }
 
-/// Where credentials are checked against.
+/// Where credentials are checked against, and what they allow beside their scopes.
 #[derive(Clone, Debug, Default)]
 pub struct AuthSettings {
     /// The file of API keys.
     pub api_keys_file: Option<PathBuf>,
     /// How tokens are checked.
     pub jwt: Option<JwtSettings>,
+    /// The roles of the messages that a token of one user may append.
+    pub user_roles: Vec<Role>,
 }
 
 impl AuthSettings {

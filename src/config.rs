@@ -12,7 +12,7 @@ use hyper::http::uri::PathAndQuery;
 use ipnet::IpNet;
 
 use crate::auth::{AuthSettings, JwtAlgorithm, JwtSettings, NewApiKey, RateSettings, Scope};
-use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
+use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle, Role};
 use crate::store::RedisAddress;
 use crate::tls::CertificateFiles;
 
@@ -213,6 +213,10 @@ pub struct SettingsArgs {
     /// Most requests a second of one user with a token, as above
     #[arg(long, global = true, env = "SESSIOND_USER_RATE_LIMIT", value_name = "COUNT", default_value = "100")]
     user_rate_limit: String,
+    /// Roles of the messages that a token of one user may append, comma-separated: user, assistant, system, tool. API keys
+    /// and tokens of a whole business may append all of them
+    #[arg(long, global = true, env = "SESSIOND_USER_ROLES", value_name = "ROLES", default_value = "user")]
+    user_roles: String,
     /// Redis to use: redis://, rediss://, redis+unix://, redis-cluster:// or redis-sentinel://; without it the service
     /// runs its own. Prefer the variable: other users of the machine can read flags
     #[arg(long, global = true, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
@@ -551,6 +555,15 @@ impl SettingsArgs {
         }
     }
 
+    fn user_roles(&self, bad: &mut Bad) -> Vec<Role> {
+        let problems = bad.0.len();
+        let roles = bad.list("--user-roles", &self.user_roles, role);
+        if roles.is_empty() && bad.0.len() == problems {
+            bad.checked::<()>("--user-roles", Err(format!("must name a role: {}", Role::WORDS.join(", "))));
+        }
+        roles
+    }
+
     fn cors(&self, bad: &mut Bad) -> CorsSettings {
         CorsSettings {
             origins: bad.list("--cors-origins", self.cors_origins.as_deref().unwrap_or_default(), origin),
@@ -581,6 +594,7 @@ impl SettingsArgs {
     /// What credentials are checked against. A key for JWTs without an issuer and an audience would accept tokens that were
     /// made for other services.
     fn auth(&self, bad: &mut Bad) -> AuthSettings {
+        let user_roles = self.user_roles(bad);
         let api_keys_file = not_empty(self.api_keys_file.as_deref()).map(PathBuf::from);
         let jwt_settings = [
             ("--jwt-key-file", &self.jwt_key_file),
@@ -590,7 +604,7 @@ impl SettingsArgs {
         ];
         let jwt_settings = jwt_settings.map(|(flag, text)| (flag, not_empty(text.as_deref())));
         if jwt_settings.iter().all(|(_, text)| text.is_none()) {
-            return AuthSettings { api_keys_file, jwt: None };
+            return AuthSettings { api_keys_file, jwt: None, user_roles };
         }
         let [key_file, algorithm, issuer, audience] = jwt_settings.map(|(flag, text)| {
             let missing = "must be given: JWTs need a key file, an algorithm, an issuer and an audience";
@@ -609,7 +623,7 @@ impl SettingsArgs {
             }),
             _ => None,
         };
-        AuthSettings { api_keys_file, jwt }
+        AuthSettings { api_keys_file, jwt, user_roles }
     }
 
     fn connection_limits(&self, bad: &mut Bad) -> ConnectionLimits {
@@ -767,6 +781,11 @@ fn origin(text: &str) -> Result<String, String> {
             "must be origins as browsers send them: scheme and host in lower case, the port if it is not the usual one";
         format!("{wanted}, such as https://chat.example.com; it has {text:?}")
     })
+}
+
+/// A role of messages.
+fn role(text: &str) -> Result<Role, String> {
+    Role::from_word(text).ok_or_else(|| format!("must be roles of {}; it has {text:?}", Role::WORDS.join(", ")))
 }
 
 /// The name of a header. A browser would take `*` for every header.

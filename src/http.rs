@@ -62,7 +62,7 @@ pub use self::overload::Capacity;
 use self::routes::Routes;
 use crate::auth::{Credentials, RateLimits};
 
-use crate::session::{Identifier, Timestamp};
+use crate::session::{Identifier, Role, Timestamp};
 use crate::spans::Span;
 use crate::store::{SessionStore, StoreError};
 use crate::{log, metrics};
@@ -86,6 +86,8 @@ pub struct App {
     pub capacity: Arc<Capacity>,
     /// Tells the time.
     pub clock: Clock,
+    /// The roles of the messages that a token of one user may append.
+    pub user_roles: Vec<Role>,
     /// `locationId` of a session that is created without one.
     pub default_location_id: Identifier,
     /// `sessionType` of a session that is created without one.

@@ -205,7 +205,7 @@ fn describe() {
     );
     describe_counter!(
         REFUSED,
-        "Requests refused for their credential: missing, several, invalid, expired, rate, scope, reach."
+        "Requests refused for their credential: missing, several, invalid, expired, rate, scope, reach, role."
     );
     describe_counter!(PANICS, "Panics while a request was answered; each became a 500.");
     describe_gauge!(CONNECTIONS, "Connections open now, to the API and to the metrics.");
@@ -252,7 +252,7 @@ fn register() {
     for reason in ["connections", "overload", "rate_limit"] {
         counter!(SHED, "reason" => reason).absolute(0);
     }
-    for reason in ["missing", "several", "invalid", "expired", "rate", "scope", "reach"] {
+    for reason in ["missing", "several", "invalid", "expired", "rate", "scope", "reach", "role"] {
         counter!(REFUSED, "reason" => reason).absolute(0);
     }
     for reason in ["moved", "ask", "try_again", "noscript"] {

@@ -159,6 +159,7 @@ pub fn app(
         rate_limits: Arc::new(RateLimits::new(config.rate)),
         capacity: Arc::new(Capacity::new(config.requests.served, config.requests.waiting, config.requests.wait)),
         clock,
+        user_roles: config.auth.user_roles.clone(),
         default_location_id: config.default_location_id.clone(),
         default_session_type: config.default_session_type.clone(),
         body_bytes_max: config.body_bytes_max,

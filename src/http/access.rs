@@ -17,7 +17,7 @@ use super::routes::Routes;
 use super::{App, Parts, serve};
 use crate::auth::{Access, Fingerprint, Rate, Refusal, Scope};
 use crate::metrics;
-use crate::session::{Reach, Timestamp};
+use crate::session::{Reach, Role, Timestamp};
 use crate::store::ResponseOwner;
 
 pub(super) const X_API_KEY: &str = "x-api-key";
@@ -74,6 +74,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 pub(super) fn outside() -> ApiError {
     metrics::credential_refused("reach");
     let detail = "The credential does not reach this business or user";
+    ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
+}
+
+/// The answer to a token of one user that appends a message of a role which is not for users. `field` is the message's role.
+pub(super) fn not_for_users(field: &str, role: Role, user_roles: &[Role]) -> ApiError {
+    metrics::credential_refused("role");
+    let roles: Vec<_> = user_roles.iter().map(|role| role.as_str()).collect();
+    let detail = format!(
+        "{field} is {}, and the token of a user appends messages of {} only; use an API key or a token of the business",
+        role.as_str(),
+        roles.join(", ")
+    );
     ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
 }
 

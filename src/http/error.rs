@@ -76,7 +76,7 @@ macro_rules! codes {
 codes! {
     InvalidRequest BAD_REQUEST "invalid_request" "malformed JSON, a wrong type, an unknown or missing field, a bad query",
     Unauthorized UNAUTHORIZED "unauthorized" "there is no credential, or one that is not good",
-    Forbidden FORBIDDEN "forbidden" "the credential lacks the scope, or does not reach this business or user",
+    Forbidden FORBIDDEN "forbidden" "the credential lacks the scope, does not reach this business or user, or may not use this role",
     SessionNotFound NOT_FOUND "session_not_found" "there is no such session",
     NoActiveSession NOT_FOUND "no_active_session" "the user has no active session",
     RouteNotFound NOT_FOUND "route_not_found" "the service has no such path",
@@ -128,7 +128,7 @@ impl ApiError {
     }
 
     /// A refusal for want of a credential: RFC 6750 says of `Bearer` what is wanted.
-    pub(super) fn challenge(code: Code, detail: &'static str, parameters: &str) -> Self {
+    pub(super) fn challenge(code: Code, detail: impl Into<Cow<'static, str>>, parameters: &str) -> Self {
         let challenge = HeaderValue::from_str(&format!("Bearer realm=\"sessiond\"{parameters}")).ok();
         let header = challenge.map(|challenge| Box::new((header::WWW_AUTHENTICATE, challenge)));
         Self { header, ..Self::new(code, detail) }

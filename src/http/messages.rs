@@ -13,13 +13,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
-use super::access::Caller;
+use super::access::{Caller, not_for_users};
 use super::error::{ApiError, Code, FieldProblem, problems};
 use super::extract::{JsonBody, PathSession, Query};
 use super::json::Fields;
 use super::page::link_header;
 use super::sessions::{json_array, json_response, page_response};
-use crate::session::{APPEND_MESSAGES_MAX, Message, NewMessage, Role, content_schema};
+use crate::session::{APPEND_MESSAGES_MAX, Message, NewMessage, Reach, Role, content_schema};
 use crate::store::{Append, MessageRange};
 
 const LIMIT_MAX: u64 = 1000;
@@ -126,6 +126,21 @@ fn new_message(fields: &mut Fields, metadata_bytes_max: usize, content_bytes_max
     Some(NewMessage { message_id, role: role?, content: content?, metadata })
 }
 
+/// A user must not be able to speak as the assistant. Checked before anything is looked up, so that not even a message that
+/// is there already is answered.
+fn check_roles(new: &[NewMessage], is_array: bool, reach: &Reach, user_roles: &[Role]) -> Result<(), ApiError> {
+    if !matches!(reach, Reach::User { .. }) {
+        return Ok(());
+    }
+    match new.iter().enumerate().find(|(_, message)| !user_roles.contains(&message.role)) {
+        None => Ok(()),
+        Some((index, message)) => {
+            let field = if is_array { format!("[{index}].role") } else { "role".to_owned() };
+            Err(not_for_users(&field, message.role, user_roles))
+        }
+    }
+}
+
 problems! {
     /// What an append can be refused for.
     AppendProblems {
@@ -137,7 +152,8 @@ problems! {
 /// Append messages
 ///
 /// Appends one message or an array, whole or not at all. A message whose id is known with the same role and content is
-/// answered as it is stored and appended no second time, so every append with ids can be repeated.
+/// answered as it is stored and appended no second time, so every append with ids can be repeated. The token of a user
+/// appends messages of the role `user` only, unless the service is set up to allow others.
 #[utoipa::path(
     post, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "appendMessages",
     params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
@@ -156,6 +172,7 @@ async fn append_messages(
 ) -> Result<Response, ApiError> {
     let is_array = body.is_array();
     let new = new_messages(body, app.metadata_bytes_max, app.content_bytes_max)?;
+    check_roles(&new, is_array, caller.reach(), &app.user_roles)?;
     let (status, messages) = match app.store.append_messages(id, &new, caller.reach(), app.now()).await? {
         Append::Appended(messages) => (StatusCode::CREATED, messages),
         Append::Replayed(messages) => (StatusCode::OK, messages),

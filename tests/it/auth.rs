@@ -3,6 +3,7 @@
 mod foreign;
 mod limits;
 mod matrix;
+mod roles;
 mod rotation;
 mod secrets;
 mod settings;

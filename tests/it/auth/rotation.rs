@@ -136,7 +136,7 @@ fn half_of_a_file_is_no_file() {
     let (second, second_entry) = api_key("second", &["b"], &[Scope::Read], None);
     let both = format!("{first_entry}\n{second_entry}\n");
     std::fs::write(&file, &both).expect("a file");
-    let settings = AuthSettings { api_keys_file: Some(file.clone()), jwt: None };
+    let settings = AuthSettings { api_keys_file: Some(file.clone()), ..AuthSettings::default() };
     let credentials = Credentials::load(&settings).expect("good keys");
     let good = |credential: &str| credentials.of_api_key(credential, system_now()).is_ok();
     // Every part of the file, as a writer that takes its time leaves it behind: some of them are whole keys.

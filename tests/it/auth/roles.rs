@@ -1,0 +1,135 @@
+//! As whom a caller may speak: a user's token is not the assistant.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sessiond::auth::{JwtAlgorithm, Scope};
+use tempfile::TempDir;
+
+use crate::support::credentials::{Signer, api_key, claims, jwt_flags, with, without};
+use crate::support::process::run;
+use crate::support::service::{Answer, Service};
+
+const ROLES: [&str; 4] = ["user", "assistant", "system", "tool"];
+
+/// A service, an API key that may do everything, and a signer of tokens.
+struct Fixture {
+    service: Service,
+    key: String,
+    signer: Signer,
+    _folder: TempDir,
+}
+
+impl Fixture {
+    async fn start(more: &[&str]) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let (key, entry) = api_key("key", &["b"], &Scope::ALL, None);
+        let (keys, jwt) = (folder.path().join("keys.toml"), folder.path().join("jwt"));
+        std::fs::write(&keys, entry).expect("a file");
+        let signer = Signer::new(JwtAlgorithm::EdDsa);
+        std::fs::write(&jwt, signer.key_file()).expect("a file");
+        let mut flags = jwt_flags(signer.algorithm, &jwt);
+        flags.extend(["--api-keys-file", keys.to_str().expect("a path")].map(str::to_owned));
+        let flags: Vec<_> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Self { service: Service::start(&flags).await, key, signer, _folder: folder }
+    }
+
+    /// The token of user `u`.
+    fn user(&self) -> String {
+        self.signer.token(&claims("b", "u", self.service.now()))
+    }
+
+    /// The path of the messages of a session of user `u`.
+    async fn messages(&self) -> String {
+        let body = json!({"businessId": "b", "userId": "u"});
+        let session = self.service.bearer(&self.key, Method::POST, "/api/sessions", body).await;
+        format!("/api/sessions/{}/messages", session.string("sessionId"))
+    }
+
+    async fn append(&self, credential: &str, path: &str, body: Value) -> Answer {
+        self.service.bearer(credential, Method::POST, path, body).await
+    }
+
+    /// A refusal that says which field is wrong, and stores nothing.
+    async fn expect_refused(&self, path: &str, body: Value, field: &str) {
+        let before = self.service.look.digest().await;
+        let answer = self.append(&self.user(), path, body.clone()).await;
+        let detail = answer.expect_problem(403, "forbidden").string("detail");
+        assert!(detail.starts_with(&format!("{field} is ")) && detail.contains("API key"), "{body}: {detail}");
+        let challenge = answer.header("www-authenticate");
+        assert_eq!(challenge, Some("Bearer realm=\"sessiond\", error=\"insufficient_scope\""), "{body}");
+        assert!(self.service.look.digest().await == before, "{body} changed Redis");
+    }
+}
+
+fn message(role: &str) -> Value {
+    json!({"role": role, "content": "hello"})
+}
+
+#[tokio::test]
+async fn a_users_token_speaks_as_the_user_only() {
+    let fixture = Fixture::start(&[]).await;
+    let path = fixture.messages().await;
+    fixture.append(&fixture.user(), &path, message("user")).await.expect(201);
+    fixture.append(&fixture.user(), &path, json!([message("user"), message("user")])).await.expect(201);
+    for role in &ROLES[1..] {
+        fixture.expect_refused(&path, message(role), "role").await;
+        fixture.expect_refused(&path, json!([message(role)]), "[0].role").await;
+        fixture.expect_refused(&path, json!([message("user"), message("user"), message(role)]), "[2].role").await;
+        // Not even what is there already is answered.
+        let known = json!({"messageId": format!("m-{role}"), "role": role, "content": "hello"});
+        fixture.append(&fixture.key, &path, known.clone()).await.expect(201);
+        fixture.expect_refused(&path, known.clone(), "role").await;
+        fixture.append(&fixture.key, &path, known.clone()).await.expect(200);
+        // The id of such a message, as the user, is the conflict that it always is.
+        let as_user = with(&known, "role", "user");
+        fixture.append(&fixture.user(), &path, as_user).await.expect_problem(409, "message_id_conflict");
+        // A session that is not there, or another user's, is no way to learn anything.
+        let unknown = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e/messages";
+        fixture.expect_refused(unknown, message(role), "role").await;
+    }
+    let scoped = with(&claims("b", "u", fixture.service.now()), "scope", "read write");
+    let scoped = fixture.signer.token(&scoped);
+    fixture.append(&scoped, &path, message("assistant")).await.expect_problem(403, "forbidden");
+}
+
+#[tokio::test]
+async fn api_keys_and_tokens_of_a_business_speak_as_everybody() {
+    let fixture = Fixture::start(&[]).await;
+    let path = fixture.messages().await;
+    // With the scope admin a token is of the business, also if it names who holds it.
+    let admin = with(&claims("b", "u", fixture.service.now()), "scope", "read write admin");
+    let of_business = fixture.signer.token(&without(&admin, "sub"));
+    for credential in [&fixture.key, &of_business, &fixture.signer.token(&admin)] {
+        for role in ROLES {
+            fixture.append(credential, &path, message(role)).await.expect(201);
+        }
+        fixture.append(credential, &path, json!(ROLES.map(message))).await.expect(201);
+    }
+}
+
+#[tokio::test]
+async fn without_credentials_everybody_speaks_as_everybody() {
+    let service = Service::start(&[]).await;
+    let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
+    service.post(&path, json!(ROLES.map(message))).await.expect(201);
+}
+
+#[tokio::test]
+async fn the_roles_of_users_are_a_setting() {
+    let fixture = Fixture::start(&["--user-roles", "tool, user"]).await;
+    let path = fixture.messages().await;
+    for role in ["user", "tool"] {
+        fixture.append(&fixture.user(), &path, message(role)).await.expect(201);
+    }
+    fixture.append(&fixture.user(), &path, json!([message("tool"), message("user")])).await.expect(201);
+    for role in ["assistant", "system"] {
+        fixture.expect_refused(&path, message(role), "role").await;
+        fixture.expect_refused(&path, json!([message("tool"), message(role)]), "[1].role").await;
+    }
+    for bad in ["bot", "User", "user;tool", "user,admin", ",", " "] {
+        let output = run(&["check-config", "--user-roles", bad], &[]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{bad}: {text}");
+        assert!(text.contains("SESSIOND_USER_ROLES") && text.contains("assistant"), "{bad}: {text}");
+    }
+}
