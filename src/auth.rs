@@ -17,7 +17,7 @@ use std::time::Duration;
 use ring::digest;
 
 use self::api_keys::ApiKeys;
-pub use self::api_keys::{NewApiKey, businesses, expiry, generate};
+pub use self::api_keys::{ALL_BUSINESSES, NewApiKey, businesses, expiry, generate};
 use self::jwt::JwtKeys;
 pub use self::jwt::{JwtAlgorithm, JwtSettings};
 pub use self::rate::{Rate, RateLimits, RateSettings};

@@ -33,6 +33,7 @@ mod page;
 mod preconditions;
 mod routes;
 mod sessions;
+mod whoami;
 
 use std::any::Any;
 use std::cell::Cell;

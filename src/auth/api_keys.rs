@@ -25,7 +25,7 @@ const ID_BYTES: usize = 6;
 /// The longest credential that is looked at.
 const CREDENTIAL_BYTES_MAX: usize = 256;
 /// The word for every business.
-const ALL_BUSINESSES: &str = "*";
+pub const ALL_BUSINESSES: &str = "*";
 
 type Hash = [u8; 32];
 

@@ -25,23 +25,41 @@ pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// What needs no credential: health for those who restart and route, documentation for those who have no credential yet.
 const PUBLIC: [&str; 5] = ["/livez", "/readyz", "/openapi.json", "/docs", "/docs/{file}"];
+/// What needs a credential, and none of its scopes: it says what they are.
+const ANY_SCOPE: [&str; 1] = ["/api/whoami"];
 /// What needs more than its method says.
 const ADMIN: [(Method, &str); 1] = [(Method::DELETE, "/api/sessions/business/{businessId}/user/{userId}")];
 /// Names of path parameters, as routes have them.
 const BUSINESS_ID: &str = "businessId";
 const USER_ID: &str = "userId";
 
-/// What a call needs to be allowed to do; `None` if nothing, because it is public. `route` is the router's template.
-pub(super) fn scope_of(method: &Method, route: Option<&str>) -> Option<Scope> {
-    let route = route.unwrap_or_default();
+/// What a call needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Nothing: it is public.
+    Nothing,
+    /// A credential, whatever its scopes.
+    Credential,
+    /// A credential with this scope.
+    Scope(Scope),
+}
+
+/// What a call needs. `route` is the router's template.
+pub(super) fn need_of(method: &Method, route: Option<&str>) -> Need {
+    let Some(route) = route else {
+        // A path that does not exist.
+        return Need::Credential;
+    };
     if PUBLIC.contains(&route) {
-        None
+        Need::Nothing
+    } else if ANY_SCOPE.contains(&route) {
+        Need::Credential
     } else if ADMIN.iter().any(|(admin, path)| (admin, *path) == (method, route)) {
-        Some(Scope::Admin)
+        Need::Scope(Scope::Admin)
     } else if method.is_safe() {
-        Some(Scope::Read)
+        Need::Scope(Scope::Read)
     } else {
-        Some(Scope::Write)
+        Need::Scope(Scope::Write)
     }
 }
 
@@ -58,6 +76,11 @@ impl Caller {
     pub(super) fn response_owner(&self) -> ResponseOwner {
         let id = |fingerprint: Option<Fingerprint>| fingerprint.map(|fingerprint| fingerprint.0);
         ResponseOwner { credential: id(self.0.credential), user: id(self.0.subject) }
+    }
+
+    /// Whether the caller has this scope.
+    pub(super) fn allows(&self, scope: Scope) -> bool {
+        self.0.allows(scope)
     }
 }
 
@@ -141,9 +164,10 @@ fn admit(
     rates: &mut Vec<Rate>,
 ) -> Result<Option<Arc<Access>>, ApiError> {
     let app = &parts.app;
-    let Some(scope) = scope_of(request.method(), route) else {
+    let need = need_of(request.method(), route);
+    if need == Need::Nothing {
         return Ok(None);
-    };
+    }
     let access = match app.credentials.of_anybody() {
         Some(access) => access,
         None => authenticate(app, request.headers(), app.now())?,
@@ -153,8 +177,7 @@ fn admit(
         metrics::credential_refused("rate");
         return Err(ApiError::rate_limited(seconds));
     }
-    // A path that does not exist needs a credential, and no scope.
-    if route.is_some() {
+    if let Need::Scope(scope) = need {
         if !access.allows(scope) {
             metrics::credential_refused("scope");
             let parameters = format!(", error=\"insufficient_scope\", scope=\"{}\"", scope.as_str());

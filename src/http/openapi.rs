@@ -17,9 +17,9 @@ use utoipa::openapi::security::{
 use utoipa::openapi::{Components, Content, Header, OpenApi, Ref, RefOr, Required, Response};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::access::{X_API_KEY, scope_of};
+use super::access::{Need, X_API_KEY, need_of};
 use super::error::{Code, FieldProblem, Problem, documented};
-use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions};
+use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions, whoami};
 use crate::session::Identifier;
 
 const REQUEST_ID: &str = "X-Request-Id";
@@ -54,6 +54,7 @@ const SESSION_SCHEMA: &str = "Session";
         (name = "sessions", description = "One session by its id, and the one call that finds or creates it."),
         (name = "messages", description = "What was said in a session."),
         (name = "businesses", description = "The sessions of a business and of its users."),
+        (name = "credentials", description = "What the caller may do."),
         (name = "health", description = "For those who start, stop and route to the service."),
         (name = "documentation", description = "This document."),
     ),
@@ -68,6 +69,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(sessions::router())
         .merge(messages::router())
         .merge(businesses::router())
+        .merge(whoami::router())
         .merge(health::router())
 }
 
@@ -135,13 +137,15 @@ fn require_credentials(document: &mut OpenApi) {
             (Method::DELETE, &mut item.delete),
         ];
         for (method, operation) in operations {
-            let (Some(operation), Some(scope)) = (operation, scope_of(&method, Some(path))) else {
-                continue;
+            let Some(operation) = operation else { continue };
+            let (scopes, refusals): (Vec<_>, &[Code]) = match need_of(&method, Some(path)) {
+                Need::Nothing => continue,
+                Need::Credential => (vec![], &[Code::Unauthorized, Code::RateLimited]),
+                Need::Scope(scope) => (vec![scope.as_str()], &[Code::Unauthorized, Code::Forbidden, Code::RateLimited]),
             };
-            let schemes = [BEARER, API_KEY].map(|name| SecurityRequirement::new(name, [scope.as_str()]));
+            let schemes = [BEARER, API_KEY].map(|name| SecurityRequirement::new(name, scopes.clone()));
             operation.security = Some(schemes.into());
-            let refusals = documented(&[Code::Unauthorized, Code::Forbidden, Code::RateLimited]);
-            operation.responses.responses.extend(refusals);
+            operation.responses.responses.extend(documented(refusals));
             for (status, response) in &mut operation.responses.responses {
                 if status.starts_with('2') || status == "304" || status == "429" {
                     add_headers(response, &[RATE_LIMIT, RATE_LIMIT_POLICY]);

@@ -8,6 +8,7 @@ mod rotation;
 mod secrets;
 mod settings;
 mod tokens;
+mod whoami;
 
 use reqwest::Method;
 use serde_json::Value;

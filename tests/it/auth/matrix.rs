@@ -20,6 +20,8 @@ enum About {
     Nobody,
     /// Its path names a business.
     Business,
+    /// The caller's own: it needs a credential, and none of its scopes.
+    Caller,
     /// Its path or body names a user.
     User,
     /// It names a session by its id.
@@ -52,6 +54,7 @@ fn needs() -> Vec<Need> {
         need("getActiveSession", About::User, Scope::Read, 200),
         need("listSessionHistory", About::User, Scope::Read, 200),
         need("eraseUser", About::User, Scope::Admin, 200),
+        need("whoami", About::Caller, Scope::Read, 200),
         need("livez", About::Nobody, Scope::Read, 200),
         need("readyz", About::Nobody, Scope::Read, 200),
         need("openapi", About::Nobody, Scope::Read, 200),
@@ -195,6 +198,7 @@ fn expected(need: &Need, case: Case) -> (u16, &'static str) {
         _ if need.about == About::Nobody => (need.success, ""),
         Case::Right => (need.success, ""),
         Case::None | Case::Bad | Case::Expired => (401, "unauthorized"),
+        _ if need.about == About::Caller => (need.success, ""),
         Case::WrongBusiness | Case::WrongUser if need.about == About::Session => (404, "session_not_found"),
         Case::WrongBusiness | Case::WrongUser | Case::MissingScope => (403, "forbidden"),
     }
@@ -237,7 +241,8 @@ async fn every_operation_admits_whom_it_must_and_nobody_else() {
     }
     let all: BTreeSet<_> = needs().iter().map(|need| need.operation).collect();
     assert_eq!(covered, all, "an operation that there is no more");
-    assert_eq!((cells, denied), (14 * (7 + 6 + 6), 10 * (6 + 5 + 5)));
+    // The last one is refused to nobody who has a good credential.
+    assert_eq!((cells, denied), (15 * (7 + 6 + 6), 10 * (6 + 5 + 5) + 3 * 3));
 }
 
 /// The document says what the test says.
@@ -246,11 +251,11 @@ fn expect_documented(need: &Need, operation: &Value) {
         assert_eq!(operation["security"], Value::Null, "{} is public", need.operation);
         return;
     }
-    let scope = need.scope.as_str();
-    assert_eq!(operation["security"], json!([{"bearer": [scope]}, {"apiKey": [scope]}]), "{}", need.operation);
-    for status in ["401", "403"] {
-        assert!(operation["responses"][status].is_object(), "{} {status}", need.operation);
-    }
+    let is_callers = need.about == About::Caller;
+    let scopes = if is_callers { vec![] } else { vec![need.scope.as_str()] };
+    assert_eq!(operation["security"], json!([{"bearer": scopes}, {"apiKey": scopes}]), "{}", need.operation);
+    assert!(operation["responses"]["401"].is_object(), "{}", need.operation);
+    assert_eq!(operation["responses"]["403"].is_object(), !is_callers, "{}", need.operation);
 }
 
 /// One call by one caller.

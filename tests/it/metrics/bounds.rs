@@ -20,7 +20,7 @@ const CALLERS: usize = 16;
 const CANARY: &str = "canary";
 
 /// Where a request goes, with `*` for what is made up.
-const PATHS: [&str; 18] = [
+const PATHS: [&str; 19] = [
     "/api/sessions",
     "/api/sessions/*",
     "/api/sessions/*/messages",
@@ -30,6 +30,7 @@ const PATHS: [&str; 18] = [
     "/api/sessions/business/*/user/*/active",
     "/api/sessions/business/*/user/*/history",
     "/api/sessions/business/*/user/*",
+    "/api/whoami?*",
     "/livez",
     "/readyz?*",
     "/openapi.json",
