@@ -3,6 +3,7 @@
 
 mod attacks;
 mod crowds;
+mod half_closed;
 mod host;
 mod slow;
 mod tls;

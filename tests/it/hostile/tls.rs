@@ -134,6 +134,43 @@ async fn it_serves_https_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_client_that_says_goodbye_behind_its_request_is_answered() {
+    let (folder, pair) = (TempDir::new().expect("a folder"), Pair::make("goodbye"));
+    let files = Files::of(folder.path(), &pair);
+    let target = Target::start("tls-goodbye", &files.flags()).await;
+    let client = connector(&[&pair], &[]);
+    let create = |user: usize| {
+        let body = format!("{{\"businessId\":\"b\",\"userId\":\"u{user}\"}}");
+        let head = "POST /api/sessions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+        format!("{head}content-length: {}\r\n\r\n{body}", body.len())
+    };
+    for user in 0..CLIENTS {
+        let mut stream = connect(&target, &client).await.expect("a handshake");
+        stream.write_all((create(user) + &create(user)).as_bytes()).await.expect("requests sent");
+        stream.flush().await.expect("requests sent");
+        if user % 2 == 0 {
+            // `close_notify`, and the end of the TCP stream.
+            stream.shutdown().await.expect("one side closed");
+        } else {
+            // The end of the TCP stream alone, as some clients do.
+            stream.get_mut().0.shutdown().await.expect("one side closed");
+        }
+        let answers = raw::answers(&patiently(to_end(&mut stream)).await);
+        let statuses: Vec<_> = answers.iter().map(|answer| answer.status.as_u16()).collect();
+        assert_eq!(statuses, [201, 200], "{user}");
+    }
+    // What is cut off is not carried out.
+    let mut stream = connect(&target, &client).await.expect("a handshake");
+    let request = create(CLIENTS);
+    stream.write_all(&request.as_bytes()[..request.len() - 1]).await.expect("most of a request sent");
+    stream.shutdown().await.expect("one side closed");
+    let answers = raw::answers(&patiently(to_end(&mut stream)).await);
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    answers[0].expect_problem(400, "invalid_request");
+    assert_eq!(target.look.keys_of('s').await.len(), CLIENTS);
+}
+
+#[tokio::test]
 async fn a_handshake_that_takes_long_is_cut_off_in_time() {
     let (folder, pair) = (TempDir::new().expect("a folder"), Pair::make("slow"));
     let target = Target::start("tls-slow", &Files::of(folder.path(), &pair).flags()).await;

@@ -1,7 +1,5 @@
 //! A fault of Redis shows in the metrics, and its end does, too.
 
-use std::time::Duration;
-
 use reqwest::Client;
 use rustix::process::Signal;
 use serde_json::json;
@@ -70,15 +68,21 @@ async fn a_redis_that_ends_is_down_until_it_is_reconnected_to() {
 #[tokio::test]
 async fn an_operation_that_nobody_waits_for_is_counted_as_abandoned() {
     let redis = RedisServer::start(IN_MEMORY);
-    let (service, base) = Process::serve(&["--request-deadline", "60s"], &[("REDIS_URL", &redis.url())]);
+    // One request at a time. The second waits until the first has failed, and has less time left than a command may take.
+    let flags = ["--request-deadline", "2s", "--max-concurrent-requests", "1", "--max-wait", "2s"];
+    let (service, base) = Process::serve(&flags, &[("REDIS_URL", &redis.url())]);
     patiently(async { while create(&base, "u").await == 503 {} }).await;
     redis.signal(Signal::STOP);
-    let get = Client::new().get(format!("{base}/api/sessions/business/b/active"));
-    assert!(get.timeout(Duration::from_millis(50)).send().await.is_err(), "Redis hangs");
-    let abandoned = "sessiond_store_errors_total{op=\"list_active\",kind=\"abandoned\"}";
-    let scrape = Scrape::until(&service, |scrape| scrape.series.contains_key(abandoned)).await;
-    assert_eq!(scrape.value(abandoned), 1);
-    assert_eq!(scrape.value("sessiond_store_operations_total{op=\"list_active\",outcome=\"error\"}"), 1);
+    let list = async || {
+        let answer = Client::new().get(format!("{base}/api/sessions/business/b/active")).send().await;
+        answer.expect("an answer").status().as_u16()
+    };
+    assert_eq!(tokio::join!(list(), list()), (503, 503));
+    let [timeout, abandoned] = ["timeout", "abandoned"]
+        .map(|kind| format!("sessiond_store_errors_total{{op=\"list_active\",kind=\"{kind}\"}}"));
+    let scrape = Scrape::of(&service).await;
+    assert_eq!((scrape.value(&timeout), scrape.value(&abandoned)), (1, 1), "{}", scrape.text);
+    assert_eq!(scrape.value("sessiond_store_operations_total{op=\"list_active\",outcome=\"error\"}"), 2);
     assert_eq!(scrape.value("sessiond_http_requests_in_flight"), 0);
     redis.signal(Signal::CONT);
 }
