@@ -12,6 +12,7 @@
 //! | `store/keys.rs` | names of keys and fields, why they share a hash tag | |
 //! | `store/hints.rs` | where to look first for a known user's session | the truth: that is the session's hash |
 //! | `store/client.rs`, `store/fitness.rs` | one server: the connection, bounded in every way; is it fit for sessions? | |
+//! | `store/address.rs` | URLs of Redis | |
 //! | `store/reads.rs`, `store/resp.rs` | a second connection, for reads of sessions alone; what it cannot answer, the client does | decisions |
 //! | `store/servers.rs`, `store/cluster.rs` | which server a command goes to; who serves which slot of a cluster | |
 //! | [`store::embedded`] | the private Redis of a service that was given none | |

@@ -1,5 +1,6 @@
 //! [`SessionStore`]: sessions in Redis, one method a verb. Knows no HTTP and reads no clock: `now` is an argument.
 
+mod address;
 mod client;
 mod cluster;
 pub mod embedded;
@@ -33,7 +34,7 @@ use futures_util::FutureExt;
 use futures_util::future::select_ok;
 use tokio::sync::Semaphore;
 
-pub use self::client::RedisAddress;
+pub use self::address::RedisAddress;
 use self::client::Server;
 pub use self::error::StoreError;
 use self::hints::Hints;

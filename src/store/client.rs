@@ -1,7 +1,5 @@
 //! The connection to one Redis, with settings that keep every command bounded (design, 2.7).
 
-use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,9 +7,7 @@ use std::time::{Duration, Instant};
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::types::config::{
-    Config, ReconnectError, ReconnectPolicy, Server as Address, ServerConfig, TcpConfig, UnresponsiveConfig,
-};
+use fred::types::config::{Config, ReconnectError, ReconnectPolicy, Server as Address, TcpConfig, UnresponsiveConfig};
 use fred::types::{Builder, CustomCommand, Value};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -31,76 +27,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
-const SCHEMES: [&str; 9] = [
-    "redis",
-    "rediss",
-    "valkey",
-    "valkeys",
-    "redis+unix",
-    "redis-cluster",
-    "rediss-cluster",
-    "redis-sentinel",
-    "rediss-sentinel",
-];
 /// An error that goes on is told again after this long.
 const REPEAT_ERROR_AFTER: Duration = Duration::from_secs(30);
 const RECONNECT_MIN_MS: u32 = 50;
 const RECONNECT_MAX_MS: u32 = 1_000;
-
-/// Where Redis listens. Shown without credentials.
-#[derive(Clone, PartialEq, Eq)]
-pub enum RedisAddress {
-    /// A URL that was checked; it may hold a password.
-    Url(String),
-    /// A Unix socket.
-    Socket(PathBuf),
-}
-
-impl RedisAddress {
-    /// Takes a URL: `redis://`, `rediss://`, `redis+unix://`, `redis-cluster://` or `redis-sentinel://`, as fred spells
-    /// them (<https://docs.rs/fred/10.1.0/fred/types/config/struct.Config.html#method.from_url>).
-    ///
-    /// # Errors
-    /// What is wrong with it, without the URL itself.
-    pub fn from_url(url: &str) -> Result<Self, String> {
-        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
-        if !SCHEMES.contains(&scheme) {
-            return Err(format!("must start with one of {}", SCHEMES.map(|scheme| format!("{scheme}://")).join(", ")));
-        }
-        match Config::from_url(url) {
-            Ok(_) => Ok(Self::Url(url.to_owned())),
-            Err(error) => Err(format!("is not a Redis URL: {}", error.details())),
-        }
-    }
-
-    pub(super) fn client_config(&self) -> Result<Config, fred::error::Error> {
-        match self {
-            Self::Url(url) => Config::from_url(url),
-            Self::Socket(path) => Ok(Config { server: ServerConfig::new_unix_socket(path), ..Config::default() }),
-        }
-    }
-}
-
-impl fmt::Display for RedisAddress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Socket(path) => write!(formatter, "{}", path.display()),
-            Self::Url(url) => {
-                // Credentials end at the last `@` of the authority; the query may hold more of them.
-                let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
-                let rest = rest.split(['?', '#']).next().unwrap_or_default();
-                let shown = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-                write!(formatter, "{scheme}://{shown}")
-            }
-        }
-    }
-}
-
-impl fmt::Debug for RedisAddress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "RedisAddress({self})")
-    }
-}
 
 /// How to connect.
 #[derive(Clone, Debug)]

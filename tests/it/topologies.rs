@@ -79,6 +79,38 @@ async fn by_tcp_by_socket_and_with_a_password() {
     expect_service(&[("REDIS_URL", &format!("redis+unix://default:other@localhost{socket}"))]).await;
 }
 
+/// A URL gives some characters a meaning, and encodes others: the socket's name has them all the same.
+#[tokio::test]
+async fn by_a_socket_whose_name_a_url_has_to_encode() {
+    let folder = TempDir::new().expect("a folder");
+    let socket = folder.path().join("redis.sock");
+    let _server = RedisServer::start(folder.path(), &["--unixsocket", socket.to_str().expect("a path")]);
+    let names = [
+        ("with space", "with space"),
+        ("with%20space", "with space"),
+        ("100%25", "100%"),
+        ("50%off", "50%off"),
+        ("a%2520b", "a%20b"),
+        ("what%3F%23", "what?#"),
+        ("grün", "grün"),
+        ("gr%C3%BCn", "grün"),
+        ("a@b:1", "a@b:1"),
+    ];
+    for (spelled, name) in names {
+        let path = folder.path().join(name);
+        if !path.exists() {
+            std::fs::create_dir(&path).expect("a folder");
+            std::os::unix::fs::symlink(&socket, path.join("r.sock")).expect("a link to the socket");
+        }
+        let url = format!("redis+unix://{}localhost{}/{spelled}/r.sock", acl::credentials(), folder.path().display());
+        let audit = process::run(&["audit"], &[("REDIS_URL", &acl::audit_url(&url))]);
+        assert_eq!(audit.status.code(), Some(0), "{spelled}: {audit:?}");
+    }
+    let spelled = format!("redis+unix://{}localhost{}/with space/r.sock", acl::credentials(), folder.path().display());
+    let service = expect_service(&[("REDIS_URL", &spelled)]).await;
+    assert!(!service.lines.join("\n").contains("horse"), "a password is told: {:#?}", service.lines);
+}
+
 /// A private CA with a certificate and its key, as files.
 struct Certificates {
     ca: PathBuf,
