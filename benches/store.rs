@@ -7,6 +7,7 @@
 mod support;
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -40,7 +41,7 @@ impl Bench {
         let redis = support::PrivateRedis::start();
         let runtime = support::runtime();
         let (store, plain) = runtime.block_on(async {
-            let store = SessionStore::connect(StoreConfig {
+            let settings = StoreConfig {
                 redis: RedisAddress::Socket(redis.socket()),
                 key_prefix: "bench".to_owned(),
                 command_timeout: Duration::from_secs(5),
@@ -56,7 +57,10 @@ impl Bench {
                 response_memory_bytes: 64 << 20,
                 response_memory_wait: Duration::from_millis(500),
                 refuse_unfit: true,
-            });
+                clock_skew_max: None,
+                check_interval: Duration::from_secs(10),
+            };
+            let store = SessionStore::connect(settings, Arc::new(system_now));
             let server = ServerConfig::new_unix_socket(redis.socket());
             let plain = Builder::from_config(Config { server, ..Config::default() }).build().expect("a client");
             plain.init().await.expect("a connection");

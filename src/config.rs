@@ -56,6 +56,9 @@ const RESPONSE_MEMORY_MIN: usize = 32 << 20;
 /// More event loops than any machine has cores.
 const EVENT_LOOPS_MAX: usize = 1024;
 
+/// More than clocks differ that are kept right by NTP, and less than anybody notices.
+const CLOCK_SKEW_MAX_DEFAULT: Duration = Duration::from_secs(30);
+
 const EXAMPLES: &str = "\
 Examples:
   sessiond                                             serve on 127.0.0.1:3000 with a private Redis
@@ -249,6 +252,11 @@ pub struct SettingsArgs {
     /// timeout, whichever is less]
     #[arg(long, global = true, env = "SESSIOND_ACTIVITY_RESOLUTION", value_name = "DURATION")]
     activity_resolution: Option<String>,
+    /// Most that the clocks of the service and of Redis may differ: beyond it, sessions are neither created nor changed, and
+    /// the service is not ready. At most a quarter of the idle timeout, the maximum lifetime and the retention. 0 for no
+    /// limit [default: 30s, or that quarter if it is less]
+    #[arg(long, global = true, env = "SESSIOND_MAX_CLOCK_SKEW", value_name = "DURATION")]
+    max_clock_skew: Option<String>,
     /// locationId of a session that is created without one
     #[arg(long, global = true, env = "SESSIOND_DEFAULT_LOCATION_ID", value_name = "TEXT", default_value = "L0100001")]
     default_location_id: String,
@@ -365,6 +373,8 @@ pub struct Config {
     pub key_prefix: String,
     /// How long sessions live.
     pub lifecycle: Lifecycle,
+    /// The most that the clocks of the service and of Redis may differ; no limit if `None`.
+    pub clock_skew_max: Option<Duration>,
     /// `locationId` of a session that is created without one.
     pub default_location_id: Identifier,
     /// `sessionType` of a session that is created without one.
@@ -466,8 +476,8 @@ impl SettingsArgs {
     /// One line for each bad setting.
     pub fn check(self) -> Result<Config, Vec<String>> {
         let mut bad = Bad(Vec::new());
-        let idle_timeout = bad.duration("--idle-timeout", &self.idle_timeout);
-        let activity_resolution = self.activity_resolution(&mut bad, idle_timeout);
+        let lifecycle = self.lifecycle(&mut bad);
+        let clock_skew_max = self.clock_skew_max(&mut bad, &lifecycle);
         let redis = self.redis(&mut bad);
         let connections = self.connection_limits(&mut bad);
         let cors = self.cors(&mut bad);
@@ -482,8 +492,6 @@ impl SettingsArgs {
         let requests = self.request_limits(&mut bad);
         let event_loops = self.event_loops(&mut bad);
         let key_prefix = bad.key_prefix(self.key_prefix);
-        let max_lifetime = bad.duration("--max-lifetime", &self.max_lifetime);
-        let retention = bad.duration("--retention", &self.retention);
         let default_location_id = bad.identifier("--default-location-id", self.default_location_id);
         let default_session_type = bad.identifier("--default-session-type", self.default_session_type);
         let messages_kept = bad.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
@@ -503,7 +511,6 @@ impl SettingsArgs {
         let log = bad.log_filter(self.log);
         match (listen, redis, default_location_id, default_session_type) {
             (Some(listen), Some(redis), Some(default_location_id), Some(default_session_type)) if bad.0.is_empty() => {
-                let lifecycle = Lifecycle { idle_timeout, max_lifetime, retention, activity_resolution };
                 Ok(Config {
                     listen,
                     metrics_listen,
@@ -513,6 +520,7 @@ impl SettingsArgs {
                     redis,
                     key_prefix,
                     lifecycle,
+                    clock_skew_max,
                     default_location_id,
                     default_session_type,
                     messages_kept,
@@ -578,6 +586,16 @@ impl SettingsArgs {
         }
     }
 
+    fn lifecycle(&self, bad: &mut Bad) -> Lifecycle {
+        let idle_timeout = bad.duration("--idle-timeout", &self.idle_timeout);
+        Lifecycle {
+            idle_timeout,
+            max_lifetime: bad.duration("--max-lifetime", &self.max_lifetime),
+            retention: bad.duration("--retention", &self.retention),
+            activity_resolution: self.activity_resolution(bad, idle_timeout),
+        }
+    }
+
     fn activity_resolution(&self, bad: &mut Bad, idle_timeout: Duration) -> Duration {
         let resolution = match &self.activity_resolution {
             Some(text) if text == "0" => Duration::ZERO,
@@ -589,6 +607,25 @@ impl SettingsArgs {
             bad.checked::<()>("--activity-resolution", Err(problem.to_owned()));
         }
         resolution
+    }
+
+    /// The clocks of two services may differ by twice this, and what they know of activity by the activity resolution, half
+    /// of the idle timeout at the most: so none of them takes a session for expired that is in use. Of the retention, three
+    /// quarters are left in any case.
+    fn clock_skew_max(&self, bad: &mut Bad, lifecycle: &Lifecycle) -> Option<Duration> {
+        let Lifecycle { idle_timeout, max_lifetime, retention, .. } = *lifecycle;
+        let quarter = idle_timeout.min(max_lifetime).min(retention) / 4;
+        let skew = match not_empty(self.max_clock_skew.as_deref()) {
+            Some("0") => return None,
+            Some(text) => bad.duration("--max-clock-skew", text),
+            None => quarter.min(CLOCK_SKEW_MAX_DEFAULT),
+        };
+        if skew > quarter && !quarter.is_zero() {
+            let problem = "must be at most a quarter of the idle timeout, the maximum lifetime and the retention, or \
+                           sessions in use would expire; or 0 for no limit";
+            bad.checked::<()>("--max-clock-skew", Err(problem.to_owned()));
+        }
+        Some(skew)
     }
 
     /// What credentials are checked against. A key for JWTs without an issuer and an audience would accept tokens that were

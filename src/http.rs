@@ -63,16 +63,13 @@ pub use self::overload::Capacity;
 use self::routes::Routes;
 use crate::auth::{Credentials, RateLimits};
 
-use crate::session::{Identifier, Role, Timestamp};
+use crate::session::{Clock, Identifier, Role, Timestamp};
 use crate::spans::Span;
 use crate::store::{SessionStore, StoreError};
 use crate::{log, metrics};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
-
-/// Tells the time. The one thing below the server that does is asked for every request, so tests can set it.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// What the handlers work with.
 #[derive(Clone)]

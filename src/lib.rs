@@ -12,6 +12,7 @@
 //! | `store/keys.rs` | names of keys and fields, why they share a hash tag | |
 //! | `store/hints.rs` | where to look first for a known user's session | the truth: that is the session's hash |
 //! | `store/client.rs`, `store/fitness.rs` | one server: the connection, bounded in every way; is it fit for sessions? | |
+//! | `store/health.rs`, `store/clock_skew.rs` | clocks, settings and layout of all servers, checked while the service runs | waiting: requests read a flag |
 //! | `store/address.rs` | URLs of Redis | |
 //! | `store/reads.rs`, `store/resp.rs` | a second connection, for reads of sessions alone; what it cannot answer, the client does | decisions |
 //! | `store/servers.rs`, `store/cluster.rs` | which server a command goes to; who serves which slot of a cluster | |
@@ -57,7 +58,8 @@
 //! collects garbage later: no decision depends on it, nor on SCAN or notifications.
 //!
 //! **Time is an argument.** Below [`server`] nobody reads a clock. Stored times of a session never move backwards,
-//! whatever the clocks of several processes say.
+//! whatever the clocks of several processes say. Expiries are carried out by Redis's clock: no script that sets one runs while
+//! that clock and the service's differ by more than `--max-clock-skew`.
 //!
 //! **A script reads before it writes, and may run twice.** An error in the middle leaves nothing half done, and a
 //! connection that drops after the write looks like one that dropped before it.
@@ -86,7 +88,7 @@
 //! - The request's deadline starts when the request is received. A client on a slow line gets the receive timeout for its
 //!   body; the store gets the deadline.
 //! - The layout and the fitness of a Redis are checked before the first command of a process, not only at its start: a Redis
-//!   that comes late is checked like one that was there.
+//!   that comes late is checked like one that was there. Both are checked every 10 s after that, by one task of the process.
 //! - A cluster is one client for each master, and the store knows which slot is whose. fred's own client for clusters waits
 //!   for all masters whenever it connects anew, so that one that is away takes the users of the others with it, and it mixes
 //!   up replies on a shared connection when it sends ASKING. So each command is sent once, on a cluster too, and again only

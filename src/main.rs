@@ -161,12 +161,13 @@ enum AuditError {
 }
 
 async fn audit_of(config: &Config, redis: RedisAddress, args: AuditArgs, wait: Duration) -> Result<Report, AuditError> {
-    let store = SessionStore::connect(StoreConfig {
+    let settings = StoreConfig {
         command_timeout: AUDIT_COMMAND_TIMEOUT,
         // It is looked at all the more.
         refuse_unfit: false,
         ..server::store_config(config, redis)
-    })?;
+    };
+    let store = SessionStore::connect(settings, Arc::new(server::system_now))?;
     let give_up = Instant::now() + wait;
     loop {
         match store.check_layout().await {
@@ -176,6 +177,8 @@ async fn audit_of(config: &Config, redis: RedisAddress, args: AuditArgs, wait: D
             Err(_) => tokio::time::sleep(AUDIT_POLL).await,
         }
     }
+    // By a wrong clock it would find faults that are none, and repair them.
+    store.check_clocks().await?;
     let options = AuditOptions { keys_per_second_max: args.max_keys_per_second, repair: args.repair };
     let on_terminal = std::io::stderr().is_terminal();
     let progress = |report: &Report| {

@@ -30,6 +30,8 @@ const STORE_ERRORS: &str = "sessiond_store_errors_total";
 const STORE_RETRIES: &str = "sessiond_store_retries_total";
 const STORE_RECONNECTS: &str = "sessiond_store_reconnects_total";
 const STORE_UP: &str = "sessiond_store_up";
+const STORE_CLOCK_SKEW: &str = "sessiond_store_clock_skew_seconds";
+const STORE_PROBLEMS: &str = "sessiond_store_problems";
 const HINT_LOOKUPS: &str = "sessiond_hint_lookups_total";
 const CREATED: &str = "sessiond_sessions_created_total";
 const RESUMED: &str = "sessiond_sessions_resumed_total";
@@ -107,6 +109,52 @@ impl Verb {
             Self::ListMessages => "list_messages",
             Self::Ready => "ready",
             Self::Update => "update",
+        }
+    }
+}
+
+/// What can be wrong with a Redis that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreProblem {
+    /// Its clock and the service's differ by more than is safe.
+    ClockSkew,
+    /// It evicts keys when memory is short.
+    Eviction,
+    /// It holds another layout version.
+    Layout,
+    /// It writes no append-only file.
+    Persistence,
+    /// It acknowledges writes that no replica has.
+    Replication,
+    /// It does not report its settings or its time.
+    Unchecked,
+    /// It is too old.
+    Version,
+}
+
+impl StoreProblem {
+    /// Every problem.
+    pub const ALL: [Self; 7] = [
+        Self::ClockSkew,
+        Self::Eviction,
+        Self::Layout,
+        Self::Persistence,
+        Self::Replication,
+        Self::Unchecked,
+        Self::Version,
+    ];
+
+    /// The problem's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClockSkew => "clock_skew",
+            Self::Eviction => "eviction",
+            Self::Layout => "layout",
+            Self::Persistence => "persistence",
+            Self::Replication => "replication",
+            Self::Unchecked => "unchecked",
+            Self::Version => "version",
         }
     }
 }
@@ -226,6 +274,15 @@ fn describe() {
     );
     describe_counter!(STORE_RECONNECTS, "Connections to a Redis after the first one.");
     describe_gauge!(STORE_UP, "1 if every Redis answers, of a cluster every known master; else 0.");
+    describe_gauge!(
+        STORE_CLOCK_SKEW,
+        Unit::Seconds,
+        "The service's clock minus Redis's, of the Redis whose clock differs most."
+    );
+    describe_gauge!(
+        STORE_PROBLEMS,
+        "Redis servers with a problem: clock_skew, eviction, layout, persistence, replication, unchecked, version."
+    );
     describe_counter!(HINT_LOOKUPS, "Hints looked for by get-or-create: hit, miss, or stale for one that led nowhere.");
     describe_counter!(CREATED, "Sessions created.");
     describe_counter!(RESUMED, "Active sessions that were found for their user, and ended ones made active again.");
@@ -262,6 +319,10 @@ fn register() {
         counter!(ENDED, "reason" => reason).absolute(0);
     }
     gauge!(STORE_UP).set(0.0);
+    store_clock_skew(0.0);
+    for problem in StoreProblem::ALL {
+        store_problem(problem, 0);
+    }
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "revision" => env!("SESSIOND_REVISION")).set(1.0);
 }
 
@@ -419,6 +480,16 @@ pub fn store_retried(reason: &'static str) {
 /// Counts a connection that takes the place of one that broke.
 pub fn store_reconnected() {
     counter!(STORE_RECONNECTS).increment(1);
+}
+
+/// Sets by how many seconds the service's clock is ahead of Redis's; negative if it is behind.
+pub fn store_clock_skew(seconds: f64) {
+    gauge!(STORE_CLOCK_SKEW).set(seconds);
+}
+
+/// Sets how many servers have a problem.
+pub fn store_problem(problem: StoreProblem, servers: usize) {
+    gauge!(STORE_PROBLEMS, "problem" => problem.as_str()).set(count(servers));
 }
 
 /// Counts a hint that led to the user's active session.

@@ -24,8 +24,8 @@ use self::event_loop::{EventLoop, EventLoops};
 pub use self::patience::Patience;
 use crate::auth::{self, Credentials, RateLimits};
 use crate::config::{Config, ConnectionLimits, RedisSource};
-use crate::http::{App, Capacity, Clock};
-use crate::session::Timestamp;
+use crate::http::{App, Capacity};
+use crate::session::{Clock, Timestamp};
 use crate::store::embedded::{EmbeddedError, EmbeddedRedis, find_server};
 use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use crate::tls::Certificate;
@@ -39,6 +39,8 @@ const COMMAND_SHARE: f64 = 0.75;
 const ANSWER_SHARE: f64 = 0.9;
 /// How often a service whose Redis does not answer views whether it is one to be used.
 const STORE_CHECK: Duration = Duration::from_millis(500);
+/// How often the clocks, the settings of Redis and the layout are checked while the service runs.
+const STORE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How many connections the operating system may keep until they are accepted, if its own limit is not lower. It forgets
 /// what comes beyond, and those clients try again after a second.
 const CONNECTIONS_WAITING_MAX: u32 = 4096;
@@ -105,6 +107,8 @@ pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
         response_memory_bytes: config.response_memory_bytes,
         response_memory_wait: config.requests.wait,
         refuse_unfit: true,
+        clock_skew_max: config.clock_skew_max,
+        check_interval: STORE_CHECK_INTERVAL,
     }
 }
 
@@ -153,8 +157,21 @@ pub fn app(
     credentials: Arc<Credentials>,
     clock: Clock,
 ) -> Result<Arc<App>, StoreError> {
+    app_with(config, store_config(config, redis), credentials, clock)
+}
+
+/// The same, with other settings of the store.
+///
+/// # Errors
+/// If the Redis URL cannot be used.
+pub fn app_with(
+    config: &Config,
+    store: StoreConfig,
+    credentials: Arc<Credentials>,
+    clock: Clock,
+) -> Result<Arc<App>, StoreError> {
     Ok(Arc::new(App {
-        store: Arc::new(SessionStore::connect(store_config(config, redis))?),
+        store: Arc::new(SessionStore::connect(store, clock.clone())?),
         credentials,
         rate_limits: Arc::new(RateLimits::new(config.rate)),
         capacity: Arc::new(Capacity::new(config.requests.served, config.requests.waiting, config.requests.wait)),
@@ -227,7 +244,7 @@ async fn unfit_store(store: &SessionStore) -> StoreError {
     loop {
         match store.check().await {
             Ok(()) => return std::future::pending().await,
-            Err(error @ (StoreError::Layout(_) | StoreError::Unfit(_))) => return error,
+            Err(error @ (StoreError::Layout(_) | StoreError::Unfit { .. })) => return error,
             // The client tells the log why there is no connection.
             Err(_) => tokio::time::sleep(STORE_CHECK).await,
         }

@@ -27,6 +27,9 @@ pub const APPEND_MESSAGES_MAX: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
 
+/// Returns the current time. Only the server reads the system's clock; tests pass a clock of their own.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
 impl Timestamp {
     /// Appends what is shown, digit by digit: an answer has four of these, and formatting would cost as much as all else in it.
     fn write_rfc3339(self, out: &mut Vec<u8>) {

@@ -1,13 +1,16 @@
-//! [`SessionStore`]: sessions in Redis, one method a verb. Knows no HTTP and reads no clock: `now` is an argument.
+//! [`SessionStore`]: sessions in Redis, one method a verb. Knows no HTTP and reads no clock: `now` is an argument. The
+//! clock that it is given is only compared with Redis's.
 
 mod address;
 mod client;
+mod clock_skew;
 mod cluster;
 pub mod embedded;
 mod error;
 mod fitness;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod health;
 mod hints;
 mod keys;
 pub mod keyspace;
@@ -29,7 +32,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::{HashesInterface, KeysInterface};
-use fred::types::{MultipleKeys, SetOptions, Value};
+use fred::types::{MultipleKeys, Value};
 use futures_util::FutureExt;
 use futures_util::future::select_ok;
 use tokio::sync::Semaphore;
@@ -37,8 +40,9 @@ use tokio::sync::Semaphore;
 pub use self::address::RedisAddress;
 use self::client::Server;
 pub use self::error::StoreError;
+use self::health::{Checks, ChecksTask, Health};
 use self::hints::Hints;
-use self::keys::{Keys, LAYOUT_VERSION, SESSION_FIELDS, field};
+use self::keys::{Keys, SESSION_FIELDS, field};
 pub(crate) use self::lists::score_of;
 pub use self::lists::{Position, SessionPage};
 pub use self::messages::{Append, MessagePage, MessageRange};
@@ -49,7 +53,7 @@ use self::scripts::{Script, Scripts};
 use self::servers::Servers;
 use crate::metrics::{self, Verb};
 use crate::session::{
-    EndReason, Identifier, IfActive, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId,
+    Clock, EndReason, Identifier, IfActive, Lifecycle, NewSession, Partition, PatchStatus, Reach, Session, SessionId,
     SessionPatch, Status, Timestamp, merge_patch,
 };
 use crate::spans::Span;
@@ -88,13 +92,17 @@ pub struct StoreConfig {
     pub response_memory_wait: Duration,
     /// Whether a Redis is refused that may lose sessions.
     pub refuse_unfit: bool,
+    /// The most that the clocks of the service and of Redis may differ; no limit if `None`.
+    pub clock_skew_max: Option<Duration>,
+    /// How often the clocks, the settings of Redis and the layout are checked while the service runs.
+    pub check_interval: Duration,
 }
 
 /// Sessions in Redis.
 #[derive(Debug)]
 pub struct SessionStore {
     config: StoreConfig,
-    servers: Servers,
+    servers: Arc<Servers>,
     scripts: Scripts,
     keys: Keys,
     fields: MultipleKeys,
@@ -105,6 +113,9 @@ pub struct SessionStore {
     response_memory: Arc<ResponseMemory>,
     /// A permit for the one large read that may be under way.
     large_reads: Semaphore,
+    health: Arc<Health>,
+    /// Of the first store of a process; its siblings share what is found.
+    checks: Option<ChecksTask>,
 }
 
 /// What [`SessionStore::get_or_create`] did.
@@ -178,10 +189,13 @@ impl SessionStore {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the URL cannot be used.
-    pub fn connect(config: StoreConfig) -> Result<Self, StoreError> {
+    pub fn connect(config: StoreConfig, clock: Clock) -> Result<Self, StoreError> {
         let hints = Arc::new(Hints::new(config.hints_max));
         let memory = ResponseMemory::new(config.response_memory_bytes, config.response_memory_wait);
-        Self::connect_with(config, hints, Arc::new(memory))
+        let health = Arc::new(Health::new(clock, config.clock_skew_max));
+        let mut store = Self::connect_with(config, hints, Arc::new(memory), health)?;
+        store.checks = store.config.refuse_unfit.then(|| store.checks().repeat(store.config.check_interval));
+        Ok(store)
     }
 
     /// Another store of the same sessions, with the same hints and limits, and connections of its own, for another event loop.
@@ -189,22 +203,25 @@ impl SessionStore {
     /// # Errors
     /// [`StoreError::Unavailable`] if the URL cannot be used.
     pub fn sibling(&self) -> Result<Self, StoreError> {
-        Self::connect_with(self.config.clone(), Arc::clone(&self.hints), Arc::clone(&self.response_memory))
+        let (hints, memory, health) = (&self.hints, &self.response_memory, &self.health);
+        Self::connect_with(self.config.clone(), Arc::clone(hints), Arc::clone(memory), Arc::clone(health))
     }
 
     fn connect_with(
         config: StoreConfig,
         hints: Arc<Hints>,
         response_memory: Arc<ResponseMemory>,
+        health: Arc<Health>,
     ) -> Result<Self, StoreError> {
         let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
         let servers = Servers::connect(client::Settings {
             config: config.redis.client_config()?,
             command_timeout: config.command_timeout,
             refuse_unfit: config.refuse_unfit,
+            health: Arc::clone(&health),
         })?;
         Ok(Self {
-            servers,
+            servers: Arc::new(servers),
             scripts: Scripts::new(),
             keys: Keys::new(config.key_prefix.clone()),
             fields: SESSION_FIELDS.to_vec().into(),
@@ -213,8 +230,24 @@ impl SessionStore {
             hints,
             response_memory,
             large_reads: Semaphore::new(1),
+            health,
+            checks: None,
             config,
         })
+    }
+
+    fn checks(&self) -> Checks {
+        Checks {
+            servers: Arc::clone(&self.servers),
+            layout_key: self.keys.layout().to_owned(),
+            health: Arc::clone(&self.health),
+        }
+    }
+
+    /// Checks the clocks, the settings of all servers, and the layout, as the store itself does at each interval. What it
+    /// finds decides what is served from then on.
+    pub async fn check_servers(&self) {
+        self.checks().run().await;
     }
 
     /// Sends a command about the slot of this key, once the layout is known to be this code's.
@@ -243,35 +276,19 @@ impl SessionStore {
         let seen_by = self.layout_seen_by.load(Ordering::Acquire);
         let connected_by = self.servers.connection_number(self.keys.layout());
         match connected_by {
+            // It is read again by each call until it is this code's.
+            _ if self.health.is_layout_foreign() => {}
             Some(number) if number == seen_by => return Ok(()),
             // The users of a cluster's other masters do not wait for this one.
             None if self.servers.is_cluster() && seen_by != NEVER_CONNECTED => return Ok(()),
             _ => {}
         }
         // Boxed, for it would make every call's future larger.
-        Box::pin(self.check_stored_layout()).await?;
+        Box::pin(self.health.check_layout(&self.servers, self.keys.layout())).await?;
         if let Some(number) = connected_by.or_else(|| self.servers.connection_number(self.keys.layout())) {
             self.layout_seen_by.store(number, Ordering::Release);
         }
         Ok(())
-    }
-
-    async fn check_stored_layout(&self) -> Result<(), StoreError> {
-        let key = self.keys.layout();
-        let get = |client: Client| async move { client.get::<Option<String>, _>(key).await };
-        // Read first: a store that takes no writes can still be read.
-        let mut stored = self.servers.call(key, get).await?;
-        if stored.is_none() {
-            let set_new = |client: Client| async move {
-                client.set(key, LAYOUT_VERSION, None, Some(SetOptions::NX), false).await
-            };
-            let () = self.servers.call(key, set_new).await?;
-            stored = self.servers.call(key, get).await?;
-        }
-        match stored {
-            Some(version) if version == LAYOUT_VERSION => Ok(()),
-            other => Err(StoreError::Layout(other.unwrap_or_default())),
-        }
     }
 
     /// Whether every Redis is connected and answers, as far as is known without asking.
@@ -303,7 +320,7 @@ impl SessionStore {
     async fn ready_at(&self, server: &Server) -> Result<(), StoreError> {
         let mut reply = self.scripts.ready.run_at(server).await?;
         match reply.string()?.as_str() {
-            "ready" => Ok(()),
+            "ready" => self.health.require_safe(server.name()),
             _ => Err(reply.unknown_tag()),
         }
     }
@@ -348,6 +365,10 @@ impl SessionStore {
         user_id: &Identifier,
         now: Timestamp,
     ) -> Result<Option<Session>, StoreError> {
+        // By a clock that is behind, an expired session would seem active: the script is refused then.
+        if self.health.is_any_clock_unsafe() {
+            return Ok(None);
+        }
         let (business_id, user_id) = (business_id.as_str(), user_id.as_str());
         let Some(id) = self.hints.session_of(business_id, user_id) else {
             metrics::hint_missed();

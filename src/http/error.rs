@@ -97,6 +97,7 @@ codes! {
     StoreUnavailable SERVICE_UNAVAILABLE "store_unavailable" "the store does not answer; a write may have been applied",
     StoreFull SERVICE_UNAVAILABLE "store_full" "the store takes no more writes; reads and deletes work",
     StoreBusy SERVICE_UNAVAILABLE "store_busy" "the store is occupied",
+    ClockSkew SERVICE_UNAVAILABLE "clock_skew" "the clocks of the service and of the store differ too much; reads and deletes work",
 }
 
 /// One problem of one field.
@@ -239,7 +240,16 @@ impl From<StoreError> for ApiError {
                 return Self::new(Code::StoreUnavailable, detail).caused_by(error.to_string());
             }
             StoreError::Layout(_) => (Code::StoreUnavailable, "The store belongs to another version of the service"),
-            StoreError::Unfit(_) => (Code::StoreUnavailable, "The store is not set up for sessions"),
+            StoreError::Unfit { problem, .. } => {
+                let detail = format!("The store is not set up for sessions: it {problem}");
+                return Self::new(Code::StoreUnavailable, detail).caused_by(error.to_string());
+            }
+            StoreError::ClockSkew { difference, .. } => {
+                let detail = format!(
+                    "The service's clock is {difference} the store's: nothing was changed; reads and deletes still work"
+                );
+                return Self::new(Code::ClockSkew, detail).caused_by(error.to_string());
+            }
             StoreError::Full(_) => (Code::StoreFull, "The store is full; reads and deletes still work"),
             StoreError::Busy(_) => (Code::StoreBusy, "The store is busy; try again"),
             StoreError::ResponseMemory => {

@@ -40,12 +40,13 @@ async fn livez() -> Json<Health> {
 
 problems! {
     /// Why the service is not ready.
-    ReadyProblems { StoreFull }
+    ReadyProblems { StoreFull, ClockSkew }
 }
 
 /// Can it serve?
 ///
-/// Asks Redis whether it would take a write.
+/// Asks Redis whether it would take a write. The clocks of the service and of Redis are compared, and Redis's settings
+/// checked, now and then: what is found there counts as well.
 #[utoipa::path(
     get, path = "/readyz", tag = "health", operation_id = "readyz",
     responses((status = 200, description = "It can.", body = Health), ReadyProblems),

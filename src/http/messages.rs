@@ -145,7 +145,7 @@ problems! {
     /// What an append can be refused for.
     AppendProblems {
         InvalidRequest, SessionNotFound, RequestTimeout, SessionNotActive, MessageIdConflict, PayloadTooLarge,
-        UnsupportedMediaType, StoreFull
+        UnsupportedMediaType, StoreFull, ClockSkew
     }
 }
 

@@ -139,7 +139,9 @@ pub(super) fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
 
 problems! {
     /// What a get-or-create can be refused for.
-    GetOrCreateProblems { InvalidRequest, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, StoreFull }
+    GetOrCreateProblems {
+        InvalidRequest, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, StoreFull, ClockSkew
+    }
 }
 
 /// Find or create a session
@@ -228,7 +230,7 @@ problems! {
     /// What a change can be refused for.
     UpdateProblems {
         InvalidRequest, SessionNotFound, RequestTimeout, AnotherSessionActive, ConcurrentUpdate, VersionMismatch,
-        PayloadTooLarge, UnsupportedMediaType, StoreFull
+        PayloadTooLarge, UnsupportedMediaType, StoreFull, ClockSkew
     }
 }
 

@@ -7,15 +7,18 @@ use std::time::{Duration, Instant};
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::types::config::{Config, ReconnectError, ReconnectPolicy, Server as Address, TcpConfig, UnresponsiveConfig};
+use fred::types::config::{
+    Config, ReconnectError, ReconnectPolicy, Server as Address, ServerConfig, TcpConfig, UnresponsiveConfig,
+};
 use fred::types::{Builder, CustomCommand, Value};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, Notify, OnceCell};
 use tokio::task::AbortHandle;
 
+use super::StoreError;
+use super::health::Health;
 use super::reads::Reads;
-use super::{StoreError, fitness};
 use crate::session::{Session, SessionId};
 use crate::{log, metrics};
 
@@ -41,6 +44,17 @@ pub(super) struct Settings {
     pub(super) command_timeout: Duration,
     /// Whether a server that may lose sessions is refused.
     pub(super) refuse_unfit: bool,
+    /// What is known of all servers.
+    pub(super) health: Arc<Health>,
+}
+
+/// What a command needs of the server that it is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// A connection.
+    Connection,
+    /// That the clocks agree as well, because the command computes expiries from the service's time.
+    SafeClock,
 }
 
 /// Counts the connections of this process, so that each has a number of its own.
@@ -94,7 +108,10 @@ impl Server {
     /// # Errors
     /// [`StoreError::Unavailable`] if the settings cannot be used.
     pub(super) fn connect(settings: Settings) -> Result<Arc<Self>, Error> {
-        let addresses: Vec<_> = settings.config.server.hosts().iter().map(ToString::to_string).collect();
+        let name = match &settings.config.server {
+            ServerConfig::Unix { path } => path.display().to_string(),
+            server => server.hosts().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        };
         let client = client(&settings)?;
         let (connection_number, is_silent): (Arc<AtomicU64>, _) = (Arc::default(), Arc::default());
         // All listeners are there before the first event.
@@ -109,7 +126,7 @@ impl Server {
         ];
         let reads = Reads::beside(&client, &settings.config, &connection_number, counted, settings.command_timeout);
         Ok(Arc::new(Self {
-            name: addresses.join(","),
+            name,
             settings,
             connection: Connection::of(client),
             connection_number,
@@ -126,9 +143,25 @@ impl Server {
         let client = &self.connection.client;
         if self.settings.refuse_unfit {
             // Boxed, for it would make every call's future larger.
-            self.is_fit.get_or_try_init(|| Box::pin(fitness::check(client, &self.name))).await?;
+            self.is_fit.get_or_try_init(|| Box::pin(self.settings.health.check(client, &self.name))).await?;
         }
         Ok(client.clone())
+    }
+
+    /// Fails if this server does not have what a command needs.
+    ///
+    /// # Errors
+    /// [`StoreError::ClockSkew`]
+    pub(super) fn require(&self, needs: Needs) -> Result<(), StoreError> {
+        match needs {
+            Needs::Connection => Ok(()),
+            Needs::SafeClock => self.settings.health.require_safe_clock(&self.name),
+        }
+    }
+
+    /// What it is called in the log.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The session of this id at this key, by the connection for that; `None` if the client has to be asked.

@@ -28,8 +28,21 @@ pub enum StoreError {
     #[error("the Redis holds another layout version, {0:?}, under this prefix; choose another --key-prefix")]
     Layout(String),
     /// The Redis is too old, or set up so that it loses sessions.
-    #[error("{0}")]
-    Unfit(String),
+    #[error("the Redis at {server} {problem}")]
+    Unfit {
+        /// Its address.
+        server: String,
+        /// What is wrong with it, as a predicate.
+        problem: String,
+    },
+    /// The clocks of the service and of Redis differ by more than is safe. Nothing was applied.
+    #[error("the clock of this service is {difference} the clock of the Redis at {server}; set the one that is wrong")]
+    ClockSkew {
+        /// Its address.
+        server: String,
+        /// By how much: `7200.000 s behind` or `7200.000 s ahead of`.
+        difference: String,
+    },
     /// A reply that the code does not understand, or one that belongs to another question: a bug.
     #[error("unexpected reply of {verb}: {problem}")]
     Reply {
@@ -56,7 +69,8 @@ impl StoreError {
             Self::ResponseMemory => "response_memory",
             Self::Refused(_) => "refused",
             Self::Layout(_) => "layout",
-            Self::Unfit(_) => "unfit",
+            Self::Unfit { .. } => "unfit",
+            Self::ClockSkew { .. } => "clock_skew",
             Self::Reply { .. } => "reply",
             Self::Random(_) => "random",
         }

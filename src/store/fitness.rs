@@ -1,59 +1,45 @@
-//! Is this Redis one that sessions can be trusted to? Asked once of each server, before its first command.
+//! What the INFO of a server says about its version and settings.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
-
-use fred::clients::Client;
-use fred::interfaces::ClientLike;
-
-use super::StoreError;
+use super::health::Finding;
+use crate::metrics::StoreProblem;
 
 /// The oldest versions that have everything the scripts use (`PEXPIRETIME`, script flags).
 const REDIS_LEAST: (u32, u32) = (7, 0);
 const VALKEY_LEAST: (u32, u32) = (7, 2);
 
-/// Checks a server by its INFO: CONFIG says more than a service should know, and managed services do not have it. What risks
-/// sessions is told the log.
-///
-/// # Errors
-/// [`StoreError::Unfit`] for what loses sessions or cannot work, and whatever keeps Redis from being asked.
-pub(super) async fn check(client: &Client, address: &str) -> Result<(), StoreError> {
-    let name = format!("the Redis at {address}");
-    let info: String = match client.info(None).await {
-        Ok(info) => info,
-        Err(error) if error.details().starts_with("NOPERM") => {
-            warn_once(&format!("{name} does not tell its version and settings (NOPERM): nothing of it was checked"));
-            return Ok(());
-        }
-        Err(error) => return Err(error.into()),
-    };
-    check_version(&info).map_err(|problem| StoreError::Unfit(format!("{name} {problem}")))?;
-    match field(&info, "maxmemory_policy") {
+/// What is wrong with a server, by its INFO: CONFIG says more than a service should know, and managed services do not have
+/// it.
+pub(super) fn findings(info: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |problem, text: String| findings.push(Finding { problem, text });
+    if let Err(text) = check_version(info) {
+        add(StoreProblem::Version, text);
+    }
+    match field(info, "maxmemory_policy") {
         Some("noeviction") => {}
-        Some(policy) => {
-            return Err(StoreError::Unfit(format!(
-                "{name} has maxmemory-policy {policy}, which throws sessions away when memory is short; set it to noeviction"
-            )));
-        }
-        None => warn_once(&format!("{name} does not tell its maxmemory-policy: make sure that it is noeviction")),
+        Some(policy) => add(
+            StoreProblem::Eviction,
+            format!(
+                "has maxmemory-policy {policy}, which throws sessions away when memory is short; set it to noeviction"
+            ),
+        ),
+        None => add(
+            StoreProblem::Unchecked,
+            "does not tell its maxmemory-policy: make sure that it is noeviction".to_owned(),
+        ),
     }
-    let has_replicas = field(&info, "connected_slaves").is_some_and(|count| count != "0");
+    let has_replicas = field(info, "connected_slaves").is_some_and(|count| count != "0");
     // Redis counts good replicas only if it is to wait for some.
-    if has_replicas && field(&info, "min_slaves_good_slaves").is_none() {
-        warn_once(&format!(
-            "{name} has replicas and min-replicas-to-write 0: a failover may lose writes that it acknowledged alone; set it \
-             to 1, and min-replicas-max-lag to 2"
-        ));
+    if has_replicas && field(info, "min_slaves_good_slaves").is_none() {
+        let text = "has replicas and min-replicas-to-write 0: a failover may lose writes that it acknowledged alone; set it \
+                    to 1, and min-replicas-max-lag to 2";
+        add(StoreProblem::Replication, text.to_owned());
     }
-    Ok(())
-}
-
-/// Tells the log what was not told yet: every event loop checks its own connection.
-fn warn_once(warning: &str) {
-    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.to_owned()) {
-        tracing::warn!("{warning}");
+    if field(info, "aof_enabled") == Some("0") {
+        let text = "has appendonly no: a restart loses what is newer than its last snapshot; set it to yes";
+        add(StoreProblem::Persistence, text.to_owned());
     }
+    findings
 }
 
 fn check_version(info: &str) -> Result<(), String> {
@@ -87,5 +73,24 @@ mod tests {
         for bad in ["redis_version:6.2.14", "redis_version:7.2.4\nvalkey_version:7.1.0", "", "redis_version:x"] {
             assert!(check_version(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn each_setting_that_is_wrong_is_one_finding() {
+        let good = "redis_version:7.0.15\r\nmaxmemory_policy:noeviction\r\nconnected_slaves:1\r\n\
+                    min_slaves_good_slaves:1\r\naof_enabled:1\r\n";
+        assert_eq!(findings(good), []);
+        let cases = [
+            ("redis_version:7.0.15", "redis_version:6.2.14", StoreProblem::Version),
+            ("maxmemory_policy:noeviction", "maxmemory_policy:volatile-ttl", StoreProblem::Eviction),
+            ("maxmemory_policy:noeviction\r\n", "", StoreProblem::Unchecked),
+            ("min_slaves_good_slaves:1\r\n", "", StoreProblem::Replication),
+            ("aof_enabled:1", "aof_enabled:0", StoreProblem::Persistence),
+        ];
+        for (good_text, bad_text, problem) in cases {
+            let found: Vec<_> = findings(&good.replace(good_text, bad_text)).iter().map(|one| one.problem).collect();
+            assert_eq!(found, [problem], "{bad_text}");
+        }
+        assert_eq!(findings(&good.replace("connected_slaves:1", "connected_slaves:0")), []);
     }
 }

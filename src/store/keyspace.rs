@@ -15,7 +15,7 @@ use super::client::Server;
 pub use super::keys::{KeyKind, User};
 use super::keys::{LAYOUT_VERSION, OWNER_AND_STATUS, SESSION_FIELDS};
 use super::reply::{Reply, Texts};
-use super::{SessionStore, StoreError};
+use super::{SessionStore, StoreError, health};
 use crate::session::{Message, Partition, Session, SessionId, Status, Timestamp};
 
 /// Keys that Redis looks at in one step of the walk.
@@ -210,12 +210,21 @@ impl SessionStore {
     /// # Errors
     /// [`StoreError::Layout`] if it cannot, and whatever keeps Redis from being asked.
     pub async fn check_layout(&self) -> Result<(), StoreError> {
-        let key = self.keys.layout();
-        let stored: Option<String> = self.servers.call(key, |client| async move { client.get(key).await }).await?;
-        match stored {
+        match health::stored_layout(&self.servers, self.keys.layout()).await? {
             Some(version) if version != LAYOUT_VERSION => Err(StoreError::Layout(version)),
             _ => Ok(()),
         }
+    }
+
+    /// Compares the clocks of this machine and of every server.
+    ///
+    /// # Errors
+    /// [`StoreError::ClockSkew`] if they differ by more than is safe, and whatever keeps Redis from being asked.
+    pub async fn check_clocks(&self) -> Result<(), StoreError> {
+        for server in self.servers.all() {
+            self.health.compare_clocks(server.unchecked_client(), server.name()).await?;
+        }
+        Ok(())
     }
 
     /// Begins a walk over the keyspace.

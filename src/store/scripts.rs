@@ -6,7 +6,7 @@ use fred::interfaces::LuaInterface;
 use fred::types::Value;
 
 use super::StoreError;
-use super::client::Server;
+use super::client::{Needs, Server};
 use super::error::Redirection;
 use super::reply::Reply;
 use super::servers::Servers;
@@ -18,11 +18,17 @@ pub(super) struct Script {
     verb: &'static str,
     source: &'static str,
     sha1: String,
+    needs: Needs,
 }
 
 impl Script {
     fn new(verb: &'static str, source: &'static str) -> Self {
-        Self { verb, source, sha1: fred::util::sha1_hash(source) }
+        Self { verb, source, sha1: fred::util::sha1_hash(source), needs: Needs::Connection }
+    }
+
+    /// A script that sets expiries.
+    fn setting_expiries(verb: &'static str, source: &'static str) -> Self {
+        Self { needs: Needs::SafeClock, ..Self::new(verb, source) }
     }
 
     /// Runs the script where its keys are.
@@ -33,7 +39,7 @@ impl Script {
         args: Vec<String>,
     ) -> Result<Reply, StoreError> {
         let slot = keys.first().map_or("", String::as_str);
-        let reply = servers.call(slot, |client| self.run_on(client, &keys, &args)).await?;
+        let reply = servers.call_with(self.needs, slot, |client| self.run_on(client, &keys, &args)).await?;
         Reply::new(self.verb, reply)
     }
 
@@ -76,9 +82,9 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            get_or_create: Script::new("get_or_create", include_str!("../../lua/get_or_create.lua")),
-            update: Script::new("update", include_str!("../../lua/update.lua")),
-            append_messages: Script::new("append_messages", include_str!("../../lua/append_messages.lua")),
+            get_or_create: Script::setting_expiries("get_or_create", include_str!("../../lua/get_or_create.lua")),
+            update: Script::setting_expiries("update", include_str!("../../lua/update.lua")),
+            append_messages: Script::setting_expiries("append_messages", include_str!("../../lua/append_messages.lua")),
             delete: Script::new("delete", include_str!("../../lua/delete.lua")),
             erase_user: Script::new("erase_user", include_str!("../../lua/erase_user.lua")),
             ready: Script::new("ready", include_str!("../../lua/ready.lua")),

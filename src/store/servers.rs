@@ -9,7 +9,7 @@ use fred::types::config::ServerConfig;
 use futures_util::future::join_all;
 
 use super::StoreError;
-use super::client::{Server, Settings};
+use super::client::{Needs, Server, Settings};
 use super::cluster::Cluster;
 use super::error::Redirection;
 use crate::metrics;
@@ -55,10 +55,27 @@ impl Servers {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        self.call_with(Needs::Connection, key, send).await
+    }
+
+    /// Sends a command as [`Self::call`] does, if the server has what the command needs.
+    pub(super) async fn call_with<T, F>(
+        &self,
+        needs: Needs,
+        key: &str,
+        send: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         match &self.topology {
-            Topology::One(server) => Ok(send(server.client().await?).await?),
+            Topology::One(server) => {
+                let client = server.client().await?;
+                server.require(needs)?;
+                Ok(send(client).await?)
+            }
             // Boxed, for it would make every call's future larger.
-            Topology::Cluster(cluster) => Box::pin(self.call_cluster(cluster, key, send)).await,
+            Topology::Cluster(cluster) => Box::pin(self.call_cluster(cluster, needs, key, send)).await,
         }
     }
 
@@ -76,6 +93,7 @@ impl Servers {
     async fn call_cluster<T, F>(
         &self,
         cluster: &Cluster,
+        needs: Needs,
         key: &str,
         send: impl Fn(Client) -> F,
     ) -> Result<T, StoreError>
@@ -90,9 +108,16 @@ impl Servers {
                 tokio::time::sleep(retry_delay()?).await;
             }
             let result = match importing.take() {
-                Some(server) => server.send_asking(&send).await,
+                Some(server) => {
+                    server.require(needs)?;
+                    server.send_asking(&send).await
+                }
                 None => match cluster.master_of(key) {
-                    Some(server) => send(server.client().await?).await,
+                    Some(server) => {
+                        let client = server.client().await?;
+                        server.require(needs)?;
+                        send(client).await
+                    }
                     None => Err(Error::new(ErrorKind::Cluster, NO_MASTER)),
                 },
             };

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 
 use crate::support::acl;
 use crate::support::load::{Load, User, expect_right, guest_of, statuses};
-use crate::support::process::{self, Process};
+use crate::support::process::{self, Process, patiently};
+use crate::support::reply_proxy::ReplyProxy;
+use crate::support::scrape::Scrape;
 use crate::support::servers::{POLL, RedisServer, cli, free_port, wait_for};
 
 /// The issue wants 8 seconds; a busy machine may need more.
@@ -125,6 +127,53 @@ async fn every_call_works_and_active_lists_merge_all_masters() {
     assert_eq!(masters, [0, 1, 2], "the users are spread");
     expect_nothing_lost(&worked, &base).await;
     expect_clean(&url);
+}
+
+/// The users of the other masters are served; so is the readiness.
+#[tokio::test]
+async fn a_master_whose_clock_is_wrong_takes_no_new_sessions_and_the_others_do() {
+    let cluster = Cluster::start(0);
+    // The others and the service know the second master by the port of the proxy.
+    let proxy = ReplyProxy::start_to_port(cluster.nodes[1].port).await;
+    let port = proxy.port.to_string();
+    assert_eq!(cluster.nodes[1].ask(&["CONFIG", "SET", "cluster-announce-port", &port]).trim(), "OK");
+    wait_for("the announced port", || cluster.nodes.iter().all(|node| node.ask(&["CLUSTER", "SLOTS"]).contains(&port)));
+    let url = format!("redis-cluster://{}{}", acl::credentials(), cluster.nodes[0].address());
+    let start = move || Process::serve(&[], &[("REDIS_URL", &url)]);
+    // The proxy runs on this test's threads.
+    let (service, base) = tokio::task::spawn_blocking(start).await.expect("no panic");
+    let client = reqwest::Client::new();
+    let create = async |(business_id, user_id): &(String, String)| {
+        let body = serde_json::json!({"businessId": business_id, "userId": user_id});
+        let answer = client.post(format!("{base}/api/sessions")).json(&body).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.json::<Value>().await.expect("JSON"))
+    };
+    let users = users(24);
+    let on_second = |user: &&(String, String)| Cluster::master_of(cluster.slot(user)) == 1;
+    patiently(async { while create(&users[0]).await.0 == 503 {} }).await;
+    for user in &users {
+        assert!(create(user).await.0 < 300);
+    }
+    for redis_ahead in [7200, -7200] {
+        proxy.set_clock_ahead(redis_ahead);
+        // A new connection is checked.
+        cluster.nodes[1].ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let unsafe_clock = "sessiond_store_problems{problem=\"clock_skew\"}";
+        let scrape = Scrape::until(&service, |scrape| scrape.find(unsafe_clock) == Some(1)).await;
+        let skew: f64 = scrape.series["sessiond_store_clock_skew_seconds"].parse().expect("a number");
+        assert!((skew + f64::from(redis_ahead)).abs() < 1.0, "{skew}");
+        for user in &users {
+            let (status, body) = create(user).await;
+            let expected = if on_second(&user) { (503, "clock_skew") } else { (200, "") };
+            assert_eq!((status, body["code"].as_str().unwrap_or_default()), expected, "{user:?}: {body}");
+        }
+        assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("an answer").status(), 200);
+        proxy.set_clock_ahead(0);
+        cluster.nodes[1].ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        Scrape::until(&service, |scrape| scrape.find(unsafe_clock) == Some(0)).await;
+    }
+    patiently(async { while create(&users[0]).await.0 != 200 {} }).await;
+    assert!(users.iter().any(|user| on_second(&user)) && !users.iter().all(|user| on_second(&user)));
 }
 
 /// How a master goes away.

@@ -15,6 +15,7 @@ mod cluster;
 mod connection;
 mod cors;
 mod faults;
+mod health;
 mod hints;
 mod hostile;
 mod idempotency;

@@ -9,7 +9,7 @@ use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
 /// What a service has before anything happened.
-const FROM_THE_START: [&str; 27] = [
+const FROM_THE_START: [&str; 29] = [
     "sessiond_credentials_refused_total",
     "sessiond_build_info",
     "sessiond_event_loop_lag_seconds",
@@ -28,8 +28,10 @@ const FROM_THE_START: [&str; 27] = [
     "sessiond_sessions_deleted_total",
     "sessiond_sessions_ended_total",
     "sessiond_sessions_resumed_total",
+    "sessiond_store_clock_skew_seconds",
     "sessiond_store_operation_duration_seconds",
     "sessiond_store_operations_total",
+    "sessiond_store_problems",
     "sessiond_store_reconnects_total",
     "sessiond_store_retries_total",
     "sessiond_store_up",

@@ -34,7 +34,7 @@ const OPERATIONS: [(&str, &str); 15] = [
 /// Needs a credential, and none of its scopes.
 const WHOAMI: &str = "/api/whoami";
 /// The codes of the contract, 1.4, but for one of a service that has too much to do.
-const CODES: [&str; 20] = [
+const CODES: [&str; 21] = [
     "unauthorized",
     "forbidden",
     "rate_limited",
@@ -54,6 +54,7 @@ const CODES: [&str; 20] = [
     "store_unavailable",
     "store_full",
     "store_busy",
+    "clock_skew",
     "internal",
 ];
 /// Statuses that take a fault, or a request that clients do not make: no good service gives them for the asking.
@@ -566,6 +567,7 @@ async fn answers_are_as_documented() {
         "store_unavailable",
         "store_full",
         "store_busy",
+        "clock_skew",
         "internal",
         "concurrent_update",
     ];

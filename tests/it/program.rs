@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::acl;
-use crate::support::process::{Process, patiently};
+use crate::support::process::{self, Process, patiently};
 use crate::support::redis::{Look, private, shared, shared_url};
 use crate::support::server::{AOF, IN_MEMORY, RedisServer};
 
@@ -55,6 +55,33 @@ fn a_resolution_that_would_expire_active_users_is_refused() {
     let (status, lines) = run(&["--idle-timeout", "2s", "--activity-resolution", "1h", "check-config"], &[]);
     assert_eq!(status, Some(2));
     assert!(lines.join("\n").contains("at most half of the idle timeout"), "{lines:#?}");
+}
+
+#[test]
+fn a_clock_skew_that_would_expire_active_users_is_refused() {
+    let refused: [&[&str]; 4] = [
+        &["--max-clock-skew", "8m"],
+        &["--max-clock-skew", "16s", "--max-lifetime", "1m"],
+        &["--max-clock-skew", "16s", "--retention", "1m"],
+        &["--max-clock-skew", "0s"],
+    ];
+    for flags in refused {
+        let (status, lines) = run(&[flags, &["check-config"]].concat(), &[]);
+        assert_eq!((status, lines.len()), (Some(2), 1), "{flags:?}: {lines:#?}");
+        assert!(lines[0].contains("SESSIOND_MAX_CLOCK_SKEW"), "{flags:?}: {lines:#?}");
+    }
+    let taken: [(&[&str], &str); 5] = [
+        (&[], "Some(\n        30s,\n    )"),
+        (&["--idle-timeout", "1m"], "Some(\n        15s,\n    )"),
+        (&["--max-clock-skew", "15s", "--retention", "1m"], "Some(\n        15s,\n    )"),
+        (&["--max-clock-skew", "0", "--retention", "1ms"], "None"),
+        (&["--retention", "1h"], "Some(\n        30s,\n    )"),
+    ];
+    for (flags, skew) in taken {
+        let output = process::run(&[flags, &["check-config"]].concat(), &[]);
+        let shown = String::from_utf8(output.stdout).expect("text");
+        assert!(shown.contains(&format!("clock_skew_max: {skew}")), "{flags:?}: {shown}");
+    }
 }
 
 #[test]
