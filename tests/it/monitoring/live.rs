@@ -15,12 +15,13 @@ const OF_PROMETHEUS: [&str; 2] = ["ALERTS", "up"];
 /// What `redis_exporter` tells, which is not run here.
 const OF_REDIS_EXPORTER: [&str; 2] = ["redis_memory_max_bytes", "redis_memory_used_bytes"];
 /// Panels whose values may all be 0, and why.
-const MAY_BE_ZERO: [(&str, &str); 5] = [
+const MAY_BE_ZERO: [(&str, &str); 6] = [
     ("Panics A", "nothing that a caller can send makes it panic"),
     ("CPU A", "whole seconds are counted, and a run may take less than one"),
     ("Requests in flight A", "nobody calls any more"),
     ("Event loops busy A", "whole seconds are counted, and a run may take less than one"),
     ("Tasks B", "nothing waits to run"),
+    ("Store problems A", "its Redis has none"),
 ];
 /// Label values that no run has, and why.
 const NEVER_SEEN: [(&str, &str); 1] = [("$job|redis", "which of the two has alerts depends on what happens")];
