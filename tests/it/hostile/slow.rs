@@ -37,7 +37,8 @@ async fn drip(target: &Target, at_once: &str, slowly: &str) -> Vec<u8> {
 async fn a_byte_now_and_then_is_cut_off_in_time() {
     let target = Target::start("slow", &[]).await;
     let long_header = format!("GET /livez HTTP/1.1\r\nhost: x\r\na: {}", "a".repeat(1000));
-    let second = format!("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n{}", "GET /livez HTTP");
+    let (start, rest) = long_header.split_at("GET /livez HTTP".len());
+    let second = format!("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n{start}");
     let body = "{\"businessId\":\"b\",\"userId\":\"u\"}".repeat(100);
     let declared = format!("{BODY}content-length: {}\r\n\r\n", body.len());
     let chunked = format!("{BODY}transfer-encoding: chunked\r\n\r\n");
@@ -46,7 +47,7 @@ async fn a_byte_now_and_then_is_cut_off_in_time() {
         ("head", "", &long_header, &[]),
         ("header", "GET /livez HTTP/1.1\r\nhost: x\r\n", &long_header, &[]),
         ("empty lines", "", &"\r\n".repeat(1000), &[]),
-        ("second head", &second, &long_header, &[200]),
+        ("second head", &second, rest, &[200]),
         ("body", &declared, &body, &[408]),
         ("chunks", &chunked, &chunks, &[408]),
     ];
