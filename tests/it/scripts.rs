@@ -485,6 +485,7 @@ async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
         ("GET", "/readyz", None, 200),
         ("GET", "/openapi.json", None, 200),
         ("GET", "/docs", None, 200),
+        ("GET", "/api/whoami", None, 200),
         ("POST", "/api/sessions", Some(json!({"businessId": "b", "userId": "u"})), 200),
         ("POST", "/api/sessions", Some(json!({"businessId": "b", "userId": "w"})), 201),
         ("GET", "/api/sessions/{sessionId}", None, 200),
