@@ -216,8 +216,8 @@ pub struct SettingsArgs {
     /// Most requests a second of one user with a token, as above
     #[arg(long, global = true, env = "SESSIOND_USER_RATE_LIMIT", value_name = "COUNT", default_value = "100")]
     user_rate_limit: String,
-    /// Roles of the messages that a token of one user may append, comma-separated: user, assistant, system, tool. API keys
-    /// and tokens of a whole business may append all of them
+    /// Roles of the messages that a token of one user may append, comma-separated: user, assistant, system, tool. API
+    /// keys and tokens of a whole business may append all of them
     #[arg(long, global = true, env = "SESSIOND_USER_ROLES", value_name = "ROLES", default_value = "user")]
     user_roles: String,
     /// Redis to use: redis://, rediss://, redis+unix://, redis-cluster:// or redis-sentinel://; without it the service

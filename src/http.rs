@@ -10,8 +10,8 @@
 //! 4. a panic of anything inside becomes a `500`;
 //! 5. `admit` checks the credential, how often it calls, its scope, and the business and user of the path: for every
 //!    route that `access.rs` does not name as public, also one that is added later, and for paths that there are not;
-//! 6. `serve` refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline. What has
-//!    no route here (`routes.rs`) never gets to the router;
+//! 6. `serve` refuses a URI that is too long, receives the body, waits for room, and gives the rest the deadline. What
+//!    has no route here (`routes.rs`) never gets to the router;
 //! 7. the handler, whose arguments are extracted (`extract.rs`) before it runs.
 
 mod access;

@@ -83,8 +83,8 @@
 //!   pointer has to be read and followed in one step, or two callers could both replace a session. Such a key has the same
 //!   hash tag as the key that named it, and it is read before the first write.
 //! - A repeated message is compared as text by the script and, where the texts differ, as JSON here: the order of an
-//!   object's members, its spacing and the spelling of its numbers (`1`, `1.0`) do not make a retry a conflict, and messages
-//!   keep them as they were sent.
+//!   object's members, its spacing and the spelling of its numbers (`1`, `1.0`) do not make a retry a conflict, and
+//!   messages keep them as they were sent.
 //! - The request's deadline starts when the request is received. A client on a slow line gets the receive timeout for its
 //!   body; the store gets the deadline.
 //! - The layout and the fitness of a Redis are checked before the first command of a process, not only at its start: a Redis

@@ -784,8 +784,8 @@ fn counted<T>(
     operation.inspect(move |result| counting.end(result.as_ref().err().map(StoreError::kind)))
 }
 
-/// An operation that is under way. If nobody waits for its end, because the request's deadline is over, it is counted as
-/// abandoned.
+/// An operation that is under way. If nobody waits for its end, because the request's deadline is over, it is counted
+/// as abandoned.
 struct Counting {
     verb: Verb,
     span: Span,

@@ -100,7 +100,8 @@ pub(super) fn outside() -> ApiError {
     ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
 }
 
-/// The answer to a token of one user that appends a message of a role which is not for users. `field` is the message's role.
+/// The answer to a token of one user that appends a message of a role which is not for users. `field` is the message's
+/// role.
 pub(super) fn not_for_users(field: &str, role: Role, user_roles: &[Role]) -> ApiError {
     metrics::credential_refused("role");
     let roles: Vec<_> = user_roles.iter().map(|role| role.as_str()).collect();
@@ -209,8 +210,8 @@ fn is_within(reach: &Reach, routes: &Routes, path: &str) -> bool {
     }
 }
 
-/// Checks the one credential of a request. Beside an API key, an `Authorization` of another scheme than Bearer is ignored:
-/// it is for a proxy in front, such as one that asks for Basic.
+/// Checks the one credential of a request. Beside an API key, an `Authorization` of another scheme than Bearer is
+/// ignored: it is for a proxy in front, such as one that asks for Basic.
 fn authenticate(app: &App, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Access>, ApiError> {
     let refused = |reason, detail, parameters| {
         metrics::credential_refused(reason);

@@ -126,8 +126,8 @@ fn new_message(fields: &mut Fields, metadata_bytes_max: usize, content_bytes_max
     Some(NewMessage { message_id, role: role?, content: content?, metadata })
 }
 
-/// A user must not be able to speak as the assistant. Checked before anything is looked up, so that not even a message that
-/// is there already is answered.
+/// A user must not be able to speak as the assistant. Checked before anything is looked up, so that not even a message
+/// that is there already is answered.
 fn check_roles(new: &[NewMessage], is_array: bool, reach: &Reach, user_roles: &[Role]) -> Result<(), ApiError> {
     if !matches!(reach, Reach::User { .. }) {
         return Ok(());

@@ -31,9 +31,9 @@ const API_KEY: &str = "apiKey";
 const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
 /// Members and parameters that are an [`Identifier`], wherever they are.
 const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", "messageId"];
-/// No control characters (Unicode's category Cc), and neither `.` nor `..`: the text starts with another character than a
-/// dot, or with one dot and another character, or with two dots and any character. It has no look-ahead, because several
-/// regular expression engines (RE2, Rust's `regex`) do not support it.
+/// No control characters (Unicode's category Cc), and neither `.` nor `..`: the text starts with another character than
+/// a dot, or with one dot and another character, or with two dots and any character. It has no look-ahead, because
+/// several regular expression engines (RE2, Rust's `regex`) do not support it.
 const IDENTIFIER_PATTERN: &str = concat!(
     r"^([^.\u0000-\u001F\u007F-\u009F][^\u0000-\u001F\u007F-\u009F]*",
     r"|\.[^.\u0000-\u001F\u007F-\u009F][^\u0000-\u001F\u007F-\u009F]*",

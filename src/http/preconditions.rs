@@ -1,8 +1,9 @@
 //! Preconditions: `If-Match` and `If-None-Match` (RFC 9110, 13.1).
 //!
-//! A session's entity tag is its version in quotes, `"3"`. A proxy that compresses answers changes it, and its client sends
-//! it back as changed: nginx makes it weak (`W/"3"`), Apache and Caddy append the coding (`"3-gzip"`), Jetty does so with
-//! two dashes (`"3--gzip"`). All of them name version 3, in either header: what was compressed is still that version.
+//! A session's entity tag is its version in quotes, `"3"`. A proxy that compresses answers changes it, and its client
+//! sends it back as changed: nginx makes it weak (`W/"3"`), Apache and Caddy append the coding (`"3-gzip"`), Jetty does
+//! so with two dashes (`"3--gzip"`). All of them name version 3, in either header: what was compressed is still that
+//! version.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;

@@ -204,8 +204,8 @@ problems! {
     params(
         ("sessionId" = String, Path, description = "The session.", format = Uuid),
         ("If-None-Match" = Option<String>, Header, nullable = false, example = "\"1\"", description =
-            "Answer 304 if this is still the session's `ETag`. Activity and messages do not change that; an expired session \
-            is always answered."),
+            "Answer 304 if this is still the session's `ETag`. Activity and messages do not change that; an expired \
+            session is always answered."),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
@@ -311,8 +311,9 @@ fn version_mismatch(version: u64) -> ApiError {
 
 /// A session as the answer to a read: a `304` if the client has this version already.
 ///
-/// Not of an expired session: it has the version that it had while it was active, and its client has to learn of the expiry.
-/// For the same reason the read of a user's active session has no `304`: the next session may have the version of the last.
+/// Not of an expired session: it has the version that it had while it was active, and its client has to learn of the
+/// expiry. For the same reason the read of a user's active session has no `304`: the next session may have the version
+/// of the last.
 fn read_response(session: &Session, if_none_match: &IfNoneMatch) -> Response {
     if session.status == Status::Expired || !if_none_match.names(session.version) {
         return session_response(StatusCode::OK, session);

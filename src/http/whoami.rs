@@ -65,7 +65,7 @@ problems! {
 
 /// Read what the caller's credential may do
 ///
-/// Needs a credential, and none of its scopes. A service that is open to everybody answers that everybody may do everything.
+/// Needs a credential, and none of its scopes. A service that is open to everybody says so.
 #[utoipa::path(
     get, path = "/api/whoami", tag = "credentials", operation_id = "whoami",
     responses((status = 200, description = "What it may do.", body = WhoAmI), WhoAmIProblems),

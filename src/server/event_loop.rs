@@ -238,8 +238,9 @@ impl<S: Answering> Served<S> {
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.header_read_timeout(None).max_header_size(limits.head_bytes);
-        // A client may close its sending side behind its last request, and still read the answer (`nc -N`, RFC 9112, 9.6).
-        // It looks like one that is gone, so such a request is served to its end, too: the request's deadline bounds that.
+        // A client may close its sending side behind its last request, and still read the answer (`nc -N`, RFC 9112,
+        // 9.6). It looks like one that is gone, so such a request is served to its end, too: the request's deadline
+        // bounds that.
         builder.half_close(true);
         // One buffer is sent faster than two, and answers are small.
         builder.writev(false);

@@ -56,8 +56,8 @@ enum Awaiting {
     Nothing,
 }
 
-/// A connection that fails with [`io::ErrorKind::TimedOut`] when its client is too slow. A client that has closed its sending
-/// side is awaited no more, and has the same time to take its answers.
+/// A connection that fails with [`io::ErrorKind::TimedOut`] when its client is too slow. A client that has closed its
+/// sending side is awaited no more, and has the same time to take its answers.
 pub(super) struct PatientIo<T> {
     io: T,
     patience: Patience,

@@ -5,8 +5,8 @@ use serde_json::{Number, Value};
 /// 2^127: floating-point numbers below it have an integer of 128 bits, if they are whole.
 const INTEGERS_END: f64 = 170_141_183_460_469_231_731_687_303_715_884_105_728.0;
 
-/// Whether two JSON values say the same: numbers are compared by their mathematical value (`1`, `1.0` and `10e-1` are the
-/// same number), objects without regard to the order of their members, at any depth.
+/// Whether two JSON values say the same: numbers are compared by their mathematical value (`1`, `1.0` and `10e-1` are
+/// the same number), objects without regard to the order of their members, at any depth.
 ///
 /// Numbers are those that were parsed: 64-bit integers, or the nearest IEEE 754 double of what is not one.
 #[must_use]
@@ -25,8 +25,8 @@ pub fn same_json(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// Not by way of `f64`: 9007199254740993 and 9007199254740992.0 are different numbers, and the nearest double of both is
-/// the same.
+/// Not by way of `f64`: 9007199254740993 and 9007199254740992.0 are different numbers, and the nearest double of both
+/// is the same.
 fn same_number(left: &Number, right: &Number) -> bool {
     match (integer(left), integer(right)) {
         (Some(left), Some(right)) => left == right,

@@ -335,8 +335,9 @@ impl Batch {
         }
     }
 
-    /// The script compares texts. Where the stored text says the same in another way (order of members, spacing, spelling of
-    /// numbers), the stored one is taken instead; where it says something else, the message's id is returned.
+    /// The script compares texts. Where the stored text says the same in another way (order of members, spacing,
+    /// spelling of numbers), the stored one is taken instead; where it says something else, the message's id is
+    /// returned.
     fn adopt_stored_texts(&mut self, reply: &mut Reply) -> Result<Option<String>, StoreError> {
         while !reply.is_empty() {
             let (position, role, content) = (reply.parse::<usize>()?, reply.role()?, reply.string()?);

@@ -11,7 +11,8 @@ use crate::support::credentials::api_key;
 use crate::support::raw::RawRequest;
 use crate::support::service::{Answer, Service};
 
-/// Every way in which a tag of version 2 comes back: as it is, weak (nginx), with a coding (Apache, Caddy, Jetty), in lists.
+/// Every way in which a tag of version 2 comes back: as it is, weak (nginx), with a coding (Apache, Caddy, Jetty), in
+/// lists.
 const OF_VERSION_2: [&str; 13] = [
     "\"2\"",
     "W/\"2\"",

@@ -1,5 +1,5 @@
-//! Clients that close their sending side, or both: what they sent completely is answered, what they cut off changes nothing,
-//! and their connections do not stay.
+//! Clients that close their sending side, or both: what they sent completely is answered, what they cut off changes
+//! nothing, and their connections do not stay.
 
 use reqwest::StatusCode;
 use rustix::process::Signal;

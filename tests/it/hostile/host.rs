@@ -12,7 +12,8 @@ use super::Target;
 const ORIGIN: &str = "https://chat.example.com";
 const BODY: &str = "{\"businessId\":\"b\",\"userId\":\"u\"}";
 
-/// The start of requests to routes of every kind, without `Host`, and the status of each with one and without a credential.
+/// The start of requests to routes of every kind, without `Host`, and the status of each with one and without a
+/// credential.
 fn requests() -> Vec<(String, u16)> {
     let post =
         format!("POST /api/sessions HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n", BODY.len());

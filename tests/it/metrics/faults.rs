@@ -68,7 +68,8 @@ async fn a_redis_that_ends_is_down_until_it_is_reconnected_to() {
 #[tokio::test]
 async fn an_operation_that_nobody_waits_for_is_counted_as_abandoned() {
     let redis = RedisServer::start(IN_MEMORY);
-    // One request at a time. The second waits until the first has failed, and has less time left than a command may take.
+    // One request at a time. The second waits until the first has failed, and has less time left than a command may
+    // take.
     let flags = ["--request-deadline", "2s", "--max-concurrent-requests", "1", "--max-wait", "2s"];
     let (service, base) = Process::serve(&flags, &[("REDIS_URL", &redis.url())]);
     patiently(async { while create(&base, "u").await == 503 {} }).await;
