@@ -3,7 +3,7 @@
 //!
 //! # Where things are
 //!
-//! `main → server → http → store → session`; [`auth`], [`config`], [`log`], [`metrics`] and [`spans`] beside them, [`audit`] on the store:
+//! `main → server → http → store → session`; [`auth`], [`config`], [`log`], [`metrics`], [`signals`] and [`spans`] beside them, [`audit`] on the store:
 //!
 //! | place | what it does | what it does not |
 //! |---|---|---|
@@ -30,6 +30,7 @@
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |
 //! | [`spans`] | a span for each request and operation, with the feature `otel`; nothing without it | |
+//! | [`signals`] | which signals stop the program | |
 //! | [`log`] | where the log goes, and how much of it there is in a storm | |
 //! | [`audit`] | what must hold of a whole keyspace; `store/keyspace.rs` walks it | |
 //! | `fuzzing.rs` | what must hold of whatever is parsed, for `fuzz/`; in no program | |
@@ -118,6 +119,7 @@ pub mod log;
 pub mod metrics;
 pub mod server;
 pub mod session;
+pub mod signals;
 pub mod spans;
 pub mod store;
 pub mod tls;

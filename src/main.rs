@@ -11,11 +11,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessiond::audit::{self, AuditOptions, Report};
 use sessiond::auth::{self, Credentials};
 use sessiond::config::{AuditArgs, Cli, Config, KeygenArgs, ReportFormat, Subcommands};
+use sessiond::signals::stop_signal;
 #[cfg(feature = "otel")]
 use sessiond::spans;
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use sessiond::{http, log, server, tls};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Requests are many small, short-lived pieces of memory: benches/RESULTS.md has what each allocator costs.
 #[global_allocator]
@@ -206,20 +206,6 @@ fn raise_open_files_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
-}
-
-/// Resolves at the first SIGTERM or SIGINT from now on. A second one ends the process at once.
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tokio::spawn(async move {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            tracing::warn!("a second signal: ending at once");
-            std::process::exit(1);
-        });
-    })
 }
 
 /// Asks the service at `address` whether it is ready.

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// Which modules a module may use. `main → server → http → store → session`; the rest are leaves, or read by a few.
-const MAY_USE: [(&str, &[&str]); 13] = [
-    ("main", &["audit", "auth", "config", "http", "log", "server", "spans", "store", "tls"]),
+const MAY_USE: [(&str, &[&str]); 14] = [
+    ("main", &["audit", "auth", "config", "http", "log", "server", "signals", "spans", "store", "tls"]),
     ("server", &["auth", "config", "http", "log", "metrics", "session", "store", "tls"]),
     ("http", &["auth", "log", "metrics", "session", "spans", "store"]),
     ("audit", &["session", "store"]),
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("log", &[]),
     ("metrics", &[]),
     ("session", &[]),
+    ("signals", &["log"]),
     ("spans", &["log"]),
     ("tls", &[]),
 ];

@@ -1,5 +1,7 @@
 //! The program: its settings, its exit statuses, its signals, and what it answers when Redis does not.
 
+mod signals;
+
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -193,37 +195,6 @@ async fn a_redis_with_another_layout_is_refused() {
     let (status, lines) = run(&["--listen", "127.0.0.1:0", "--key-prefix", "sd:foreign"], &[("REDIS_URL", &url)]);
     assert_eq!(status, Some(1));
     assert!(lines.join("\n").contains("another layout version"), "{lines:#?}");
-}
-
-#[tokio::test]
-async fn sigterm_finishes_what_was_accepted_and_a_second_one_does_not_wait() {
-    let url = shared_url();
-    for (second_signal, status) in [(false, 0), (true, 1)] {
-        let (mut service, base) = Process::serve(&["--key-prefix", "sd:drain"], &[("REDIS_URL", &url)]);
-        let mut stream = TcpStream::connect(base.trim_start_matches("http://")).await.expect("a connection");
-        let body = json!({"businessId": "b", "userId": "u"}).to_string();
-        let head = format!(
-            "POST /api/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        // The request is accepted, but not complete, when the signal comes.
-        stream.write_all(head.as_bytes()).await.expect("a head sent");
-        stream.write_all(&body.as_bytes()[..5]).await.expect("half a body sent");
-        let mut probe = reqwest::get(format!("{base}/livez")).await.expect("an answer");
-        assert!(probe.chunk().await.expect("a body").is_some());
-        service.signal(Signal::TERM);
-        service.wait_for_line("stopping");
-        assert!(TcpStream::connect(base.trim_start_matches("http://")).await.is_err(), "it still accepts");
-        if second_signal {
-            service.signal(Signal::TERM);
-        } else {
-            stream.write_all(&body.as_bytes()[5..]).await.expect("the rest sent");
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.expect("an answer");
-            assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
-        }
-        assert_eq!(service.wait().code(), Some(status), "{:#?}", service.lines);
-    }
 }
 
 #[tokio::test]

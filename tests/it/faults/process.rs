@@ -58,6 +58,15 @@ async fn a_killed_service_loses_nothing() {
 
 #[tokio::test]
 async fn a_service_that_is_told_to_stop_answers_what_it_was_sent() {
+    stop_under_load(Signal::TERM).await;
+}
+
+#[tokio::test]
+async fn a_service_whose_terminal_is_closed_answers_what_it_was_sent() {
+    stop_under_load(Signal::HUP).await;
+}
+
+async fn stop_under_load(signal: Signal) {
     let server = RedisServer::start(AOF);
     let (mut service, base) = serve(&server);
     let mut ledger = Ledger::new(&base);
@@ -75,7 +84,7 @@ async fn a_service_that_is_told_to_stop_answers_what_it_was_sent() {
             stream
         });
         let streams = join_all(under_way).await;
-        service.signal(Signal::TERM);
+        service.signal(signal);
         let answers = streams.into_iter().map(async |mut stream| {
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.expect("an answer");

@@ -15,9 +15,16 @@ pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     command(arguments, variables).output().expect("the program")
 }
 
-fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-    command.args(arguments).stdin(Stdio::null());
+/// The program with these arguments and variables, and no others of ours.
+pub fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    command_under(&[], arguments, variables)
+}
+
+/// The same, run by a wrapper: a program whose last arguments are the program and its arguments.
+pub fn command_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let words = [wrapper, &[env!("CARGO_BIN_EXE_sessiond")], arguments].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(Stdio::null());
     command.env_clear().envs(["PATH", "HOME"].map(|name| (name, std::env::var(name).unwrap_or_default())));
     command.envs(variables.iter().copied());
     command
@@ -34,7 +41,11 @@ pub struct Process {
 impl Process {
     /// Starts the program with these arguments and variables, and no others of ours.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut command = command(arguments, variables);
+        Self::start_under(&[], arguments, variables)
+    }
+
+    fn start_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = command_under(wrapper, arguments, variables);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
         let stderr = BufReader::new(child.stderr.take().expect("its stderr"));
         let (sender, log) = channel();
@@ -44,11 +55,16 @@ impl Process {
 
     /// Starts a service on a free port, and returns it with its base URL once it serves.
     pub fn serve(arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
+        Self::serve_under(&[], arguments, variables)
+    }
+
+    /// The same, run by a wrapper.
+    pub fn serve_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
         let arguments: Vec<_> = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
             .into_iter()
             .chain(arguments.iter().copied())
             .collect();
-        let mut process = Self::start(&arguments, variables);
+        let mut process = Self::start_under(wrapper, &arguments, variables);
         let line = process.wait_for_line("serving on http");
         let start = line.find("http").expect("an address");
         let length = line[start..].find(',').expect("the end of the address");
