@@ -3,7 +3,7 @@
 //!
 //! # Where things are
 //!
-//! `main → server → http → store → session`; [`auth`], [`config`], [`log`], [`metrics`], [`signals`] and [`spans`] beside them, [`audit`] on the store:
+//! `main → server → http → store → session`; [`auth`], [`config`], [`log`], [`metrics`], [`output`], [`signals`] and [`spans`] beside them, [`audit`] on the store:
 //!
 //! | place | what it does | what it does not |
 //! |---|---|---|
@@ -30,8 +30,9 @@
 //! | [`config`] | every setting once; the one place that reads the environment | |
 //! | [`metrics`] | every metric once | |
 //! | [`spans`] | a span for each request and operation, with the feature `otel`; nothing without it | |
+//! | [`log`], `log/queue.rs` | where the log goes, and how much of it there is in a storm; the bounded queue in front of stderr | |
+//! | [`output`] | writes to stdout and stderr that report failures instead of panicking | |
 //! | [`signals`] | which signals stop the program | |
-//! | [`log`] | where the log goes, and how much of it there is in a storm | |
 //! | [`audit`] | what must hold of a whole keyspace; `store/keyspace.rs` walks it | |
 //! | `fuzzing.rs` | what must hold of whatever is parsed, for `fuzz/`; in no program | |
 //!
@@ -72,6 +73,9 @@
 //! **A session out of a caller's reach is a missing one.** Every verb that takes an id takes a
 //! [`Reach`](session::Reach), and looks at nothing else of a session first. Businesses and users that a request names are
 //! checked in `http/access.rs`, and for the one body that names them in `http/sessions.rs`.
+//!
+//! **Serving does not depend on the log.** Nothing but the thread of `log/queue.rs` writes to stderr while the service runs. What
+//! stderr cannot take is dropped and counted.
 //!
 //! **Names stay in their place.** fred under `store`, axum under `http` and `server`, the environment in `config`, Redis
 //! names in `store/keys.rs` and `lua/`. `tests/it/architecture.rs` holds the code to it.
@@ -117,6 +121,7 @@ pub mod fuzzing;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod output;
 pub mod server;
 pub mod session;
 pub mod signals;

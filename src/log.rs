@@ -1,18 +1,36 @@
 //! The log: where it goes, and how much of it there is when very many lines would say the same.
 //!
+//! Everything that the program writes to stderr goes through a bounded queue to a thread of its own: whatever becomes of
+//! stderr, nothing else waits for it or fails with it. What cannot be written is dropped and counted.
+//!
 //! What a client or an outage can bring about as often as it likes is written only if [`admits`] says so: the first few
 //! lines of its kind, then one a second. The rest is counted, and [`tell_left_out`] tells how much that was.
 //!
 //! No line has anything of a body, a credential, a business or a user: lines name the request's id, its route and what the
 //! code itself says.
 
+mod queue;
+
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tracing::Metadata;
+use tracing_subscriber::fmt::MakeWriter;
+
+use self::queue::Queue;
+use crate::output::{self, Unbuffered};
+
+/// Most bytes that wait to be written: a quarter of a second's lines of a service that logs every answer at its peak.
+const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long the end of the program waits for its last lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The target of the line that reports dropped lines.
+const DROPPED: &str = "sessiond::log::dropped";
 /// Lines of one kind in a second.
 const LINES_MAX: u32 = 10;
 /// Lines of one kind in a second that follows one in which some were left out.
@@ -22,16 +40,87 @@ const SECOND: Duration = Duration::from_secs(1);
 const PANIC: &str = "panic";
 
 static LINES: Sampler = Sampler::new();
+static QUEUE: Queue = Queue::new(QUEUE_BYTES_MAX);
 
 /// Logs to stderr from now on: for people on a terminal, as JSON lines otherwise. Panics, too.
 pub fn start(filter: &str) {
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
+    is_written();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Queued);
+    if io::stderr().is_terminal() {
         log.init();
     } else {
         log.json().flatten_event(true).init();
     }
     std::panic::set_hook(Box::new(panicked));
+}
+
+/// Starts the thread that writes the queue, once. Returns whether it runs.
+fn is_written() -> bool {
+    static IS_WRITTEN: OnceLock<bool> = OnceLock::new();
+    *IS_WRITTEN.get_or_init(|| {
+        let write = || QUEUE.write_to(Unbuffered::stderr(), report_dropped);
+        std::thread::Builder::new().name("log".to_owned()).spawn(write).is_ok()
+    })
+}
+
+fn report_dropped(dropped: u64) {
+    tracing::warn!(target: DROPPED, dropped, "dropped lines of the log that could not be written, or not fast enough");
+}
+
+/// Writes text to stderr, after the lines of the log so far. Does not wait for it.
+pub fn print(text: &str) {
+    if is_written() {
+        QUEUE.push(text.as_bytes());
+    } else {
+        // Without threads nothing is served, so this may wait. If it fails, there is no other place to report to.
+        let _ = output::print_error(text);
+    }
+}
+
+/// Writes a problem to stderr: a line for people, on whatever stderr is.
+pub fn report(problem: impl Display) {
+    print(&format!("sessiond: {problem}\n"));
+}
+
+/// Waits until all that was logged and printed is written, but no longer than a second. To be called before the process ends.
+pub fn flush() {
+    // If it takes longer, nobody reads the log.
+    let _ = QUEUE.flush(FLUSH_TIMEOUT);
+}
+
+/// Makes log lines text of the queue.
+struct Queued;
+
+/// A line, written in one piece.
+struct Line {
+    is_report: bool,
+}
+
+impl<'a> MakeWriter<'a> for Queued {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { is_report: false }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line {
+        Line { is_report: event.target() == DROPPED }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if self.is_report {
+            QUEUE.push_report(text);
+        } else {
+            QUEUE.push(text);
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn panicked(panic: &PanicHookInfo<'_>) {

@@ -1,5 +1,6 @@
 //! The program: parses its arguments and runs what they say.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -34,6 +35,12 @@ const AUDIT_LOAD_WAIT: Duration = Duration::from_secs(600);
 const AUDIT_POLL: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
+    let status = run();
+    log::flush();
+    status
+}
+
+fn run() -> ExitCode {
     let cli = Cli::from_environment();
     let command = match cli.command.unwrap_or(Subcommands::Serve) {
         Subcommands::Openapi => return print_line(&http::document().to_pretty_json().unwrap_or_default()),
@@ -59,7 +66,7 @@ fn main() -> ExitCode {
 /// Tells every problem of the settings.
 fn fail_with(problems: &[String]) -> ExitCode {
     for problem in problems {
-        eprintln!("sessiond: {problem}");
+        log::report(problem);
     }
     ExitCode::from(EXIT_USAGE)
 }
@@ -68,7 +75,7 @@ fn fail_with(problems: &[String]) -> ExitCode {
 fn keygen(args: KeygenArgs) -> ExitCode {
     match auth::generate(&args.into_key()) {
         Ok((credential, entry)) => {
-            eprintln!("credential (shown only now): {credential}");
+            log::print(&format!("credential (shown only now): {credential}\n"));
             print_line(&format!("\n{entry}"))
         }
         Err(problem) => fail_with(&[problem]),
@@ -138,10 +145,7 @@ fn run_audit(config: &Config, args: AuditArgs) -> ExitCode {
     let report = match audited {
         Some(Ok(report)) => report,
         Some(Err(error)) => return fail(&error, EXIT_USAGE),
-        None => {
-            eprintln!("sessiond: stopped before the end");
-            return ExitCode::from(EXIT_USAGE);
-        }
+        None => return fail(&"stopped before the end", EXIT_USAGE),
     };
     let printed = match args.format {
         ReportFormat::Text => report.to_string(),
@@ -183,20 +187,21 @@ async fn audit_of(config: &Config, redis: RedisAddress, args: AuditArgs, wait: D
     let on_terminal = std::io::stderr().is_terminal();
     let progress = |report: &Report| {
         if on_terminal {
-            eprint!("\r{} keys, {} findings", report.keys, report.findings.len());
+            log::print(&format!("\r{} keys, {} findings", report.keys, report.findings.len()));
         }
     };
     let report = audit::audit(&store, options, &server::system_now, &progress).await;
     if on_terminal {
         // The progress line goes before anything else is printed.
-        eprint!("\r\x1b[K");
+        log::print("\r\x1b[K");
+        log::flush();
     }
     store.quit().await;
     Ok(report?)
 }
 
-fn fail(error: &dyn std::error::Error, status: u8) -> ExitCode {
-    eprintln!("sessiond: {error}");
+fn fail(error: &dyn Display, status: u8) -> ExitCode {
+    log::report(error);
     ExitCode::from(status)
 }
 
@@ -217,14 +222,8 @@ fn healthcheck(address: SocketAddr, by_tls: bool) -> ExitCode {
     };
     match ask() {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => print_line("ready"),
-        Ok(answer) => {
-            eprintln!("sessiond: not ready: {}", answer.lines().last().unwrap_or_default());
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("sessiond: no answer from {address}: {error}");
-            ExitCode::FAILURE
-        }
+        Ok(answer) => fail(&format!("not ready: {}", answer.lines().last().unwrap_or_default()), 1),
+        Err(error) => fail(&format!("no answer from {address}: {error}"), 1),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{
@@ -38,6 +38,7 @@ const RESUMED: &str = "sessiond_sessions_resumed_total";
 const ENDED: &str = "sessiond_sessions_ended_total";
 const DELETED: &str = "sessiond_sessions_deleted_total";
 const APPENDED: &str = "sessiond_messages_appended_total";
+const LOG_LINES_DROPPED: &str = "sessiond_log_lines_dropped_total";
 const LAG_SECONDS: &str = "sessiond_event_loop_lag_seconds";
 const EVENT_LOOPS: &str = "sessiond_runtime_event_loops";
 const ALIVE_TASKS: &str = "sessiond_runtime_alive_tasks";
@@ -289,6 +290,10 @@ fn describe() {
     describe_counter!(ENDED, "Sessions whose end was written down: client, replaced, idle, max_lifetime.");
     describe_counter!(DELETED, "Sessions deleted, also by the erasure of their user.");
     describe_counter!(APPENDED, "Messages appended, without repetitions.");
+    describe_counter!(
+        LOG_LINES_DROPPED,
+        "Lines of the log that were dropped: they could not be written, or not as fast as they came."
+    );
     describe_histogram!(LAG_SECONDS, Unit::Seconds, "By how much a timer of an event loop was late.");
     describe_gauge!(EVENT_LOOPS, "Event loops that serve requests, each a thread.");
     describe_gauge!(ALIVE_TASKS, "Tasks of the event loops that are not finished.");
@@ -331,6 +336,7 @@ fn register() {
 pub fn render(handle: &PrometheusHandle) -> String {
     Collector::default().collect();
     gauge!(IN_FLIGHT).set(count(BEING_ANSWERED.load(Ordering::Relaxed)));
+    counter!(LOG_LINES_DROPPED).absolute(LINES_DROPPED.load(Ordering::Relaxed));
     handle.render()
 }
 
@@ -367,6 +373,14 @@ fn count(number: usize) -> f64 {
 
 /// Read when metrics are: a gauge of the library's takes several times as long, twice for every request.
 static BEING_ANSWERED: AtomicUsize = AtomicUsize::new(0);
+
+/// Read when metrics are: lines may be dropped before anything records.
+static LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Counts lines of the log that were dropped.
+pub fn log_lines_dropped(lines: u64) {
+    LINES_DROPPED.fetch_add(lines, Ordering::Relaxed);
+}
 
 /// A request that is being answered, until this is dropped: also if its client has gone.
 #[derive(Debug)]

@@ -52,6 +52,7 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
             }
             next(&mut stop).await;
             tracing::warn!("a second signal: ending at once");
+            log::flush();
             std::process::exit(1);
         });
     })

@@ -376,7 +376,7 @@ fn log_tail(data_dir: &Path) -> String {
         let length = file.metadata().map_or(0, |file| file.len());
         // A log that cannot be read is told as an empty one.
         let _ = file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)));
-        let _ = file.read_to_end(&mut log);
+        let _ = file.take(LOG_TAIL_BYTES).read_to_end(&mut log);
     }
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().collect();

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// Which modules a module may use. `main → server → http → store → session`; the rest are leaves, or read by a few.
-const MAY_USE: [(&str, &[&str]); 14] = [
-    ("main", &["audit", "auth", "config", "http", "log", "server", "signals", "spans", "store", "tls"]),
+const MAY_USE: [(&str, &[&str]); 15] = [
+    ("main", &["audit", "auth", "config", "http", "log", "output", "server", "signals", "spans", "store", "tls"]),
     ("server", &["auth", "config", "http", "log", "metrics", "session", "store", "tls"]),
     ("http", &["auth", "log", "metrics", "session", "spans", "store"]),
     ("audit", &["session", "store"]),
@@ -15,8 +15,9 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     // `config` checks every setting, so it asks those who know what is good; `CONFIG_TAKES` says what for.
     ("config", &["auth", "session", "store", "tls"]),
     ("fuzzing", &["http", "session", "store"]),
-    ("log", &[]),
+    ("log", &["metrics", "output"]),
     ("metrics", &[]),
+    ("output", &[]),
     ("session", &[]),
     ("signals", &["log"]),
     ("spans", &["log"]),

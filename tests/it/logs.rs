@@ -1,6 +1,8 @@
-//! The log: a line for each answer if it is wanted, few lines in a storm, and nothing of what users said.
+//! The log: a line for each answer if it is wanted, few lines in a storm, and nothing of what users said; and that serving
+//! does not depend on it.
 
 mod canary;
+mod unwritable;
 
 use futures_util::future::join_all;
 use reqwest::{Client, Method};

@@ -2,6 +2,7 @@
 //! its own, so all of them run at once on one server.
 
 #![expect(clippy::expect_used, reason = "a test that cannot go on ends")]
+#![expect(clippy::print_stdout, reason = "tests print what they measured")]
 #![expect(clippy::disallowed_methods, reason = "tests find the server program in the environment")]
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 

@@ -9,7 +9,7 @@ use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
 /// What a service has before anything happened.
-const FROM_THE_START: [&str; 29] = [
+const FROM_THE_START: [&str; 30] = [
     "sessiond_credentials_refused_total",
     "sessiond_build_info",
     "sessiond_event_loop_lag_seconds",
@@ -19,6 +19,7 @@ const FROM_THE_START: [&str; 29] = [
     "sessiond_http_panics_total",
     "sessiond_http_requests_in_flight",
     "sessiond_http_requests_shed_total",
+    "sessiond_log_lines_dropped_total",
     "sessiond_messages_appended_total",
     "sessiond_runtime_alive_tasks",
     "sessiond_runtime_busy_seconds_total",

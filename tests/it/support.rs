@@ -18,4 +18,6 @@ pub mod scrape;
 pub mod server;
 pub mod servers;
 pub mod service;
+pub mod sinks;
+pub mod unlogged;
 pub mod victim;

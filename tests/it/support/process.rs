@@ -97,6 +97,18 @@ impl Process {
         signal_child(&self.child, signal);
     }
 
+    /// Sends a signal to its child processes.
+    pub fn signal_children(&self, signal: Signal) {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a running process");
+        for thread in threads {
+            let children = std::fs::read_to_string(thread.expect("a thread").path().join("children"));
+            for child in children.unwrap_or_default().split_whitespace() {
+                let pid = child.parse().ok().and_then(Pid::from_raw).expect("a process id");
+                kill_process(pid, signal).expect("a running process");
+            }
+        }
+    }
+
     /// The memory that it has resident, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");

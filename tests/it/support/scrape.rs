@@ -14,7 +14,11 @@ pub struct Scrape {
 
 impl Scrape {
     pub async fn of(service: &Process) -> Self {
-        let answer = reqwest::get(service.metrics_url()).await.expect("an answer");
+        Self::at(&service.metrics_url()).await
+    }
+
+    pub async fn at(url: &str) -> Self {
+        let answer = reqwest::get(url).await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 200);
         let text = answer.text().await.expect("text");
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
