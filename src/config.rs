@@ -35,8 +35,10 @@ pub struct Cli {
 
 impl Cli {
     /// Takes the program's arguments and variables. A variable that is set to nothing is not set.
-    #[must_use]
-    pub fn from_environment() -> Self {
+    ///
+    /// # Errors
+    /// If they cannot be understood, or ask for help or the version: the error is the text to show.
+    pub fn from_environment() -> Result<Self, clap::Error> {
         let command = Self::command().mut_args(|argument| {
             let variable = argument.get_env().and_then(|name| name.to_str());
             let argument = argument.clone().allow_negative_numbers(argument.get_num_args().is_none());
@@ -45,7 +47,7 @@ impl Cli {
                 _ => argument,
             }
         });
-        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+        Self::from_arg_matches(&command.try_get_matches()?)
     }
 }
 
@@ -81,7 +83,8 @@ pub enum Subcommands {
     Openapi,
     /// Check the settings and print what they mean; exit 2 if one is bad
     CheckConfig,
-    /// Check every invariant over the stored sessions; exit 0 if all hold, 1 if not, 2 if Redis cannot be asked
+    /// Check every invariant over the stored sessions; exit 0 if all hold, 1 if not, 2 if Redis cannot be asked or the report
+    /// cannot be written
     ///
     /// Safe on a Redis that serves: it reads at a bounded rate, and looks again at whatever seems broken. Use the settings
     /// of the service itself; a private Redis must not be in use by a running one.
@@ -89,7 +92,8 @@ pub enum Subcommands {
     /// Make an API key: the entry for the file of keys on stdout, the credential for its caller on stderr
     ///
     /// The file holds a hash. The credential itself is shown this once, and is nowhere else: give it to the caller, who
-    /// sends it as `Authorization: Bearer <credential>` or `X-API-Key: <credential>`.
+    /// sends it as `Authorization: Bearer <credential>` or `X-API-Key: <credential>`. It is shown only after the entry was
+    /// written; exit 2 if either cannot be written.
     #[command(after_help = KEYGEN_EXAMPLES)]
     Keygen(KeygenArgs),
 }

@@ -1,7 +1,7 @@
 //! The program: parses its arguments and runs what they say.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use sessiond::signals::stop_signal;
 #[cfg(feature = "otel")]
 use sessiond::spans;
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
-use sessiond::{http, log, server, tls};
+use sessiond::{http, log, output, server, tls};
 
 /// Requests are many small, short-lived pieces of memory: benches/RESULTS.md has what each allocator costs.
 #[global_allocator]
@@ -41,7 +41,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let cli = Cli::from_environment();
+    let cli = match Cli::from_environment() {
+        Ok(cli) => cli,
+        Err(error) => return show_usage(&error),
+    };
     let command = match cli.command.unwrap_or(Subcommands::Serve) {
         Subcommands::Openapi => return print_line(&http::document().to_pretty_json().unwrap_or_default()),
         Subcommands::Keygen(args) => return keygen(args),
@@ -63,6 +66,23 @@ fn run() -> ExitCode {
     }
 }
 
+/// Shows the help or the version on stdout, or on stderr why the arguments cannot be understood. clap itself prints to
+/// terminals, for it knows about colours.
+fn show_usage(usage: &clap::Error) -> ExitCode {
+    let text = usage.render().to_string();
+    if !usage.use_stderr() {
+        let on_terminal = std::io::stdout().is_terminal();
+        return after_print(if on_terminal { usage.print() } else { output::print(&text) }, ExitCode::SUCCESS);
+    }
+    if std::io::stderr().is_terminal() {
+        // If it fails, the exit status says enough.
+        let _ = usage.print();
+    } else {
+        log::print(&text);
+    }
+    ExitCode::from(EXIT_USAGE)
+}
+
 /// Tells every problem of the settings.
 fn fail_with(problems: &[String]) -> ExitCode {
     for problem in problems {
@@ -72,20 +92,44 @@ fn fail_with(problems: &[String]) -> ExitCode {
 }
 
 /// Makes an API key. The entry alone goes to stdout, to be appended to a file; the credential must not end up there.
+///
+/// The credential is shown only if its entry was written, and an entry is written only if its credential can be shown:
+/// each is useless without the other.
 fn keygen(args: KeygenArgs) -> ExitCode {
-    match auth::generate(&args.into_key()) {
-        Ok((credential, entry)) => {
-            log::print(&format!("credential (shown only now): {credential}\n"));
-            print_line(&format!("\n{entry}"))
+    let [stdout, stderr] = [output::is_discarded(std::io::stdout()), output::is_discarded(std::io::stderr())];
+    for (name, is_discarded) in [("stdout", stdout), ("stderr", stderr)] {
+        match is_discarded {
+            Ok(false) => {}
+            Ok(true) => return fail(&format!("no key was made: {name} is closed or /dev/null"), EXIT_USAGE),
+            Err(error) => return fail(&format!("no key was made: cannot use {name}: {error}"), EXIT_USAGE),
         }
-        Err(problem) => fail_with(&[problem]),
+    }
+    let (credential, entry) = match auth::generate(&args.into_key()) {
+        Ok(made) => made,
+        Err(problem) => return fail_with(&[problem]),
+    };
+    if let Err(error) = output::print(&format!("\n{entry}\n")) {
+        let advice = "remove what there is of it; its credential is not shown";
+        return fail(&format!("cannot write the entry to stdout: {error}: {advice}"), EXIT_USAGE);
+    }
+    match output::print_error(&format!("credential (shown only now): {credential}\n")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("cannot show the credential: {error}: remove its entry"), EXIT_USAGE),
     }
 }
 
 fn print_line(text: &str) -> ExitCode {
-    // A reader that stops reading, such as `head`, is no failure of ours.
-    let _ = writeln!(std::io::stdout(), "{text}");
-    ExitCode::SUCCESS
+    after_print(output::print(&format!("{text}\n")), ExitCode::SUCCESS)
+}
+
+/// The exit status after printing to stdout: `status` if all was printed, or as much as its reader wanted, such as `head`.
+fn after_print(result: std::io::Result<()>, status: ExitCode) -> ExitCode {
+    match result {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write to stdout: {error}"), EXIT_USAGE)
+        }
+        _ => status,
+    }
 }
 
 fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
@@ -151,8 +195,8 @@ fn run_audit(config: &Config, args: AuditArgs) -> ExitCode {
         ReportFormat::Text => report.to_string(),
         ReportFormat::Json => serde_json::to_string_pretty(&report).unwrap_or_default(),
     };
-    print_line(&printed);
-    if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let status = if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    after_print(output::print(&format!("{printed}\n")), status)
 }
 
 /// Why there is no report.

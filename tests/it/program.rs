@@ -1,5 +1,6 @@
 //! The program: its settings, its exit statuses, its signals, and what it answers when Redis does not.
 
+mod output;
 mod signals;
 
 use rustix::process::Signal;
