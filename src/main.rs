@@ -156,6 +156,8 @@ fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
     let result = runtime.block_on(server::run(config, redis, credentials, stop));
     // The private Redis goes last: accepted requests need it to the end.
     drop(embedded);
+    // A file that cannot be read, because its file system hangs, may still have a thread wait for it.
+    runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),

@@ -94,8 +94,10 @@ impl Certificate {
             let mut tick = tokio::time::interval(RELOAD_CHECK);
             while !sender.is_closed() {
                 tick.tick().await;
+                let read = files.clone();
+                // On a thread that may wait: connections are accepted meanwhile.
+                let Ok(now) = tokio::task::spawn_blocking(move || read.read()).await else { continue };
                 // Compared by content: the times of files that a link leads to from one moment to the next say nothing.
-                let now = files.read();
                 if now == seen {
                     continue;
                 }

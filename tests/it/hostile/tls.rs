@@ -1,10 +1,15 @@
 //! HTTPS on the service's own listener: what it presents, how a new certificate gets there, and clients that do not do TLS.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rcgen::{CertificateParams, DnType, KeyPair};
+use rustix::fs::OFlags;
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -15,6 +20,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
 
 use crate::support::process::{self, patiently};
 use crate::support::raw;
+use crate::support::servers::POLL;
 
 use super::{Target, to_end};
 
@@ -234,6 +240,33 @@ async fn a_new_certificate_comes_without_a_failed_request_and_a_broken_one_does_
     patiently(async { while presented(&target, &client).await != pairs[0].der {} }).await;
     let told = target.service.lines.join("\n");
     assert!(!told.contains("PRIVATE KEY"), "{told}");
+}
+
+#[tokio::test]
+async fn a_certificate_file_that_cannot_be_read_to_its_end_holds_up_nobody() {
+    let (folder, pair) = (TempDir::new().expect("a folder"), Pair::make("only"));
+    let files = Files::of(folder.path(), &pair);
+    let mut target = Target::start("tls-hang", &files.flags()).await;
+    let client = connector(&[&pair], &[]);
+    // As on a file system that hangs: it can be opened, and reading it waits.
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    std::fs::rename(&pipe, &files.certificate).expect("another file in its place");
+    let non_blocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag");
+    // Fails until somebody has opened it to read.
+    let open = || File::options().write(true).custom_flags(non_blocking).open(&files.certificate);
+    let _writer = patiently(async {
+        loop {
+            match open() {
+                Ok(writer) => break writer,
+                Err(_) => tokio::time::sleep(POLL).await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(patiently(presented(&target, &client)).await, pair.der);
+    target.service.signal(Signal::TERM);
+    assert_eq!(target.service.wait().code(), Some(0), "{:#?}", target.service.lines);
 }
 
 #[test]
