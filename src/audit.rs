@@ -103,6 +103,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// What was put right.
     pub repairs: Vec<Repair>,
+    /// What is to be said of the store's files, which is no broken invariant.
+    pub notes: Vec<String>,
 }
 
 impl Report {
@@ -118,13 +120,16 @@ impl Report {
 impl fmt::Display for Report {
     /// For people: a line for each finding and repair, and one that sums up.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for note in &self.notes {
+            writeln!(formatter, "note: {}", visible(note))?;
+        }
         for repair in &self.repairs {
             writeln!(formatter, "repaired: {repair}")?;
         }
         for finding in &self.findings {
             writeln!(formatter, "found: {finding}")?;
         }
-        let Self { keys, sessions, active, stale, findings, repairs } = self;
+        let Self { keys, sessions, active, stale, findings, repairs, .. } = self;
         let (findings, repairs) = (findings.len(), repairs.len());
         write!(
             formatter,

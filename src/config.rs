@@ -66,6 +66,7 @@ Examples:
   sessiond                                             serve on 127.0.0.1:3000 with a private Redis
   REDIS_URL=redis://127.0.0.1:6379 sessiond            serve with the Redis that is there
   sessiond --idle-timeout 1h check-config              show what these settings mean, and serve nothing
+  sessiond audit                                       check what the private Redis has stored, and change nothing
   REDIS_URL=redis://127.0.0.1:6379 sessiond audit      check what is stored there, and change nothing
   sessiond keygen --help                               how callers get a credential
   curl -X POST http://127.0.0.1:3000/api/sessions -H 'Content-Type: application/json' \\
@@ -87,7 +88,8 @@ pub enum Subcommands {
     /// cannot be written
     ///
     /// Safe on a Redis that serves: it reads at a bounded rate, and looks again at whatever seems broken. Use the settings
-    /// of the service itself; a private Redis must not be in use by a running one.
+    /// of the service itself; a private Redis must not be in use by a running one. Of its store a copy is audited, which
+    /// takes as much room: no file of the store is changed. Exit 2 also if that store is damaged, or there is none
     Audit(AuditArgs),
     /// Make an API key: the entry for the file of keys on stdout, the credential for its caller on stderr
     ///
@@ -161,7 +163,8 @@ pub struct AuditArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_keys_per_second: u32,
     /// Repair what is safe to repair: remove entries and pointers that lead nowhere, put back missing ones of existing
-    /// sessions, set missing expiries. The rest is left alone and reported; exit 0 if nothing is left
+    /// sessions, set missing expiries. The rest is left alone and reported; exit 0 if nothing is left. The store of a
+    /// private Redis is then used itself, as the service does: an unfinished write at its end is cut off, and a copy kept
     #[arg(long)]
     pub repair: bool,
 }

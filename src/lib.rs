@@ -111,6 +111,9 @@
 //!   queue of a loop that stops; and a second service on the same port would take half of the calls instead of failing.
 //! - The private Redis is ended with its parent by SIGTERM, not SIGKILL: with `everysec` it may hold back acknowledged writes
 //!   for up to two seconds while a sync takes long.
+//! - Its append-only file is checked here, not by `redis-check-aof --fix`: that cuts a file off at the first byte that it cannot
+//!   read, also in the middle, and Redis itself cuts off everything after a length that is too large. Here an end is cut off only
+//!   if it is the start of one command or transaction, and no other follows.
 
 pub mod audit;
 pub mod auth;

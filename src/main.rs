@@ -15,6 +15,7 @@ use sessiond::config::{AuditArgs, Cli, Config, KeygenArgs, ReportFormat, Subcomm
 use sessiond::signals::stop_signal;
 #[cfg(feature = "otel")]
 use sessiond::spans;
+use sessiond::store::embedded::{EmbeddedError, EmbeddedRedis};
 use sessiond::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
 use sessiond::{http, log, output, server, tls};
 
@@ -149,25 +150,41 @@ fn serve(config: &Config, credentials: Arc<Credentials>) -> ExitCode {
         Ok(stop) => stop,
         Err(error) => return fail(&error, 1),
     };
-    let (redis, embedded) = match server::start_redis(config) {
+    let (redis, mut embedded) = match server::start_redis(config) {
         Ok(redis) => redis,
         Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let mut failure = None;
+    let stop = async {
+        tokio::select! {
+            () = stop => {}
+            error = failed(embedded.as_mut()) => failure = Some(error),
+        }
     };
     let result = runtime.block_on(server::run(config, redis, credentials, stop));
     // The private Redis goes last: accepted requests need it to the end.
     drop(embedded);
     // A file that cannot be read, because its file system hangs, may still have a thread wait for it.
     runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error, 1),
+    match (failure, result) {
+        (Some(error), _) => fail(&error, EXIT_USAGE),
+        (None, Ok(())) => ExitCode::SUCCESS,
+        (None, Err(error)) => fail(&error, 1),
+    }
+}
+
+/// Resolves if the embedded Redis turns out to be unable to load its data.
+async fn failed(embedded: Option<&mut EmbeddedRedis>) -> EmbeddedError {
+    match embedded {
+        Some(embedded) => embedded.failed().await,
+        None => std::future::pending().await,
     }
 }
 
 /// Audits the Redis of a configuration and prints the report.
 fn run_audit(config: &Config, args: AuditArgs) -> ExitCode {
     log::start(&config.log);
-    let (redis, embedded) = match server::start_redis(config) {
+    let (redis, mut embedded) = match server::start_redis_to_audit(config, args.repair) {
         Ok(redis) => redis,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
@@ -183,13 +200,15 @@ fn run_audit(config: &Config, args: AuditArgs) -> ExitCode {
         };
         tokio::select! {
             audited = audit_of(config, redis, args, wait) => Some(audited),
+            error = failed(embedded.as_mut()) => Some(Err(error.into())),
             () = stop => None,
         }
     });
+    let notes = embedded.as_ref().and_then(EmbeddedRedis::note).map(str::to_owned).into_iter().collect();
     // The private Redis goes last, and cleanly.
     drop(embedded);
     let report = match audited {
-        Some(Ok(report)) => report,
+        Some(Ok(report)) => Report { notes, ..report },
         Some(Err(error)) => return fail(&error, EXIT_USAGE),
         None => return fail(&"stopped before the end", EXIT_USAGE),
     };
@@ -204,6 +223,8 @@ fn run_audit(config: &Config, args: AuditArgs) -> ExitCode {
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 enum AuditError {
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot listen for signals: {0}")]

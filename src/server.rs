@@ -9,6 +9,7 @@ mod refusal;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,11 +83,30 @@ pub fn system_now() -> Timestamp {
 /// # Errors
 /// If the private Redis cannot be started.
 pub fn start_redis(config: &Config) -> Result<(RedisAddress, Option<EmbeddedRedis>), EmbeddedError> {
+    start_redis_by(config, EmbeddedRedis::start)
+}
+
+/// The Redis that an audit looks at. The embedded one is a copy of the store, which is not changed, unless the audit is to
+/// repair it. Blocks until it is up.
+///
+/// # Errors
+/// If the embedded Redis cannot be started, or there is no store.
+pub fn start_redis_to_audit(
+    config: &Config,
+    repair: bool,
+) -> Result<(RedisAddress, Option<EmbeddedRedis>), EmbeddedError> {
+    start_redis_by(config, if repair { EmbeddedRedis::start_existing } else { EmbeddedRedis::start_on_copy })
+}
+
+fn start_redis_by(
+    config: &Config,
+    start: impl FnOnce(&Path, &Path) -> Result<EmbeddedRedis, EmbeddedError>,
+) -> Result<(RedisAddress, Option<EmbeddedRedis>), EmbeddedError> {
     match &config.redis {
         RedisSource::Given(address) => Ok((address.clone(), None)),
         RedisSource::Embedded { server, search_path, data_dir } => {
             let server = find_server(server.as_deref(), search_path).ok_or(EmbeddedError::NoServer)?;
-            let redis = EmbeddedRedis::start(&server, data_dir)?;
+            let redis = start(&server, data_dir)?;
             tracing::info!(server = %server.display(), data = %data_dir.display(), "started a private Redis");
             Ok((RedisAddress::Socket(redis.socket()), Some(redis)))
         }

@@ -1,5 +1,9 @@
 //! The private Redis of a service that was given none, with the program as it is shipped.
 
+mod damage;
+mod missing;
+mod stores;
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -32,13 +36,32 @@ async fn get(base: &str, path: &str) -> Value {
     answer.json().await.expect("JSON")
 }
 
+/// The answer of a service whose Redis is coming back: each of its connections does so at a moment of its own.
+async fn get_when_served(base: &str, path: &str) -> Value {
+    let started = std::time::Instant::now();
+    loop {
+        let answer = reqwest::get(format!("{base}{path}")).await.expect("an answer");
+        match answer.status().as_u16() {
+            // Not back yet: an honest answer all the same.
+            503 => assert!(answer.headers().contains_key("retry-after")),
+            200 => return answer.json().await.expect("JSON"),
+            status => panic!("{status}"),
+        }
+        assert!(started.elapsed() < PATIENCE, "Redis is not back");
+    }
+}
+
 /// What the Redis in `folder` replies to a command, and to QUIT.
 fn ask(folder: &Path, command: &str) -> String {
-    let mut stream = UnixStream::connect(folder.join("redis.sock")).expect("a socket");
-    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes()).expect("commands sent");
+    try_ask(folder, command).expect("an answer")
+}
+
+fn try_ask(folder: &Path, command: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(folder.join("redis.sock"))?;
+    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    answer
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// A value of the reply of INFO of the Redis in `folder`.
@@ -146,18 +169,7 @@ async fn a_redis_that_dies_is_started_again_with_its_data() {
     wait_until_written(folder.path());
     kill_process(redis_pid(folder.path()), Signal::KILL).expect("a running Redis");
     service.wait_for_line("starting it again");
-    let started = std::time::Instant::now();
-    let found = loop {
-        let answer = reqwest::get(format!("{base}/api/sessions/business/b/user/u/active")).await.expect("an answer");
-        match answer.status().as_u16() {
-            // Not back yet: an honest answer all the same.
-            503 => assert!(answer.headers().contains_key("retry-after")),
-            200 => break answer.json::<Value>().await.expect("JSON"),
-            status => panic!("{status}"),
-        }
-        assert!(started.elapsed() < PATIENCE, "Redis is not back");
-    };
-    assert_eq!(found, session);
+    assert_eq!(get_when_served(&base, "/api/sessions/business/b/user/u/active").await, session);
 }
 
 #[tokio::test]
@@ -206,14 +218,13 @@ fn without_a_server_program_it_says_what_to_install() {
 fn a_server_that_cannot_start_is_reported_with_its_log() {
     let folder = folder();
     let path = folder.path().to_str().expect("a path of text");
-    // Redis refuses to load an append-only file that is none.
+    // Redis refuses a command that it does not know.
     std::fs::write(folder.path().join("sessiond.lock"), "").expect("a file");
-    std::fs::create_dir(folder.path().join("appendonlydir")).expect("a folder");
-    std::fs::write(folder.path().join("appendonlydir/appendonly.aof.manifest"), "nonsense").expect("a file");
+    std::fs::write(folder.path().join("appendonly.aof"), "*2\r\n$4\r\nSETT\r\n$1\r\na\r\n").expect("a file");
     let mut service = Process::start(&["--listen", "127.0.0.1:0"], &[("SESSIOND_DATA_DIR", path)]);
     assert_eq!(service.wait().code(), Some(2));
     let all = service.lines.join("\n");
-    assert!(all.contains("did not come up") && all.contains("manifest"), "{all}");
+    assert!(all.contains("did not come up") && all.contains("Unknown command 'SETT'"), "{all}");
 }
 
 #[test]

@@ -73,12 +73,17 @@ impl Process {
 
     /// Waits until it logs a line that contains `text`.
     pub fn wait_for_line(&mut self, text: &str) -> String {
+        self.wait_for_any(&[text])
+    }
+
+    /// Waits until it logs a line that contains one of `texts`.
+    pub fn wait_for_any(&mut self, texts: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let line = self.log.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-            let line = line.unwrap_or_else(|_| panic!("never logged {text:?}: {:#?}", self.lines));
+            let line = line.unwrap_or_else(|_| panic!("never logged {texts:?}: {:#?}", self.lines));
             self.lines.push(line.clone());
-            if line.contains(text) {
+            if texts.iter().any(|text| line.contains(text)) {
                 return line;
             }
         }

@@ -1,0 +1,331 @@
+//! The data directory of the embedded Redis: whose it is, whether it holds a store, and whether that store can be loaded.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, test_kill_process};
+
+use super::EmbeddedError;
+use super::append_only_file::{self, Ending, Fault, check_commands, check_rdb, is_rdb, sync_folder};
+use super::manifest::{self, APPEND_ONLY_DIR, MANIFEST, SINGLE_FILE};
+
+pub(super) const SOCKET: &str = "redis.sock";
+pub(super) const LOG: &str = "redis.log";
+const LOCK: &str = "sessiond.lock";
+/// Says that this folder holds a store, so that missing files are noticed. Empty while the first start is under way.
+const MARKER: &str = "sessiond.store";
+const MARKER_TEXT: &str =
+    "This folder holds a store of sessiond. sessiond does not start if files of the store are missing.\n";
+/// Where an audit has its copy of the store while it runs.
+const AUDIT_COPY: &str = "audit-copy";
+/// The root of a new file system has this folder.
+const LOST_AND_FOUND: &str = "lost+found";
+/// What a folder may hold without holding a store.
+const NOT_OF_A_STORE: [&str; 6] = [SOCKET, LOG, LOCK, MARKER, AUDIT_COPY, LOST_AND_FOUND];
+/// Files that Redis has not yet given their names start like this.
+const TEMPORARY: &str = "temp-";
+/// What a server writes to its log once it serves.
+const SERVES: &[u8] = b"eady to accept connections";
+/// The longest path that a Unix socket can have on Linux (`sun_path` less its final NUL).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How long the server of a service that was killed may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(5);
+
+/// The files of a store, relative to the data directory: the manifest, and what Redis loads, in this order.
+#[derive(Debug)]
+pub(super) struct StoreFiles {
+    manifest: Option<PathBuf>,
+    loaded: Vec<PathBuf>,
+}
+
+/// A command or transaction at the end of the last file that is not complete.
+#[derive(Debug)]
+pub(super) struct UnfinishedEnd {
+    /// The file, relative to the data directory.
+    file: PathBuf,
+    /// Where it starts.
+    offset: u64,
+    bytes: u64,
+}
+
+/// What the marker says of a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marked {
+    /// There is no marker.
+    Not,
+    /// A first start has begun; no server has been up since.
+    FirstStart,
+    /// A server has been up.
+    InUse,
+}
+
+/// Refuses a folder that has other files and was never a data directory.
+pub(super) fn require_ours(data_dir: &Path) -> Result<(), EmbeddedError> {
+    let is_ours = [LOCK, MARKER].iter().any(|name| data_dir.join(name).exists());
+    let names = names_in(data_dir)?;
+    if is_ours || names.iter().all(|name| name == LOST_AND_FOUND) {
+        return Ok(());
+    }
+    Err(EmbeddedError::NotOurs(data_dir.to_owned()))
+}
+
+/// Refuses a folder in which a Unix socket would have too long a path.
+pub(super) fn require_short_path(data_dir: &Path) -> Result<(), EmbeddedError> {
+    if data_dir.join(SOCKET).as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        return Err(EmbeddedError::PathTooLong(data_dir.to_owned()));
+    }
+    Ok(())
+}
+
+/// Takes the data directory's lock, and writes into it whose it is if that is to be shown. The operating system gives it back
+/// when this process and its server have ended, however they do. A server whose service was killed may still be writing its
+/// last commands: it is waited for.
+pub(super) fn lock(data_dir: &Path, shows_owner: bool) -> Result<File, EmbeddedError> {
+    let unusable = |error| EmbeddedError::Directory(data_dir.to_owned(), error);
+    let path = data_dir.join(LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+            Err(TryLockError::WouldBlock) => {
+                let owner = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+                let is_alive = owner.and_then(Pid::from_raw).is_none_or(|pid| test_kill_process(pid).is_ok());
+                if is_alive || started.elapsed() > STOP_TIMEOUT {
+                    return Err(EmbeddedError::InUse(data_dir.to_owned()));
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+    if shows_owner {
+        file.set_len(0).map_err(unusable)?;
+        (&file).write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(unusable)?;
+    }
+    Ok(file)
+}
+
+/// Makes the store of the folder one that Redis can load, if it is not damaged: cuts off an unfinished end, of which a copy
+/// is kept, and returns what was cut. A folder without a store is marked as one whose first start has begun.
+pub(super) fn recover(data_dir: &Path) -> Result<Option<String>, EmbeddedError> {
+    let Some(files) = find_store(data_dir)? else {
+        mark(data_dir, "").map_err(|error| EmbeddedError::Directory(data_dir.to_owned(), error))?;
+        return Ok(None);
+    };
+    let Some(end) = check(data_dir, &files)? else {
+        return Ok(None);
+    };
+    let path = data_dir.join(&end.file);
+    let copy = append_only_file::cut_off(&path, end.offset).map_err(|error| EmbeddedError::NotCut(path, error))?;
+    let said = format!("{end}; it was cut off, and a copy of it is {}", copy.display());
+    tracing::warn!("{said}");
+    Ok(Some(said))
+}
+
+/// Writes down that the folder holds a store.
+pub(super) fn mark_in_use(data_dir: &Path) -> Result<(), EmbeddedError> {
+    let unusable = |error| EmbeddedError::Directory(data_dir.to_owned(), error);
+    match marked(data_dir).map_err(unusable)? {
+        Marked::InUse => Ok(()),
+        _ => mark(data_dir, MARKER_TEXT).map_err(unusable),
+    }
+}
+
+fn mark(data_dir: &Path, text: &str) -> io::Result<()> {
+    let path = data_dir.join(MARKER);
+    let mut marker = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    marker.write_all(text.as_bytes())?;
+    marker.sync_all()?;
+    sync_folder(&path)
+}
+
+fn marked(data_dir: &Path) -> io::Result<Marked> {
+    match fs::metadata(data_dir.join(MARKER)) {
+        Ok(marker) if marker.is_file() && marker.len() == 0 => Ok(Marked::FirstStart),
+        Ok(_) => Ok(Marked::InUse),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Marked::Not),
+        Err(error) => Err(error),
+    }
+}
+
+/// The files of the folder's store, or `None` if it has never held one.
+///
+/// # Errors
+/// If Redis would start empty, or without a part of the store, although the folder holds or held one.
+pub(super) fn find_store(data_dir: &Path) -> Result<Option<StoreFiles>, EmbeddedError> {
+    let missing = |what: String| EmbeddedError::Missing(data_dir.to_owned(), what);
+    let folder = data_dir.join(APPEND_ONLY_DIR);
+    let has_folder = exists(&folder)?;
+    if has_folder && !folder.is_dir() {
+        return Err(missing(format!("{APPEND_ONLY_DIR} is not a folder")));
+    }
+    if exists(&data_dir.join(MANIFEST))? {
+        let loaded = manifest::read(data_dir)?;
+        return Ok(Some(StoreFiles { manifest: Some(MANIFEST.into()), loaded }));
+    }
+    let marked = marked(data_dir).map_err(|error| EmbeddedError::Directory(data_dir.to_owned(), error))?;
+    if marked == Marked::InUse {
+        return Err(missing(format!("{MANIFEST} is missing")));
+    }
+    // Redis before 7.0 had a single file, which later versions take over.
+    let single = fs::metadata(data_dir.join(SINGLE_FILE)).is_ok_and(|file| file.is_file() && file.len() > 0);
+    if single && (!has_folder || names_in(&folder)?.is_empty()) {
+        return Ok(Some(StoreFiles { manifest: None, loaded: vec![SINGLE_FILE.into()] }));
+    }
+    let mut others = names_in(data_dir)?;
+    others.retain(|name| !NOT_OF_A_STORE.contains(&name.as_str()));
+    if marked == Marked::FirstStart {
+        let has_commands = has_folder && manifest::has_commands(&folder)?;
+        others.retain(|name| !name.starts_with(TEMPORARY) && (name != APPEND_ONLY_DIR || has_commands));
+    }
+    if !others.is_empty() {
+        others.sort();
+        return Err(missing(format!("{MANIFEST} is missing (there is {})", others.join(", "))));
+    }
+    if marked == Marked::Not && log_says_it_served(data_dir) {
+        return Err(missing(format!("{MANIFEST} is missing ({LOG} says that a Redis has served here)")));
+    }
+    Ok(None)
+}
+
+/// Checks every file of a store that Redis will load. Returns an unfinished end of the last one.
+///
+/// # Errors
+/// If a file is damaged anywhere else.
+pub(super) fn check(data_dir: &Path, files: &StoreFiles) -> Result<Option<UnfinishedEnd>, EmbeddedError> {
+    let mut unfinished = None;
+    for (number, file) in files.loaded.iter().enumerate() {
+        let is_last = number + 1 == files.loaded.len();
+        let path = data_dir.join(file);
+        let failed = |fault| match fault {
+            Fault::Io(error) => EmbeddedError::File(path.clone(), error),
+            Fault::Damage { offset, what } => EmbeddedError::damaged(data_dir, &path, offset, what, is_last),
+        };
+        let ending = check_file(&path).map_err(failed)?;
+        if let Ending::Unfinished { offset } = ending {
+            if !is_last {
+                let what = "it ends within a command, and another file follows".to_owned();
+                return Err(failed(Fault::Damage { offset: Some(offset), what }));
+            }
+            let length = fs::metadata(&path).map_err(|error| failed(error.into()))?.len();
+            unfinished = Some(UnfinishedEnd { file: file.clone(), offset, bytes: length.saturating_sub(offset) });
+        }
+    }
+    Ok(unfinished)
+}
+
+fn check_file(path: &Path) -> Result<Ending, Fault> {
+    let is_named_rdb = path.extension() == Some(OsStr::new("rdb"));
+    match is_rdb(path)? {
+        true if is_named_rdb => check_rdb(path).map(|()| Ending::Whole),
+        false if is_named_rdb => {
+            Err(Fault::Damage { offset: Some(0), what: "it does not start as an RDB file".to_owned() })
+        }
+        // A file of Redis before 7.0: an RDB file, and commands after it. Only Redis can tell where they start.
+        true => Ok(Ending::Whole),
+        false => check_commands(path),
+    }
+}
+
+/// A copy of a store, removed when dropped.
+#[derive(Debug)]
+pub(super) struct Copy(PathBuf);
+
+impl Copy {
+    /// Copies a store, without its unfinished end, to a folder in the data directory: there is the room that a store needs,
+    /// and others cannot read it there.
+    pub(super) fn make(
+        data_dir: &Path,
+        files: &StoreFiles,
+        end: Option<&UnfinishedEnd>,
+    ) -> Result<Self, EmbeddedError> {
+        remove_left_copy(data_dir)?;
+        let copy = Self(data_dir.join(AUDIT_COPY));
+        let failed = |error| EmbeddedError::NotCopied(copy.0.clone(), error);
+        fs::DirBuilder::new().mode(0o700).create(&copy.0).map_err(failed)?;
+        fs::DirBuilder::new().mode(0o700).create(copy.0.join(APPEND_ONLY_DIR)).map_err(failed)?;
+        for file in files.manifest.iter().chain(&files.loaded) {
+            fs::copy(data_dir.join(file), copy.0.join(file)).map_err(failed)?;
+        }
+        if let Some(end) = end {
+            let file = File::options().write(true).open(copy.0.join(&end.file)).map_err(failed)?;
+            file.set_len(end.offset).map_err(failed)?;
+        }
+        Ok(copy)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, "cannot remove the audit's copy of the store, {}", self.0.display());
+        }
+    }
+}
+
+/// Removes the copy of an audit that was killed. Only the owner of the lock may do that.
+pub(super) fn remove_left_copy(data_dir: &Path) -> Result<(), EmbeddedError> {
+    match fs::remove_dir_all(data_dir.join(AUDIT_COPY)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(EmbeddedError::Directory(data_dir.join(AUDIT_COPY), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes room for the socket. Redis replaces a socket that was left behind; what else has the name is moved aside.
+pub(super) fn clear_socket_path(data_dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let socket = data_dir.join(SOCKET);
+    match fs::symlink_metadata(&socket) {
+        Ok(file) if file.file_type().is_socket() => fs::remove_file(&socket),
+        Ok(_) => {
+            let mut names = (1..).map(|number| data_dir.join(format!("{SOCKET}.moved-aside-{number}")));
+            let free = names.find(|path| fs::symlink_metadata(path).is_err()).unwrap_or_default();
+            tracing::warn!("{} is not a socket; moving it to {}", socket.display(), free.display());
+            fs::rename(&socket, free)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the files that Redis appends to are still there: it could not load its data again without them.
+pub(super) fn is_on_disk(data_dir: &Path) -> bool {
+    find_store(data_dir).is_ok_and(|files| files.is_some())
+}
+
+fn exists(path: &Path) -> Result<bool, EmbeddedError> {
+    path.try_exists().map_err(|error| EmbeddedError::File(path.to_owned(), error))
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>, EmbeddedError> {
+    let unusable = |error| EmbeddedError::Directory(folder.to_owned(), error);
+    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    folder.read_dir().and_then(|entries| entries.map(name).collect()).map_err(unusable)
+}
+
+fn log_says_it_served(data_dir: &Path) -> bool {
+    let Ok(log) = File::open(data_dir.join(LOG)) else {
+        return false;
+    };
+    let lines = BufReader::new(log).split(b'\n').map_while(Result::ok);
+    lines.into_iter().any(|line| line.windows(SERVES.len()).any(|words| words == SERVES))
+}
+
+impl std::fmt::Display for UnfinishedEnd {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file, offset, bytes } = self;
+        write!(formatter, "{} ends with an unfinished write of {bytes} bytes, from byte {offset}", file.display())
+    }
+}
