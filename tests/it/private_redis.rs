@@ -3,6 +3,7 @@
 mod damage;
 mod missing;
 mod stores;
+mod supervision;
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
