@@ -127,9 +127,9 @@ fn origins_headers_and_networks_that_could_never_match_are_refused() {
 }
 
 #[test]
-fn the_readme_lists_every_setting_with_its_variable_and_default() {
+fn the_configuration_page_lists_every_setting_with_its_variable_and_default() {
     use clap::CommandFactory;
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/configuration.md");
     let command = sessiond::config::Cli::command();
     // Other builds do not have it: the section on traces tells of it.
     let is_setting = |argument: &&clap::Arg| argument.get_env().is_some() && argument.get_id() != "otlp_endpoint";
@@ -139,12 +139,12 @@ fn the_readme_lists_every_setting_with_its_variable_and_default() {
         let flag = setting.get_long().expect("a flag");
         let variable = setting.get_env().and_then(|name| name.to_str()).expect("a variable");
         let row = format!("| `--{flag}` | `{variable}` | ");
-        let row = readme.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("no row {row}"));
+        let row = page.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("no row {row}"));
         for default in setting.get_default_values() {
             assert!(row.contains(&format!("`{}`", default.display())), "{row}: the default is {default:?}");
         }
     }
-    let rows = readme.lines().filter(|line| line.starts_with("| `--")).count();
+    let rows = page.lines().filter(|line| line.starts_with("| `--")).count();
     assert_eq!(rows, command.get_arguments().filter(is_setting).count());
 }
 

@@ -71,10 +71,11 @@ async fn a_real_prometheus_evaluates_every_expression() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
-/// README's table has to have every metric, and no other.
+/// The table of docs/operations.md has to have every metric, and no other.
 fn undescribed(metrics: &BTreeSet<String>) -> Vec<String> {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
-    let cells = readme.lines().filter_map(|line| line.strip_prefix("| `sessiond_")?.split_once(" | "));
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let page = std::fs::read_to_string(page).expect("docs/operations.md");
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| `sessiond_")?.split_once(" | "));
     let described = cells.flat_map(|(names, _)| names.split("`, `").map(|name| name.trim_end_matches('`').to_owned()));
     let described: BTreeSet<_> = described.map(|name| name.trim_start_matches("sessiond_").to_owned()).collect();
     let parts = ["_bucket", "_sum", "_count"];
@@ -84,7 +85,9 @@ fn undescribed(metrics: &BTreeSet<String>) -> Vec<String> {
     };
     let scraped: BTreeSet<_> = metrics.iter().filter_map(family).collect();
     let different = described.symmetric_difference(&scraped);
-    different.map(|name| format!("sessiond_{name} is either in README.md or in a scrape, not in both")).collect()
+    different
+        .map(|name| format!("sessiond_{name} is either in docs/operations.md or in a scrape, not in both"))
+        .collect()
 }
 
 /// True once every service was scraped, every rule recorded, and alerts there are.

@@ -106,7 +106,7 @@ impl Drop for Victim {
     }
 }
 
-/// Cuts off a transaction that the kill left half written, as the README advises. Redis 7.0 itself leaves its start in the
+/// Cuts off a transaction that the kill left half written, as docs/operations.md advises. Redis 7.0 itself leaves its start in the
 /// file, and runs that with the next transaction when the file is loaded once more.
 fn mend_file(folder: &TempDir) {
     let checker = server_program().to_string_lossy().replace("-server", "-check-aof");
