@@ -9,6 +9,7 @@ mod append_only_file;
 mod data_dir;
 mod manifest;
 mod probe;
+mod rdb_file;
 mod supervisor;
 
 use std::fs;
@@ -100,13 +101,13 @@ pub enum EmbeddedError {
 }
 
 impl EmbeddedError {
-    fn damaged(data_dir: &Path, file: &Path, offset: Option<u64>, what: String, is_last: bool) -> Self {
-        // The tool cuts no other file than the last one.
-        let remedy = if is_last {
+    fn damaged(data_dir: &Path, file: &Path, offset: Option<u64>, what: String, can_be_cut: bool) -> Self {
+        let remedy = if can_be_cut {
+            let manifest = data_dir.join(manifest::MANIFEST);
             format!(
                 ", or give up everything that was written after the damage: `redis-check-aof --fix {}` (Valkey: \
                  `valkey-check-aof`) cuts the file off there",
-                data_dir.join(manifest::MANIFEST).display()
+                if manifest.exists() { &manifest } else { file }.display()
             )
         } else {
             String::new()

@@ -10,8 +10,6 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crc::{CRC_64_REDIS, Crc, Table};
-
 /// The largest bulk string that Redis accepts (`proto-max-bulk-len`), in bytes.
 const BULK_BYTES_MAX: u64 = 512 << 20;
 /// The longest annotation that Redis reads, in bytes.
@@ -22,17 +20,10 @@ const DIGITS_MAX: usize = 10;
 const NAME_BYTES_MAX: u64 = 32;
 /// The commands without arguments that change data, and those around a transaction.
 const LONE_COMMANDS: [&[u8]; 4] = [b"MULTI", b"EXEC", b"FLUSHALL", b"FLUSHDB"];
-/// The checksum at the end of an RDB file, in bytes; the byte before it ends the data.
-const RDB_CHECKSUM_BYTES: usize = 8;
-const RDB_END: u8 = 0xff;
-/// An RDB file starts with one of these.
-const RDB_MAGICS: [&[u8]; 2] = [b"REDIS", b"VALKEY"];
-const RDB_MAGIC_BYTES_MAX: u64 = 6;
-const READ_BYTES: usize = 64 << 10;
+/// How much is read at once.
+pub(super) const READ_BYTES: usize = 64 << 10;
 /// More copies of ends that were cut off at the same byte of the same file than anybody keeps.
 const COPIES_MAX: u32 = 1000;
-
-static RDB_CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_REDIS);
 
 /// How a file ends that is otherwise sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,48 +54,6 @@ pub(super) enum Fault {
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
-    }
-}
-
-/// Whether a file starts as an RDB file does.
-pub(super) fn is_rdb(path: &Path) -> io::Result<bool> {
-    let mut start = Vec::new();
-    File::open(path)?.take(RDB_MAGIC_BYTES_MAX).read_to_end(&mut start)?;
-    Ok(RDB_MAGICS.iter().any(|magic| start.starts_with(magic)))
-}
-
-/// Checks a file that is an RDB file from its first to its last byte, by its checksum.
-///
-/// # Errors
-/// If it cannot be read or is damaged. A file that was written without a checksum is left to Redis.
-pub(super) fn check_rdb(path: &Path) -> Result<(), Fault> {
-    let damage = |what: &str| Fault::Damage { offset: None, what: what.to_owned() };
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let Some(data_length) = length.checked_sub(RDB_CHECKSUM_BYTES as u64).filter(|&length| length > 0) else {
-        return Err(damage("it is too short for an RDB file"));
-    };
-    let mut input = BufReader::with_capacity(READ_BYTES, file);
-    let mut digest = RDB_CRC.digest();
-    let (mut left, mut last) = (data_length, 0);
-    while left > 0 {
-        let bytes = input.fill_buf()?;
-        let taken = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        if taken == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        digest.update(&bytes[..taken]);
-        last = bytes[taken - 1];
-        input.consume(taken);
-        left -= taken as u64;
-    }
-    let mut stored = [0; RDB_CHECKSUM_BYTES];
-    input.read_exact(&mut stored)?;
-    match u64::from_le_bytes(stored) {
-        _ if last != RDB_END => Err(damage("it is an RDB file without an end")),
-        0 => Ok(()),
-        stored if stored == digest.finalize() => Ok(()),
-        _ => Err(damage("its checksum is not that of its content")),
     }
 }
 
@@ -377,23 +326,18 @@ mod tests {
 
     use super::*;
 
-    /// What Redis 7.0 writes for a store without keys.
-    const EMPTY_RDB: &[u8] =
-        b"REDIS0010\xfa\x09redis-ver\x067.0.15\xfa\x0aredis-bits\xc0\x40\xfa\x05ctime\xc2\x08\x04\x0ck\
-        \xfa\x08used-mem\xc2\x08\x60\x0d\x00\xfa\x08aof-base\xc0\x01\xff\x0a\xa0\x8e\x1fm\x88X\x94";
-
     fn command(words: &[&str]) -> String {
         let arguments: Vec<_> = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
         format!("*{}\r\n{}", words.len(), arguments.concat())
     }
 
-    /// Commands and transactions, and where each of them ends.
-    fn commands() -> (Vec<u8>, Vec<usize>) {
+    /// Commands and transactions, and where each of them ends. The last one is a command, or a transaction.
+    fn commands(ends_with_a_command: bool) -> (Vec<u8>, Vec<usize>) {
         let transaction = |words: &[&[&str]]| {
             let inner: Vec<_> = words.iter().map(|words| command(words)).collect();
             format!("{}{}{}", command(&["MULTI"]), inner.concat(), command(&["EXEC"]))
         };
-        let parts = [
+        let mut parts = vec![
             command(&["SELECT", "0"]),
             transaction(&[&["HSET", "k", "field", "value"], &["PEXPIREAT", "k", "99999999999999"]]),
             "#TS:1795900000\r\n".to_owned(),
@@ -401,6 +345,9 @@ mod tests {
             transaction(&[&["ZADD", "h", "1", "member"], &["DEL", "k"]]),
             transaction(&[&["HSET", "k2", "field", "value", "f2", "[{}]"], &["PEXPIREAT", "k2", "99999999999999"]]),
         ];
+        if ends_with_a_command {
+            parts.push(command(&["SET", "pointer", "value"]));
+        }
         let mut ends = vec![0];
         ends.extend(parts.iter().scan(0, |end, part| {
             *end += part.len();
@@ -415,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_cut_anywhere_ends_with_its_last_complete_write() {
-        let (content, ends) = commands();
+        let (content, ends) = commands(true);
         for length in 0..=content.len() {
             let complete = *ends.iter().rfind(|&&end| end <= length).expect("the start");
             let expected =
@@ -428,7 +375,13 @@ mod tests {
     /// One damage that may look like an unfinished end is at that end: in the last write.
     #[test]
     fn damage_before_the_last_write_is_never_taken_for_an_unfinished_end() {
-        let (content, ends) = commands();
+        for ends_with_a_command in [false, true] {
+            let (content, ends) = commands(ends_with_a_command);
+            expect_nothing_complete_is_cut_off(&content, &ends);
+        }
+    }
+
+    fn expect_nothing_complete_is_cut_off(content: &[u8], ends: &[usize]) {
         let last = ends[ends.len() - 2] as u64;
         let mut refused = 0;
         let mut expect = |damaged: &[u8], how: &str| match check(damaged) {
@@ -438,7 +391,7 @@ mod tests {
             Err(fault) => panic!("{how}: {fault:?}"),
         };
         for at in 0..content.len() {
-            let mut damaged = content.clone();
+            let mut damaged = content.to_vec();
             for bit in 0..8 {
                 damaged[at] = content[at] ^ (1 << bit);
                 expect(&damaged, &format!("bit {bit} of byte {at}"));
@@ -448,15 +401,15 @@ mod tests {
                 expect(&damaged, &format!("byte {at} made {byte}"));
             }
             for length in [16, 64, 512] {
-                damaged.clone_from(&content);
+                damaged = content.to_vec();
                 let end = content.len().min(at + length);
                 damaged[at..end].fill(0);
                 expect(&damaged, &format!("{length} bytes of zeros from {at}"));
-                damaged.clone_from(&content);
+                damaged = content.to_vec();
                 damaged.drain(at..end);
                 if end < content.len() && damaged.len() as u64 > last {
                     // The part of the last write that is left may be all that there is of it.
-                    expect_no_less(&damaged, &ends, &format!("{length} bytes gone from {at}"));
+                    expect_no_less(&damaged, (content, ends), &format!("{length} bytes gone from {at}"));
                 }
             }
         }
@@ -464,11 +417,10 @@ mod tests {
     }
 
     /// With bytes missing, what is complete ends elsewhere: no complete write after it is cut off.
-    fn expect_no_less(damaged: &[u8], ends: &[usize], how: &str) {
+    fn expect_no_less(damaged: &[u8], (content, ends): (&[u8], &[usize]), how: &str) {
         if let Ok(Ending::Unfinished { offset }) = check(damaged) {
             let cut = &damaged[usize::try_from(offset).expect("an offset")..];
             let complete = ends.windows(2).filter(|pair| pair[1] - pair[0] <= cut.len());
-            let (content, _) = commands();
             let is_lost =
                 |pair: &[usize]| cut.windows(pair[1] - pair[0]).skip(1).any(|part| part == &content[pair[0]..pair[1]]);
             assert!(!complete.into_iter().any(is_lost), "{how}: a complete write would be cut off");
@@ -477,7 +429,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_command_is_no_unfinished_end_if_others_follow() {
-        let (mut content, _) = commands();
+        let (mut content, _) = commands(false);
         // The length of HSET's first value, in the first transaction, reaches beyond the end of the file.
         let at = content.windows(4).position(|bytes| bytes == b"$5\r\n").expect("a length") + 1;
         let at = at + content[at..].windows(4).position(|bytes| bytes == b"$5\r\n").expect("a length");
@@ -487,25 +439,6 @@ mod tests {
             matches!(&found, Err(Fault::Damage { offset: Some(offset), what }) if *offset == at as u64 && what.contains("across")),
             "{found:?}"
         );
-    }
-
-    #[test]
-    fn every_damage_of_an_rdb_file_is_noticed() {
-        let folder = TempDir::new().expect("a folder");
-        let path = folder.path().join("base.rdb");
-        let check = |content: &[u8]| {
-            std::fs::write(&path, content).expect("a file written");
-            check_rdb(&path)
-        };
-        check(EMPTY_RDB).expect("the file of a real server");
-        for at in 0..EMPTY_RDB.len() {
-            assert!(check(&EMPTY_RDB[..at]).is_err(), "cut at {at}");
-            for bit in 0..8 {
-                let mut damaged = EMPTY_RDB.to_vec();
-                damaged[at] ^= 1 << bit;
-                assert!(check(&damaged).is_err(), "bit {bit} of byte {at}");
-            }
-        }
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, test_kill_process};
 
 use super::EmbeddedError;
-use super::append_only_file::{self, Ending, Fault, check_commands, check_rdb, is_rdb, sync_folder};
+use super::append_only_file::{self, Ending, Fault, check_commands, sync_folder};
 use super::manifest::{self, APPEND_ONLY_DIR, MANIFEST, SINGLE_FILE};
+use super::rdb_file::{check_rdb, is_rdb};
 
 pub(super) const SOCKET: &str = "redis.sock";
 pub(super) const LOG: &str = "redis.log";
@@ -203,9 +204,11 @@ pub(super) fn check(data_dir: &Path, files: &StoreFiles) -> Result<Option<Unfini
     for (number, file) in files.loaded.iter().enumerate() {
         let is_last = number + 1 == files.loaded.len();
         let path = data_dir.join(file);
+        // The server's tool cuts no other file than the last one, and no RDB file.
+        let can_be_cut = is_last && !is_named_rdb(&path);
         let failed = |fault| match fault {
             Fault::Io(error) => EmbeddedError::File(path.clone(), error),
-            Fault::Damage { offset, what } => EmbeddedError::damaged(data_dir, &path, offset, what, is_last),
+            Fault::Damage { offset, what } => EmbeddedError::damaged(data_dir, &path, offset, what, can_be_cut),
         };
         let ending = check_file(&path).map_err(failed)?;
         if let Ending::Unfinished { offset } = ending {
@@ -220,11 +223,14 @@ pub(super) fn check(data_dir: &Path, files: &StoreFiles) -> Result<Option<Unfini
     Ok(unfinished)
 }
 
+fn is_named_rdb(path: &Path) -> bool {
+    path.extension() == Some(OsStr::new("rdb"))
+}
+
 fn check_file(path: &Path) -> Result<Ending, Fault> {
-    let is_named_rdb = path.extension() == Some(OsStr::new("rdb"));
     match is_rdb(path)? {
-        true if is_named_rdb => check_rdb(path).map(|()| Ending::Whole),
-        false if is_named_rdb => {
+        true if is_named_rdb(path) => check_rdb(path).map(|()| Ending::Whole),
+        false if is_named_rdb(path) => {
             Err(Fault::Damage { offset: Some(0), what: "it does not start as an RDB file".to_owned() })
         }
         // A file of Redis before 7.0: an RDB file, and commands after it. Only Redis can tell where they start.

@@ -159,6 +159,8 @@ fn try_all(store: &Path, damage: &Damage) -> String {
                 assert!(before == after, "{name}: files were changed");
                 assert!(outcome.said.contains(damage.file) && outcome.said.contains("is damaged"), "{name}");
                 assert!(outcome.said.contains("Copy") && outcome.said.contains("backup"), "{name}");
+                let is_of_the_end = damage.name.starts_with("commands");
+                assert_eq!(outcome.said.contains("redis-check-aof --fix"), is_of_the_end, "{name}");
             }
         }
         let size = |files: &Files| files[damage.file].len();
@@ -268,6 +270,7 @@ async fn a_store_that_redis_cannot_load_ends_the_service_and_the_audit() {
             let variables = [("SESSIOND_DATA_DIR", store.path().to_str().expect("a path of text"))];
             let arguments = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
             let mut service = Process::start(&arguments, &variables);
+            service.wait_for_line("did not come up");
             (service.wait().code(), service.lines.join("\n"))
         } else {
             let outcome = stores::start(store.path(), started);
