@@ -162,8 +162,8 @@ async fn title(api: &Api, id: &str) -> Result<()> {
     let path = format!("/api/sessions/{id}");
     let read = send(api.get(&path), StatusCode::OK).await?;
     let tag = read.headers.get(ETAG).ok_or("no ETag")?;
-    let patch = json!({"title": "Opening hours", "metadata": {"topic": "hours"}});
-    let changed = send(api.patch(&path, &patch).header(IF_MATCH, tag), StatusCode::OK).await?.body;
+    let change = json!({"title": "Opening hours", "metadata": {"topic": "hours"}});
+    let changed = send(api.patch(&path, &change).header(IF_MATCH, tag), StatusCode::OK).await?.body;
     check(&changed, "title", "Opening hours")?;
     check(&changed, "version", 2)?;
 
@@ -204,8 +204,8 @@ async fn resume(api: &Api, first: &str, second: &str) -> Result<()> {
     let refused = send(api.patch(&path, &json!({"status": "active"})), StatusCode::CONFLICT).await?.body;
     check(&refused, "code", "another_session_active")?;
     check(&refused, "activeSessionId", second)?;
-    let patch = json!({"status": "active", "ifActive": "replace"});
-    let resumed = send(api.patch(&path, &patch), StatusCode::OK).await?.body;
+    let resume = json!({"status": "active", "ifActive": "replace"});
+    let resumed = send(api.patch(&path, &resume), StatusCode::OK).await?.body;
     check(&resumed, "status", "active")?;
     let replaced = send(api.get(&format!("/api/sessions/{second}")), StatusCode::OK).await?.body;
     check(&replaced, "endReason", "replaced")?;

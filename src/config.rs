@@ -400,8 +400,6 @@ pub struct Config {
     pub metadata_bytes_max: usize,
     /// The most bytes of a message's content.
     pub content_bytes_max: usize,
-    /// The most bytes of large responses under way.
-    pub response_memory_bytes: usize,
     /// The most bytes of a request's path and query.
     pub uri_bytes_max: usize,
     /// How many connections there may be, and how long the heads of requests on them.
@@ -458,6 +456,8 @@ pub struct RequestLimits {
     pub waiting: usize,
     /// The most that one waits.
     pub wait: Duration,
+    /// The most bytes of large responses under way.
+    pub response_memory_bytes: usize,
 }
 
 /// Which Redis to use.
@@ -506,8 +506,6 @@ impl SettingsArgs {
         let body_bytes_max = bad.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30);
         let metadata_bytes_max = bad.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = bad.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
-        let response_memory_bytes =
-            bad.number("--max-response-memory", &self.max_response_memory, RESPONSE_MEMORY_MIN, 1 << 40);
         let uri_bytes_max = bad.number("--max-uri-bytes", &self.max_uri_bytes, 1024, 65_534);
         let request_deadline = bad.duration("--request-deadline", &self.request_deadline);
         let receive_timeout = bad.duration("--receive-timeout", &self.receive_timeout);
@@ -537,7 +535,6 @@ impl SettingsArgs {
                     body_bytes_max,
                     metadata_bytes_max,
                     content_bytes_max,
-                    response_memory_bytes,
                     uri_bytes_max,
                     connections,
                     cors,
@@ -567,6 +564,12 @@ impl SettingsArgs {
             served: bad.number("--max-concurrent-requests", &self.max_concurrent_requests, 1, REQUESTS_MAX),
             waiting: bad.number("--max-waiting-requests", &self.max_waiting_requests, 0, REQUESTS_MAX),
             wait: bad.duration("--max-wait", &self.max_wait),
+            response_memory_bytes: bad.number(
+                "--max-response-memory",
+                &self.max_response_memory,
+                RESPONSE_MEMORY_MIN,
+                1 << 40,
+            ),
         }
     }
 

@@ -124,7 +124,7 @@ pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
         messages_kept: config.messages_kept,
         metadata_bytes_max: config.metadata_bytes_max,
         hints_max: config.hints_max,
-        response_memory_bytes: config.response_memory_bytes,
+        response_memory_bytes: config.requests.response_memory_bytes,
         response_memory_wait: config.requests.wait,
         refuse_unfit: true,
         clock_skew_max: config.clock_skew_max,
