@@ -46,9 +46,10 @@ ROUNDS = setting("SESSIOND_BENCH_ROUNDS", 3)
 
 
 class Server:
-    """A child process that listens on a port of its own. It ends with this program."""
+    """A child process that listens on a port of its own. It ends with this program. What it prints goes to a file, or its
+    stderr to `stderr`."""
 
-    def __init__(self, words, port, **options):
+    def __init__(self, words, port, stderr=None, **options):
         self.port, self.base = port, f"http://127.0.0.1:{port}"
         # Of the next request that has one.
         self.number = 0
@@ -57,7 +58,7 @@ class Server:
         environment = {"PATH": os.environ["PATH"], "NODE_ENV": "production"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(word) for word in words], stdout=log, stderr=log, env=environment, **options
+                [str(word) for word in words], stdout=log, stderr=stderr or log, env=environment, **options
             )
         self.pid = self.process.pid
         atexit.register(self.stop)
@@ -138,16 +139,23 @@ class Service(Server):
     """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is lifted,
     because everybody here is one caller. `under` is a program that runs it, with its arguments."""
 
-    def __init__(self, redis, database=0, *flags, under=()):
-        port = free_port()
-        words = [*under, SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"]
+    def __init__(self, redis, database=0, *flags, under=(), stderr=None):
+        port, metrics_port = free_port(), free_port()
+        self.metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+        words = [*under, SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics_port}"]
         words += ["--redis-url", redis.url(database), "--rate-limit", "0"]
-        super().__init__([*words, *FLAGS, *flags], port)
+        super().__init__([*words, *FLAGS, *flags], port, stderr=stderr)
         deadline = time.monotonic() + 30
         while status_of(f"{self.base}/readyz") != 200:
             if time.monotonic() > deadline:
                 sys.exit(f"sessiond is not ready: {self.log.read_text()}")
             time.sleep(0.02)
+
+    def metric(self, name):
+        """The value of a metric without labels."""
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 @contextlib.contextmanager

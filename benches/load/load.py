@@ -441,6 +441,54 @@ def crowd():
     redis.stop()
 
 
+def log():
+    """What the log of every answer costs: if it is read, if its reader is stuck, if its disk is full, and none."""
+    redis = Redis()
+    (read, of_reader), (stuck, of_nobody) = os.pipe(), os.pipe()
+    reader = subprocess.Popen(["cat"], stdin=read, stdout=subprocess.DEVNULL)
+    every_answer = ["--log", "info,fred=error,sessiond::access=debug"]
+    kinds = {
+        "none": ([], of_reader),
+        "read": (every_answer, of_reader),
+        "not read": (every_answer, of_nobody),
+        "full disk": (every_answer, os.open("/dev/full", os.O_WRONLY)),
+    }
+    services, rows = {}, []
+    for database, (name, (flags, stderr)) in enumerate(kinds.items()):
+        services[name] = Service(redis, database, *flags, stderr=stderr)
+    work = {name: parts_of(service)["resume"] for name, service in services.items()}
+    peak, cpu_each, rss = ({name: [] for name in kinds} for _ in range(3))
+    for name, service in services.items():
+        wrk(service, work[name], seconds=1)
+    for _ in range(ROUNDS):
+        for name, service in services.items():
+            with Cpu(service=service) as cpu:
+                run = wrk(service, work[name])
+            peak[name].append(run["requests"] / run["seconds"])
+            cpu_each[name].append(cpu.per("service", run["requests"]))
+            rss[name].append(service.rss_mb())
+    for name, service in services.items():
+        ratios = [
+            spread((one / base for one, base in zip(peak[name], peak[other])), 2) for other in ("none", "read")
+        ]
+        dropped = f"{service.metric('sessiond_log_lines_dropped_total'):,.0f}"
+        memory = f"{rss[name][0]:.1f}", f"{rss[name][-1]:.1f}"
+        rows.append([name, spread(peak[name], 0), *ratios, spread(cpu_each[name]), *memory, dropped])
+    headings = ["log of every answer", "req/s", "of none", "of read", "service µs", "RSS MB after the first round"]
+    headings += ["after the last", "dropped lines"]
+    note = "Resuming, 64 connections, rounds in turn; ratios are of the same round. Its reader is `cat`, on the same processors."
+    report("bench-load", "The log of every answer, and what becomes of stderr", headings, rows, note)
+    for service in services.values():
+        started = time.monotonic()
+        service.stop()
+        if service.process.returncode != 0 or time.monotonic() - started > 5:
+            sys.exit(f"a service did not stop as it should: {service.process.returncode}")
+    redis.stop()
+    for descriptor in (read, of_reader, stuck, of_nobody, kinds["full disk"][1]):
+        os.close(descriptor)
+    reader.wait()
+
+
 def soak():
     """Memory of the service while the mixed scenario goes on at a constant rate."""
     redis = Redis()
@@ -480,12 +528,13 @@ OTHERS = {
     "neighbours": neighbours,
     "large-reads": large_reads,
     "crowd": crowd,
+    "log": log,
     "soak": soak,
 }
 
 
 def main():
-    names = sys.argv[1:] or [*STEADY, "overload", "neighbours", "large-reads", "crowd"]
+    names = sys.argv[1:] or [*STEADY, "overload", "neighbours", "large-reads", "crowd", "log"]
     if unknown := set(names) - {*STEADY, *OTHERS}:
         sys.exit(f"no such scenario: {', '.join(unknown)}; there are {', '.join([*STEADY, *OTHERS])}")
     begin("bench-load")

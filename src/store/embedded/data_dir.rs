@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ const MARKER_TEXT: &str =
 const AUDIT_COPY: &str = "audit-copy";
 /// The root of a new file system has this folder.
 const LOST_AND_FOUND: &str = "lost+found";
+/// How much of the server's log is read to learn whether it ever served here.
+const LOG_START_BYTES: u64 = 1 << 20;
 /// What a folder may hold without holding a store.
 const NOT_OF_A_STORE: [&str; 6] = [SOCKET, LOG, LOCK, MARKER, AUDIT_COPY, LOST_AND_FOUND];
 /// Files that Redis has not yet given their names start like this.
@@ -325,7 +327,8 @@ fn log_says_it_served(data_dir: &Path) -> bool {
     let Ok(log) = File::open(data_dir.join(LOG)) else {
         return false;
     };
-    let lines = BufReader::new(log).split(b'\n').map_while(Result::ok);
+    // The first start is near the beginning. The log may be a link to a device that never ends.
+    let lines = BufReader::new(log.take(LOG_START_BYTES)).split(b'\n').map_while(Result::ok);
     lines.into_iter().any(|line| line.windows(SERVES.len()).any(|words| words == SERVES))
 }
 

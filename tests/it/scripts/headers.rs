@@ -198,7 +198,11 @@ fn tags_matched(verb: &str) -> BTreeSet<String> {
 fn store_source() -> String {
     let mut source = fs::read_to_string(project().join("src/store.rs")).expect("the store");
     for file in fs::read_dir(project().join("src/store")).expect("its folder") {
-        source.push_str(&fs::read_to_string(file.expect("a file").path()).expect("a source file"));
+        let path = file.expect("a file").path();
+        // Its folders run no scripts.
+        if path.is_file() {
+            source.push_str(&fs::read_to_string(path).expect("a source file"));
+        }
     }
     source
 }
