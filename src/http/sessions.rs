@@ -357,7 +357,7 @@ pub(super) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
 pub(super) fn page_response(body: Vec<u8>, memory: Option<MemoryPermit>) -> Response {
     let mut response = json_response(StatusCode::OK, Vec::new());
     *response.body_mut() = match memory {
-        Some(memory) => Body::new(LargeBody { left: body.into(), _memory: memory }),
+        Some(memory) => Body::new(LargeBody { left: body.into(), has_yielded: false, _memory: memory }),
         None => body.into(),
     };
     response
@@ -366,6 +366,8 @@ pub(super) fn page_response(body: Vec<u8>, memory: Option<MemoryPermit>) -> Resp
 /// A body that is given out in parts, so that the connection buffers only a little of it.
 struct LargeBody {
     left: Bytes,
+    /// Other requests had their turn since the last part.
+    has_yielded: bool,
     _memory: MemoryPermit,
 }
 
@@ -375,8 +377,13 @@ impl HttpBody for LargeBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.has_yielded = !self.has_yielded;
+        if self.has_yielded && !self.left.is_empty() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let length = self.left.len().min(BODY_PART_BYTES);
         Poll::Ready((length > 0).then(|| Ok(Frame::data(self.left.split_to(length)))))
     }

@@ -143,7 +143,7 @@ impl SessionStore {
         let session_bytes_max = self.config.metadata_bytes_max.saturating_add(SESSION_BYTES_BESIDE_METADATA_MAX);
         for piece in entries.chunks((PIECE_BYTES / session_bytes_max).max(1)) {
             if page.bytes > SMALL_RESPONSE_BYTES && page.memory.is_none() {
-                let bytes = page.limit.saturating_mul(session_bytes_max).min(PAGE_BYTES_MAX + session_bytes_max);
+                let bytes = page.limit.saturating_mul(session_bytes_max).min(PAGE_BYTES_MAX.max(session_bytes_max));
                 page.memory = Some(self.response_memory.reserve(owner, bytes).await?);
             }
             let read = piece.iter().map(|entry| self.within(entry.session_id, &Reach::Everything, now));

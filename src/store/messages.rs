@@ -1,5 +1,7 @@
 //! The verbs of messages.
 
+use std::time::{Duration, Instant};
+
 use fred::clients::Client;
 use fred::interfaces::StreamsInterface;
 use fred::types::Value;
@@ -14,6 +16,11 @@ use crate::session::{Message, NewMessage, Reach, SessionId, Timestamp, same_json
 const TRIM_MESSAGES_MAX: u32 = 200;
 /// Bytes of conflicting contents after which one append reads no more of them.
 const CONFLICT_BYTES_MAX: u32 = 1 << 20;
+
+/// How much longer than a large read the pause after it is, so that such reads leave most of a loop to others; and the
+/// most that it is.
+const PAUSE_AFTER_LARGE_READ: u32 = 2;
+const PAUSE_MAX: Duration = Duration::from_millis(10);
 
 /// What [`SessionStore::append_messages`] did.
 #[derive(Debug)]
@@ -152,7 +159,7 @@ impl SessionStore {
         let read_max = usize::try_from(session.message_count).unwrap_or(usize::MAX).min(limit + 1);
         let memory = match read_max.saturating_mul(largest) {
             bytes if bytes <= SMALL_RESPONSE_BYTES => None,
-            bytes => Some(self.response_memory.reserve(owner, bytes.min(PAGE_BYTES_MAX + largest)).await?),
+            bytes => Some(self.response_memory.reserve(owner, bytes.min(PAGE_BYTES_MAX.max(largest))).await?),
         };
         let oldest = async {
             match range {
@@ -183,10 +190,16 @@ impl SessionStore {
         loop {
             let count = piece_max.min(limit + 1 - read.messages.len());
             let piece = {
-                // One large piece at a time: whatever else is asked of Redis waits for one of them at the most.
+                // One large piece at a time, and a pause after each: other requests wait for one of them at the most.
                 let is_large = count.saturating_mul(largest) > SMALL_RESPONSE_BYTES;
                 let _turn = if is_large { self.large_reads.acquire().await.ok() } else { None };
-                self.read_messages(id, next, count).await?
+                let started = Instant::now();
+                let piece = self.read_messages(id, next, count).await?;
+                if piece.iter().map(Message::json_bytes).sum::<usize>() > SMALL_RESPONSE_BYTES {
+                    let pause = started.elapsed().saturating_mul(PAUSE_AFTER_LARGE_READ).min(PAUSE_MAX);
+                    tokio::time::sleep(pause).await;
+                }
+                piece
             };
             read.pieces += 1;
             let is_last = piece.len() < count;
