@@ -13,6 +13,7 @@ use tower_http::cors::CorsLayer;
 
 use super::X_REQUEST_ID;
 use super::access::{RATELIMIT, RATELIMIT_POLICY, X_API_KEY};
+use super::extract::IDEMPOTENCY_KEY;
 
 /// How long a browser may remember a preflight's answer; two hours is the most that any does.
 const MAX_AGE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -26,7 +27,7 @@ const ALLOWED: [HeaderName; 12] = [
     header::IF_MATCH,
     header::IF_NONE_MATCH,
     X_REQUEST_ID,
-    HeaderName::from_static("idempotency-key"),
+    IDEMPOTENCY_KEY,
     HeaderName::from_static("last-event-id"),
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),

@@ -170,15 +170,18 @@ async fn the_first_create_of_a_process_is_refused_already() {
     assert_eq!(service.look.command(&["DBSIZE"]).await.as_u64(), Some(1), "there is more than the layout");
 }
 
+/// The system's clock, and by how many milliseconds a test has it ahead.
+fn movable_clock() -> (Arc<AtomicI64>, Clock) {
+    let ahead_ms = Arc::new(AtomicI64::new(0));
+    let ahead = ahead_ms.clone();
+    (ahead_ms, Arc::new(move || Timestamp(system_now().0 + ahead.load(Ordering::SeqCst))))
+}
+
 #[tokio::test]
 async fn a_clock_that_is_set_is_compared_at_once() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &FLAGS).await;
-    let ahead_ms = Arc::new(AtomicI64::new(0));
-    let clock = {
-        let ahead_ms = ahead_ms.clone();
-        Arc::new(move || Timestamp(system_now().0 + ahead_ms.load(Ordering::SeqCst)))
-    };
+    let (ahead_ms, clock) = movable_clock();
     // No comparison is due during this test.
     let base = serve(&service, &redis, Duration::from_hours(1), clock).await;
     until_ready_is(&base, 200).await;
@@ -194,11 +197,7 @@ async fn a_clock_that_is_set_is_compared_at_once() {
 async fn what_changes_is_noticed_without_being_asked_for() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &FLAGS).await;
-    let ahead_ms = Arc::new(AtomicI64::new(0));
-    let clock = {
-        let ahead_ms = ahead_ms.clone();
-        Arc::new(move || Timestamp(system_now().0 + ahead_ms.load(Ordering::SeqCst)))
-    };
+    let (ahead_ms, clock) = movable_clock();
     let base = serve(&service, &redis, Duration::from_millis(10), clock).await;
     until_ready_is(&base, 200).await;
     assert_eq!(create(&base, "before").await.0, 201);
