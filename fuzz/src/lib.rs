@@ -40,6 +40,8 @@ pub struct Requests {
     clock_ms: Arc<AtomicI64>,
     start_ms: i64,
     redis: BufReader<UnixStream>,
+    /// The command that writes the version of the layout.
+    set_layout: String,
     _server: EmbeddedRedis,
 }
 
@@ -67,9 +69,10 @@ impl Requests {
             app
         });
         let router = Api::new(app.clone());
-        let mut requests = Self { runtime, app, router, clock_ms, start_ms, redis, _server: server };
+        let mut requests = Self { runtime, app, router, clock_ms, start_ms, redis, set_layout: String::new(), _server: server };
         // Nothing has to outlive an input.
         requests.redis("CONFIG SET appendonly no");
+        requests.set_layout = format!("SET sd:layout {}", requests.redis("GET sd:layout").trim_end());
         requests
     }
 
@@ -100,6 +103,9 @@ impl Requests {
     /// stored then is not whole.
     pub fn run(&mut self, input: &[u8]) {
         self.redis("FLUSHALL");
+        // Otherwise the store would write it again, during any request.
+        let set_layout = self.set_layout.clone();
+        self.redis(&set_layout);
         self.clock_ms.store(self.start_ms, Ordering::Relaxed);
         let mut session = b"f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e".to_vec();
         let mut link = b"/".to_vec();

@@ -16,7 +16,7 @@ use super::access::Caller;
 use super::error::{ApiError, Code, problems};
 use super::extract::{PathBusiness, PathUser, Query};
 use super::page::{ListId, PageQuery};
-use super::sessions::{json_array, page_response, session_response};
+use super::sessions::{page_response, session_response};
 use crate::session::Session;
 
 const HISTORY_LIMIT_DEFAULT: u64 = 20;
@@ -68,7 +68,7 @@ async fn list_active(
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
     let owner = caller.response_owner();
     let (page, total) = app.store.list_active(&business_id, limit, query.after, owner, app.now()).await?;
-    let mut response = page_response(json_array(&page.sessions, Session::write_json), page.memory);
+    let mut response = page_response(&page.sessions, Session::write_json, page.memory).await;
     response.headers_mut().insert("x-total-count", total.into());
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
@@ -134,7 +134,7 @@ async fn list_history(
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
     let owner = caller.response_owner();
     let page = app.store.list_history(&user.business_id, &user.user_id, limit, query.after, owner, app.now()).await?;
-    let mut response = page_response(json_array(&page.sessions, Session::write_json), page.memory);
+    let mut response = page_response(&page.sessions, Session::write_json, page.memory).await;
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
     }

@@ -249,7 +249,7 @@ async fn list_messages(
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));
     let next = page.after.map(|seq| ("next", format!("limit={limit}&after={seq}")));
-    let mut response = page_response(json_array(&page.messages, Message::write_json), page.memory);
+    let mut response = page_response(&page.messages, Message::write_json, page.memory).await;
     if let Some(link) = link_header(prev.into_iter().chain(next), &uri) {
         response.headers_mut().insert(header::LINK, link);
     }

@@ -353,13 +353,28 @@ pub(super) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
-/// A page as an answer. The memory of a large one is kept until its last part is taken.
-pub(super) fn page_response(body: Vec<u8>, memory: Option<MemoryPermit>) -> Response {
-    let mut response = json_response(StatusCode::OK, Vec::new());
-    *response.body_mut() = match memory {
-        Some(memory) => Body::new(LargeBody { left: body.into(), has_yielded: false, _memory: memory }),
-        None => body.into(),
+/// A page as a response. Other requests are served while a large one is written, and its memory is kept until its last part
+/// is taken.
+pub(super) async fn page_response<T>(
+    items: &[T],
+    write: fn(&T, &mut Vec<u8>),
+    memory: Option<MemoryPermit>,
+) -> Response {
+    let Some(memory) = memory else {
+        return json_response(StatusCode::OK, json_array(items, write));
     };
+    let (mut body, mut written) = (Vec::new(), 0);
+    for item in items {
+        body.push(if body.is_empty() { b'[' } else { b',' });
+        write(item, &mut body);
+        if body.len() - written > BODY_PART_BYTES {
+            written = body.len();
+            tokio::task::yield_now().await;
+        }
+    }
+    body.extend_from_slice(if body.is_empty() { b"[]" } else { b"]" });
+    let mut response = json_response(StatusCode::OK, Vec::new());
+    *response.body_mut() = Body::new(LargeBody { left: body.into(), has_yielded: false, _memory: memory });
     response
 }
 
