@@ -1,8 +1,8 @@
 //! A conversation with sessiond, call by call: create, append, page, title, end, resume, history.
 //!
-//! `cargo run --example conversation`, with a service on <http://127.0.0.1:3000>, or where `SESSIOND_URL` says. Every
-//! response is checked: the program ends with an error at the first one that is not as expected.
-#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+//! Run it with `cargo run --example conversation`. It calls the service at `SESSIOND_URL` (default
+//! <http://127.0.0.1:3000>), checks every response, and exits with an error at the first unexpected one.
+#![expect(clippy::print_stdout, reason = "the example prints its progress")]
 
 use std::error::Error;
 
@@ -29,19 +29,19 @@ async fn main() -> Result<()> {
     delete(&api, &[first, second]).await
 }
 
-#[expect(clippy::disallowed_methods, reason = "an example has no other settings")]
+#[expect(clippy::disallowed_methods, reason = "the only setting of this example")]
 fn base_url() -> String {
     std::env::var("SESSIOND_URL").unwrap_or_else(|_| "http://127.0.0.1:3000".to_owned())
 }
 
-/// The API of a service.
+/// A client of the API.
 struct Api {
     client: Client,
     base: String,
 }
 
-/// A response of the API.
-struct Reply {
+/// A response of the API, read to its end.
+struct Response {
     headers: HeaderMap,
     /// Null if the response has no body.
     body: Value,
@@ -65,8 +65,8 @@ impl Api {
     }
 }
 
-/// Makes a call whose response must have this status.
-async fn send(request: RequestBuilder, expected: StatusCode) -> Result<Reply> {
+/// Sends a request whose response must have this status.
+async fn send(request: RequestBuilder, expected: StatusCode) -> Result<Response> {
     let response = request.send().await?;
     let (status, headers) = (response.status(), response.headers().clone());
     let text = response.text().await?;
@@ -74,7 +74,7 @@ async fn send(request: RequestBuilder, expected: StatusCode) -> Result<Reply> {
         return Err(format!("{status} instead of {expected}: {text}").into());
     }
     let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? };
-    Ok(Reply { headers, body })
+    Ok(Response { headers, body })
 }
 
 /// Fails unless a member of a body has this value.
@@ -96,7 +96,7 @@ fn session_id(session: &Value) -> Result<String> {
     Ok(id.to_owned())
 }
 
-/// The path that a `Link` header has for a relation.
+/// The path in the `Link` header for a relation.
 fn link<'a>(headers: &'a HeaderMap, relation: &str) -> Option<&'a str> {
     let relation = format!("; rel=\"{relation}\"");
     let links = headers.get(LINK)?.to_str().ok()?;
@@ -104,7 +104,7 @@ fn link<'a>(headers: &'a HeaderMap, relation: &str) -> Option<&'a str> {
     target.strip_prefix('<')?.strip_suffix('>')
 }
 
-/// Gets a new session. An earlier run may have left one: `replace` ends that in the same step.
+/// Creates a session. If an earlier run left an active one, `replace` ends it in the same step.
 async fn create(api: &Api) -> Result<String> {
     let user = json!({"businessId": BUSINESS, "userId": USER});
     let new = json!({"businessId": BUSINESS, "userId": USER, "ifActive": "replace"});
@@ -113,7 +113,7 @@ async fn create(api: &Api) -> Result<String> {
     let id = session_id(&created)?;
     println!("created {id}");
 
-    // The next page load finds it: at most one session of a user is active.
+    // The next page load gets the same session: at most one session of a user is active.
     let found = send(api.post("/api/sessions", &user), StatusCode::OK).await?.body;
     check(&found, "sessionId", id.as_str())?;
     let path = format!("/api/sessions/business/{BUSINESS}/user/{USER}/active");
@@ -132,7 +132,7 @@ async fn append(api: &Api, id: &str) -> Result<()> {
         check(&stored, "seq", 1)?;
     }
 
-    // Several messages are appended whole or not at all. Content is any JSON value but null.
+    // Either all messages of a call are appended or none. Content is any JSON value but null.
     let several = json!([
         {"messageId": "m-2", "role": "assistant", "content": "At nine.", "metadata": {"model": "example"}},
         {"messageId": "m-3", "role": "user", "content": {"text": "Thanks", "stars": 5}},
@@ -167,10 +167,10 @@ async fn title(api: &Api, id: &str) -> Result<()> {
     check(&changed, "title", "Opening hours")?;
     check(&changed, "version", 2)?;
 
-    // The tag is of the version before.
+    // The tag names the previous version.
     let stale = api.patch(&path, &json!({"title": "Closing hours"})).header(IF_MATCH, tag);
-    let refused = send(stale, StatusCode::PRECONDITION_FAILED).await?.body;
-    check(&refused, "code", "version_mismatch")?;
+    let rejected = send(stale, StatusCode::PRECONDITION_FAILED).await?.body;
+    check(&rejected, "code", "version_mismatch")?;
     println!("gave it a title");
     Ok(())
 }
@@ -181,13 +181,13 @@ async fn end(api: &Api, id: &str) -> Result<()> {
     let ended = send(api.patch(&path, &json!({"status": "ended"})), StatusCode::OK).await?.body;
     check(&ended, "endReason", "client")?;
     let late = api.post(&format!("{path}/messages"), &json!({"role": "user", "content": "Hello?"}));
-    let refused = send(late, StatusCode::CONFLICT).await?.body;
-    check(&refused, "code", "session_not_active")?;
+    let rejected = send(late, StatusCode::CONFLICT).await?.body;
+    check(&rejected, "code", "session_not_active")?;
     println!("ended it");
     Ok(())
 }
 
-/// Begins another conversation. The key makes a retry return the same session instead of replacing it again.
+/// Creates another session. The idempotency key makes a retry return that session instead of replacing it again.
 async fn create_another(api: &Api, first: &str) -> Result<String> {
     let new = json!({"businessId": BUSINESS, "userId": USER, "ifActive": "replace"});
     let request = || api.post("/api/sessions", &new).header("Idempotency-Key", format!("after-{first}"));
@@ -201,23 +201,23 @@ async fn create_another(api: &Api, first: &str) -> Result<String> {
 /// Resumes the first session in place of the second.
 async fn resume(api: &Api, first: &str, second: &str) -> Result<()> {
     let path = format!("/api/sessions/{first}");
-    let refused = send(api.patch(&path, &json!({"status": "active"})), StatusCode::CONFLICT).await?.body;
-    check(&refused, "code", "another_session_active")?;
-    check(&refused, "activeSessionId", second)?;
+    let rejected = send(api.patch(&path, &json!({"status": "active"})), StatusCode::CONFLICT).await?.body;
+    check(&rejected, "code", "another_session_active")?;
+    check(&rejected, "activeSessionId", second)?;
     let resume = json!({"status": "active", "ifActive": "replace"});
     let resumed = send(api.patch(&path, &resume), StatusCode::OK).await?.body;
     check(&resumed, "status", "active")?;
     let replaced = send(api.get(&format!("/api/sessions/{second}")), StatusCode::OK).await?.body;
     check(&replaced, "endReason", "replaced")?;
 
-    // The heartbeat keeps it active while the user only looks at it.
+    // An empty patch is a heartbeat: it keeps the session active while the user only reads.
     let touched = send(api.patch(&path, &json!({})), StatusCode::OK).await?.body;
     check(&touched, "status", "active")?;
     println!("resumed {first}");
     Ok(())
 }
 
-/// Lists the user's sessions, whatever their status.
+/// Lists the user's sessions of every status.
 async fn history(api: &Api, first: &str, second: &str) -> Result<()> {
     let path = format!("/api/sessions/business/{BUSINESS}/user/{USER}/history?limit=2");
     let sessions = send(api.get(&path), StatusCode::OK).await?.body;
@@ -229,7 +229,7 @@ async fn history(api: &Api, first: &str, second: &str) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the sessions with their messages, so that nothing is left of this run.
+/// Deletes the sessions and their messages, so this run leaves no data.
 async fn delete(api: &Api, ids: &[String]) -> Result<()> {
     for id in ids {
         let path = format!("/api/sessions/{id}");

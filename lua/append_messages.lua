@@ -1,10 +1,10 @@
 #!lua
 -- append_messages: append messages to an active session, all of them or none.
 --
--- Why it is atomic: taking the next seq, writing the entry and remembering its messageId are one step, so seq has no gap
--- and no number is given twice, however many callers append.
--- Safe to run twice: every message has an id (the client's, or one that the service made for this call). An id that is
--- known with the same role and content is answered as stored and appends nothing.
+-- Why it is atomic: one step assigns the next seq, writes the entry and stores its messageId. So seq has no gaps and no
+-- value is assigned twice, however many callers append.
+-- Safe to run twice: every message has an id (the client's, or one that the service made for this call). If an id is
+-- known with the same role and content, the script returns the stored message and does not append it again.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
@@ -12,14 +12,14 @@
 --        2 now_ms         Unix time
 --        3 idle_ms        idle timeout
 --        4 retention_ms   how long a session stays readable after its end
---        5 keep           the newest messages to keep, at least as many as one call may bring
---        6 trim_max       messages to trim at the most
---        7 conflict_bytes_max   bytes of conflicting contents after which no more are read
---        8 ... messageId, role, content, metadata (the last two JSON), four for each message
+--        5 keep           number of newest messages to keep, at least as many as one call may append
+--        6 trim_max       maximum messages to trim
+--        7 conflict_bytes_max   bytes of conflicting contents beyond which no more conflicts are collected
+--        8 ... messageId, role, content, metadata (the last two are JSON), four for each message
 -- Returns {`appended`, six for each message: `new` or `known`, seq, createdAt, role, content, metadata}
---         {`replayed`, the same}    all of them were known
---         {`conflict`, three for each: position from 1, stored role, stored content}; the first ones, if all of them have
---                         more bytes than conflict_bytes_max
+--         {`replayed`, the same}    every message was known
+--         {`conflict`, three for each: position from 1, stored role, stored content}; only the first conflicts if their
+--                         contents have more bytes than conflict_bytes_max
 --         {`missing`} {`not_active`}
 -- O(messages in the call + trim_max), plus log n in the size of the business index.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]

@@ -1,18 +1,19 @@
 #!lua flags=allow-oom
--- erase_user: remove sessions of a user with their messages, up to a bound; the caller repeats until none remain.
+-- erase_user: remove at most batch_max sessions of a user with their messages; the caller repeats it until none remain.
 --
--- Why it is atomic: each session goes with its pointer and index entries in one step, so a reader in between two runs sees
--- whole sessions only. The active one goes first, then the newest: nobody is given a session that is about to vanish.
--- Safe to run twice: a session that is gone is not counted again. `allow-oom`, because a full Redis must be able to shrink.
+-- Why it is atomic: one step removes sessions with their pointer and index entries, so a reader between two runs sees
+-- only complete sessions. The active session is removed first, then the newest ones, so no caller gets a session that
+-- is about to be erased.
+-- Safe to run twice: a removed session is not counted again. The flag `allow-oom` lets a full Redis delete.
 --
 -- KEYS   1 pointer, 2 history, 3 business    of the user, the user, the business in this partition
 --        derived: the sessions that the history names, their messages and message ids, under `partition`
 -- ARGV   1 partition      key prefix of the partition
 --        2 now_ms         Unix time
 --        3 retention_ms   how long a session stays readable after its end
---        4 batch_max      sessions to remove at the most
+--        4 batch_max      maximum sessions to remove
 -- Returns {`erased`, sessions removed that were still readable, history entries that remain}
--- O(batch_max log n) in the size of the indexes; memory is given back in the background.
+-- O(batch_max log n) in the size of the indexes; Redis frees the memory in the background.
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
 local partition, now_ms, retention_ms, batch_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 

@@ -1,12 +1,13 @@
 #!lua
--- get_or_create: the user's active session, or a new one.
+-- get_or_create: return the user's active session, or create one.
 --
--- Why it cannot race: Redis runs a script to its end before it looks at any other command. Reading the pointer, deciding
--- that nobody is active and setting the pointer are therefore one step: of ten thousand callers the first one creates, and
--- each later one finds its pointer. Nothing outside of this step decides who is active.
--- Safe to run twice: the caller brings the new id. If a session with that id exists, an earlier run made it, and it is
--- answered as it is now, whatever has happened since. An id that follows from an idempotency key comes again: it names one
--- session until that is gone, then a new one. The stored owner is compared, because such an id proves nothing.
+-- Why it cannot race: Redis completes a script before it runs any other command. So one step reads the pointer, decides
+-- that no session is active and sets the pointer: of ten thousand concurrent callers, the first one creates a session,
+-- and every other one finds its pointer. Nothing outside of this step decides which session is active.
+-- Safe to run twice: the caller passes the new id. If a session with that id exists, an earlier run created it, and the
+-- script returns it as it is now. An id that is derived from an idempotency key can occur again: it names one session
+-- until that session is removed, then a new one. The script compares the stored owner, because a derived id does not
+-- prove who created the session.
 --
 -- KEYS   1 pointer    the user's active pointer            (string)
 --        2 history    the user's sessions by createdAt     (sorted set)
@@ -20,23 +21,19 @@
 --        4 idle_ms            idle timeout
 --        5 max_lifetime_ms    maximum lifetime
 --        6 retention_ms       how long a session stays readable after its end
---        7 resolution_ms      activity younger than this is not written again
+--        7 resolution_ms      minimum age of the last written activity for writing activity again
 --        8 if_active          `return` or `replace`
---        9 trim_max           stale index entries to remove at the most, per index
+--        9 trim_max           maximum stale entries to remove from each index
 --       10 business_id        the user's business
 --       11 user_id            the user
---       12 id_comes_again     `1` if an earlier session may have had new_id, else ``
---       13 ... field, value   the fields of the new document that the caller chose
--- Returns {`created`, createdAt, what the old session ended of or ``}
---         {`replayed`, fields}    an earlier run of this call created it; one with id_comes_again, and it is not active
---         {`resumed`, fields}     the active session, touched if that was due
+--       12 id_comes_again     `1` if an earlier session may have had new_id (idempotency key), else ``
+--       13 ... field, value   the fields of the new session that the caller chose
+-- Returns {`created`, createdAt, the endReason of the session that this call ended or ``}
+--         {`replayed`, fields}    an earlier run created it; with id_comes_again only if it is not active any more
+--         {`resumed`, fields}     the active session, with its activity written if that was due
 --         {`foreign`}             another user's session has new_id
+-- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
 -- O(log n) in the size of the indexes, plus trim_max.
-local FIELDS = {
-  'sessionId', 'businessId', 'userId', 'locationId', 'sessionType', 'status', 'title', 'metadata', 'messageCount',
-  'version', 'createdAt', 'updatedAt', 'lastActivityAt', 'expiresAt', 'activeUntil', 'endedAt', 'endReason',
-  'largestMessage',
-}
 local pointer, history, business, created = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local partition, new_id = ARGV[1], ARGV[2]
 local now_ms, idle_ms, max_lifetime_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -48,46 +45,51 @@ local function int(ms)
   return string.format('%.0f', ms)
 end
 
-local function fields_of(key)
-  return redis.call('HMGET', key, unpack(FIELDS))
+local function set(fields, name, value)
+  for i = 1, #fields, 2 do
+    if fields[i] == name then fields[i + 1] = value end
+  end
 end
 
 -- Who is active?
 local old_id = redis.call('GET', pointer)
-local old, old_key = nil, nil
+local old_key = old_id and partition .. 's:' .. old_id
+local old_status, old_expires_at, old_active_at, old_active_until, old_version, old_updated_at
 if old_id then
-  old_key = partition .. 's:' .. old_id
-  old = redis.call('HMGET', old_key, 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'version', 'updatedAt')
+  old_status, old_expires_at, old_active_at, old_active_until, old_version, old_updated_at =
+    unpack(redis.call('HMGET', old_key, 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'version', 'updatedAt'))
 end
-local marked_active = old and old[1] == 'active'
-local is_active = marked_active and now_ms < tonumber(old[2])
+local marked_active = old_status == 'active'
+local is_active = marked_active and now_ms < tonumber(old_expires_at)
 local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 
-local earlier = redis.call('HMGET', created, 'businessId', 'userId', 'expiresAt', 'endedAt')
-if earlier[1] and (earlier[1] ~= business_id or earlier[2] ~= user_id) then return {'foreign'} end
-local is_replay = earlier[1] and now_ms < tonumber(earlier[4] or earlier[3]) + retention_ms
+local earlier_business, earlier_user, earlier_expires_at, earlier_ended_at =
+  unpack(redis.call('HMGET', created, 'businessId', 'userId', 'expiresAt', 'endedAt'))
+if earlier_business and (earlier_business ~= business_id or earlier_user ~= user_id) then return {'foreign'} end
+local is_replay = earlier_business and now_ms < tonumber(earlier_ended_at or earlier_expires_at) + retention_ms
 local is_active_replay = id_comes_again and is_replay and is_active and old_id == new_id
-if is_replay and not is_active_replay then return {'replayed', unpack(fields_of(created), 1, #FIELDS)} end
+if is_replay and not is_active_replay then return {'replayed', unpack(redis.call('HGETALL', created))} end
 
 if is_active_replay or (is_active and if_active == 'return') then
-  local document = fields_of(old_key)
-  if now_ms - tonumber(old[3]) >= resolution_ms and now_ms > tonumber(old[3]) then
-    local expires = math.min(now_ms + idle_ms, tonumber(old[4]))
+  local fields = redis.call('HGETALL', old_key)
+  if now_ms - tonumber(old_active_at) >= resolution_ms and now_ms > tonumber(old_active_at) then
+    local expires = math.min(now_ms + idle_ms, tonumber(old_active_until))
     local gone = int(expires + retention_ms)
-    document[13], document[14] = int(now_ms), int(expires)
-    redis.call('HSET', old_key, 'lastActivityAt', document[13], 'expiresAt', document[14])
+    set(fields, 'lastActivityAt', int(now_ms))
+    set(fields, 'expiresAt', int(expires))
+    redis.call('HSET', old_key, 'lastActivityAt', int(now_ms), 'expiresAt', int(expires))
     redis.call('PEXPIREAT', old_key, gone)
     redis.call('PEXPIREAT', partition .. 'm:' .. old_id, gone)
     redis.call('PEXPIREAT', partition .. 'd:' .. old_id, gone)
     redis.call('PEXPIREAT', pointer, gone)
-    redis.call('ZADD', business, document[14], old_id)
+    redis.call('ZADD', business, int(expires), old_id)
     if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
     if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
   end
-  return {'resumed', unpack(document, 1, #FIELDS)}
+  return {'resumed', unpack(fields)}
 end
 
--- Nobody is, or is to be replaced. The user's createdAt values strictly increase, whatever the clocks say.
+-- Create a session. The user's createdAt values strictly increase, even if the clocks of the services differ.
 local newest = redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES')
 local start_ms = now_ms
 if newest[2] then start_ms = math.max(now_ms, tonumber(newest[2]) + 1) end
@@ -98,7 +100,7 @@ end
 local stale_business = redis.call('ZRANGE', business, '-inf', int(now_ms), 'BYSCORE', 'LIMIT', 0, trim_max)
 
 -- From here on only writes.
--- What is left of an earlier session: Redis removes it at a time of its own.
+-- Removes what an earlier session with this id left: Redis may not have expired all of its keys yet.
 if id_comes_again then redis.call('UNLINK', created, partition .. 'm:' .. new_id, partition .. 'd:' .. new_id) end
 if #stale_history > 0 then redis.call('ZREM', history, unpack(stale_history)) end
 if #stale_business > 0 then redis.call('ZREM', business, unpack(stale_business)) end
@@ -106,22 +108,22 @@ if #stale_business > 0 then redis.call('ZREM', business, unpack(stale_business))
 local ended = ''
 if is_active then
   ended = 'replaced'
-  -- Not before its last change or activity, whatever the clocks say.
-  local end_ms = math.max(now_ms, tonumber(old[3]), tonumber(old[6]))
+  -- Not before its last change or activity, even if another service with a fast clock wrote those.
+  local end_ms = math.max(now_ms, tonumber(old_active_at), tonumber(old_updated_at))
   local gone = int(end_ms + retention_ms)
   redis.call('HSET', old_key, 'status', 'ended', 'endReason', ended, 'endedAt', int(end_ms),
-    'updatedAt', int(end_ms), 'version', int(tonumber(old[5]) + 1))
+    'updatedAt', int(end_ms), 'version', int(tonumber(old_version) + 1))
   redis.call('PEXPIREAT', old_key, gone)
   redis.call('PEXPIREAT', partition .. 'm:' .. old_id, gone)
   redis.call('PEXPIREAT', partition .. 'd:' .. old_id, gone)
   redis.call('ZREM', business, old_id)
 elseif marked_active and old_id ~= new_id then
-  ended = old[2] == old[4] and 'max_lifetime' or 'idle'
-  redis.call('HSET', old_key, 'status', 'expired', 'endReason', ended, 'endedAt', old[2])
+  ended = old_expires_at == old_active_until and 'max_lifetime' or 'idle'
+  redis.call('HSET', old_key, 'status', 'expired', 'endReason', ended, 'endedAt', old_expires_at)
   redis.call('ZREM', business, old_id)
 end
 
--- Only the order of creation needs start_ms. A clock that once was ahead must not keep later sessions alive.
+-- Only createdAt, updatedAt and the history use start_ms: a clock that was ahead must not prolong later sessions.
 local active_until = now_ms + max_lifetime_ms
 local expires = math.min(now_ms + idle_ms, active_until)
 local gone = int(expires + retention_ms)

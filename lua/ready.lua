@@ -1,8 +1,8 @@
 #!lua
--- ready: would a write be accepted?
+-- ready: check whether Redis would accept a write.
 --
--- A script without the flag `no-writes` is refused before it starts wherever a write would be: on a read-only replica,
--- with too few replicas, after a failed save, out of memory. So this one needs to write nothing to find out.
+-- Redis rejects a script without the flag `no-writes` before it starts whenever it would reject a write: on a read-only
+-- replica, with too few replicas, after a failed save, out of memory. So this script detects that without writing.
 --
 -- KEYS    none
 -- ARGV    none

@@ -1,24 +1,24 @@
 #!lua
--- repair: put right what is safe to put right about one session id: the entries that name it, and expiries.
+-- repair: repair what is safe to repair for one session id: the entries that name it, and expiries.
 --
--- Why it is atomic: an audit reads key after key while the service writes, so what it found may have changed since. The
--- condition of every repair is read again here, in the step that repairs.
--- Safe to run twice: the second run finds nothing to do. It makes nobody active who is not marked so, ends nobody, and
--- leaves alone whatever it has more than one answer to.
+-- Why it is atomic: an audit reads key after key while services write, so a finding may be outdated. The script checks
+-- the condition of every repair again, in the step that repairs.
+-- Safe to run twice: the second run finds nothing to repair. The script never makes a session active that is not marked
+-- active, never ends a session, and changes nothing if more than one repair is possible.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
 --        4 business                              the index that names it: of its business in this partition
---        5 pointer, 6 history                    of its user; both absent if the user is not known
+--        5 pointer, 6 history                    of its user; both absent if the user is unknown
 --        derived: the sessions that pointer and history name, under `partition`
 -- ARGV   1 partition       key prefix of the partition
 --        2 id              the session's id
---        3 business_id     whose index it is
---        4 user_id         whose pointer and history they are, or ``
+--        3 business_id     the business of the index
+--        4 user_id         the user of pointer and history, or ``
 --        5 now_ms          Unix time
 --        6 retention_ms    how long a session stays readable after its end
---        7 index_gone_ms   Unix time at which no session that is active now is readable any more
---        8 others_max      sessions of the user to look at for another active one, at the most
--- Returns {`repaired`, two for each repair: what was done, its key}
+--        7 index_gone_ms   Unix time after which no currently active session is readable
+--        8 others_max      maximum sessions of the user to search for another active one
+-- Returns {`repaired`, two for each repair: the repair, its key}
 -- O(others_max), plus log n in the size of the indexes.
 local session, messages, message_ids, business = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local pointer, history = KEYS[5], KEYS[6]
@@ -65,7 +65,7 @@ local function another_is_active()
   return false
 end
 
--- A session expires when it is no longer readable; what belongs to it, with it.
+-- A session expires when its retention is over, and its messages and pointer with it.
 local gone = session_until
 if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + retention_ms end
 if gone == NO_KEY then gone = nil end

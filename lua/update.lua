@@ -1,10 +1,11 @@
 #!lua
 -- update: change fields of a session, end it, or resume it as the user's active session.
 --
--- Why it is atomic: the version check, the question whether another session is active, and the change are one step, so two
--- resumes cannot both win, and fields that a caller does not name keep what a concurrent caller wrote.
--- Safe to run twice: the caller brings a mutation id. The last few of a session are kept with it, and one that is found
--- there is answered with the session as it is now. A call that changed nothing leaves none, and may run again.
+-- Why it is atomic: one step checks the version and whether another session is active, and applies the change. So of
+-- two concurrent resumes only one succeeds, and fields that a caller does not name keep what a concurrent caller wrote.
+-- Safe to run twice: the caller passes a mutation id, and the session stores its last few mutation ids. If the id is
+-- among them, the script changes nothing and returns the session as it is now. A call that changed nothing stores no id
+-- and may run again.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
@@ -16,19 +17,15 @@
 --        5 max_lifetime_ms    maximum lifetime
 --        6 retention_ms       how long a session stays readable after its end
 --        7 mutation_id        11 characters, new for every call
---        8 if_version         the version that the client insists on, or ``
---        9 base_metadata      `=` and the metadata that the new one was merged into, or ``
+--        8 if_version         the version that the client requires, or ``
+--        9 base_metadata      `=` and the stored metadata from which the new metadata was merged, or ``
 --       10 status             `active`, `ended` or ``
---       11 if_active          `replace`, or `return` to refuse if another session is active
+--       11 if_active          `replace`, or `return` to reject a resume if another session is active
 --       12 ... field, value   `=` and the new value, or `` to remove the field
--- Returns {`updated`, status change or ``, what another session ended of or ``, fields}
+-- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, fields}
 --         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
+-- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
 -- O(log n) in the size of the business index.
-local FIELDS = {
-  'sessionId', 'businessId', 'userId', 'locationId', 'sessionType', 'status', 'title', 'metadata', 'messageCount',
-  'version', 'createdAt', 'updatedAt', 'lastActivityAt', 'expiresAt', 'activeUntil', 'endedAt', 'endReason',
-  'largestMessage',
-}
 local MUTATIONS_KEPT = 4
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
@@ -41,21 +38,23 @@ local function int(ms)
   return string.format('%.0f', ms)
 end
 
-local values = redis.call('HMGET', session, unpack(FIELDS))
-if values[1] ~= id then return {'missing'} end
-local document = {}
-for i, field in ipairs(FIELDS) do document[field] = values[i] end
+local fields, document = redis.call('HGETALL', session), {}
+for i = 1, #fields, 2 do document[fields[i]] = fields[i + 1] end
+if document.sessionId ~= id then return {'missing'} end
 
-local function answer(change, other_ended)
+local function updated(change, other_ended)
   local reply = {'updated', change, other_ended}
-  for _, field in ipairs(FIELDS) do table.insert(reply, document[field] or false) end
+  for field, value in pairs(document) do
+    table.insert(reply, field)
+    table.insert(reply, value)
+  end
   return reply
 end
 
 local over_ms = tonumber(document.endedAt or document.expiresAt)
 if now_ms >= over_ms + retention_ms then return {'missing'} end
-local mutations = redis.call('HGET', session, 'mutations') or ''
-if string.find(mutations, mutation_id, 1, true) then return answer('', '') end
+local mutations = document.mutations or ''
+if string.find(mutations, mutation_id, 1, true) then return updated('', '') end
 if if_version ~= '' and if_version ~= document.version then return {'version_mismatch'} end
 if base_metadata ~= '' and base_metadata ~= '=' .. document.metadata then return {'stale'} end
 
@@ -66,15 +65,17 @@ local ends = status == 'ended' and was_active
 local pointed_id = redis.call('GET', pointer)
 local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 
-local other, other_key, other_active = nil, nil, false
+local other_key, other_active = nil, false
+local other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at
 if resumes and pointed_id and pointed_id ~= id then
   other_key = partition .. 's:' .. pointed_id
-  other = redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt', 'lastActivityAt')
-  other_active = other[1] == 'active' and now_ms < tonumber(other[2])
+  other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at = unpack(
+    redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt', 'lastActivityAt'))
+  other_active = other_status == 'active' and now_ms < tonumber(other_expires_at)
   if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
 end
 
--- From here on only writes. `document` becomes what is stored; `write` collects the fields that differ.
+-- From here on only writes. `document` becomes the stored session; `write` and `remove` collect the changed fields.
 local write, remove = {}, {}
 local function set(field, value)
   if document[field] ~= value then
@@ -87,7 +88,7 @@ local function set(field, value)
 end
 local function unset(field)
   if document[field] then
-    document[field] = false
+    document[field] = nil
     table.insert(remove, field)
     return true
   end
@@ -95,20 +96,20 @@ local function unset(field)
 end
 
 local other_ended = ''
-if other and other[1] == 'active' then
+if other_status == 'active' then
   if other_active then
     other_ended = 'replaced'
-    -- Not before its last change or activity, whatever the clocks say.
-    local end_ms = math.max(now_ms, tonumber(other[5]), tonumber(other[6]))
+    -- Not before its last change or activity, even if another service with a fast clock wrote those.
+    local end_ms = math.max(now_ms, tonumber(other_updated_at), tonumber(other_active_at))
     local gone = int(end_ms + retention_ms)
     redis.call('HSET', other_key, 'status', 'ended', 'endReason', other_ended, 'endedAt', int(end_ms),
-      'updatedAt', int(end_ms), 'version', int(tonumber(other[4]) + 1))
+      'updatedAt', int(end_ms), 'version', int(tonumber(other_version) + 1))
     redis.call('PEXPIREAT', other_key, gone)
     redis.call('PEXPIREAT', partition .. 'm:' .. pointed_id, gone)
     redis.call('PEXPIREAT', partition .. 'd:' .. pointed_id, gone)
   else
-    other_ended = other[2] == other[3] and 'max_lifetime' or 'idle'
-    redis.call('HSET', other_key, 'status', 'expired', 'endReason', other_ended, 'endedAt', other[2])
+    other_ended = other_expires_at == other_active_until and 'max_lifetime' or 'idle'
+    redis.call('HSET', other_key, 'status', 'expired', 'endReason', other_ended, 'endedAt', other_expires_at)
   end
   redis.call('ZREM', business, pointed_id)
 end
@@ -161,8 +162,8 @@ if document.status == 'active' then
   redis.call('SET', pointer, id, 'PXAT', gone)
   redis.call('ZADD', business, document.expiresAt, id)
   if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
-  -- The other session may have been all that the index held: then it is a new one, and has no expiry yet.
-  if other or business_until < gone_ms then
+  -- If the other session was the only entry, ZREM deleted the index, and ZADD created it again without an expiry.
+  if other_key or business_until < gone_ms then
     redis.call('PEXPIREAT', business, int(math.max(business_until, gone_ms)))
   end
 elseif change ~= '' then
@@ -176,4 +177,4 @@ if document.status == 'active' or change ~= '' then
   redis.call('PEXPIREAT', messages, gone)
   redis.call('PEXPIREAT', message_ids, gone)
 end
-return answer(change, other_ended)
+return updated(change, other_ended)

@@ -1,10 +1,10 @@
-//! `sessiond audit`: checks every invariant over the keyspace, and repairs on demand what is safe to repair.
+//! `sessiond audit`: checks every invariant of the keyspace and, on request, repairs what is safe to repair.
 //!
-//! The walk is no snapshot: the service goes on writing. So each key is looked at together with what it must agree with,
-//! and a finding counts only if a second look finds the same. Of a finding that both sides could report, one does: the
-//! session of what is missing, the pointer or index of what is there but should not be.
+//! The walk is not a snapshot, because services keep writing. So the audit reads each key together with the keys that
+//! it must agree with, and reports a finding only if a second check confirms it. Where two keys disagree, one of them
+//! reports: the session reports a missing pointer or index entry, the pointer or index reports a surplus one.
 
-mod inspect;
+mod checks;
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -13,25 +13,25 @@ use std::time::{Duration, Instant};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 
-use self::inspect::{Inspection, Inspector};
+use self::checks::{Inspection, Inspector};
 use crate::session::Timestamp;
 use crate::store::keyspace::{WALK_STEP, WalkedKey};
 use crate::store::{SessionStore, StoreError};
 
-/// Keys that are looked at at the same time.
+/// Number of keys that are checked concurrently.
 const CONCURRENT_KEYS: usize = 32;
 
-/// Every invariant: its name in a [`Finding`], and what holds.
+/// Every invariant: its name in a [`Finding`], and its statement.
 pub const INVARIANTS: [(&str, &str); 26] = [
-    ("unknown-key", "every key under the prefix is one of the layout's"),
+    ("unknown-key", "every key under the prefix belongs to the layout"),
     ("wrong-type", "every key has the Redis type of its kind"),
-    ("wrong-partition", "every key is in the partition of its session id, and that is its user's"),
-    ("expiry-missing", "every key expires, but the layout version"),
+    ("wrong-partition", "every key is in the partition of its session id, which is the partition of its user"),
+    ("expiry-missing", "every key but the layout version has an expiry"),
     ("expiry-differs", "a session, its messages, their ids, and the pointer to it expire together"),
     ("expiry-too-early", "an index expires no earlier than a session that it names"),
-    ("malformed-session", "every field of a session is there and of its kind"),
-    ("impossible-times", "a session's times are in an order that can happen"),
-    ("status-and-end", "endedAt and endReason are there if and only if the session is over, and fit its status"),
+    ("malformed-session", "every required field of a session is present and valid"),
+    ("impossible-times", "the times of a session are in a possible order"),
+    ("status-and-end", "endedAt and endReason are present if and only if the session is over, and match its status"),
     ("pointer-to-nothing", "a pointer names a session that exists"),
     ("pointer-to-another", "a pointer names a session of its own user"),
     ("pointer-to-ended", "a pointer names a session that is not ended"),
@@ -39,37 +39,37 @@ pub const INVARIANTS: [(&str, &str); 26] = [
     ("two-active", "a user has at most one active session"),
     ("history-missing", "a session is in its user's history"),
     ("history-score", "a session's score in the history is its createdAt"),
-    ("history-dangling", "a history names sessions that exist, or that went when their time was over"),
+    ("history-dangling", "a history names sessions that exist, or that expired after their retention"),
     ("history-of-another", "a history names sessions of its own user"),
     ("business-missing", "an active session is in its business's index"),
     ("business-score", "an active session's score in the business's index is its expiresAt"),
-    ("business-dangling", "a business's index names sessions that exist, or that went when their time was over"),
-    ("business-of-another", "a business's index names sessions of its own"),
+    ("business-dangling", "a business's index names sessions that exist, or that expired after their retention"),
+    ("business-of-another", "a business's index names sessions of that business"),
     ("business-of-ended", "a business's index names no session that is ended"),
-    ("message-count", "messageCount is the seq of the newest message, and not less than the messages stored"),
-    ("message-stream", "a session's stored messages are well formed, of a session, and have no gap in their seq"),
-    ("message-index", "the message ids of a session are those of its stored messages, each with its seq"),
+    ("message-count", "messageCount is the seq of the newest message, and at least the number of stored messages"),
+    ("message-stream", "stored messages are well formed, belong to an existing session, and have no gap in their seq"),
+    ("message-index", "the index of message ids has exactly the stored messages of its session, each with its seq"),
 ];
 
 /// One broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// Its name, from [`INVARIANTS`].
+    /// The name of the invariant, from [`INVARIANTS`].
     pub invariant: &'static str,
-    /// The Redis key where it is broken.
+    /// The Redis key that breaks it.
     pub key: String,
-    /// How.
+    /// How the key breaks it.
     pub detail: String,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Keys and details may hold what anybody wrote: it must not control the terminal.
+        // Keys and details may contain texts of clients, which must not send control characters to the terminal.
         write!(formatter, "{}: {}: {}", self.invariant, visible(&self.key), visible(&self.detail))
     }
 }
 
-/// One thing that was put right.
+/// One repair.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Repair {
     /// What was done.
@@ -88,22 +88,23 @@ fn visible(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
-/// What an audit found. A key that Redis moved during the walk may count twice.
+/// The result of an audit. A key that Redis moved during the walk may count twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Keys under the prefix, without the layout version.
+    /// Number of keys under the prefix, without the layout version.
     pub keys: u64,
-    /// Sessions.
+    /// Number of sessions.
     pub sessions: u64,
-    /// Sessions that are active.
+    /// Number of active sessions.
     pub active: u64,
-    /// Index entries that outlived their session, which is no fault: reads skip them, later writes remove them.
+    /// Number of index entries that outlived their session. These are not findings: reads skip them, and later writes
+    /// remove them.
     pub stale: u64,
-    /// What is broken; after a repair, what is still broken.
+    /// The broken invariants; after a repair, those that are still broken.
     pub findings: Vec<Finding>,
-    /// What was put right.
+    /// The repairs.
     pub repairs: Vec<Repair>,
-    /// What is to be said of the store's files, which is no broken invariant.
+    /// Notes on the files of an embedded Redis, which are not broken invariants.
     pub notes: Vec<String>,
 }
 
@@ -118,7 +119,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// For people: a line for each finding and repair, and one that sums up.
+    /// Shows one line for each note, repair and finding, and a summary.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for note in &self.notes {
             writeln!(formatter, "note: {}", visible(note))?;
@@ -139,38 +140,38 @@ impl fmt::Display for Report {
     }
 }
 
-/// How to audit.
+/// The options of an audit.
 #[derive(Clone, Copy, Debug)]
 pub struct AuditOptions {
-    /// The most keys and index entries that are looked at in a second.
+    /// Maximum keys and index entries that are checked per second.
     pub keys_per_second_max: u32,
     /// Whether to repair what is safe to repair.
     pub repair: bool,
 }
 
-/// Audits every key of the store's prefix. `clock` tells the time: a long walk sees it pass. `progress` is told of the
-/// report as it grows.
+/// Audits every key under the prefix of the store. Reads `clock` for every key, because a walk may take long. Calls
+/// `progress` with the report after each step.
 ///
 /// # Errors
-/// If the store cannot serve.
+/// If an operation of the store fails.
 pub async fn audit(
     store: &SessionStore,
     options: AuditOptions,
     clock: &(dyn Fn() -> Timestamp + Sync),
     progress: &(dyn Fn(&Report) + Sync),
 ) -> Result<Report, StoreError> {
-    let pace = Pace::new(options.keys_per_second_max);
-    let inspector = Inspector { store, clock, pace: &pace };
+    let throttle = Throttle::new(options.keys_per_second_max);
+    let inspector = Inspector { store, clock, throttle: &throttle };
     let mut report = Report::default();
     let mut broken = Vec::new();
     let mut walk = store.walk()?;
     while let Some(keys) = walk.step().await? {
-        // Keys of other prefixes are passed over, which is work for Redis as well.
-        pace.spend((WALK_STEP as usize).saturating_sub(keys.len())).await;
-        for some in keys.chunks(CONCURRENT_KEYS) {
-            pace.spend(some.len()).await;
-            let inspections = try_join_all(some.iter().map(|key| inspect_surely(&inspector, key))).await?;
-            for (key, inspection) in some.iter().zip(inspections) {
+        // Counts the keys of other prefixes too: skipping them is also work for Redis.
+        throttle.spend((WALK_STEP as usize).saturating_sub(keys.len())).await;
+        for chunk in keys.chunks(CONCURRENT_KEYS) {
+            throttle.spend(chunk.len()).await;
+            let inspections = try_join_all(chunk.iter().map(|key| inspect_confirmed(&inspector, key))).await?;
+            for (key, inspection) in chunk.iter().zip(inspections) {
                 report.add(&inspection);
                 if !inspection.found.is_empty() {
                     broken.push((key.clone(), inspection));
@@ -188,8 +189,8 @@ pub async fn audit(
     Ok(report)
 }
 
-/// Looks at a key, and a second time if something is wrong with it.
-async fn inspect_surely(inspector: &Inspector<'_>, key: &WalkedKey) -> Result<Inspection, StoreError> {
+/// Checks a key, and checks it again if there are findings. Returns the findings of both checks.
+async fn inspect_confirmed(inspector: &Inspector<'_>, key: &WalkedKey) -> Result<Inspection, StoreError> {
     let first = inspector.inspect(key).await?;
     if first.found.is_empty() {
         return Ok(first);
@@ -199,7 +200,7 @@ async fn inspect_surely(inspector: &Inspector<'_>, key: &WalkedKey) -> Result<In
     Ok(second)
 }
 
-/// Repairs what is safe to repair, one thing after another, and looks at every broken key again.
+/// Repairs what is safe to repair, one finding after the other, and checks every broken key again.
 async fn repair(
     inspector: &Inspector<'_>,
     broken: &[(WalkedKey, Inspection)],
@@ -207,31 +208,31 @@ async fn repair(
 ) -> Result<(), StoreError> {
     for found in broken.iter().flat_map(|(_, inspection)| &inspection.found) {
         if let Some(subject) = &found.subject {
-            inspector.pace.spend(1).await;
+            inspector.throttle.spend(1).await;
             let repairs = inspector.store.repair(subject, (inspector.clock)()).await?;
             report.repairs.extend(repairs.into_iter().map(|(done, key)| Repair { done, key }));
         }
     }
     report.findings.clear();
     for (key, _) in broken {
-        inspector.pace.spend(1).await;
-        report.findings.extend(inspect_surely(inspector, key).await?.found.into_iter().map(|found| found.finding));
+        inspector.throttle.spend(1).await;
+        report.findings.extend(inspect_confirmed(inspector, key).await?.found.into_iter().map(|found| found.finding));
     }
     Ok(())
 }
 
-/// Keeps the audit from taking more of Redis than it may.
-struct Pace {
+/// Limits the rate at which the audit reads from Redis.
+struct Throttle {
     per_second: f64,
     next: Mutex<Instant>,
 }
 
-impl Pace {
+impl Throttle {
     fn new(per_second: u32) -> Self {
         Self { per_second: f64::from(per_second), next: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until this many more may be looked at. Time that was not used is not made up for.
+    /// Waits until `count` more keys or entries may be read. Unused time does not accumulate.
     async fn spend(&self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let now = Instant::now();

@@ -1,18 +1,16 @@
-//! Credentials: from the text that a caller presents to what it may do. Knows no HTTP and no store, and reads no clock.
+//! Checks credentials: maps the text of a credential to a [`Grant`]. Uses no HTTP, no store and no clock.
 //!
-//! There are two kinds. *API keys* are for servers: a secret that the caller holds and the service knows the hash of
-//! (`api_keys.rs`). *JWTs* are for users in browsers: claims that another service has signed (`jwt.rs`). Both come from
-//! files that are read again while the service runs, so keys are added and withdrawn without a restart.
+//! There are two kinds. *API keys* are for servers: the caller holds a secret, and the service stores its hash
+//! (`api_keys.rs`). *JWTs* are for users in browsers: another service signs their claims (`jwt.rs`). The key files of
+//! both are reloaded when they change, so keys can be added and revoked without a restart.
 
 mod api_keys;
 mod jwt;
-mod rate;
-mod watched;
+mod rate_limit;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ring::digest;
 
@@ -20,20 +18,16 @@ use self::api_keys::ApiKeys;
 pub use self::api_keys::{ALL_BUSINESSES, NewApiKey, businesses, expiry, generate};
 use self::jwt::JwtKeys;
 pub use self::jwt::{JwtAlgorithm, JwtSettings};
-pub use self::rate::{Rate, RateLimits, RateSettings};
-use self::watched::Watched;
-use crate::session::{Reach, Role, Timestamp};
+pub use self::rate_limit::{Rate, RateLimits, RateSettings};
+use crate::reload::Reloadable;
+use crate::session::{TenantScope, Timestamp};
 
-/// How often the files have to be looked at. A change is taken when two looks in a row saw it: one that is being written
-/// is not.
-pub const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a call needs to be allowed to do.
+/// A permission that a call requires (docs/api.md, "Credentials").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Read sessions and messages.
     Read,
-    /// Create, change and delete sessions, append messages.
+    /// Create, change and delete sessions; append messages.
     Write,
     /// Erase users.
     Admin,
@@ -43,7 +37,7 @@ impl Scope {
     /// Every scope.
     pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Admin];
 
-    /// The scope as files and tokens have it.
+    /// The scope as it is spelled in key files and tokens.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -53,22 +47,22 @@ impl Scope {
         }
     }
 
-    /// The scope of a word, if it is one.
+    /// Parses a scope as it is spelled in key files and tokens.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|scope| scope.as_str() == word)
     }
 }
 
-/// Stands for a credential, or for a user of one, where the thing itself must not be told: in logs, and in what counts
-/// calls. 64 bits of a SHA-256.
+/// Identifies a credential, or a user of one, in logs and limits, which must not contain the original text. The first
+/// 64 bits of a SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub u64);
 
 impl Fingerprint {
     fn of(kind: &str, text: &str) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
-        // No kind has a NUL, so none runs into the text.
+        // No kind contains a NUL, so the pair of kind and text is unambiguous.
         context.update(kind.as_bytes());
         context.update(b"\0");
         context.update(text.as_bytes());
@@ -84,118 +78,121 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// What a caller may do.
+/// What a caller may do: the result of a credential check.
 #[derive(Clone, Debug)]
-pub struct Access {
-    /// Whose sessions.
-    pub reach: Reach,
-    /// Which calls.
+pub struct Grant {
+    /// The sessions that the caller may use.
+    pub tenant_scope: TenantScope,
+    /// The calls that the caller may make.
     pub scopes: Vec<Scope>,
-    /// Who answers for the calls: the API key, or the business of a token. `None` if there are no credentials.
+    /// The credential, for limits and logs: the API key, or the business of a token. `None` if the service runs without
+    /// credentials.
     pub credential: Option<Fingerprint>,
-    /// The user of a token.
+    /// The user of a token. `None` for an API key and for a token of a whole business.
     pub subject: Option<Fingerprint>,
 }
 
-impl Access {
-    /// Whether calls that need this scope are allowed.
+impl Grant {
+    /// Whether the caller may make calls that require this scope.
     #[must_use]
     pub fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope)
     }
 }
 
-/// Why a credential is not accepted. Says nothing of its text.
+/// Why a credential is rejected. Contains nothing of its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// It is unknown, wrong, forged, or lacks something.
+pub enum AuthError {
+    /// It is unknown, wrong, forged or incomplete.
     Invalid,
-    /// It was good until some time ago.
+    /// It was valid and has expired.
     Expired,
 }
 
-/// Where credentials are checked against, and what they allow beside their scopes.
+/// The files and rules that credentials are checked against.
 #[derive(Clone, Debug, Default)]
 pub struct AuthSettings {
-    /// The file of API keys.
+    /// The file of API keys; `None` if API keys are not accepted.
     pub api_keys_file: Option<PathBuf>,
-    /// How tokens are checked.
+    /// The key and rules for tokens; `None` if tokens are not accepted.
     pub jwt: Option<JwtSettings>,
-    /// The roles of the messages that a token of one user may append.
-    pub user_roles: Vec<Role>,
 }
 
 impl AuthSettings {
-    /// Whether there are no credentials, so that everybody may do everything.
+    /// Whether no credentials are configured. Every caller may then do everything.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.api_keys_file.is_none() && self.jwt.is_none()
     }
 }
 
-/// Everything that callers' credentials are checked against.
+/// The loaded keys that credentials are checked against.
 pub struct Credentials {
-    api_keys: Option<Watched<ApiKeys>>,
-    jwt: Option<Watched<JwtKeys>>,
-    everything: Arc<Access>,
+    api_keys: Option<Reloadable<ApiKeys>>,
+    jwt: Option<Reloadable<JwtKeys>>,
+    everything: Arc<Grant>,
 }
 
 impl Credentials {
-    /// Reads the files.
+    /// Reads the key files.
     ///
     /// # Errors
-    /// A line for each problem, without anything secret.
+    /// Returns one line for each problem. No line contains a secret.
     pub fn load(settings: &AuthSettings) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
-        let mut good = |found: Vec<String>| problems.extend(found);
+        let mut collect = |found: Vec<String>| problems.extend(found);
         let api_keys = settings.api_keys_file.as_deref().map(|path| read("api-keys", path, ApiKeys::parse));
         let jwt = settings.jwt.clone().map(|settings| {
             let path = settings.key_file.clone();
             read("jwt-key", &path, move |content| JwtKeys::parse(&settings, content))
         });
-        let api_keys = api_keys.and_then(|read| read.map_err(&mut good).ok());
-        let jwt = jwt.and_then(|read| read.map_err(&mut good).ok());
+        let api_keys = api_keys.and_then(|read| read.map_err(&mut collect).ok());
+        let jwt = jwt.and_then(|read| read.map_err(&mut collect).ok());
         if !problems.is_empty() {
             return Err(problems);
         }
-        let everything =
-            Access { reach: Reach::Everything, scopes: Scope::ALL.to_vec(), credential: None, subject: None };
+        let everything = Grant {
+            tenant_scope: TenantScope::Everything,
+            scopes: Scope::ALL.to_vec(),
+            credential: None,
+            subject: None,
+        };
         Ok(Self { api_keys, jwt, everything: Arc::new(everything) })
     }
 
-    /// What anybody may do without a credential: everything if none are configured, or nothing.
+    /// The grant of a caller without a credential: everything if no credentials are configured, otherwise `None`.
     #[must_use]
-    pub fn of_anybody(&self) -> Option<Arc<Access>> {
+    pub fn anonymous(&self) -> Option<Arc<Grant>> {
         (self.api_keys.is_none() && self.jwt.is_none()).then(|| self.everything.clone())
     }
 
-    /// What the bearer of `<keyId>.<secret>` may do.
+    /// The grant of an API key, `<keyId>.<secret>`.
     ///
     /// # Errors
-    /// Why nothing.
-    pub fn of_api_key(&self, credential: &str, now: Timestamp) -> Result<Arc<Access>, Refusal> {
-        self.api_keys.as_ref().ok_or(Refusal::Invalid)?.current().access(credential, now)
+    /// Returns why the key is rejected.
+    pub fn of_api_key(&self, credential: &str, now: Timestamp) -> Result<Arc<Grant>, AuthError> {
+        self.api_keys.as_ref().ok_or(AuthError::Invalid)?.current().grant(credential, now)
     }
 
-    /// What the bearer of a JWT or of `<keyId>.<secret>` may do. A JWT has two dots, the other has one.
+    /// The grant of a bearer token: a JWT, which contains two dots, or an API key, which contains one.
     ///
     /// # Errors
-    /// Why nothing.
-    pub fn of_bearer(&self, credential: &str, now: Timestamp) -> Result<Arc<Access>, Refusal> {
+    /// Returns why the token is rejected.
+    pub fn of_bearer(&self, credential: &str, now: Timestamp) -> Result<Arc<Grant>, AuthError> {
         if credential.bytes().filter(|&byte| byte == b'.').take(2).count() < 2 {
             return self.of_api_key(credential, now);
         }
-        self.jwt.as_ref().ok_or(Refusal::Invalid)?.current().access(credential, now).map(Arc::new)
+        self.jwt.as_ref().ok_or(AuthError::Invalid)?.current().grant(credential, now).map(Arc::new)
     }
 
-    /// Looks at the files again. What changed and is good is in force from now on; what is not leaves the keys as they
-    /// were. Either is told to the log. Blocks while it reads.
+    /// Reloads the key files if they changed. A valid change takes effect at once; a file that is not valid leaves the
+    /// loaded keys in force. Both are logged. Blocks while it reads.
     pub fn reload(&self) {
         if let Some(api_keys) = &self.api_keys {
-            api_keys.look_again();
+            api_keys.reload_if_changed();
         }
         if let Some(jwt) = &self.jwt {
-            jwt.look_again();
+            jwt.reload_if_changed();
         }
     }
 }
@@ -207,10 +204,10 @@ impl fmt::Debug for Credentials {
 }
 
 impl fmt::Display for Credentials {
-    /// How many keys there are.
+    /// Shows the number of keys.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.api_keys, &self.jwt) {
-            (None, None) => formatter.write_str("no credentials: everybody may do everything"),
+            (None, None) => formatter.write_str("no credentials: every caller may do everything"),
             (Some(api_keys), None) => api_keys.current().fmt(formatter),
             (None, Some(jwt)) => jwt.current().fmt(formatter),
             (Some(api_keys), Some(jwt)) => write!(formatter, "{}; {}", api_keys.current(), jwt.current()),
@@ -218,15 +215,16 @@ impl fmt::Display for Credentials {
     }
 }
 
-/// Reads a file of keys for the first time. `setting` is its flag without dashes and `-file`.
+/// Reads a key file for the first time. `setting` is its flag without the leading dashes and `-file`.
 fn read<T: fmt::Display>(
     setting: &str,
     path: &Path,
     parse: impl Fn(&[u8]) -> Result<T, Vec<String>> + Send + Sync + 'static,
-) -> Result<Watched<T>, Vec<String>> {
-    let told = |problem| {
+) -> Result<Reloadable<T>, Vec<String>> {
+    let describe = |problem| {
         let variable = setting.replace('-', "_").to_uppercase();
         format!("--{setting}-file (SESSIOND_{variable}_FILE) {}: {problem}", path.display())
     };
-    Watched::read(path, parse).map_err(|problems| problems.into_iter().map(told).collect())
+    Reloadable::read([path.to_owned()], move |[content]| parse(content))
+        .map_err(|problems| problems.into_iter().map(describe).collect())
 }

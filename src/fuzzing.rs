@@ -1,5 +1,5 @@
-//! What the fuzz targets call: each function reads its input as one part of the service reads it, and panics if something
-//! that must hold does not. Compiled for `fuzz/`, and for the test below, which replays the committed corpus.
+//! The functions that the fuzz targets call. Each parses its input like one part of the service does, and panics if a
+//! property does not hold. Compiled for `fuzz/`, and for the test below, which replays the committed corpus.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ pub use crate::http::fuzzing::{bodies, cursor};
 use crate::session::{SessionId, merge_patch};
 pub use crate::store::fuzzing::{keys, reply};
 
-/// A session id is what looks like one, and is spelled in one way.
+/// Parsing accepts exactly the hyphenated form of a session id, and an id has one text form.
 pub fn session_id(input: &str) {
     let is_id = input.len() == 36
         && input.bytes().enumerate().all(|(place, byte)| match place {
@@ -25,8 +25,8 @@ pub fn session_id(input: &str) {
     }
 }
 
-/// A merge patch does what the text of RFC 7396 says, and nothing more if it is applied again. The input is two lines of
-/// JSON: the target and the patch.
+/// A merge patch gives the result of the algorithm in RFC 7396, and applying it again changes nothing. The input is two
+/// lines of JSON: the target and the patch.
 pub fn merge(input: &str) {
     let Some((target, patch)) = input.split_once('\n') else {
         return;
@@ -35,7 +35,7 @@ pub fn merge(input: &str) {
     else {
         return;
     };
-    let expected = merged_as_the_rfc_says(Value::Object(target.clone()), &Value::Object(patch.clone()));
+    let expected = rfc_merge_patch(Value::Object(target.clone()), &Value::Object(patch.clone()));
     let mut merged = target;
     merge_patch(&mut merged, patch.clone());
     assert_eq!(Value::Object(merged.clone()), expected);
@@ -43,8 +43,8 @@ pub fn merge(input: &str) {
     assert_eq!(Value::Object(merged), expected);
 }
 
-/// `MergePatch(Target, Patch)` of RFC 7396, section 2, line by line.
-fn merged_as_the_rfc_says(target: Value, patch: &Value) -> Value {
+/// `MergePatch(Target, Patch)`, a literal transcription of RFC 7396, section 2.
+fn rfc_merge_patch(target: Value, patch: &Value) -> Value {
     let Value::Object(patch) = patch else {
         return patch.clone();
     };
@@ -57,7 +57,7 @@ fn merged_as_the_rfc_says(target: Value, patch: &Value) -> Value {
             target.remove(name);
         } else {
             let member = target.remove(name).unwrap_or(Value::Null);
-            target.insert(name.clone(), merged_as_the_rfc_says(member, value));
+            target.insert(name.clone(), rfc_merge_patch(member, value));
         }
     }
     Value::Object(target)
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_fuzz_targets_found_holds() {
+    fn committed_corpus_passes_the_fuzz_targets() {
         replay("session_id", session_id);
         replay("keys", keys);
         replay("cursor", cursor);

@@ -1,13 +1,13 @@
-//! The log: where it goes, and how much of it there is when very many lines would say the same.
+//! The log: where it is written, and how repeated lines are limited.
 //!
-//! Everything that the program writes to stderr goes through a bounded queue to a thread of its own: whatever becomes of
-//! stderr, nothing else waits for it or fails with it. What cannot be written is dropped and counted.
+//! Log lines and error reports pass through a bounded queue to one thread that writes stderr. No other thread waits for
+//! stderr, or fails if stderr fails. Lines that cannot be written are dropped and counted.
 //!
-//! What a client or an outage can bring about as often as it likes is written only if [`admits`] says so: the first few
-//! lines of its kind, then one a second. The rest is counted, and [`tell_left_out`] tells how much that was.
+//! Lines that a client or an outage can cause without limit are written only if [`should_log`] allows it: the first few
+//! lines of a kind, then one a second. The rest is counted, and [`report_suppressed`] logs the count.
 //!
-//! No line has anything of a body, a credential, a business or a user: lines name the request's id, its route and what the
-//! code itself says.
+//! No line has any part of a body, a credential, a business or a user. Lines have the request's id, its route and texts
+//! of the code.
 
 mod queue;
 
@@ -25,73 +25,75 @@ use tracing_subscriber::fmt::MakeWriter;
 use self::queue::Queue;
 use crate::output::{self, Unbuffered};
 
-/// Most bytes that wait to be written: a quarter of a second's lines of a service that logs every answer at its peak.
+/// The most bytes that wait to be written. A service at its peak that logs every response fills it in a quarter of a
+/// second.
 const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long the end of the program waits for its last lines to be written.
+/// How long the program waits at its end for the last lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// The target of the line that reports dropped lines.
 const DROPPED: &str = "sessiond::log::dropped";
-/// Lines of one kind in a second.
+/// The most lines of one kind in a second.
 const LINES_MAX: u32 = 10;
-/// Lines of one kind in a second that follows one in which some were left out.
+/// The most lines of one kind in a second, if lines of the previous second were suppressed.
 const LINES_MAX_IN_STORM: u32 = 1;
 const SECOND: Duration = Duration::from_secs(1);
-/// A kind that tells of bugs: what is left out of it is an error, too.
+/// The kind of lines that report panics.
 const PANIC: &str = "panic";
 
 static LINES: Sampler = Sampler::new();
 static QUEUE: Queue = Queue::new(QUEUE_BYTES_MAX);
 
-/// Logs to stderr from now on: for people on a terminal, as JSON lines otherwise. Panics, too.
+/// Starts logging to stderr: readable lines on a terminal, JSON lines otherwise. Panics are logged as well.
 pub fn start(filter: &str) {
-    is_written();
+    start_writer();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Queued);
     if io::stderr().is_terminal() {
         log.init();
     } else {
         log.json().flatten_event(true).init();
     }
-    std::panic::set_hook(Box::new(panicked));
+    std::panic::set_hook(Box::new(log_panic));
 }
 
 /// Starts the thread that writes the queue, once. Returns whether it runs.
-fn is_written() -> bool {
-    static IS_WRITTEN: OnceLock<bool> = OnceLock::new();
-    *IS_WRITTEN.get_or_init(|| {
+fn start_writer() -> bool {
+    static IS_RUNNING: OnceLock<bool> = OnceLock::new();
+    *IS_RUNNING.get_or_init(|| {
         let write = || QUEUE.write_to(Unbuffered::stderr(), report_dropped);
         std::thread::Builder::new().name("log".to_owned()).spawn(write).is_ok()
     })
 }
 
 fn report_dropped(dropped: u64) {
-    tracing::warn!(target: DROPPED, dropped, "dropped lines of the log that could not be written, or not fast enough");
+    tracing::warn!(target: DROPPED, dropped, "dropped log lines that stderr did not take, or not fast enough");
 }
 
-/// Writes text to stderr, after the lines of the log so far. Does not wait for it.
+/// Writes text to stderr, after the log lines so far. Does not wait until it is written.
 pub fn print(text: &str) {
-    if is_written() {
+    if start_writer() {
         QUEUE.push(text.as_bytes());
     } else {
-        // Without threads nothing is served, so this may wait. If it fails, there is no other place to report to.
+        // Without threads nothing is served, so this may block. A failure cannot be reported anywhere else.
         let _ = output::print_error(text);
     }
 }
 
-/// Writes a problem to stderr: a line for people, on whatever stderr is.
+/// Writes a problem to stderr as a plain line, even if the log has JSON lines.
 pub fn report(problem: impl Display) {
     print(&format!("sessiond: {problem}\n"));
 }
 
-/// Waits until all that was logged and printed is written, but no longer than a second. To be called before the process ends.
+/// Waits until everything that was logged and printed is written, for at most a second. To be called before the process
+/// ends.
 pub fn flush() {
-    // If it takes longer, nobody reads the log.
+    // After the timeout, the remaining lines are lost: the reader of stderr is too slow, or does not read.
     let _ = QUEUE.flush(FLUSH_TIMEOUT);
 }
 
-/// Makes log lines text of the queue.
+/// Writes log lines to the queue.
 struct Queued;
 
-/// A line, written in one piece.
+/// The writer of one log line, which is written in one piece.
 struct Line {
     is_report: bool,
 }
@@ -123,36 +125,36 @@ impl Write for Line {
     }
 }
 
-fn panicked(panic: &PanicHookInfo<'_>) {
-    if admits(PANIC) {
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    if should_log(PANIC) {
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
         tracing::error!(backtrace, "{panic}");
     }
 }
 
-/// Whether a line of this kind is to be written now. `kind` is one of the code's own words.
+/// Whether a line of this kind is to be written now. `kind` is a constant of the code, so the code bounds their number.
 #[must_use]
-pub fn admits(kind: &'static str) -> bool {
-    LINES.admits(kind)
+pub fn should_log(kind: &'static str) -> bool {
+    LINES.should_log(kind)
 }
 
-/// Tells once a second what was left out, for as long as the process lives.
-pub async fn tell_left_out() {
+/// Logs once a second how many lines were suppressed, until the process ends.
+pub async fn report_suppressed() {
     loop {
         tokio::time::sleep(SECOND).await;
-        tell_left_out_now();
+        report_suppressed_now();
     }
 }
 
-/// Tells what was left out since that was told last.
-pub fn tell_left_out_now() {
+/// Logs how many lines were suppressed since the last report.
+pub fn report_suppressed_now() {
     for (kind, left_out) in LINES.next_second() {
-        tracing::warn!(kind, left_out, "left out lines of the same kind");
+        tracing::warn!(kind, left_out, "suppressed lines of the same kind");
     }
 }
 
-/// Counts lines by their kind.
+/// Counts and limits lines by their kind.
 struct Sampler(Mutex<BTreeMap<&'static str, Lines>>);
 
 /// The lines of one kind in this second.
@@ -160,7 +162,7 @@ struct Sampler(Mutex<BTreeMap<&'static str, Lines>>);
 struct Lines {
     written: u32,
     left_out: u64,
-    /// Some of the second before were left out.
+    /// Whether lines of the previous second were suppressed.
     is_storm: bool,
 }
 
@@ -173,19 +175,19 @@ impl Sampler {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admits(&self, kind: &'static str) -> bool {
+    fn should_log(&self, kind: &'static str) -> bool {
         let mut kinds = self.kinds();
         let lines = kinds.entry(kind).or_default();
-        let admits = lines.written < if lines.is_storm { LINES_MAX_IN_STORM } else { LINES_MAX };
-        if admits {
+        let should_log = lines.written < if lines.is_storm { LINES_MAX_IN_STORM } else { LINES_MAX };
+        if should_log {
             lines.written += 1;
         } else {
             lines.left_out += 1;
         }
-        admits
+        should_log
     }
 
-    /// Begins a second. Returns how many lines of the last one were left out, by their kind.
+    /// Begins a second. Returns how many lines of the last one were suppressed, by their kind.
     fn next_second(&self) -> Vec<(&'static str, u64)> {
         let mut left_out = Vec::new();
         for (kind, lines) in self.kinds().iter_mut() {
@@ -204,21 +206,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_storm_is_few_lines_and_a_count_and_its_end_is_noticed() {
+    fn repeated_lines_are_suppressed_and_counted_until_they_stop() {
         let lines = Sampler::new();
-        let admitted = |count: usize| (0..count).filter(|_| lines.admits("a")).count();
-        assert_eq!(admitted(10), 10);
+        let logged = |count: usize| (0..count).filter(|_| lines.should_log("a")).count();
+        assert_eq!(logged(10), 10);
         assert_eq!(lines.next_second(), []);
-        assert_eq!(admitted(1_000), 10);
-        assert!(lines.admits("b"), "another kind has lines of its own");
+        assert_eq!(logged(1_000), 10);
+        assert!(lines.should_log("b"), "each kind has its own limit");
         assert_eq!(lines.next_second(), [("a", 990)]);
-        assert_eq!(admitted(1_000), 1);
+        assert_eq!(logged(1_000), 1);
         assert_eq!(lines.next_second(), [("a", 999)]);
-        // Calmer, but not over.
-        assert_eq!(admitted(2), 1);
+        // Fewer lines, but still too many.
+        assert_eq!(logged(2), 1);
         assert_eq!(lines.next_second(), [("a", 1)]);
-        assert_eq!(admitted(1), 1);
+        assert_eq!(logged(1), 1);
         assert_eq!(lines.next_second(), []);
-        assert_eq!(admitted(20), 10);
+        assert_eq!(logged(20), 10);
     }
 }

@@ -1,7 +1,7 @@
 //! Writes to stdout and stderr that report every failure and never panic.
 //!
-//! `println!` and `eprintln!` panic if they cannot write, and the handles of the standard library treat a descriptor that
-//! is not open for writing as success. Both are unusable here; clippy bans the macros.
+//! `println!` and `eprintln!` panic if they cannot write, and the handles of the standard library report success for a
+//! descriptor that is not open for writing. Neither is usable here; clippy bans the macros.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Stderr, Write};
@@ -9,11 +9,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::Duration;
 
-/// How long to wait before writing again to a descriptor that another process made non-blocking and that is full.
+/// The delay before a write is retried to a full descriptor that another process made non-blocking.
 const FULL_RETRY: Duration = Duration::from_millis(10);
 const NULL_DEVICE: &str = "/dev/null";
 
-/// A descriptor, written without a buffer and without a lock.
+/// A descriptor that is written without a buffer and without a lock.
 #[derive(Debug)]
 pub struct Unbuffered<F>(F);
 
@@ -38,7 +38,7 @@ impl<F: AsFd> Write for Unbuffered<F> {
 /// Writes all of `rest`. After an error, `rest` is what was not written.
 ///
 /// # Errors
-/// Those of the writer, without interruptions and full non-blocking descriptors: both are tried again.
+/// Those of the writer, except for interruptions and full non-blocking descriptors, which are retried.
 pub fn write_all(out: &mut impl Write, rest: &mut &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         match out.write(rest) {
@@ -52,8 +52,8 @@ pub fn write_all(out: &mut impl Write, rest: &mut &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes text to stdout. If that is a file, the text is on disk when this returns: some file systems report a full disk
-/// or a quota only then.
+/// Writes text to stdout. If stdout is a file, the text is on disk when this returns: some file systems report a full
+/// disk or an exceeded quota only when a file is synced.
 ///
 /// # Errors
 /// If any of it could not be written.
@@ -65,13 +65,13 @@ pub fn print(text: &str) -> io::Result<()> {
         return Ok(());
     }
     match file.sync_data() {
-        // A file system without synchronisation.
+        // The file system does not support syncing.
         Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
         synced => synced,
     }
 }
 
-/// Writes text to stderr, however long that takes.
+/// Writes text to stderr. Blocks until all of it is written.
 ///
 /// # Errors
 /// If any of it could not be written.
@@ -79,8 +79,8 @@ pub fn print_error(text: &str) -> io::Result<()> {
     write_all(&mut Unbuffered::stderr(), &mut text.as_bytes())
 }
 
-/// Whether what is written to this descriptor is thrown away. That is also so for a standard descriptor that was closed when
-/// the program started: Rust opens the null device in its place.
+/// Whether a descriptor is the null device, which discards what is written. This includes a standard descriptor that
+/// was closed when the program started: Rust opens the null device in its place.
 ///
 /// # Errors
 /// If the descriptor cannot be examined.

@@ -1,12 +1,13 @@
-//! Signals: which of them stop the program, and which do not.
+//! The program's handling of signals.
 //!
-//! | signal | effect |
-//! |---|---|
-//! | SIGTERM, SIGINT, SIGQUIT | finishes what was accepted, exit 0; the second of these ends the program at once, exit 1 |
-//! | SIGHUP, SIGALRM | finishes what was accepted, exit 0. A hangup often comes twice, or with a SIGTERM, so it never counts as the second signal. If SIGHUP was ignored when the program started (`nohup`), it stays ignored |
-//! | SIGUSR1, SIGUSR2 | nothing but a line in the log: other programs reopen their logs or reload by them, and their default action would drop accepted requests |
-//! | SIGXFSZ | nothing: a write beyond the size limit of files fails instead |
-//! | SIGPIPE | nothing: Rust ignores it |
+//! - SIGTERM, SIGINT, SIGQUIT: finishes accepted requests and exits with 0. A second one ends the program at once, with
+//!   exit status 1.
+//! - SIGHUP, SIGALRM: finishes accepted requests and exits with 0. A hangup often arrives twice, or with a SIGTERM, so
+//!   it never counts as the second signal. If SIGHUP was ignored when the program started (`nohup`), it stays ignored.
+//! - SIGUSR1, SIGUSR2: only logged. Other programs reopen their logs or reload on these signals, and the default action
+//!   would drop accepted requests.
+//! - SIGXFSZ: no effect. A write beyond the size limit of files fails instead.
+//! - SIGPIPE: no effect. Rust ignores it.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,13 +18,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::log;
 
-/// What people and supervisors send to end a program.
+/// Sent by people and supervisors to end a program.
 const STOP: [SignalKind; 3] = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
-/// What happens to a program: its terminal is gone, or the time of `perl -e 'alarm ...; exec ...'` is over.
+/// Sent when the terminal closes, or when the alarm of `perl -e 'alarm ...; exec ...'` expires.
 const HANG_UP: [SignalKind; 2] = [SignalKind::hangup(), SignalKind::alarm()];
 const IGNORED: [SignalKind; 2] = [SignalKind::user_defined1(), SignalKind::user_defined2()];
 
-/// Resolves at the first signal that stops the program, from now on. Call it within a runtime.
+/// Installs the signal handlers. The returned future resolves at the first signal that stops the program. Must be
+/// called within a runtime.
 ///
 /// # Errors
 /// If the operating system does not let the program handle signals.
@@ -31,12 +33,12 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let mut stop = listen(&STOP)?;
     let mut hang_up = listen(&HANG_UP)?;
     let mut ignored = listen(&IGNORED)?;
-    // Only the default action has to go.
+    // A handler replaces the default action, which ends the program.
     listen(&[SignalKind::from_raw(Number::XFSZ.as_raw())])?;
     tokio::spawn(async move {
         loop {
             next(&mut ignored).await;
-            if log::admits("signal") {
+            if log::should_log("signal") {
                 tracing::info!("ignored SIGUSR1 or SIGUSR2");
             }
         }
@@ -58,7 +60,7 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Handles signals from now on, but for those that were ignored when the program started and that mean a lost terminal.
+/// Installs handlers for signals, except for a SIGHUP that was ignored when the program started.
 fn listen(kinds: &[SignalKind]) -> io::Result<Vec<Signal>> {
     let is_kept_ignored = |kind: &SignalKind| *kind == SignalKind::hangup() && is_ignored(*kind);
     kinds.iter().filter(|kind| !is_kept_ignored(kind)).map(|kind| signal(*kind)).collect()
@@ -67,13 +69,13 @@ fn listen(kinds: &[SignalKind]) -> io::Result<Vec<Signal>> {
 /// Waits for the next of these signals.
 async fn next(signals: &mut [Signal]) {
     poll_fn(|context| {
-        let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
-        if came { Poll::Ready(()) } else { Poll::Pending }
+        let received = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if received { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
 }
 
-/// Whether this process ignores a signal. Known on Linux only.
+/// Whether this process ignores a signal. Always false on systems other than Linux.
 fn is_ignored(kind: SignalKind) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

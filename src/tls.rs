@@ -1,13 +1,10 @@
-//! TLS of the API's own listener: the certificate's files, and what is made of them.
+//! TLS of the API's listener: loads the certificate and its key from files, and reloads them when they change.
 
 use std::fmt;
-use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -17,63 +14,61 @@ use tokio_rustls::rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, StreamOwned,
 };
 
-/// How often the files are looked at.
-const RELOAD_CHECK: Duration = Duration::from_secs(1);
+use crate::reload::Reloadable;
+
 const HTTP_1_1: &[u8] = b"http/1.1";
 
-/// Where a certificate chain and its key are, in PEM.
+/// The paths of a certificate chain and its private key, in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
-    /// The certificate, then those that lead to its CA.
+    /// The certificate, followed by the intermediate certificates up to its CA.
     pub certificate: PathBuf,
-    /// The certificate's key.
+    /// The private key of the certificate.
     pub key: PathBuf,
 }
 
-/// The content of both files. Not `Debug`: one is a private key.
-#[derive(PartialEq, Eq)]
-struct Pair {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-}
-
 impl CertificateFiles {
-    /// What the service presents to its clients.
+    /// Reads the files.
     ///
     /// # Errors
-    /// What is wrong with the files. It is text for people, and tells nothing of the key.
-    pub fn load(&self) -> Result<Arc<ServerConfig>, String> {
-        server_config(&self.read()?)
-    }
-
-    fn read(&self) -> Result<Pair, String> {
-        let read = |path: &PathBuf| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-        Ok(Pair { certificate: read(&self.certificate)?, key: read(&self.key)? })
+    /// A line for each problem. It has no part of the key.
+    pub fn load(self) -> Result<Certificate, Vec<String>> {
+        let parse =
+            |[certificate, key]: &[Vec<u8>; 2]| server_config(certificate, key).map_err(|problem| vec![problem]);
+        Reloadable::read([self.certificate, self.key], parse).map(|files| Certificate(Arc::new(files)))
     }
 }
 
-fn server_config(pair: &Pair) -> Result<Arc<ServerConfig>, String> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pair.certificate).collect();
+fn server_config(certificate: &[u8], key: &[u8]) -> Result<ServerTls, String> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
     let chain = chain.map_err(|error| format!("the certificate file is not PEM: {error}"))?;
     if chain.is_empty() {
         return Err("the certificate file has no certificate".to_owned());
     }
-    let key =
-        PrivateKeyDer::from_pem_slice(&pair.key).map_err(|_| "the key file has no private key in PEM".to_owned())?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "the key file has no private key in PEM".to_owned())?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let config = builder.and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
     let mut config = config.map_err(|error| error.to_string())?;
     config.alpn_protocols = vec![HTTP_1_1.to_vec()];
-    Ok(Arc::new(config))
+    Ok(ServerTls(Arc::new(config)))
+}
+
+/// The TLS configuration of one certificate.
+struct ServerTls(Arc<ServerConfig>);
+
+impl fmt::Display for ServerTls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("new connections get the new certificate")
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// The certificate that new connections get.
+/// The certificate for new connections.
 #[derive(Clone)]
-pub struct Certificate(watch::Receiver<Arc<ServerConfig>>);
+pub struct Certificate(Arc<Reloadable<ServerTls, 2>>);
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,68 +77,41 @@ impl fmt::Debug for Certificate {
 }
 
 impl Certificate {
-    /// Loads the files, and again whenever they change, for as long as this is used. A pair that cannot be used changes
-    /// nothing and is told to the log, once.
-    ///
-    /// # Errors
-    /// What is wrong with the files.
-    pub fn follow(files: CertificateFiles) -> Result<Self, String> {
-        let mut seen = files.read();
-        let (sender, receiver) = watch::channel(seen.as_ref().map_err(String::clone).and_then(server_config)?);
-        tokio::spawn(async move {
-            let mut tick = tokio::time::interval(RELOAD_CHECK);
-            while !sender.is_closed() {
-                tick.tick().await;
-                let read = files.clone();
-                // On a thread that may wait: connections are accepted meanwhile.
-                let Ok(now) = tokio::task::spawn_blocking(move || read.read()).await else { continue };
-                // Compared by content: the times of files that a link leads to from one moment to the next say nothing.
-                if now == seen {
-                    continue;
-                }
-                match now.as_ref().map_err(String::clone).and_then(server_config) {
-                    Ok(config) => {
-                        sender.send_replace(config);
-                        tracing::info!(file = %files.certificate.display(), "new connections get the new certificate");
-                    }
-                    Err(error) => tracing::warn!(error, "cannot use the new certificate, keeping the old one"),
-                }
-                seen = now;
-            }
-        });
-        Ok(Self(receiver))
+    /// Reads the files again. A changed, valid pair takes effect after two identical reads. Blocks.
+    pub fn reload_if_changed(&self) {
+        self.0.reload_if_changed();
     }
 
-    /// Makes a connection a TLS one.
+    /// Returns an acceptor, which does the TLS handshake of a connection with the current certificate.
     #[must_use]
     pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.0.borrow().clone())
+        TlsAcceptor::from(self.0.current().0.clone())
     }
 }
 
-/// A TLS connection to a service of ours, whoever it says it is: only for asking how it is.
+/// Returns a TLS connection that does not verify the server's certificate. Only for the health check.
 ///
 /// # Errors
-/// If there is no connection.
+/// If the TLS client cannot be set up.
 pub fn connect_unverified(
     address: SocketAddr,
     stream: TcpStream,
 ) -> std::io::Result<StreamOwned<ClientConnection, TcpStream>> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(std::io::Error::other)?;
-    let verifier = Arc::new(Anyone(provider()));
+    let verifier = Arc::new(AcceptAnyCertificate(provider()));
     let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     let name = ServerName::IpAddress(address.ip().into());
     let connection = ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
     Ok(StreamOwned::new(connection, stream))
 }
 
-/// Takes any certificate. A certificate is for the service's public name and not for the address that it listens on; and
-/// nothing that is worth protecting is said.
+/// Accepts any certificate. The service's certificate names its public host, not the address on which it listens, and a
+/// health check sends no secret.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent
-# Rows of the picture: titles of panels, each with its share of the width.
+# Rows of the picture: titles of panels, each with its relative width.
 ROWS = [
     [("Availability", 1), ("Error budget left: availability", 1), ("Within 25 ms", 1), ("Error budget left: latency", 1)],
     [("Burn rate: availability", 1), ("Latency heatmap", 1), ("Latency: p50, p95, p99", 1)],
@@ -30,9 +30,9 @@ ROWS = [
     [("Event-loop lag", 1), ("Requests in flight", 1), ("Memory", 1)],
 ]
 STEP_SECONDS = 2
-# Prometheus's demo scrapes every two seconds; Grafana takes four intervals at the least.
+# The demo's Prometheus scrapes every two seconds; Grafana uses at least four intervals.
 RATE_WINDOW = "20s"
-# Entries of a legend, and characters of an entry of which two fit into a line.
+# The most entries of a legend, and the most characters of an entry if two are to fit in a line.
 LEGEND_ENTRIES_MAX, SHORT_ENTRY_MAX = 6, 34
 PALETTE_COLORS = 128
 BACKGROUND, PANEL, TEXT, GRID = "#111217", "#181b1f", "#ccccdc", "#2c3235"
@@ -40,7 +40,7 @@ COLORS = ["#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#b877d9", "#f2495c", "#8a
 
 
 def number(value, unit):
-    """A value as Grafana writes it, about."""
+    """A value, formatted roughly as in Grafana."""
     if unit == "percentunit":
         return f"{100 * value:.4g} %"
     if unit == "bytes":
@@ -68,7 +68,7 @@ class Source:
         return float(result[0]["value"][1]) if result else math.nan
 
     def series(self, panel):
-        """Every series of a panel: its name as in the legend, its times, its values."""
+        """Yields each series of a panel: its legend, its times, its values."""
         for target in panel["targets"]:
             start = self.end - 60 * self.minutes
             result = self.ask("query_range", query=self.expression(target), start=start, end=self.end, step=STEP_SECONDS)

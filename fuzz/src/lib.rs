@@ -1,6 +1,6 @@
-//! Requests to the whole router, made from bytes, with a Redis of their own.
+//! Sends HTTP requests made from fuzz input to the complete router, on an embedded Redis.
 
-#![expect(clippy::disallowed_methods, reason = "the server program is found in the environment")]
+#![expect(clippy::disallowed_methods, reason = "finds the Redis server through PATH")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,48 +14,49 @@ use clap::Parser;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use sessiond::audit::{AuditOptions, audit};
+use sessiond::bootstrap;
 use sessiond::config::Cli;
-use sessiond::http::{Api, App};
-use sessiond::server;
+use sessiond::embedded_redis::{EmbeddedRedis, find_server};
+use sessiond::http::{Api, AppState};
 use sessiond::session::Timestamp;
 use sessiond::store::RedisAddress;
-use sessiond::store::embedded::{EmbeddedRedis, find_server};
 use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt;
 
-/// What stands between two requests of one input.
+/// Separates the requests of one input.
 const SEPARATOR: &[u8] = b"\n===\n";
-/// What a request may name of an earlier answer: the last session's id, and where the last `Link` led.
+/// Placeholder in a request for the session id of the last response that had one.
 const SESSION: &[u8] = b"$id";
+/// Placeholder in a request for the target of the last `Link` header.
 const LINK: &[u8] = b"$link";
 const REQUESTS_MAX: usize = 12;
-/// The clock starts ahead of Redis's own, so that Redis expires nothing meanwhile.
+/// How far the injected clock starts ahead of Redis's clock, so Redis expires no key while an input runs.
 const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// A router on a private Redis, which is emptied for each input.
+/// The router on an embedded Redis, which is flushed before each input.
 pub struct Requests {
     runtime: Runtime,
-    app: Arc<App>,
+    app: Arc<AppState>,
     router: Api,
     clock_ms: Arc<AtomicI64>,
     start_ms: i64,
     redis: BufReader<UnixStream>,
-    /// The command that writes the version of the layout.
+    /// The Redis command that stores the layout version.
     set_layout: String,
     _server: EmbeddedRedis,
 }
 
 impl Requests {
-    /// Starts a Redis in this folder, and a router on it.
+    /// Starts an embedded Redis in `folder`, and a router that uses it.
     pub fn start(folder: &Path) -> Self {
         let search_path = std::env::var("PATH").expect("PATH");
         let program = find_server(None, &search_path).expect("a redis-server; deploy/ensure-redis installs one");
-        let server = EmbeddedRedis::start(&program, folder).expect("a private Redis");
+        let server = EmbeddedRedis::start(&program, folder).expect("an embedded Redis");
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        // The clock is ahead.
+        // The skew check is off, because the injected clock is ahead of Redis's.
         let flags = ["sessiond", "--request-deadline", "10s", "--data-dir", "unused", "--max-clock-skew", "0"];
         let config = Cli::try_parse_from(flags).expect("good flags").settings.check().expect("good settings");
-        let start_ms = server::system_now().0 + AHEAD_MS;
+        let start_ms = bootstrap::system_now().0 + AHEAD_MS;
         let clock_ms = Arc::new(AtomicI64::new(start_ms));
         let clock = {
             let clock_ms = clock_ms.clone();
@@ -63,47 +64,49 @@ impl Requests {
         };
         let redis = BufReader::new(UnixStream::connect(server.socket()).expect("a connection"));
         let app = runtime.block_on(async {
-            let credentials = server::credentials(&config).expect("none");
-            let app = server::app(&config, RedisAddress::Socket(server.socket()), credentials, clock).expect("an app");
+            let credentials = bootstrap::credentials(&config).expect("no credentials");
+            let app = bootstrap::app_state(&config, RedisAddress::Socket(server.socket()), credentials, clock)
+                .expect("the app state");
             while app.store.ready().await.is_err() {}
             app
         });
         let router = Api::new(app.clone());
-        let mut requests = Self { runtime, app, router, clock_ms, start_ms, redis, set_layout: String::new(), _server: server };
-        // Nothing has to outlive an input.
+        let mut requests =
+            Self { runtime, app, router, clock_ms, start_ms, redis, set_layout: String::new(), _server: server };
+        // No data has to survive a restart.
         requests.redis("CONFIG SET appendonly no");
         requests.set_layout = format!("SET sd:layout {}", requests.redis("GET sd:layout").trim_end());
         requests
     }
 
-    /// The reply to an inline command, which must be a line or a string.
+    /// Sends an inline command whose reply is one line or a bulk string, and returns that. Panics on an error reply.
     fn redis(&mut self, command: &str) -> String {
-        self.redis.get_mut().write_all(format!("{command}\r\n").as_bytes()).expect("a write");
+        self.redis.get_mut().write_all(format!("{command}\r\n").as_bytes()).expect("the command is sent");
         let mut line = String::new();
         self.redis.read_line(&mut line).expect("a reply");
         assert!(!line.is_empty() && !line.starts_with('-'), "{command}: {line}");
         match line.trim_end().strip_prefix('$') {
             Some(length) => {
                 let mut text = vec![0; length.parse::<usize>().expect("a length") + 2];
-                self.redis.read_exact(&mut text).expect("its text");
+                self.redis.read_exact(&mut text).expect("the string of the reply");
                 String::from_utf8_lossy(&text).into_owned()
             }
             None => line,
         }
     }
 
-    /// How many changes Redis has seen.
+    /// How many changes Redis has counted since its last save.
     fn changes(&mut self) -> u64 {
         let reply = self.redis("INFO persistence");
         let count = reply.lines().find_map(|line| line.strip_prefix("rdb_changes_since_last_save:"));
         count.and_then(|count| count.parse().ok()).expect("a count")
     }
 
-    /// Sends the requests of an input one after another, and panics if an answer is none of the contract's, or if what is
-    /// stored then is not whole.
+    /// Sends the requests of an input one after another. Panics if a response violates the contract (`docs/api.md`), or
+    /// if the audit finds a defect in the stored data afterwards.
     pub fn run(&mut self, input: &[u8]) {
         self.redis("FLUSHALL");
-        // Otherwise the store would write it again, during any request.
+        // FLUSHALL removed the layout version. Without it, the store would write it again during some request.
         let set_layout = self.set_layout.clone();
         self.redis(&set_layout);
         self.clock_ms.store(self.start_ms, Ordering::Relaxed);
@@ -115,14 +118,14 @@ impl Requests {
                 self.clock_ms.fetch_add(ms.unwrap_or(0).into(), Ordering::Relaxed);
                 continue;
             }
-            let Some(request) = request(&replaced(&replaced(text, SESSION, &session), LINK, &link)) else {
+            let Some(request) = request(&replace_all(&replace_all(text, SESSION, &session), LINK, &link)) else {
                 continue;
             };
-            let answer = self.answer(request);
-            if let Some(id) = answer.body["sessionId"].as_str() {
+            let response = self.send(request);
+            if let Some(id) = response.body["sessionId"].as_str() {
                 session = id.as_bytes().to_vec();
             }
-            if let Some(next) = answer.headers.get("link") {
+            if let Some(next) = response.headers.get("link") {
                 let next = next.as_bytes().split(|byte| *byte == b'>').next().unwrap_or_default();
                 link = next.strip_prefix(b"<").expect("a link").to_vec();
             }
@@ -133,30 +136,31 @@ impl Requests {
         assert!(report.findings.is_empty(), "{report}");
     }
 
-    fn answer(&mut self, request: Request<Body>) -> Answer {
+    /// Sends a request and checks the response. Panics if a rejected request changed Redis.
+    fn send(&mut self, request: Request<Body>) -> Response {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let changes = self.changes();
         let (status, headers, body) = self.runtime.block_on(async {
-            let answer = self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
-            let (parts, body) = answer.into_parts();
+            let response = self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+            let (parts, body) = response.into_parts();
             (parts.status, parts.headers, body.collect().await.expect("a body").to_bytes())
         });
-        let answer = Answer::new(status, headers, &body);
-        answer.check(&format!("{method} {uri}"), method == Method::HEAD);
-        let refused = !status.is_success();
-        assert!(!refused || self.changes() == changes, "{method} {uri}: {status}, and Redis has changed");
-        answer
+        let response = Response::new(status, headers, &body);
+        response.check(&format!("{method} {uri}"), method == Method::HEAD);
+        let rejected = !status.is_success();
+        assert!(!rejected || self.changes() == changes, "{method} {uri}: {status}, but Redis has changed");
+        response
     }
 }
 
-struct Answer {
+struct Response {
     status: StatusCode,
     headers: HeaderMap,
     body: Value,
 }
 
-impl Answer {
-    /// Panics if the body is not of its type.
+impl Response {
+    /// Parses the body if it is JSON. Panics if it is not what its `Content-Type` says.
     fn new(status: StatusCode, headers: HeaderMap, body: &Bytes) -> Self {
         let content_type = headers.get("content-type").map_or("", |value| value.to_str().expect("text"));
         let body = match content_type {
@@ -168,7 +172,7 @@ impl Answer {
         Self { status, headers, body }
     }
 
-    /// Panics if it is none of the contract's answers.
+    /// Panics if the response violates the contract: `docs/api.md`, Conventions and Errors.
     fn check(&self, what: &str, is_head: bool) {
         let Self { status, headers, body } = self;
         let what = format!("{what}: {status} {headers:?} {body}");
@@ -191,8 +195,8 @@ impl Answer {
     }
 }
 
-/// A request from its text: method and target, a line for each header, an empty line, the body. `None` for what an HTTP
-/// library would not let through.
+/// Parses a request: method and target, one line per header, an empty line, the body. `None` for a request that an HTTP
+/// library would not pass on.
 fn request(text: &[u8]) -> Option<Request<Body>> {
     let (head, body) = match split_once(text, b"\n\n") {
         Some((head, body)) => (head, body.to_vec()),
@@ -205,7 +209,7 @@ fn request(text: &[u8]) -> Option<Request<Body>> {
         let (name, value) = split_once(line, b":")?;
         request = request.header(name, value.trim_ascii());
     }
-    // Without one it would be refused for that alone, and an input would have to find out.
+    // Requests without `Host` are rejected first, so inputs that lack one get it here.
     if request.headers_ref().is_some_and(|headers| !headers.contains_key("host")) {
         request = request.header("host", "fuzz");
     }
@@ -213,8 +217,8 @@ fn request(text: &[u8]) -> Option<Request<Body>> {
 }
 
 fn split_once<'a>(text: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let place = text.windows(separator.len()).position(|window| window == separator)?;
-    Some((&text[..place], &text[place + separator.len()..]))
+    let position = text.windows(separator.len()).position(|window| window == separator)?;
+    Some((&text[..position], &text[position + separator.len()..]))
 }
 
 fn split<'a>(text: &'a [u8], separator: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
@@ -227,6 +231,6 @@ fn split<'a>(text: &'a [u8], separator: &'a [u8]) -> impl Iterator<Item = &'a [u
     })
 }
 
-fn replaced(text: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
+fn replace_all(text: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
     split(text, name).collect::<Vec<_>>().join(value)
 }

@@ -1,4 +1,4 @@
-//! What the service accepts as a body is what its document says.
+//! Checks that the service accepts exactly the request bodies that its OpenAPI document allows.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use jsonschema::Validator;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use serde_json::{Value, json};
 
-/// In the order of what `bodies` returns.
+/// The schemas, in the order of the results of `sessiond::fuzzing::bodies`.
 const SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessages"];
 
 static VALIDATORS: LazyLock<[Validator; 3]> = LazyLock::new(|| {
@@ -25,9 +25,9 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-// Half of the time a value within the body becomes another one: changes of bytes hardly ever make that.
+// Half of the mutations replace one JSON value in the body: byte mutations rarely produce another valid value.
 fuzz_mutator!(|data: &mut [u8], size: usize, size_max: usize, seed: u32| {
-    let changed = seed.is_multiple_of(2).then(|| with_another_value(&data[..size], seed / 2)).flatten();
+    let changed = seed.is_multiple_of(2).then(|| replace_one_value(&data[..size], seed / 2)).flatten();
     match changed {
         Some(changed) if changed.len() <= size_max => {
             data[..changed.len()].copy_from_slice(&changed);
@@ -37,33 +37,33 @@ fuzz_mutator!(|data: &mut [u8], size: usize, size_max: usize, seed: u32| {
     }
 });
 
-fn with_another_value(text: &[u8], seed: u32) -> Option<Vec<u8>> {
+fn replace_one_value(text: &[u8], seed: u32) -> Option<Vec<u8>> {
     let mut body = serde_json::from_slice::<Value>(text).ok()?;
-    let mut places = Vec::new();
-    add_places(&body, "", &mut places);
+    let mut pointers = Vec::new();
+    add_pointers(&body, "", &mut pointers);
     let long = ["x".repeat(128), "x".repeat(129), "é".repeat(200), "x".repeat(201)].map(Value::from);
     let words = ["", ".", "..", "\u{7f}"].map(Value::from);
     let others = [json!(null), json!(true), json!(-1.5), json!([]), json!({}), json!([null])];
     let values = [&long[..], &words, &others].concat();
     let seed = usize::try_from(seed).ok()?;
-    let (place, value) = (seed % places.len(), seed / places.len() % values.len());
-    *body.pointer_mut(&places[place])? = values[value].clone();
+    let (pointer, value) = (&pointers[seed % pointers.len()], &values[seed / pointers.len() % values.len()]);
+    *body.pointer_mut(pointer)? = value.clone();
     serde_json::to_vec(&body).ok()
 }
 
-/// The JSON pointers (RFC 6901) of a value and of all that is in it.
-fn add_places(value: &Value, place: &str, places: &mut Vec<String>) {
-    places.push(place.to_owned());
+/// Adds the JSON pointers (RFC 6901) of a value and of every value inside it.
+fn add_pointers(value: &Value, pointer: &str, pointers: &mut Vec<String>) {
+    pointers.push(pointer.to_owned());
     match value {
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
-                add_places(item, &format!("{place}/{index}"), places);
+                add_pointers(item, &format!("{pointer}/{index}"), pointers);
             }
         }
         Value::Object(members) => {
             for (name, member) in members {
                 let name = name.replace('~', "~0").replace('/', "~1");
-                add_places(member, &format!("{place}/{name}"), places);
+                add_pointers(member, &format!("{pointer}/{name}"), pointers);
             }
         }
         _ => {}

@@ -7,11 +7,11 @@ use libfuzzer_sys::fuzz_target;
 use sessiond_fuzz::Requests;
 
 thread_local! {
-    static REQUESTS: RefCell<Requests> = RefCell::new(Requests::start(Path::new(&folder())));
+    static REQUESTS: RefCell<Requests> = RefCell::new(Requests::start(Path::new(&data_dir())));
 }
 
-/// A new one for each process.
-fn folder() -> String {
+/// The data directory of the embedded Redis, one per process.
+fn data_dir() -> String {
     std::env::temp_dir().join(format!("redis-{}", std::process::id())).to_string_lossy().into_owned()
 }
 

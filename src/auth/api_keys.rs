@@ -1,6 +1,6 @@
 //! API keys: `<keyId>.<secret>`, checked against a TOML file that holds the SHA-256 of each secret.
 //!
-//! A plain hash is enough, because a secret is 256 random bits: there is nothing to guess, so nothing to slow down.
+//! A plain hash is enough: a secret has 256 random bits, so it cannot be guessed, and a slow hash would add nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -14,28 +14,28 @@ use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 use toml::{Table, Value};
 
-use super::{Access, Fingerprint, Refusal, Scope};
-use crate::session::{Identifier, Reach, Timestamp};
+use super::{AuthError, Fingerprint, Grant, Scope};
+use crate::session::{Identifier, TenantScope, Timestamp};
 
-/// The most characters of a key's id.
+/// Maximum characters of a key's id.
 const ID_CHARS_MAX: usize = 64;
-/// The random bytes of a secret, and of an id that nobody chose.
+/// Random bytes of a secret, and of a generated id.
 const SECRET_BYTES: usize = 32;
 const ID_BYTES: usize = 6;
-/// The longest credential that is looked at.
+/// Longer credentials are rejected unread.
 const CREDENTIAL_BYTES_MAX: usize = 256;
-/// The word for every business.
+/// The value of `businesses` that stands for every business.
 pub const ALL_BUSINESSES: &str = "*";
 
 type Hash = [u8; 32];
 
-/// The keys of a file.
+/// The keys of one key file.
 pub(super) struct ApiKeys(HashMap<String, ApiKey>);
 
 struct ApiKey {
     secret_sha256: Hash,
     expires: Option<Timestamp>,
-    access: Arc<Access>,
+    grant: Arc<Grant>,
 }
 
 impl fmt::Display for ApiKeys {
@@ -48,7 +48,10 @@ impl fmt::Display for ApiKeys {
 }
 
 impl ApiKeys {
-    /// Takes the content of a file. A file without keys is one that nobody has a key of.
+    /// Parses a key file. An empty file is valid and rejects every key.
+    ///
+    /// # Errors
+    /// Returns one line for each problem. No line contains a value of the file, which may be a secret.
     pub(super) fn parse(content: &[u8]) -> Result<Self, Vec<String>> {
         let text = std::str::from_utf8(content).map_err(|_| vec!["is not UTF-8".to_owned()])?;
         let mut table: Table = text.parse().map_err(|error| vec![syntax_problem(text, &error)])?;
@@ -62,8 +65,8 @@ impl ApiKeys {
             }
         };
         if !table.is_empty() {
-            // Not which: what stands in a wrong place may be a secret.
-            problems.push("has something beside its keys, each of which begins with [[key]]".to_owned());
+            // Does not name it: a misplaced text may be a secret.
+            problems.push("has an entry that is not a key: each key begins with [[key]]".to_owned());
         }
         let mut keys = HashMap::new();
         for (index, entry) in entries.into_iter().enumerate() {
@@ -77,22 +80,22 @@ impl ApiKeys {
         if problems.is_empty() { Ok(Self(keys)) } else { Err(problems) }
     }
 
-    /// What the bearer of a credential may do.
-    pub(super) fn access(&self, credential: &str, now: Timestamp) -> Result<Arc<Access>, Refusal> {
+    /// The grant of a credential, `<keyId>.<secret>`.
+    pub(super) fn grant(&self, credential: &str, now: Timestamp) -> Result<Arc<Grant>, AuthError> {
         if credential.len() > CREDENTIAL_BYTES_MAX {
-            return Err(Refusal::Invalid);
+            return Err(AuthError::Invalid);
         }
-        let (id, secret) = credential.split_once('.').ok_or(Refusal::Invalid)?;
+        let (id, secret) = credential.split_once('.').ok_or(AuthError::Invalid)?;
         let key = self.0.get(id);
-        // An unknown id costs what a wrong secret costs. No secret has the hash of zeros.
+        // An unknown id takes as long as a wrong secret: both compare one hash. No secret has a hash of zeros.
         let known = key.map_or([0; 32], |key| key.secret_sha256);
         let is_right: bool = known.ct_eq(&sha256(secret)).into();
         match key {
             Some(key) if is_right => match key.expires {
-                Some(expires) if now >= expires => Err(Refusal::Expired),
-                _ => Ok(key.access.clone()),
+                Some(expires) if now >= expires => Err(AuthError::Expired),
+                _ => Ok(key.grant.clone()),
             },
-            _ => Err(Refusal::Invalid),
+            _ => Err(AuthError::Invalid),
         }
     }
 }
@@ -101,13 +104,13 @@ fn sha256(text: &str) -> Hash {
     digest(&SHA256, text.as_bytes()).as_ref().try_into().unwrap_or_default()
 }
 
-/// What is wrong, and where; the parser's own text would repeat the line, which may hold a secret.
+/// Describes a syntax error by its line number. The parser's own message quotes the line, which may contain a secret.
 fn syntax_problem(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     format!("is not TOML in line {}", before.split('\n').count())
 }
 
-/// One `[[key]]`. Whatever is wrong with it is told by its number: a text in the wrong place may be a secret.
+/// One `[[key]]` entry. Its problems name its position and never its texts, because a misplaced text may be a secret.
 struct Entry<'a> {
     number: usize,
     members: Table,
@@ -127,7 +130,7 @@ impl<'a> Entry<'a> {
         self.problems.push(format!("key {} {problem}", self.number));
     }
 
-    /// A member, if it is there and good.
+    /// Removes a member and reads it. Reports a problem if it is missing or not valid.
     fn take<T>(&mut self, name: &str, wanted: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         let value = self.members.remove(name).as_ref().and_then(read);
         if value.is_none() {
@@ -136,20 +139,20 @@ impl<'a> Entry<'a> {
         value
     }
 
-    /// The key with its id, if everything about it is good.
+    /// Reads the id and the key. Returns `None` and reports the problems if a required member is missing or not valid.
     fn read(&mut self) -> Option<(String, ApiKey)> {
         let id = self.take("id", "1 to 64 letters, digits, - or _", |value| {
             value.as_str().filter(|id| is_id(id)).map(str::to_owned)
         });
         let secret_sha256 = self.take("secret_sha256", "64 hexadecimal digits", |value| hash(value.as_str()?));
-        let reach = self.take(
+        let tenant_scope = self.take(
             "businesses",
             "a list of businessIds (each 1 to 128 characters, not \".\" or \"..\"), or \"*\" for all",
             |value| match value {
-                Value::String(all) if all == ALL_BUSINESSES => Some(Reach::Everything),
+                Value::String(all) if all == ALL_BUSINESSES => Some(TenantScope::Everything),
                 Value::Array(names) => {
                     let names: Option<Vec<_>> = names.iter().map(Value::as_str).collect();
-                    // In a list it would be a business of this name; whoever writes that means all of them.
+                    // In a list, "*" would name a business called "*", which is surely not meant.
                     businesses(&names.filter(|names| !names.contains(&ALL_BUSINESSES))?)
                 }
                 _ => None,
@@ -170,12 +173,12 @@ impl<'a> Entry<'a> {
             });
         }
         if !self.members.is_empty() {
-            self.problem("has a member beside id, secret_sha256, businesses, scopes and expires");
+            self.problem("has a member other than id, secret_sha256, businesses, scopes and expires");
         }
         let id = id?;
         let credential = Some(Fingerprint::of("api key", &id));
-        let access = Arc::new(Access { reach: reach?, scopes: scopes?, credential, subject: None });
-        Some((id, ApiKey { secret_sha256: secret_sha256?, expires, access }))
+        let grant = Arc::new(Grant { tenant_scope: tenant_scope?, scopes: scopes?, credential, subject: None });
+        Some((id, ApiKey { secret_sha256: secret_sha256?, expires, grant }))
     }
 }
 
@@ -195,36 +198,36 @@ fn hash(hex: &str) -> Option<Hash> {
     Some(hash)
 }
 
-/// The reach of these businesses, or `None` if one is no identifier or there is none.
+/// The tenant scope of these businesses; `None` if the list is empty or a name is not an identifier.
 #[must_use]
-pub fn businesses(names: &[&str]) -> Option<Reach> {
+pub fn businesses(names: &[&str]) -> Option<TenantScope> {
     let names: Option<HashSet<_>> = names.iter().map(|name| Identifier::new(*name).ok()).collect();
-    names.filter(|names| !names.is_empty()).map(|names| Reach::Businesses(Arc::new(names)))
+    names.filter(|names| !names.is_empty()).map(|names| TenantScope::Businesses(Arc::new(names)))
 }
 
-/// A moment in RFC 3339, with its offset.
+/// Parses a time in RFC 3339, which includes an offset.
 #[must_use]
 pub fn expiry(text: &str) -> Option<Timestamp> {
     DateTime::parse_from_rfc3339(text).ok().map(|time| Timestamp(time.timestamp_millis()))
 }
 
-/// A key to be made.
+/// An API key to create.
 #[derive(Clone, Debug)]
 pub struct NewApiKey {
-    /// Its id, or `None` to have one made.
+    /// Its id; `None` to generate one.
     pub id: Option<String>,
-    /// The businesses that it reaches; none for all of them.
+    /// The businesses that it may access; empty for all.
     pub businesses: Vec<String>,
     /// What it may do.
     pub scopes: Vec<Scope>,
-    /// Until when, in RFC 3339.
+    /// When it expires, in RFC 3339; `None` for never.
     pub expires: Option<String>,
 }
 
-/// Makes a key: the credential for the caller, and the entry for the file.
+/// Creates an API key. Returns the credential for the caller and the entry for the key file.
 ///
 /// # Errors
-/// What is wrong with what was asked for.
+/// Returns what is wrong with `new`, or that the operating system returned no random bytes.
 pub fn generate(new: &NewApiKey) -> Result<(String, String), String> {
     let random = |bytes: &mut [u8]| getrandom::fill(bytes).map_err(|error| format!("no random bytes: {error}"));
     let mut bytes = [0; SECRET_BYTES];
@@ -237,7 +240,7 @@ pub fn generate(new: &NewApiKey) -> Result<(String, String), String> {
         random(&mut bytes)?;
         format!("key-{}", hex(&bytes))
     };
-    // A string, or a list of strings, is the same in JSON and in TOML.
+    // Strings and lists of strings are spelled alike in JSON and TOML.
     let mut lines = vec!["[[key]]".to_owned()];
     let mut set = |name: &str, value: serde_json::Value| lines.push(format!("{name} = {value}"));
     set("id", id.as_str().into());
@@ -252,7 +255,7 @@ pub fn generate(new: &NewApiKey) -> Result<(String, String), String> {
         set("expires", expires.as_str().into());
     }
     let entry = lines.join("\n");
-    // What is made is what is read: so it is checked as it will be.
+    // Validates the entry with the parser that will read it.
     match ApiKeys::parse(entry.as_bytes()) {
         Ok(_) => Ok((format!("{id}.{secret}"), entry)),
         Err(problems) => Err(problems.join("; ").replace("key 1 ", "the key ")),
@@ -262,7 +265,7 @@ pub fn generate(new: &NewApiKey) -> Result<(String, String), String> {
 fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
     text

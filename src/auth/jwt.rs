@@ -1,7 +1,7 @@
-//! JSON Web Tokens (RFC 7519), for users in browsers: signed by the service that knows who they are.
+//! JSON Web Tokens (RFC 7519), for users in browsers. The service that authenticates the users signs them.
 //!
-//! The algorithm is a setting and not the token's choice, so a token can neither do without a signature nor have a public
-//! key taken for a shared secret. The signatures themselves are checked by `ring`, which TLS brings along.
+//! The algorithm is a setting and is not read from the token. So an unsigned token is never accepted, and a public key
+//! is never used as a shared secret. `ring`, which TLS needs anyway, verifies the signatures.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,25 +14,25 @@ use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, Validation, decode, 
 use ring::{hmac, signature};
 use serde::{Deserialize, Deserializer};
 
-use super::{Access, Fingerprint, Refusal, Scope, businesses};
-use crate::session::{Identifier, Reach, Timestamp};
+use super::{AuthError, Fingerprint, Grant, Scope, businesses};
+use crate::session::{Identifier, TenantScope, Timestamp};
 
-/// The longest token that is looked at. Headers have room for more.
+/// Longer tokens are rejected unread, although the limit of request headers would allow them.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
-/// How far the clocks of the signer and of this service may be apart, in seconds.
+/// Accepted difference between the clocks of the signer and of this service, in seconds.
 const LEEWAY_SECS: f64 = 30.0;
-/// RFC 7518, 3.2: a key of the size of the hash output or larger.
+/// RFC 7518, section 3.2: the key must be at least as long as the hash output.
 const SECRET_BYTES_MIN: usize = 32;
-/// RFC 7518, 3.3: 2048 bits or more.
+/// RFC 7518, section 3.3: at least 2048 bits.
 const RSA_BYTES_MIN: usize = 2048 / 8;
 /// An uncompressed point of P-256, and a public key of Ed25519.
 const P256_BYTES: usize = 65;
 const ED25519_BYTES: usize = 32;
 
-/// How tokens are signed.
+/// The signature algorithm of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JwtAlgorithm {
-    /// HMAC with SHA-256: one secret for the signer and this service.
+    /// HMAC with SHA-256: the signer and this service share one secret.
     Hs256,
     /// RSA with SHA-256, PKCS #1 v1.5.
     Rs256,
@@ -57,7 +57,7 @@ impl JwtAlgorithm {
         }
     }
 
-    /// The algorithm of a name, if it is one.
+    /// Parses the name of an algorithm.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| algorithm.as_str() == word)
@@ -73,26 +73,26 @@ impl JwtAlgorithm {
     }
 }
 
-/// How tokens are checked.
+/// The key and rules that tokens are checked against.
 #[derive(Clone, Debug)]
 pub struct JwtSettings {
-    /// How they are signed.
+    /// The only accepted algorithm.
     pub algorithm: JwtAlgorithm,
     /// The file of the secret, the public key, or the key set.
     pub key_file: PathBuf,
-    /// What `iss` has to be.
+    /// The required value of `iss`.
     pub issuer: String,
-    /// What `aud` has to be or contain.
+    /// The value that `aud` must equal or contain.
     pub audience: String,
 }
 
-/// The keys of a file.
+/// The keys of one key file.
 pub(super) struct JwtKeys {
     algorithm: JwtAlgorithm,
     validation: Validation,
-    /// With the `kid` of those that have one.
+    /// Each key with its `kid`, if it has one.
     keys: Vec<(Option<String>, DecodingKey)>,
-    /// Whether the file is a key set, where a token's `kid` chooses.
+    /// Whether the file is a JWK set, in which the `kid` of a token selects the key.
     is_set: bool,
 }
 
@@ -103,7 +103,7 @@ impl fmt::Display for JwtKeys {
     }
 }
 
-/// What a token says, beside `iss` and `aud`. A claim of the wrong type is no claim: the token is refused.
+/// The claims of a token, without `iss` and `aud`. A token with a claim of the wrong type is rejected.
 #[derive(Deserialize)]
 struct Claims {
     exp: f64,
@@ -115,12 +115,12 @@ struct Claims {
     sub: Option<String>,
     #[serde(default, deserialize_with = "some")]
     scope: Option<ScopeClaim>,
-    /// The name that Microsoft Entra ID and Okta give to `scope`.
+    /// Microsoft Entra ID and Okta send `scope` under this name.
     #[serde(default, deserialize_with = "some")]
     scp: Option<ScopeClaim>,
 }
 
-/// Scopes, as one text with spaces between (RFC 8693, 4.2) or as a list of texts.
+/// Scopes, as one space-separated text (RFC 8693, section 4.2) or as a list of texts.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ScopeClaim {
@@ -129,7 +129,7 @@ enum ScopeClaim {
 }
 
 impl ScopeClaim {
-    /// The scopes of this service in it; other services' are ignored.
+    /// The scopes of this service. Scopes of other services are ignored.
     fn scopes(&self) -> Vec<Scope> {
         match self {
             Self::Text(words) => words.split(' ').filter_map(Scope::from_word).collect(),
@@ -139,7 +139,8 @@ impl ScopeClaim {
 }
 
 impl Claims {
-    /// What the token may do: read and write if it does not say. If both claims do, what both allow.
+    /// The scopes of the token: those that both claims contain, or those of the only claim. Without either claim, read
+    /// and write.
     fn scopes(&self) -> Vec<Scope> {
         match (&self.scope, &self.scp) {
             (None, None) => vec![Scope::Read, Scope::Write],
@@ -152,15 +153,18 @@ impl Claims {
     }
 }
 
-/// A claim that may be absent, but not null.
+/// Deserializes a claim that may be absent but not null.
 fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
 impl JwtKeys {
-    /// Takes the content of a file.
+    /// Parses a key file.
+    ///
+    /// # Errors
+    /// Returns one line for each problem. No line contains a value of the file, which may be a secret.
     pub(super) fn parse(settings: &JwtSettings, content: &[u8]) -> Result<Self, Vec<String>> {
-        // Somebody else in this process may have installed one; that one will do as well.
+        // Fails if the process has a provider already; any provider works.
         let _ = PROVIDER.install_default();
         let algorithm = settings.algorithm;
         let is_set = content.trim_ascii_start().first() == Some(&b'{');
@@ -173,23 +177,23 @@ impl JwtKeys {
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
         validation.set_issuer(&[&settings.issuer]);
         validation.set_audience(&[&settings.audience]);
-        // Checked below: the crate would look at the system's clock.
+        // `check_times` checks both: the crate would read the system clock.
         validation.validate_exp = false;
         validation.validate_nbf = false;
         Ok(Self { algorithm, validation, keys, is_set })
     }
 
-    /// What the bearer of a token may do.
-    pub(super) fn access(&self, token: &str, now: Timestamp) -> Result<Access, Refusal> {
+    /// The grant of a token.
+    pub(super) fn grant(&self, token: &str, now: Timestamp) -> Result<Grant, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(Refusal::Invalid);
+            return Err(AuthError::Invalid);
         }
         let header = decode_header(token).map_err(invalid)?;
-        // RFC 7515, 4.1.11: extensions that have to be understood, and are not.
+        // RFC 7515, section 4.1.11: a token with critical extensions must be rejected unless all of them are supported.
         if header.crit.is_some() {
-            return Err(Refusal::Invalid);
+            return Err(AuthError::Invalid);
         }
-        let key = self.key(header.kid.as_deref()).ok_or(Refusal::Invalid)?;
+        let key = self.key(header.kid.as_deref()).ok_or(AuthError::Invalid)?;
         let claims = decode::<Claims>(token, key, &self.validation).map_err(invalid)?.claims;
         check_times(&claims, now)?;
         granted(claims)
@@ -197,7 +201,7 @@ impl JwtKeys {
 
     fn key(&self, kid: Option<&str>) -> Option<&DecodingKey> {
         let found = match (kid, self.keys.as_slice()) {
-            // One key is the key, unless the token asks for another one of a set.
+            // A single key verifies every token, unless it is of a set and the token names another `kid`.
             (None, [only]) => Some(only),
             (_, [only]) if !self.is_set => Some(only),
             (None, _) => None,
@@ -208,8 +212,8 @@ impl JwtKeys {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn invalid(error: Error) -> Refusal {
-    // The kind alone: errors of JSON repeat values of the token.
+fn invalid(error: Error) -> AuthError {
+    // Logs only the kind of the error: JSON errors quote values of the token.
     let problem = match error.kind() {
         ErrorKind::Json(_) => "Json",
         ErrorKind::InvalidSignature => "InvalidSignature",
@@ -219,47 +223,47 @@ fn invalid(error: Error) -> Refusal {
         ErrorKind::MissingRequiredClaim(_) => "MissingRequiredClaim",
         _ => "InvalidToken",
     };
-    tracing::debug!(problem, "refused a token");
-    Refusal::Invalid
+    tracing::debug!(problem, "rejected a token");
+    AuthError::Invalid
 }
 
-fn check_times(claims: &Claims, now: Timestamp) -> Result<(), Refusal> {
-    #[expect(clippy::cast_precision_loss, reason = "exact for as long as f64 counts milliseconds")]
+fn check_times(claims: &Claims, now: Timestamp) -> Result<(), AuthError> {
+    #[expect(clippy::cast_precision_loss, reason = "f64 represents milliseconds exactly until the year 287396")]
     let now_secs = now.0 as f64 / 1000.0;
     if now_secs >= claims.exp + LEEWAY_SECS {
-        return Err(Refusal::Expired);
+        return Err(AuthError::Expired);
     }
     match claims.nbf {
-        Some(nbf) if now_secs + LEEWAY_SECS < nbf => Err(Refusal::Invalid),
+        Some(nbf) if now_secs + LEEWAY_SECS < nbf => Err(AuthError::Invalid),
         _ => Ok(()),
     }
 }
 
-/// What the claims of a token that is genuine allow.
-fn granted(claims: Claims) -> Result<Access, Refusal> {
+/// The grant of a verified token.
+fn granted(claims: Claims) -> Result<Grant, AuthError> {
     let scopes = claims.scopes();
-    let business_id = Identifier::new(claims.business_id).map_err(|_| Refusal::Invalid)?;
-    let user_id = claims.sub.map(Identifier::new).transpose().map_err(|_| Refusal::Invalid)?;
+    let business_id = Identifier::new(claims.business_id).map_err(|_| AuthError::Invalid)?;
+    let user_id = claims.sub.map(Identifier::new).transpose().map_err(|_| AuthError::Invalid)?;
     let credential = Some(Fingerprint::of("jwt", business_id.as_str()));
     let subject = user_id.as_ref().map(|user_id| Fingerprint::of(business_id.as_str(), user_id.as_str()));
-    let reach = if scopes.contains(&Scope::Admin) {
-        businesses(&[business_id.as_str()]).ok_or(Refusal::Invalid)?
+    let tenant_scope = if scopes.contains(&Scope::Admin) {
+        businesses(&[business_id.as_str()]).ok_or(AuthError::Invalid)?
     } else {
-        // Neither a user nor the right to all of them: whose token is this?
-        Reach::User { business_id, user_id: user_id.ok_or(Refusal::Invalid)? }
+        // A token without the scope `admin` must name its user.
+        TenantScope::User { business_id, user_id: user_id.ok_or(AuthError::Invalid)? }
     };
-    Ok(Access { reach, scopes, credential, subject })
+    Ok(Grant { tenant_scope, scopes, credential, subject })
 }
 
-/// The one key of a file that is no key set: a secret, or a public key in PEM.
+/// The key of a file that is not a JWK set: a secret, or a public key in PEM.
 fn single_key(algorithm: JwtAlgorithm, content: &[u8]) -> Result<DecodingKey, &'static str> {
     let content = content.trim_ascii();
     let is_pem = content.starts_with(b"-----BEGIN");
     if content.windows(11).any(|window| window == b"PRIVATE KEY") {
-        return Err("is a private key: that belongs to the signer alone, give the public one");
+        return Err("is a private key, which only the signer may have: use the public key");
     }
     let key = match algorithm {
-        JwtAlgorithm::Hs256 if is_pem => return Err("is a key in PEM: HS256 takes a secret that the signer has too"),
+        JwtAlgorithm::Hs256 if is_pem => return Err("is a key in PEM: HS256 needs the secret of the signer"),
         JwtAlgorithm::Hs256 => Ok(DecodingKey::from_secret(content)),
         JwtAlgorithm::Rs256 => DecodingKey::from_rsa_pem(content),
         JwtAlgorithm::Es256 => DecodingKey::from_ec_pem(content),
@@ -268,26 +272,26 @@ fn single_key(algorithm: JwtAlgorithm, content: &[u8]) -> Result<DecodingKey, &'
     checked(algorithm, key)
 }
 
-/// A key that is long enough, or of the right length, for the algorithm.
+/// Checks that the key has the length that the algorithm requires.
 fn checked(algorithm: JwtAlgorithm, key: Result<DecodingKey, Error>) -> Result<DecodingKey, &'static str> {
-    let key = key.map_err(|_| "is no public key for this algorithm, in PEM or as a JWK set")?;
+    let key = key.map_err(|_| "has no public key for this algorithm, in PEM or as a JWK set")?;
     let length = match key.kind() {
         DecodingKeyKind::SecretOrDer(bytes) => bytes.len(),
         DecodingKeyKind::RsaModulusExponent { n, .. } => n.len(),
     };
     match algorithm {
-        JwtAlgorithm::Hs256 if length < SECRET_BYTES_MIN => Err("has less than 32 bytes: HS256 needs as many or more"),
+        JwtAlgorithm::Hs256 if length < SECRET_BYTES_MIN => Err("has less than 32 bytes: HS256 needs at least 32"),
         JwtAlgorithm::Rs256 if length < RSA_BYTES_MIN => Err("has an RSA key of less than 2048 bits"),
-        JwtAlgorithm::Es256 if length != P256_BYTES => Err("has a key of another curve than P-256"),
-        JwtAlgorithm::EdDsa if length != ED25519_BYTES => Err("has a key of another curve than Ed25519"),
+        JwtAlgorithm::Es256 if length != P256_BYTES => Err("has a key of a curve other than P-256"),
+        JwtAlgorithm::EdDsa if length != ED25519_BYTES => Err("has a key of a curve other than Ed25519"),
         _ => Ok(key),
     }
 }
 
-/// The keys of a key set (RFC 7517) that are for this algorithm. Others are for other purposes, and passed over.
+/// The keys of a JWK set (RFC 7517) for this algorithm. Other keys serve other purposes and are ignored.
 fn keys_of_set(algorithm: JwtAlgorithm, content: &[u8]) -> Result<Vec<(Option<String>, DecodingKey)>, Vec<String>> {
     let set: JwkSet = serde_json::from_slice(content).map_err(|error| {
-        // Not the error's own text: it repeats values.
+        // Does not show the error's own text, which quotes values.
         vec![format!("is not a JWK set (line {}, column {})", error.line(), error.column())]
     })?;
     let (mut keys, mut problems) = (Vec::<(Option<String>, DecodingKey)>::new(), Vec::new());
@@ -324,7 +328,8 @@ fn is_for(algorithm: JwtAlgorithm, jwk: &Jwk) -> bool {
     kind == algorithm && is_named && is_for_signatures
 }
 
-/// `ring` behind the crate's interface: the crate's own choices are two whole libraries of cryptography more.
+/// Implements the crate's cryptography interface with `ring`. Either of the crate's own backends would add a whole
+/// cryptography library.
 static PROVIDER: CryptoProvider = CryptoProvider {
     signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
     verifier_factory: |algorithm, key| {
@@ -373,7 +378,7 @@ impl Verifier<Vec<u8>> for RingVerifier {
     }
 }
 
-/// A number's bytes without leading zeros, which some key sets have.
+/// The bytes of a number without leading zeros, which some JWK sets contain.
 fn without_zeros(bytes: &[u8]) -> &[u8] {
     let start = bytes.iter().position(|&byte| byte != 0).unwrap_or(bytes.len());
     &bytes[start..]

@@ -11,11 +11,11 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::App;
-use super::access::Caller;
+use super::AppState;
+use super::auth::Principal;
 use super::error::{ApiError, Code, problems};
 use super::extract::{PathBusiness, PathUser, Query};
-use super::page::{ListId, PageQuery};
+use super::pagination::{ListId, PageQuery};
 use super::sessions::{page_response, session_response};
 use crate::session::Session;
 
@@ -23,7 +23,7 @@ const HISTORY_LIMIT_DEFAULT: u64 = 20;
 const ACTIVE_LIMIT_DEFAULT: u64 = 50;
 
 /// The routes of this file.
-pub(super) fn router() -> OpenApiRouter<Arc<App>> {
+pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::new()
         .routes(routes!(list_active))
         .routes(routes!(get_active))
@@ -32,33 +32,34 @@ pub(super) fn router() -> OpenApiRouter<Arc<App>> {
 }
 
 problems! {
-    /// What a list can be refused for.
+    /// The errors of the lists of sessions.
     ListProblems { InvalidRequest }
 }
 
 /// List the active sessions of a business
 ///
-/// Latest expiry first. A session that is touched between two pages moves to the front; none comes twice.
+/// Sorted by expiry, latest first. A session with activity between two pages moves to the front; no session is
+/// repeated.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/active", tag = "businesses", operation_id = "listActiveSessions",
     params(
-        ("businessId" = String, Path, description = "The business."),
-        ("limit" = Option<u64>, Query, description = "The most sessions to answer; 50 if absent.",
+        ("businessId" = String, Path, description = "The id of the business."),
+        ("limit" = Option<u64>, Query, description = "Maximum number of sessions on the page; default 50.",
             minimum = 1, maximum = 100, nullable = false),
-        ("cursor" = Option<String>, Query, description = "Where to go on: from a `Link` of this list.",
+        ("cursor" = Option<String>, Query, description = "Start of the page, from a `Link` header of this list.",
             nullable = false),
     ),
     responses(
         (status = 200, description = "A page of sessions.", body = [Session], headers(
-            ("Link" = String, description = "`rel=\"next\"` to the next page, if there is one."),
-            ("X-Total-Count" = u64, description = "How many sessions are active."),
+            ("Link" = String, description = "`rel=\"next\"`: the next page, if there is one."),
+            ("X-Total-Count" = u64, description = "Number of active sessions."),
         )),
         ListProblems,
     ),
 )]
 async fn list_active(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     PathBusiness(business_id): PathBusiness,
     uri: Uri,
     query: Query,
@@ -68,7 +69,7 @@ async fn list_active(
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
     let owner = caller.response_owner();
     let (page, total) = app.store.list_active(&business_id, limit, query.after, owner, app.now()).await?;
-    let mut response = page_response(&page.sessions, Session::write_json, page.memory).await;
+    let mut response = page_response(page.sessions, Session::json_bytes, Session::write_json, page.memory).await;
     response.headers_mut().insert("x-total-count", total.into());
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
@@ -77,7 +78,7 @@ async fn list_active(
 }
 
 problems! {
-    /// What the look-up of the active session can be refused for.
+    /// The errors of reading the active session.
     GetActiveProblems { InvalidRequest, NoActiveSession }
 }
 
@@ -86,8 +87,8 @@ problems! {
     get, path = "/api/sessions/business/{businessId}/user/{userId}/active", tag = "businesses",
     operation_id = "getActiveSession",
     params(
-        ("businessId" = String, Path, description = "The business."),
-        ("userId" = String, Path, description = "The user."),
+        ("businessId" = String, Path, description = "The id of the business."),
+        ("userId" = String, Path, description = "The id of the user."),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
@@ -95,7 +96,7 @@ problems! {
         GetActiveProblems,
     ),
 )]
-async fn get_active(State(app): State<Arc<App>>, user: PathUser) -> Result<Response, ApiError> {
+async fn get_active(State(app): State<Arc<AppState>>, user: PathUser) -> Result<Response, ApiError> {
     let session = app.store.get_active(&user.business_id, &user.user_id, app.now()).await?;
     let none =
         || ApiError::new(Code::NoActiveSession, "The user has no active session; POST /api/sessions creates one");
@@ -104,27 +105,27 @@ async fn get_active(State(app): State<Arc<App>>, user: PathUser) -> Result<Respo
 
 /// List the sessions of a user
 ///
-/// Newest first, whatever their status.
+/// Newest first, with any status.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/user/{userId}/history", tag = "businesses",
     operation_id = "listSessionHistory",
     params(
-        ("businessId" = String, Path, description = "The business."),
-        ("userId" = String, Path, description = "The user."),
-        ("limit" = Option<u64>, Query, description = "The most sessions to answer; 20 if absent.",
+        ("businessId" = String, Path, description = "The id of the business."),
+        ("userId" = String, Path, description = "The id of the user."),
+        ("limit" = Option<u64>, Query, description = "Maximum number of sessions on the page; default 20.",
             minimum = 1, maximum = 100, nullable = false),
-        ("cursor" = Option<String>, Query, description = "Where to go on: from a `Link` of this list.",
+        ("cursor" = Option<String>, Query, description = "Start of the page, from a `Link` header of this list.",
             nullable = false),
     ),
     responses(
         (status = 200, description = "A page of sessions.", body = [Session],
-            headers(("Link" = String, description = "`rel=\"next\"` to the next page, if there is one."))),
+            headers(("Link" = String, description = "`rel=\"next\"`: the next page, if there is one."))),
         ListProblems,
     ),
 )]
 async fn list_history(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     user: PathUser,
     uri: Uri,
     query: Query,
@@ -134,24 +135,24 @@ async fn list_history(
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
     let owner = caller.response_owner();
     let page = app.store.list_history(&user.business_id, &user.user_id, limit, query.after, owner, app.now()).await?;
-    let mut response = page_response(&page.sessions, Session::write_json, page.memory).await;
+    let mut response = page_response(page.sessions, Session::json_bytes, Session::write_json, page.memory).await;
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
     }
     Ok(response)
 }
 
-/// What was erased.
+/// The result of erasing a user.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({"deletedSessions": 2}))]
 struct ErasedUser {
-    /// How many sessions there were.
+    /// Number of deleted sessions.
     deleted_sessions: u64,
 }
 
 problems! {
-    /// What erasing a user can be refused for.
+    /// The errors of erasing a user.
     EraseProblems { InvalidRequest }
 }
 
@@ -161,12 +162,12 @@ problems! {
 #[utoipa::path(
     delete, path = "/api/sessions/business/{businessId}/user/{userId}", tag = "businesses", operation_id = "eraseUser",
     params(
-        ("businessId" = String, Path, description = "The business."),
-        ("userId" = String, Path, description = "The user."),
+        ("businessId" = String, Path, description = "The id of the business."),
+        ("userId" = String, Path, description = "The id of the user."),
     ),
-    responses((status = 200, description = "Nothing of the user is left.", body = ErasedUser), EraseProblems),
+    responses((status = 200, description = "All data of the user is deleted.", body = ErasedUser), EraseProblems),
 )]
-async fn erase_user(State(app): State<Arc<App>>, user: PathUser) -> Result<Response, ApiError> {
+async fn erase_user(State(app): State<Arc<AppState>>, user: PathUser) -> Result<Response, ApiError> {
     let deleted_sessions = app.store.erase_user(&user.business_id, &user.user_id, app.now()).await?;
     Ok(Json(ErasedUser { deleted_sessions }).into_response())
 }

@@ -1,25 +1,26 @@
-//! Cross-origin requests: which pages a browser lets call the service and read its answers (the Fetch standard, "CORS
-//! protocol"). It protects users of browsers, and is no credential.
+//! Cross-origin requests: which web pages may call the service and read its responses (Fetch standard, "CORS
+//! protocol"). CORS protects users of browsers. It does not authenticate callers.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::response::Response;
-use futures_util::FutureExt;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::CorsLayer;
 
-use super::X_REQUEST_ID;
-use super::access::{RATELIMIT, RATELIMIT_POLICY, X_API_KEY};
+use super::auth::{RATELIMIT, RATELIMIT_POLICY, X_API_KEY};
 use super::extract::IDEMPOTENCY_KEY;
+use super::request_id::X_REQUEST_ID;
+use crate::config::CorsSettings;
 
-/// How long a browser may remember a preflight's answer; two hours is the most that any does.
+/// How long a browser may cache the response to a preflight. No browser caches it for more than two hours.
 const MAX_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 const METHODS: [Method; 5] = [Method::GET, Method::HEAD, Method::POST, Method::PATCH, Method::DELETE];
-/// The headers that pages may send, beside those that they always may: the service's own, and those that libraries for
-/// tracing add to every request (W3C Trace Context and Baggage, Sentry).
+/// Request headers that pages may send in addition to those that CORS always allows: the headers of the service, and
+/// those that tracing libraries add to every request (W3C Trace Context and Baggage, Sentry).
 const ALLOWED: [HeaderName; 12] = [
     header::AUTHORIZATION,
     HeaderName::from_static(X_API_KEY),
@@ -34,7 +35,7 @@ const ALLOWED: [HeaderName; 12] = [
     HeaderName::from_static("baggage"),
     HeaderName::from_static("sentry-trace"),
 ];
-/// The headers that pages may read.
+/// Response headers that pages may read.
 const EXPOSED: [HeaderName; 9] = [
     header::LOCATION,
     header::ETAG,
@@ -47,35 +48,56 @@ const EXPOSED: [HeaderName; 9] = [
     RATELIMIT_POLICY,
 ];
 
-/// What pages of these origins may do; `None` if there are none. `more_headers` are further ones that they may send.
-pub(super) fn layer(origins: &[String], more_headers: &[HeaderName]) -> Option<CorsLayer> {
-    let origins: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
+/// The CORS layer for the configured origins; `None` if there are none.
+pub(super) fn layer(settings: &CorsSettings) -> Option<CorsLayer> {
+    let origins: Vec<_> = settings.origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
     (!origins.is_empty()).then(|| {
         let mut allowed = ALLOWED.to_vec();
-        allowed.extend(more_headers.iter().filter(|header| !ALLOWED.contains(header)).cloned());
-        // Credentials are headers that pages set themselves, never cookies: browsers need not send theirs.
+        allowed.extend(settings.headers.iter().filter(|header| !ALLOWED.contains(header)).cloned());
+        // No `Access-Control-Allow-Credentials`: pages set the credential header themselves, and the service uses no
+        // cookies.
         let layer = CorsLayer::new().allow_origin(origins).allow_methods(METHODS).allow_headers(allowed);
         layer.expose_headers(EXPOSED).max_age(MAX_AGE)
     })
 }
 
-/// Answers preflights, and says of other answers whether the page may read them. An `OPTIONS` that is no preflight is a
-/// request like any other.
-pub(super) async fn cross_origin<F>(
-    cors: &CorsLayer,
-    request: Request,
-    answer: impl FnOnce(Request) -> F + Clone,
-) -> Response
-where
-    F: Future<Output = Response>,
-{
+/// Whether this is a preflight. Any other `OPTIONS` is an ordinary request.
+pub(super) fn is_preflight(request: &Request) -> bool {
     let headers = request.headers();
-    let is_preflight = request.method() == Method::OPTIONS
+    request.method() == Method::OPTIONS
         && headers.contains_key(header::ORIGIN)
-        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if request.method() == Method::OPTIONS && !is_preflight {
-        return answer(request).await;
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// The response to a preflight.
+pub(super) async fn preflight(cors: &CorsLayer, request: Request) -> Response {
+    run(cors, request, Response::default()).await
+}
+
+/// The part of a request that the CORS headers of its response depend on.
+pub(super) struct Origin(Request);
+
+impl Origin {
+    /// `None` for `OPTIONS`: only the response to a preflight gets CORS headers.
+    pub(super) fn of(request: &Request) -> Option<Self> {
+        if request.method() == Method::OPTIONS {
+            return None;
+        }
+        let mut part = Request::default();
+        if let Some(origin) = request.headers().get(header::ORIGIN) {
+            part.headers_mut().insert(header::ORIGIN, origin.clone());
+        }
+        Some(Self(part))
     }
-    let answer = service_fn(move |request| answer.clone()(request).map(Ok::<_, Infallible>));
-    cors.layer(answer).oneshot(request).await.unwrap_or_else(|never| match never {})
+}
+
+/// Adds the headers that let a page read the response.
+pub(super) async fn add_headers(cors: &CorsLayer, Origin(request): Origin, response: &mut Response) {
+    *response = run(cors, request, std::mem::take(response)).await;
+}
+
+async fn run(cors: &CorsLayer, request: Request, response: Response) -> Response {
+    let mut response = Some(response);
+    let inner = service_fn(move |_request: Request| ready(Ok::<_, Infallible>(response.take().unwrap_or_default())));
+    cors.layer(inner).oneshot(request).await.unwrap_or_else(|never| match never {})
 }

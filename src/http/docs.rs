@@ -1,4 +1,4 @@
-//! `/docs`: Swagger UI, from this binary alone.
+//! `/docs`: Swagger UI. All of its files are embedded in the binary.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,7 +10,7 @@ use utoipa_swagger_ui::Config;
 static CONFIG: LazyLock<Arc<Config<'static>>> =
     LazyLock::new(|| Arc::new(Config::from("/openapi.json").use_base_layout().try_it_out_enabled(true)));
 
-/// The page itself. Its own links are relative to `/docs/`.
+/// The page. It gets a `base` element, because its links are relative to `/docs/`.
 pub(super) async fn page() -> Response {
     serve("index.html", |html| html.replacen("<head>", "<head><base href=\"/docs/\">", 1))
 }

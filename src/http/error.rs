@@ -1,10 +1,10 @@
-//! Every error answer, from whatever layer, in the one shape of the contract (1.4).
+//! Error responses. Errors of all layers have the same format (`docs/api.md`, "Errors").
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -16,27 +16,27 @@ use crate::metrics;
 use crate::session::SessionId;
 use crate::store::StoreError;
 
-/// How long a client should wait before it tries again, in seconds, after a `503`.
+/// The `Retry-After` of a `503`, in seconds.
 const RETRY_AFTER_SECS: &str = "1";
 
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
-/// How many problems one answer tells, so that no small request gets a large answer.
+/// Most field problems in one response. Without a limit, a small request could cause a large response.
 const PROBLEMS_MAX: usize = 20;
-/// How much of a client's own text an answer repeats, in characters.
-const REPEATED_CHARS_MAX: usize = 64;
+/// Most characters of a client's own text that a response repeats.
+const ECHOED_CHARS_MAX: usize = 64;
 
-/// A client's own text, cut where it is long.
+/// A client's own text, cut after [`ECHOED_CHARS_MAX`] characters.
 pub(super) fn shortened(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(REPEATED_CHARS_MAX) {
+    match text.char_indices().nth(ECHOED_CHARS_MAX) {
         Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
         None => Cow::Borrowed(text),
     }
 }
 
-/// Makes the table of error codes: variant, status, the code's word, and when it is answered.
+/// Defines the error codes: variant, status, text of the code, and when the service responds with it.
 macro_rules! codes {
     ($($variant:ident $status:ident $word:literal $when:literal,)+) => {
-        /// What went wrong, for programs. Each code belongs to one status.
+        /// What went wrong, in machine-readable form. Each code belongs to one status.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Code {
             $(#[doc = $when] $variant,)+
@@ -46,7 +46,7 @@ macro_rules! codes {
             /// Every code.
             pub(super) const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The code's status.
+            /// The status of responses with this code.
             #[must_use]
             pub(super) fn status(self) -> StatusCode {
                 match self {
@@ -54,7 +54,7 @@ macro_rules! codes {
                 }
             }
 
-            /// The code as clients see it.
+            /// The code as sent to clients.
             #[must_use]
             pub(super) fn as_str(self) -> &'static str {
                 match self {
@@ -62,7 +62,7 @@ macro_rules! codes {
                 }
             }
 
-            /// When it is answered.
+            /// When the service responds with this code.
             #[must_use]
             pub(super) fn when(self) -> &'static str {
                 match self {
@@ -74,76 +74,98 @@ macro_rules! codes {
 }
 
 codes! {
-    InvalidRequest BAD_REQUEST "invalid_request" "malformed JSON, a wrong type, an unknown or missing field, a bad query",
-    Unauthorized UNAUTHORIZED "unauthorized" "there is no credential, or one that is not good",
-    Forbidden FORBIDDEN "forbidden" "the credential lacks the scope, does not reach this business or user, or may not use this role",
-    SessionNotFound NOT_FOUND "session_not_found" "there is no such session",
+    InvalidRequest BAD_REQUEST "invalid_request"
+        "malformed JSON, a wrong type, an unknown or missing field, an invalid query",
+    Unauthorized UNAUTHORIZED "unauthorized" "the credential is missing or invalid",
+    Forbidden FORBIDDEN "forbidden" "the credential lacks the scope, or has no access to this business, user or role",
+    SessionNotFound NOT_FOUND "session_not_found" "the session does not exist",
     NoActiveSession NOT_FOUND "no_active_session" "the user has no active session",
-    RouteNotFound NOT_FOUND "route_not_found" "the service has no such path",
-    MethodNotAllowed METHOD_NOT_ALLOWED "method_not_allowed" "the path has no such method; `Allow` lists those it has",
+    RouteNotFound NOT_FOUND "route_not_found" "the path does not exist",
+    MethodNotAllowed METHOD_NOT_ALLOWED "method_not_allowed"
+        "the path does not support this method; `Allow` lists its methods",
     RequestTimeout REQUEST_TIMEOUT "request_timeout" "the request's body did not arrive in time",
-    SessionNotActive CONFLICT "session_not_active" "messages can be appended to an active session only",
+    SessionNotActive CONFLICT "session_not_active" "messages can be appended only to an active session",
     AnotherSessionActive CONFLICT "another_session_active" "the user has another active session, `activeSessionId`",
-    MessageIdConflict CONFLICT "message_id_conflict" "the session has a message with this id and other content",
-    ConcurrentUpdate CONFLICT "concurrent_update" "other changes came in between, again and again; nothing was changed",
+    MessageIdConflict CONFLICT "message_id_conflict" "the session has a message with this id and different content",
+    ConcurrentUpdate CONFLICT "concurrent_update"
+        "concurrent changes repeatedly prevented the update; nothing was changed",
     VersionMismatch PRECONDITION_FAILED "version_mismatch" "`If-Match` does not name the current version",
     PayloadTooLarge PAYLOAD_TOO_LARGE "payload_too_large" "the body is larger than the limit",
     UriTooLong URI_TOO_LONG "uri_too_long" "the path and query are longer than the limit",
-    HeadersTooLarge REQUEST_HEADER_FIELDS_TOO_LARGE "headers_too_large" "the headers are larger, or more, than the limit",
+    HeadersTooLarge REQUEST_HEADER_FIELDS_TOO_LARGE "headers_too_large"
+        "the headers exceed the limit on their size or number",
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "the body is not declared as JSON in UTF-8",
-    RateLimited TOO_MANY_REQUESTS "rate_limited" "the credential, or its user, calls more often than allowed",
-    Internal INTERNAL_SERVER_ERROR "internal" "a bug; the log has its cause under `requestId`",
-    Overloaded SERVICE_UNAVAILABLE "overloaded" "there are more requests at once than can be served in time, or too many connections, in total or from one address",
-    StoreUnavailable SERVICE_UNAVAILABLE "store_unavailable" "the store does not answer; a write may have been applied",
-    StoreFull SERVICE_UNAVAILABLE "store_full" "the store takes no more writes; reads and deletes work",
-    StoreBusy SERVICE_UNAVAILABLE "store_busy" "the store is occupied",
-    ClockSkew SERVICE_UNAVAILABLE "clock_skew" "the clocks of the service and of the store differ too much; reads and deletes work",
+    RateLimited TOO_MANY_REQUESTS "rate_limited" "the credential, or its user, exceeds its rate limit",
+    Internal INTERNAL_SERVER_ERROR "internal" "a bug; the log has the cause under `requestId`",
+    Overloaded SERVICE_UNAVAILABLE "overloaded"
+        "too many concurrent requests, or too many connections, in total or from one address",
+    StoreUnavailable SERVICE_UNAVAILABLE "store_unavailable"
+        "the store does not respond; a write may have been applied",
+    StoreFull SERVICE_UNAVAILABLE "store_full" "the store accepts no more writes; reads and deletes work",
+    StoreBusy SERVICE_UNAVAILABLE "store_busy" "the store is busy",
+    ClockSkew SERVICE_UNAVAILABLE "clock_skew"
+        "the clocks of the service and the store differ too much; reads and deletes work",
 }
 
-/// One problem of one field.
+/// A problem with one field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct FieldProblem {
-    /// Where: a member of the body, `[2].role` for one of an array, or a parameter of the query.
+    /// The member of the body (`[2].role` in an array), query parameter, path parameter or header.
     pub field: String,
-    /// What is wrong with it.
+    /// What is wrong with the field.
     pub message: String,
 }
 
-/// An error answer in the making. The outermost layer adds the request's id and writes the body.
+/// An error that becomes a response. [`finish`] adds the request id and writes the body.
 #[derive(Clone, Debug)]
 pub(super) struct ApiError {
     code: Code,
     detail: Cow<'static, str>,
     errors: Vec<FieldProblem>,
     active_session_id: Option<SessionId>,
-    /// A header that only this answer has.
-    header: Option<Box<(HeaderName, HeaderValue)>>,
-    /// What the log is told and the client is not.
+    /// Headers that only this response has.
+    headers: HeaderMap,
+    /// The cause, for the log. It is not sent to the client.
     cause: Option<String>,
 }
 
 impl ApiError {
-    /// An error with a text for people.
+    /// An error with a human-readable text.
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), active_session_id: None, header: None, cause: None }
+        Self {
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            active_session_id: None,
+            headers: HeaderMap::new(),
+            cause: None,
+        }
     }
 
-    /// A refusal for want of a credential: RFC 6750 says of `Bearer` what is wanted.
+    /// A `401` or `403` with a `Bearer` challenge (RFC 6750), to which `parameters` are appended.
     pub(super) fn challenge(code: Code, detail: impl Into<Cow<'static, str>>, parameters: &str) -> Self {
-        let challenge = HeaderValue::from_str(&format!("Bearer realm=\"sessiond\"{parameters}")).ok();
-        let header = challenge.map(|challenge| Box::new((header::WWW_AUTHENTICATE, challenge)));
-        Self { header, ..Self::new(code, detail) }
+        let mut error = Self::new(code, detail);
+        if let Ok(challenge) = HeaderValue::from_str(&format!("Bearer realm=\"sessiond\"{parameters}")) {
+            error.headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        error
     }
 
-    /// The `429`, which the client may try again after some time.
+    /// A `429` with `Retry-After`.
     pub(super) fn rate_limited(retry_after_secs: u64) -> Self {
         let detail =
-            format!("Too many calls with this credential, or of this user; try again after {retry_after_secs} s");
-        let header = Some(Box::new((header::RETRY_AFTER, retry_after_secs.into())));
-        Self { header, ..Self::new(Code::RateLimited, detail) }
+            format!("Too many requests with this credential, or of this user; try again after {retry_after_secs} s");
+        let mut error = Self::new(Code::RateLimited, detail);
+        error.headers.insert(header::RETRY_AFTER, retry_after_secs.into());
+        error
     }
 
-    /// A `400` for fields of the body or the query.
+    /// Headers that only this response has.
+    pub(super) fn headers_mut(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    /// A `400` that lists the problems of several fields.
     #[must_use]
     pub(super) fn fields(mut errors: Vec<FieldProblem>) -> Self {
         let more = errors.len().saturating_sub(PROBLEMS_MAX);
@@ -166,44 +188,44 @@ impl ApiError {
         Self::new(Code::SessionNotFound, format!("Session {} not found", shortened(id)))
     }
 
-    /// The `409` that names the session in the way.
+    /// The `409` that names the user's active session.
     #[must_use]
     pub(super) fn another_session_active(active: SessionId) -> Self {
         let detail = "The user has another active session; end it, or send \"ifActive\":\"replace\" to end it now";
         Self { active_session_id: Some(active), ..Self::new(Code::AnotherSessionActive, detail) }
     }
 
-    /// A `500`: the client gets a fixed text, the log the cause.
+    /// A `500`. The client gets a fixed text, and the log gets the cause.
     pub(super) fn internal(cause: impl Into<String>) -> Self {
-        let detail = "Something went wrong in the service; its log has the cause under the request id";
+        let detail = "Internal error of the service; its log has the cause under the request id";
         Self { cause: Some(cause.into()), ..Self::new(Code::Internal, detail) }
     }
 
-    /// Tells the log, and not the client, what the cause is.
+    /// Sets the cause, which is logged and not sent to the client.
     #[must_use]
     pub(super) fn caused_by(self, cause: impl Into<String>) -> Self {
         Self { cause: Some(cause.into()), ..self }
     }
 
-    /// What stands in for an answer that some layer gave with a status alone.
-    fn of_status(status: StatusCode) -> Option<Self> {
+    /// The error for a response to which a layer gave only a status. `None` if the status is not an error.
+    fn of_bare_status(status: StatusCode) -> Option<Self> {
         Some(match status {
-            StatusCode::NOT_FOUND => Self::new(Code::RouteNotFound, "There is nothing at this path"),
+            StatusCode::NOT_FOUND => Self::new(Code::RouteNotFound, "This path does not exist"),
             StatusCode::METHOD_NOT_ALLOWED => Self::new(
                 Code::MethodNotAllowed,
-                "This path does not have this method; the header Allow lists its methods",
+                "This path does not support this method; the header Allow lists its methods",
             ),
             StatusCode::URI_TOO_LONG => Self::new(Code::UriTooLong, "The path and query are too long"),
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-                Self::new(Code::HeadersTooLarge, "The path, query and headers are too large together, or too many")
+                Self::new(Code::HeadersTooLarge, "The path, query and headers exceed the limit on their size or number")
             }
             StatusCode::SERVICE_UNAVAILABLE => {
                 Self::new(Code::Overloaded, "There are too many connections, in total or from this address; try again")
             }
             _ if status.is_client_error() => {
-                Self::new(Code::InvalidRequest, "The request is not HTTP/1.1 as this service reads it")
+                Self::new(Code::InvalidRequest, "The request is not valid HTTP/1.1, which this service parses strictly")
             }
-            _ if status.is_server_error() => Self::internal(format!("a layer answered {status}")),
+            _ if status.is_server_error() => Self::internal(format!("a layer responded with {status}")),
             _ => return None,
         })
     }
@@ -233,14 +255,14 @@ impl From<StoreError> for ApiError {
         let (code, detail) = match &error {
             StoreError::Unavailable(_) => (
                 Code::StoreUnavailable,
-                "The store does not answer; try again. A write may or may not have been applied: all calls can be repeated",
+                "The store does not respond; try again. A write may have been applied; all calls can be repeated",
             ),
             StoreError::NotServing(code, _) => {
-                let detail = format!("The store does not serve now ({code}); nothing was changed, try again");
+                let detail = format!("The store cannot serve requests now ({code}); nothing was changed, try again");
                 return Self::new(Code::StoreUnavailable, detail).caused_by(error.to_string());
             }
             StoreError::Layout(_) => (Code::StoreUnavailable, "The store belongs to another version of the service"),
-            StoreError::Unfit { problem, .. } => {
+            StoreError::UnsupportedServer { problem, .. } => {
                 let detail = format!("The store is not set up for sessions: it {problem}");
                 return Self::new(Code::StoreUnavailable, detail).caused_by(error.to_string());
             }
@@ -254,9 +276,9 @@ impl From<StoreError> for ApiError {
             StoreError::Busy(_) => (Code::StoreBusy, "The store is busy; try again"),
             StoreError::ResponseMemory => {
                 metrics::request_shed();
-                (Code::Overloaded, "There are too many large responses under way; try again, or ask for smaller pages")
+                (Code::Overloaded, "Too many large responses are in progress; try again, or request smaller pages")
             }
-            StoreError::Refused(_) | StoreError::Reply { .. } | StoreError::Random(_) => {
+            StoreError::Rejected(_) | StoreError::Reply { .. } | StoreError::Random(_) => {
                 return Self::internal(error.to_string());
             }
         };
@@ -265,23 +287,21 @@ impl From<StoreError> for ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// An empty answer that carries the error; [`finish`] writes the body.
-    fn into_response(self) -> Response {
+    /// An empty response that carries the error. [`finish`] writes the body.
+    fn into_response(mut self) -> Response {
         let mut response = self.code.status().into_response();
         if self.code.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
         }
-        if let Some((name, value)) = self.header.as_deref() {
-            response.headers_mut().insert(name, value.clone());
-        }
+        response.headers_mut().extend(std::mem::take(&mut self.headers));
         response.extensions_mut().insert(self);
         response
     }
 }
 
-/// The headers and the body of the answer to a request that never gets to the router.
-pub(super) fn refusal(status: StatusCode, request_id: &str) -> (HeaderMap, Vec<u8>) {
-    let error = ApiError::of_status(status).unwrap_or_else(|| ApiError::internal("refused without an error"));
+/// The headers and body of the error response to a request that never reaches the router.
+pub(super) fn of_status(status: StatusCode, request_id: &str) -> (HeaderMap, Vec<u8>) {
+    let error = ApiError::of_bare_status(status).unwrap_or_else(|| ApiError::internal("the status is not an error"));
     let body = error.body(request_id);
     let mut headers = std::mem::take(error.into_response().headers_mut());
     headers.remove(header::CONTENT_LENGTH);
@@ -289,11 +309,12 @@ pub(super) fn refusal(status: StatusCode, request_id: &str) -> (HeaderMap, Vec<u
     (headers, body)
 }
 
-/// Gives an error answer its body, whichever layer it came from. Returns the code and cause, for the log.
+/// Writes the body of an error response, whether a handler or another layer made it. Returns the code and cause, for
+/// the log.
 pub(super) fn finish(response: &mut Response, request_id: &str) -> Option<(Code, Option<String>)> {
     let error = match response.extensions_mut().remove::<ApiError>() {
         Some(error) => error,
-        None => ApiError::of_status(response.status())?,
+        None => ApiError::of_bare_status(response.status())?,
     };
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
@@ -303,41 +324,41 @@ pub(super) fn finish(response: &mut Response, request_id: &str) -> Option<(Code,
     Some((error.code, error.cause))
 }
 
-/// An error answer: the members of RFC 9457, ours, and the three that `NestJS` clients read.
+/// An error response: the members of RFC 9457, those of this service, and three that `NestJS` clients read.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = problem_example)]
 pub(super) struct Problem<'a> {
-    /// Always `about:blank`: `code` tells errors apart.
+    /// Always `about:blank`; `code` identifies the error.
     #[schema(pattern = "^about:blank$")]
     r#type: &'a str,
-    /// The status in words.
+    /// The reason phrase of the status.
     title: &'a str,
     /// The status.
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
-    /// What went wrong, for people.
+    /// What went wrong, in human-readable form.
     detail: &'a str,
-    /// What went wrong, for programs.
+    /// What went wrong, in machine-readable form.
     #[schema(schema_with = code_schema)]
     code: &'a str,
-    /// The answer's `X-Request-Id`; the log has it too.
+    /// The `X-Request-Id` of the response, which is also in the log.
     #[schema(min_length = 1, max_length = 128)]
     request_id: &'a str,
-    /// Each field that is wrong, if the request was.
+    /// The invalid fields of the request, if it has any.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     errors: &'a [FieldProblem],
-    /// The session in the way of a resume (`another_session_active`).
+    /// The user's active session, which prevents a resume (`another_session_active`).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = String, format = Uuid, required = false)]
     active_session_id: Option<String>,
-    /// The status, as `NestJS` names it.
+    /// The same as `status`, for `NestJS` clients.
     #[schema(minimum = 400, maximum = 599)]
     status_code: u16,
-    /// `detail`, as `NestJS` names it.
+    /// The same as `detail`, for `NestJS` clients.
     message: &'a str,
-    /// `title`, as `NestJS` names it.
+    /// The same as `title`, for `NestJS` clients.
     error: &'a str,
 }
 
@@ -353,12 +374,12 @@ fn problem_example() -> serde_json::Value {
 fn code_schema() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .description(Some("What went wrong, for programs. Each code belongs to one status."))
+        .description(Some("What went wrong, in machine-readable form. Each code belongs to one status."))
         .enum_values(Some(Code::ALL.iter().map(|code| code.as_str())))
         .build()
 }
 
-/// The documentation of the error answers with these codes, one for each status.
+/// The documentation of the error responses with these codes, one response per status.
 pub(super) fn documented(codes: &[Code]) -> BTreeMap<String, RefOr<ApiResponse>> {
     let mut by_status = BTreeMap::<String, Vec<Code>>::new();
     for &code in codes {
@@ -369,18 +390,18 @@ pub(super) fn documented(codes: &[Code]) -> BTreeMap<String, RefOr<ApiResponse>>
         let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
         let mut response =
             ResponseBuilder::new().description(lines.join("; ")).content("application/problem+json", content);
-        let waits = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
-        if codes.iter().any(|code| waits.contains(&code.status())) {
+        let retryable = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+        if codes.iter().any(|code| retryable.contains(&code.status())) {
             let seconds = HeaderBuilder::new()
                 .schema(Some(Object::with_type(Type::Integer)))
-                .description(Some("Seconds to wait before trying again."))
+                .description(Some("Seconds to wait before a retry."))
                 .build();
             response = response.header("Retry-After", seconds);
         }
         if codes.iter().any(|code| [Code::Unauthorized, Code::Forbidden].contains(code)) {
             let challenge = HeaderBuilder::new()
                 .schema(Some(Object::with_type(Type::String)))
-                .description(Some("What credential is wanted (RFC 6750)."));
+                .description(Some("The credential that is required (RFC 6750)."));
             response = response.header("WWW-Authenticate", challenge.build());
         }
         RefOr::T(response.build())
@@ -388,8 +409,8 @@ pub(super) fn documented(codes: &[Code]) -> BTreeMap<String, RefOr<ApiResponse>>
     by_status.into_iter().map(|(status, codes)| (status, response(codes))).collect()
 }
 
-/// Declares a type that stands for the error answers of an operation in its documentation. What every operation with a
-/// body or without one may answer is added by itself.
+/// Declares a type that documents the error responses of an operation. The macro adds the codes that every operation
+/// can respond with.
 macro_rules! problems {
     ($(#[$doc:meta])* $name:ident { $($code:ident),* $(,)? }) => {
         $(#[$doc])*

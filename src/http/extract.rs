@@ -1,4 +1,4 @@
-//! What handlers take from a request: ids from the path, a JSON body, a query. Each refuses in the one shape.
+//! Extractors for the ids in a path, a JSON body, and a query. They reject invalid input with an [`ApiError`].
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -11,7 +11,7 @@ use super::error::{ApiError, Code, FieldProblem, shortened};
 use super::{json, media_type};
 use crate::session::{IdempotencyKey, Identifier, SessionId};
 
-/// The session id of the path. What is not a UUID is a session that does not exist.
+/// The session id in the path. A text that is not a UUID is a session that does not exist (`404`).
 pub(super) struct PathSession(pub(super) SessionId);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathSession {
@@ -25,19 +25,19 @@ impl<S: Send + Sync> FromRequestParts<S> for PathSession {
     }
 }
 
-/// The business of the path.
+/// The business id in the path.
 pub(super) struct PathBusiness(pub(super) Identifier);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathBusiness {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(business_id) = Path::<String>::from_request_parts(parts, state).await.map_err(not_text)?;
+        let Path(business_id) = Path::<String>::from_request_parts(parts, state).await.map_err(invalid_path)?;
         identifiers([("businessId", business_id)]).map(|[business_id]| Self(business_id))
     }
 }
 
-/// The user of the path, with the business.
+/// The business id and the user id in the path.
 pub(super) struct PathUser {
     pub(super) business_id: Identifier,
     pub(super) user_id: Identifier,
@@ -48,17 +48,17 @@ impl<S: Send + Sync> FromRequestParts<S> for PathUser {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Path((business_id, user_id)) =
-            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(not_text)?;
+            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(invalid_path)?;
         identifiers([("businessId", business_id), ("userId", user_id)])
             .map(|[business_id, user_id]| Self { business_id, user_id })
     }
 }
 
-fn not_text(_: axum::extract::rejection::PathRejection) -> ApiError {
+fn invalid_path(_: axum::extract::rejection::PathRejection) -> ApiError {
     ApiError::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8")
 }
 
-/// All of them, or every problem that they have.
+/// Parses all identifiers, or reports the problems of all.
 fn identifiers<const N: usize>(named: [(&'static str, String); N]) -> Result<[Identifier; N], ApiError> {
     let mut problems = Vec::new();
     let mut good = Vec::with_capacity(N);
@@ -71,21 +71,22 @@ fn identifiers<const N: usize>(named: [(&'static str, String); N]) -> Result<[Id
     good.try_into().map_err(|_| ApiError::fields(problems))
 }
 
-/// How much of a body that is too large is read all the same: many clients do not look for an answer while they send.
+/// Most bytes that are read of a body that is too large. Many clients read the response only after they have sent the
+/// whole body.
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The whole body, at most `bytes_max`.
+/// Receives the whole body, of at most `bytes_max` bytes.
 ///
 /// # Errors
-/// A `413` if it is larger, a `400` if it ends before it is complete.
+/// A `413` if the body is larger, a `400` if it ends before it is complete.
 pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Body, ApiError> {
     let too_large = || ApiError::new(Code::PayloadTooLarge, format!("The body is larger than {bytes_max} bytes"));
     let is_declared_too_large = body.size_hint().lower() > u64::try_from(bytes_max).unwrap_or(u64::MAX);
     if is_declared_too_large && headers.contains_key(header::EXPECT) {
-        // The client asks before it sends.
+        // The client sends the body only after a `100 Continue`.
         return Err(too_large());
     }
-    // Most bodies come in one piece, which is not copied.
+    // Most bodies arrive in one frame, which is not copied.
     let (mut received, mut first) = (Vec::new(), Bytes::new());
     let mut length = 0;
     while let Some(frame) = body.frame().await {
@@ -110,10 +111,10 @@ pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usiz
     Ok(if received.is_empty() { Body::from(first) } else { Body::from(received) })
 }
 
-/// Reads what a client that is refused sends all the same, and keeps nothing: a connection that is closed on what was not
-/// read may lose the answer. No more than a body that is accepted may have.
+/// Reads and drops the body of a rejected request, up to the size limit `bytes_max`. Closing a connection with unread
+/// data may lose the response.
 pub(super) async fn discard(headers: &HeaderMap, mut body: Body, bytes_max: usize) {
-    // A client that asks before it sends, sends nothing.
+    // A client that waits for a `100 Continue` sends nothing.
     let mut length = if headers.contains_key(header::EXPECT) { usize::MAX } else { 0 };
     while length <= bytes_max {
         match body.frame().await {
@@ -123,7 +124,7 @@ pub(super) async fn discard(headers: &HeaderMap, mut body: Body, bytes_max: usiz
     }
 }
 
-/// A JSON body, declared as such. Merge patches (RFC 7396) are JSON too.
+/// A body that is declared as JSON. Merge patches (RFC 7396) are JSON too.
 pub(super) struct JsonBody(pub(super) Value);
 
 impl<S: Send + Sync> FromRequest<S> for JsonBody {
@@ -134,37 +135,37 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
             let detail = "The body must be JSON in UTF-8, declared by one header Content-Type: application/json";
             return Err(ApiError::new(Code::UnsupportedMediaType, detail));
         }
-        // Received already, and so in one piece.
-        let piece = request.body_mut().frame().await.transpose();
-        let piece = piece.map_err(|error| ApiError::internal(error.to_string()))?;
-        let body = piece.and_then(|piece| piece.into_data().ok()).unwrap_or_default();
+        // `receive` has put the body into one frame.
+        let frame = request.body_mut().frame().await.transpose();
+        let frame = frame.map_err(|error| ApiError::internal(error.to_string()))?;
+        let body = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
         json::parse(&body).map(Self)
     }
 }
 
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The `Idempotency-Key` of a create, if it has one.
+/// The `Idempotency-Key` of a create, if the request has one.
 pub(super) struct MaybeIdempotencyKey(pub(super) Option<IdempotencyKey>);
 
 impl<S: Send + Sync> FromRequestParts<S> for MaybeIdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let refused = |message: &str| ApiError::field("Idempotency-Key", message);
+        let invalid = |message: &str| ApiError::field("Idempotency-Key", message);
         let mut keys = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
         match (keys.next(), keys.next()) {
             (None, _) => Ok(Self(None)),
             (Some(key), None) => {
-                let key = IdempotencyKey::new(key.to_str().unwrap_or_default()).map_err(refused)?;
+                let key = IdempotencyKey::new(key.to_str().unwrap_or_default()).map_err(invalid)?;
                 Ok(Self(Some(key)))
             }
-            (Some(_), Some(_)) => Err(refused("must be given once")),
+            (Some(_), Some(_)) => Err(invalid("must be given once")),
         }
     }
 }
 
-/// The query's parameters, taken one by one like [`json::Fields`].
+/// The parameters of a query, taken one by one like [`json::Fields`].
 pub(super) struct Query {
     parameters: Vec<(String, String)>,
     known: Vec<&'static str>,
@@ -191,28 +192,28 @@ impl Query {
 
     pub(super) fn text(&mut self, name: &'static str) -> Option<String> {
         self.known.push(name);
-        let place = self.parameters.iter().position(|(parameter, _)| parameter == name)?;
-        Some(self.parameters.remove(place).1)
+        let index = self.parameters.iter().position(|(parameter, _)| parameter == name)?;
+        Some(self.parameters.remove(index).1)
     }
 
-    /// A whole number from `least` to `most`, in decimal digits.
-    pub(super) fn number(&mut self, name: &'static str, least: u64, most: u64) -> Option<u64> {
+    /// A whole number from `min` to `max`, in decimal digits.
+    pub(super) fn number(&mut self, name: &'static str, min: u64, max: u64) -> Option<u64> {
         let text = self.text(name)?;
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = text.parse().ok().filter(|number| digits && (least..=most).contains(number));
+        let number = text.parse().ok().filter(|number| digits && (min..=max).contains(number));
         if number.is_none() {
-            self.problem(name, format!("must be a whole number from {least} to {most}"));
+            self.problem(name, format!("must be a whole number from {min} to {max}"));
         }
         number
     }
 
-    /// The error with all problems, if there is one. Parameters that were not asked for, or come twice, are problems.
+    /// Returns an error with all problems, if there are any. Unknown and repeated parameters are problems.
     pub(super) fn finish(mut self) -> Result<(), ApiError> {
         for (name, _) in std::mem::take(&mut self.parameters) {
             if self.known.contains(&name.as_str()) {
                 self.problem(&name, "must be given once");
             } else {
-                let message = format!("is unknown; known are {}", self.known.join(", "));
+                let message = format!("is unknown; the known parameters are {}", self.known.join(", "));
                 self.problem(&name, message);
             }
         }

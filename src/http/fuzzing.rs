@@ -1,17 +1,17 @@
-//! Properties of what clients send, for the fuzz targets.
+//! Properties of the parsers of client input, for the fuzz targets.
 
-#![expect(clippy::missing_panics_doc, reason = "to panic is what they are for")]
+#![expect(clippy::missing_panics_doc, reason = "the checks report a failure by a panic")]
 
 use axum::http::Uri;
 use serde_json::Value;
 
 use super::extract::Query;
-use super::page::{ListId, PageQuery, SESSIONS_MAX};
+use super::pagination::{ListId, PageQuery, SESSIONS_MAX};
 use super::{json, messages, sessions};
 use crate::session::{Identifier, TITLE_CHARS_MAX};
 
-/// A query is refused, or says how many and after which; a page's own link leads to what comes after it. The input is a
-/// query, of a list of business `b` and user `u`.
+/// Checks that a query is either rejected, or parsed into a limit and a position whose `Link` is parsed into the same
+/// two. `input` is a query on the history of user `u` of business `b`.
 pub fn cursor(input: &str) {
     let (Ok(business_id), Ok(user_id)) = (Identifier::new("b"), Identifier::new("u")) else {
         return;
@@ -30,37 +30,37 @@ pub fn cursor(input: &str) {
         });
     let read = PageQuery::read(Query::of(Some(input)), list, 20);
     let Ok(query) = read else {
-        // What is left to be wrong is the cursor.
-        assert!(!well_formed || !cursors.is_empty(), "refused: {input:?}");
+        // A query that is well-formed otherwise may be rejected for its cursor only.
+        assert!(!well_formed || !cursors.is_empty(), "rejected although valid: {input:?}");
         return;
     };
-    assert!(well_formed && (1..=SESSIONS_MAX).contains(&query.limit), "accepted: {input:?}");
+    assert!(well_formed && (1..=SESSIONS_MAX).contains(&query.limit), "accepted although invalid: {input:?}");
     assert_eq!(query.after.is_some(), !cursors.is_empty());
     let Some(position) = query.after else {
         return;
     };
     let other = ListId::active(&business_id);
-    assert!(PageQuery::read(Query::of(Some(input)), other, 20).is_err(), "taken by another list: {input:?}");
+    assert!(PageQuery::read(Query::of(Some(input)), other, 20).is_err(), "another list accepted the cursor: {input:?}");
     let link = query.link(&Uri::from_static("/list"), list, position);
     let link = link.and_then(|link| link.to_str().map(str::to_owned).ok()).unwrap_or_default();
     let next = link.strip_prefix("</list?").and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap_or_default();
     match PageQuery::read(Query::of(Some(next)), list, 20) {
-        Ok(again) => assert_eq!((again.after, again.limit), (Some(position), query.limit)),
+        Ok(reread) => assert_eq!((reread.after, reread.limit), (Some(position), query.limit)),
         Err(error) => panic!("{link:?}: {error:?}"),
     }
     assert!(cursors.iter().all(|cursor| next.ends_with(cursor)), "one position has two cursors: {input:?}");
 }
 
-/// A body is JSON without duplicate keys, or is refused; what it then says is what it says to every other reader. Returns
-/// it, and whether it creates a session, changes one, and appends messages.
+/// Checks that a body is rejected, or is JSON without duplicate keys that another parser reads as the same value.
+/// Returns the value, and whether it is a valid body to create a session, to change one, and to append messages.
 #[must_use]
 pub fn bodies(input: &[u8]) -> Option<(Value, [bool; 3])> {
     let plain = serde_json::from_slice::<Value>(input).ok();
     let Ok(body) = json::parse(input) else {
-        // Of two members with one name, the plain reader takes the last.
+        // Of two members with the same name, the other parser keeps the last.
         let text = String::from_utf8_lossy(input);
-        let names = text.matches(':').count();
-        assert!(plain.as_ref().is_none_or(|body| names_of(body) < names), "refused: {text}");
+        let members_max = text.matches(':').count();
+        assert!(plain.as_ref().is_none_or(|body| member_count(body) < members_max), "rejected although valid: {text}");
         return None;
     };
     assert_eq!(plain.as_ref(), Some(&body));
@@ -91,11 +91,11 @@ fn contents(messages: &[crate::session::NewMessage]) -> Vec<&Value> {
     messages.iter().map(|message| &message.content).collect()
 }
 
-/// How many members all objects in it have together.
-fn names_of(value: &Value) -> usize {
+/// The number of members of all objects in the value, at any depth.
+fn member_count(value: &Value) -> usize {
     match value {
-        Value::Array(items) => items.iter().map(names_of).sum(),
-        Value::Object(members) => members.len() + members.values().map(names_of).sum::<usize>(),
+        Value::Array(items) => items.iter().map(member_count).sum(),
+        Value::Object(members) => members.len() + members.values().map(member_count).sum::<usize>(),
         _ => 0,
     }
 }

@@ -1,4 +1,4 @@
-//! `/livez` and `/readyz`, for those who start, stop and route to the service.
+//! `/livez` and `/readyz`, for orchestrators and load balancers.
 
 use std::sync::Arc;
 
@@ -9,49 +9,49 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::App;
+use super::AppState;
 use super::error::{ApiError, problems};
 
 /// The paths of this file.
 pub(super) const ROUTES: [&str; 2] = ["/livez", "/readyz"];
 
 /// The routes of this file.
-pub(super) fn router() -> OpenApiRouter<Arc<App>> {
+pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz))
 }
 
-/// How the service is.
+/// The health of the service.
 #[derive(Serialize, ToSchema)]
 struct Health {
     /// `alive` or `ready`.
     status: &'static str,
 }
 
-/// Is the process alive?
+/// Check whether the process is alive
 ///
-/// Never asks Redis: a service that is restarted because its store is away makes an outage longer.
+/// Does not query Redis: restarting the service because its store is unavailable would prolong the outage.
 #[utoipa::path(
     get, path = "/livez", tag = "health", operation_id = "livez",
-    responses((status = 200, description = "It is.", body = Health)),
+    responses((status = 200, description = "The process is alive.", body = Health)),
 )]
 async fn livez() -> Json<Health> {
     Json(Health { status: "alive" })
 }
 
 problems! {
-    /// Why the service is not ready.
+    /// The reasons why the service is not ready.
     ReadyProblems { StoreFull, ClockSkew }
 }
 
-/// Can it serve?
+/// Check whether the service can serve requests
 ///
-/// Asks Redis whether it would take a write. The clocks of the service and of Redis are compared, and Redis's settings
-/// checked, now and then: what is found there counts as well.
+/// Asks Redis whether it would accept a write. The result includes the latest periodic checks of the settings of Redis
+/// and of the difference between the clocks of the service and of Redis.
 #[utoipa::path(
     get, path = "/readyz", tag = "health", operation_id = "readyz",
-    responses((status = 200, description = "It can.", body = Health), ReadyProblems),
+    responses((status = 200, description = "The service is ready.", body = Health), ReadyProblems),
 )]
-async fn readyz(State(app): State<Arc<App>>) -> Result<Json<Health>, ApiError> {
+async fn readyz(State(app): State<Arc<AppState>>) -> Result<Json<Health>, ApiError> {
     app.store.ready().await?;
     Ok(Json(Health { status: "ready" }))
 }

@@ -1,7 +1,7 @@
-//! The header `Host`: a request without a valid one is refused, whatever it asks for (RFC 9112, 3.2).
+//! The header `Host`: requests on all routes must have a valid one (RFC 9112, section 3.2).
 //!
-//! The service does not use its value. Proxies do, and two that disagree on the host of a request send it to different
-//! places.
+//! The service does not use its value. Proxies do, and two proxies that disagree on the host of a request send it to
+//! different servers.
 
 use std::net::Ipv6Addr;
 
@@ -10,7 +10,7 @@ use axum::http::{Version, header};
 
 use super::error::{ApiError, Code};
 
-/// Refuses an HTTP/1.1 request without `Host`, and any request with several or with one that is no host.
+/// Rejects an HTTP/1.1 request without `Host`, and any request with several or with an invalid one.
 pub(super) fn check(request: &Request) -> Result<(), ApiError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let detail = match (hosts.next(), hosts.next()) {
@@ -24,12 +24,12 @@ pub(super) fn check(request: &Request) -> Result<(), ApiError> {
     Err(ApiError::new(Code::InvalidRequest, detail))
 }
 
-/// Whether this is `uri-host [ ":" port ]`. A URI without a host has an empty one.
+/// Whether this is `uri-host [ ":" port ]`. An empty value is valid: it is the `Host` of a URI without a host.
 fn is_host(value: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(value) else {
         return false;
     };
-    let (is_good, port) = match text.strip_prefix('[').map(|literal| literal.split_once(']')) {
+    let (is_host_valid, port) = match text.strip_prefix('[').map(|literal| literal.split_once(']')) {
         Some(None) => return false,
         Some(Some((address, port))) => (address.parse::<Ipv6Addr>().is_ok(), port),
         None => {
@@ -39,10 +39,10 @@ fn is_host(value: &[u8]) -> bool {
     };
     let is_port =
         |port: &str| port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-    is_good && (port.is_empty() || is_port(port))
+    is_host_valid && (port.is_empty() || is_port(port))
 }
 
-/// Whether this is a `reg-name` (RFC 3986, 3.2.2); IPv4 addresses are, too.
+/// Whether this is a `reg-name` (RFC 3986, section 3.2.2). IPv4 addresses match it too.
 fn is_registered_name(name: &[u8]) -> bool {
     let mut rest = name;
     while let Some((&byte, after)) = rest.split_first() {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_a_name_or_an_address_and_perhaps_a_port() {
+    fn accepts_only_host_names_and_addresses_with_optional_ports() {
         let good = [
             "",
             "x",

@@ -1,4 +1,4 @@
-//! Reads JSON bodies strictly, and collects every problem of every field before it answers.
+//! Reads JSON bodies strictly, and reports the problems of all fields together.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use serde_json::{Map, Number, Value};
 use super::error::{ApiError, Code, FieldProblem, shortened};
 use crate::session::{Identifier, TITLE_CHARS_MAX};
 
-/// Parses a body. Objects with the same key twice are refused, at any depth, and so is nesting deeper than 127.
+/// Parses a body. Rejects duplicate keys of an object, at any depth, and nesting deeper than 127 levels.
 ///
 /// # Errors
-/// A `400` that says where the text stops to be JSON.
+/// A `400` that says where the text stops being JSON.
 pub(super) fn parse(body: &[u8]) -> Result<Value, ApiError> {
     serde_json::from_slice::<Strict>(body)
         .map(|strict| strict.0)
@@ -77,12 +77,12 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some(key) = members.next_key::<String>()? {
             match object.entry(key) {
-                Entry::Vacant(place) => {
+                Entry::Vacant(vacant) => {
                     let Strict(value) = members.next_value()?;
-                    place.insert(value);
+                    vacant.insert(value);
                 }
-                Entry::Occupied(taken) => {
-                    return Err(A::Error::custom(format!("duplicate key {:?}", shortened(taken.key()))));
+                Entry::Occupied(occupied) => {
+                    return Err(A::Error::custom(format!("duplicate key {:?}", shortened(occupied.key()))));
                 }
             }
         }
@@ -90,14 +90,14 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 }
 
-/// As many names as any object has that is read here, or more.
+/// Capacity for the names of an object's known members. No object that is read here has more.
 const KNOWN: usize = 8;
 
-/// An object's members, taken one by one. Whatever is wrong is remembered; [`Fields::finish`] answers it all at once.
+/// The members of an object, taken one by one. Collects problems, which [`Fields::finish`] reports together.
 pub(super) struct Fields {
-    /// What the fields' names start with in problems: nothing, or `[2].`.
+    /// The prefix of field names in problems: empty, or for example `[2].`.
     path: String,
-    /// Few: to look at each is faster than a map.
+    /// There are few, so a linear search is faster than a map.
     members: Vec<(String, Value)>,
     known: Vec<&'static str>,
     problems: Vec<FieldProblem>,
@@ -118,8 +118,8 @@ impl Fields {
 
     pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.push(name);
-        let place = self.members.iter().position(|(member, _)| member == name)?;
-        Some(self.members.remove(place).1)
+        let index = self.members.iter().position(|(member, _)| member == name)?;
+        Some(self.members.remove(index).1)
     }
 
     pub(super) fn problem<T>(&mut self, name: &str, message: impl Into<String>) -> Option<T> {
@@ -150,8 +150,8 @@ impl Fields {
         }
     }
 
-    /// A title, or null for none.
-    #[expect(clippy::option_option, reason = "absent, null and a text are three different things")]
+    /// A title; null stands for no title.
+    #[expect(clippy::option_option, reason = "absent, null and a string are three different values")]
     pub(super) fn title(&mut self, name: &'static str) -> Option<Option<String>> {
         match self.take(name)? {
             Value::Null => Some(None),
@@ -161,7 +161,7 @@ impl Fields {
         }
     }
 
-    /// A JSON object of at most `bytes_max`, as its text.
+    /// A JSON object of at most `bytes_max` bytes, as text.
     pub(super) fn object_text(&mut self, name: &'static str, bytes_max: usize) -> Option<String> {
         match self.take(name)? {
             value @ Value::Object(_) => {
@@ -175,7 +175,7 @@ impl Fields {
         }
     }
 
-    /// One of a fixed set of words.
+    /// One of `words`.
     pub(super) fn word<T>(
         &mut self,
         name: &'static str,
@@ -189,16 +189,16 @@ impl Fields {
         }
     }
 
-    /// Adds a problem for every member that was not asked for, and returns all problems.
+    /// Adds a problem for every member that was not taken, and returns all problems.
     pub(super) fn into_problems(mut self) -> Vec<FieldProblem> {
         for (name, _) in std::mem::take(&mut self.members) {
-            let message = format!("is unknown; known are {}", self.known.join(", "));
+            let message = format!("is unknown; the known members are {}", self.known.join(", "));
             self.problem::<()>(&name, message);
         }
         self.problems
     }
 
-    /// The error with all problems, if there is one.
+    /// Returns an error with all problems, if there are any.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         let problems = self.into_problems();
         if problems.is_empty() { Ok(()) } else { Err(ApiError::fields(problems)) }
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn duplicate_keys_and_deep_nesting_are_refused_at_any_depth() {
+    fn rejects_duplicate_keys_and_deep_nesting() {
         assert!(parse(br#"{"a":1,"b":[{"a":1}]}"#).is_ok());
         for body in
             [r#"{"a":1,"a":1}"#, r#"{"b":[{"a":1,"\u0061":2}]}"#, &"[".repeat(200), "{\"a\":1e400}", "", "{} {}"]
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn values_come_back_as_they_were_sent() {
+    fn parsed_values_serialise_to_the_same_text() {
         let body = r#"{"z":1,"a":[1.5,-3,18446744073709551615,null,true,"é\u0000💬"],"m":{}}"#;
         assert_eq!(parse(body.as_bytes()).expect("JSON").to_string(), body);
     }

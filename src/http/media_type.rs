@@ -1,18 +1,19 @@
-//! Which `Content-Type` says that a body is JSON (RFC 9110, 8.3).
+//! Whether the `Content-Type` declares a body as JSON in UTF-8 (RFC 9110, section 8.3).
 
 use axum::http::{HeaderMap, header};
 
-/// What the parameter `charset` may be, in whatever case. The second name is not registered, but many clients send it.
+/// The accepted values of the parameter `charset`, in any case. The second name is not registered, but many clients
+/// send it.
 const UTF_8: [&str; 2] = ["utf-8", "utf8"];
 
-/// Whether the one `Content-Type` is `application/json` or `application/<something>+json`, and its `charset`, if it has
-/// one, is UTF-8. Other parameters are ignored.
+/// Whether the only `Content-Type` is `application/json` or `application/<something>+json`, and its `charset`, if it
+/// has one, is UTF-8. Other parameters are ignored.
 pub(super) fn is_json(headers: &HeaderMap) -> bool {
     let mut declared = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(only), None) = (declared.next(), declared.next()) else {
         return false;
     };
-    // What most clients send.
+    // The fast path: most clients send exactly this.
     only == "application/json" || only.to_str().is_ok_and(is_json_media_type)
 }
 
@@ -35,8 +36,8 @@ fn is_json_media_type(text: &str) -> bool {
     true
 }
 
-/// The name and the value of the first parameter, and the rest: it is empty, or starts with the next `;`. `None` if a
-/// quoted string does not end, or is followed by something else. Spaces around `=` are accepted.
+/// The name and the value of the first parameter, and the rest, which is empty or starts with the next `;`. `None` if a
+/// quoted string does not end, or if other text follows it. Accepts spaces around `=`.
 fn first_parameter(text: &str) -> Option<(&str, String, &str)> {
     let (name, text) = text.split_at(text.find(['=', ';']).unwrap_or(text.len()));
     let value = text.strip_prefix('=').map_or(text, str::trim_start);
@@ -51,7 +52,8 @@ fn first_parameter(text: &str) -> Option<(&str, String, &str)> {
     Some((name.trim(), value, rest))
 }
 
-/// The text of a quoted string whose first quote is taken already, and what follows its last one (RFC 9110, 5.6.4).
+/// The text of a quoted string whose opening quote is already removed, and the text after its closing quote (RFC 9110,
+/// section 5.6.4).
 fn unquoted(quoted: &str) -> Option<(String, &str)> {
     let (mut value, mut characters) = (String::new(), quoted.chars());
     loop {
@@ -63,7 +65,7 @@ fn unquoted(quoted: &str) -> Option<(String, &str)> {
     }
 }
 
-/// Whether a token may have this byte (RFC 9110, 5.6.2).
+/// Whether a token may contain this byte (RFC 9110, section 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_in_utf_8_is_known_however_it_is_spelled() {
+    fn accepts_all_spellings_of_json_in_utf_8() {
         let good = [
             "application/json",
             "Application/JSON",
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn other_types_and_charsets_are_not_json_in_utf_8() {
+    fn rejects_other_media_types_and_charsets() {
         let bad = [
             "",
             "json",

@@ -1,4 +1,4 @@
-//! `/api/sessions/{sessionId}/messages`: append and list.
+//! `/api/sessions/{sessionId}/messages`: append and list messages.
 
 use std::sync::Arc;
 
@@ -12,23 +12,23 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::App;
-use super::access::{Caller, not_for_users};
+use super::AppState;
+use super::auth::{Principal, forbidden_role};
 use super::error::{ApiError, Code, FieldProblem, problems};
 use super::extract::{JsonBody, PathSession, Query};
 use super::json::Fields;
-use super::page::link_header;
+use super::pagination::link_header;
 use super::sessions::{json_array, json_response, page_response};
-use crate::session::{APPEND_MESSAGES_MAX, Message, NewMessage, Reach, Role, content_schema};
+use crate::session::{APPEND_MESSAGES_MAX, Message, NewMessage, Role, TenantScope, content_schema};
 use crate::store::{Append, MessageRange};
 
 const LIMIT_MAX: u64 = 1000;
 const LIMIT_DEFAULT: u64 = 50;
-/// The largest seq that a JSON number of a browser holds exactly.
+/// The largest `seq` that a JavaScript number represents exactly.
 const SEQ_MAX: u64 = (1 << 53) - 1;
 
 /// The routes of this file.
-pub(super) fn router() -> OpenApiRouter<Arc<App>> {
+pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::new().routes(routes!(list_messages, append_messages))
 }
 
@@ -37,26 +37,26 @@ pub(super) fn router() -> OpenApiRouter<Arc<App>> {
 #[schema(rename_all = "camelCase", example = json!({"messageId": "m-1", "role": "user", "content": "Hello!"}))]
 #[expect(dead_code, reason = "documents what `new_message` reads")]
 struct AppendMessage {
-    /// Unique in its session; makes a retry safe. The service makes one if it is absent.
+    /// Unique in the session; makes a retry safe. If absent, the service generates one.
     #[schema(nullable = false)]
     message_id: Option<String>,
-    /// Who it is from.
+    /// The role of the author.
     role: Role,
-    /// Any JSON value but null.
+    /// Any JSON value except null.
     #[schema(schema_with = content_schema)]
     content: Value,
-    /// What the client keeps with the message. At most 16 KiB as JSON.
+    /// Data of the client about the message. At most 16 KiB as JSON.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
 }
 
-/// One message, or several that are appended whole or not at all.
+/// One message, or an array of messages of which either all or none are appended.
 struct AppendMessages;
 
-/// The stored message, or as many as were sent, in the order of the request.
+/// The stored message, or an array of the stored messages in the order of the request.
 struct AppendedMessages;
 
-/// Documents "one of these, or an array of them".
+/// Documents a body that is one item or an array of items.
 macro_rules! one_or_several {
     ($name:ident, $item:ident) => {
         impl PartialSchema for $name {
@@ -79,7 +79,7 @@ macro_rules! one_or_several {
 one_or_several!(AppendMessages, AppendMessage);
 one_or_several!(AppendedMessages, Message);
 
-/// Reads one message, or an array. Every problem of every message is answered at once.
+/// Reads one message, or an array of messages. Reports the problems of all messages together.
 pub(super) fn new_messages(
     body: Value,
     metadata_bytes_max: usize,
@@ -126,23 +126,28 @@ fn new_message(fields: &mut Fields, metadata_bytes_max: usize, content_bytes_max
     Some(NewMessage { message_id, role: role?, content: content?, metadata })
 }
 
-/// A user must not be able to speak as the assistant. Checked before anything is looked up, so that not even a message
-/// that is there already is answered.
-fn check_roles(new: &[NewMessage], is_array: bool, reach: &Reach, user_roles: &[Role]) -> Result<(), ApiError> {
-    if !matches!(reach, Reach::User { .. }) {
+/// Rejects messages with a role that the token of one user may not append, because a user must not be able to speak as
+/// the assistant. Runs before the store is called, so a stored message with such a role is not returned either.
+fn check_roles(
+    new: &[NewMessage],
+    is_array: bool,
+    tenant_scope: &TenantScope,
+    user_roles: &[Role],
+) -> Result<(), ApiError> {
+    if !matches!(tenant_scope, TenantScope::User { .. }) {
         return Ok(());
     }
     match new.iter().enumerate().find(|(_, message)| !user_roles.contains(&message.role)) {
         None => Ok(()),
         Some((index, message)) => {
             let field = if is_array { format!("[{index}].role") } else { "role".to_owned() };
-            Err(not_for_users(&field, message.role, user_roles))
+            Err(forbidden_role(&field, message.role, user_roles))
         }
     }
 }
 
 problems! {
-    /// What an append can be refused for.
+    /// The errors of appending messages.
     AppendProblems {
         InvalidRequest, SessionNotFound, RequestTimeout, SessionNotActive, MessageIdConflict, PayloadTooLarge,
         UnsupportedMediaType, StoreFull, ClockSkew
@@ -151,29 +156,29 @@ problems! {
 
 /// Append messages
 ///
-/// Appends one message or an array, whole or not at all. A message whose id is known with the same role and content is
-/// answered as it is stored and appended no second time, so every append with ids can be repeated. The token of a user
-/// appends messages of the role `user` only, unless the service is set up to allow others.
+/// Appends one message, or all or none of an array of messages. If the session already has a message with the same id,
+/// role and content, that message is returned as stored and not appended again, so an append with ids can be repeated.
+/// The token of a user can append only messages with the role `user`, unless the service is configured to allow others.
 #[utoipa::path(
     post, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "appendMessages",
     params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
     request_body = AppendMessages,
     responses(
-        (status = 200, description = "All of them were there already, as they are stored.", body = AppendedMessages),
-        (status = 201, description = "At least one is new.", body = AppendedMessages),
+        (status = 200, description = "All messages already existed. Returned as stored.", body = AppendedMessages),
+        (status = 201, description = "At least one message is new.", body = AppendedMessages),
         AppendProblems,
     ),
 )]
 async fn append_messages(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     PathSession(id): PathSession,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let is_array = body.is_array();
-    let new = new_messages(body, app.metadata_bytes_max, app.content_bytes_max)?;
-    check_roles(&new, is_array, caller.reach(), &app.user_roles)?;
-    let (status, messages) = match app.store.append_messages(id, &new, caller.reach(), app.now()).await? {
+    let new = new_messages(body, app.sessions.metadata_bytes_max, app.sessions.content_bytes_max)?;
+    check_roles(&new, is_array, caller.tenant_scope(), &app.user_roles)?;
+    let (status, messages) = match app.store.append_messages(id, &new, caller.tenant_scope(), app.now()).await? {
         Append::Appended(messages) => (StatusCode::CREATED, messages),
         Append::Replayed(messages) => (StatusCode::OK, messages),
         Append::Missing => return Err(ApiError::session_not_found(&id.to_string())),
@@ -198,35 +203,35 @@ async fn append_messages(
 }
 
 problems! {
-    /// What listing messages can be refused for.
+    /// The errors of listing messages.
     ListProblems { InvalidRequest, SessionNotFound }
 }
 
 /// List messages
 ///
-/// The newest `limit` messages, or those around a seq; always in ascending `seq`. A page ends at 4 MiB, with at least one
-/// message; `Link` goes on.
+/// Returns the newest `limit` messages, or those before or after a `seq`, always in ascending `seq`. A page ends at 4
+/// MiB, with at least one message. `Link` has the URLs of the adjacent pages.
 #[utoipa::path(
     get, path = "/api/sessions/{sessionId}/messages", tag = "messages", operation_id = "listMessages",
     params(
         ("sessionId" = String, Path, description = "The session.", format = Uuid),
-        ("limit" = Option<u64>, Query, description = "The most messages to answer; 50 if absent.",
+        ("limit" = Option<u64>, Query, description = "Maximum number of messages on the page; default 50.",
             minimum = 1, maximum = 1000, nullable = false),
-        ("before" = Option<u64>, Query, description = "The newest messages before this seq. Not with `after`.",
+        ("before" = Option<u64>, Query, description = "List the newest messages before this `seq`. Not with `after`.",
             minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),
-        ("after" = Option<u64>, Query, description = "The oldest messages after this seq. Not with `before`.",
+        ("after" = Option<u64>, Query, description = "List the oldest messages after this `seq`. Not with `before`.",
             minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),
     ),
     responses(
         (status = 200, description = "The messages, in ascending `seq`.", body = [Message], headers(
-            ("Link" = String, description = "`rel=\"prev\"` to older and `rel=\"next\"` to newer messages, if there are."),
+            ("Link" = String, description = "`rel=\"prev\"`: older messages; `rel=\"next\"`: newer messages."),
         )),
         ListProblems,
     ),
 )]
 async fn list_messages(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     PathSession(id): PathSession,
     uri: Uri,
     mut query: Query,
@@ -244,12 +249,12 @@ async fn list_messages(
         (None, None) => MessageRange::Newest,
     };
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    let listing = app.store.list_messages(id, range, most, caller.reach(), caller.response_owner(), app.now());
+    let listing = app.store.list_messages(id, range, most, caller.tenant_scope(), caller.response_owner(), app.now());
     let page = Box::pin(listing).await?;
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));
     let next = page.after.map(|seq| ("next", format!("limit={limit}&after={seq}")));
-    let mut response = page_response(&page.messages, Message::write_json, page.memory).await;
+    let mut response = page_response(page.messages, Message::json_bytes, Message::write_json, page.memory).await;
     if let Some(link) = link_header(prev.into_iter().chain(next), &uri) {
         response.headers_mut().insert(header::LINK, link);
     }

@@ -1,4 +1,4 @@
-//! The `OpenAPI` 3.1 document, made from the handlers' own annotations, and the routes that show it.
+//! The `OpenAPI` 3.1 document, generated from the annotations of the handlers, and the routes that serve it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,9 +17,10 @@ use utoipa::openapi::security::{
 use utoipa::openapi::{Components, Content, Header, OpenApi, Ref, RefOr, Required, Response};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::access::{Need, X_API_KEY, need_of};
+use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
-use super::{App, REQUEST_ID_BYTES_MAX, businesses, docs, health, messages, sessions, whoami};
+use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
+use super::{AppState, businesses, docs, health, messages, sessions, whoami};
 use crate::session::Identifier;
 
 const REQUEST_ID: &str = "X-Request-Id";
@@ -27,12 +28,12 @@ const RATE_LIMIT: &str = "RateLimit";
 const RATE_LIMIT_POLICY: &str = "RateLimit-Policy";
 const BEARER: &str = "bearer";
 const API_KEY: &str = "apiKey";
-/// The bodies that may have no other members than those that the document lists.
+/// The bodies that may have no members except those in the document.
 const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
-/// Members and parameters that are an [`Identifier`], wherever they are.
+/// The names of all members and parameters that are an [`Identifier`].
 const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", "messageId"];
-/// No control characters (Unicode's category Cc), and neither `.` nor `..`: the text starts with another character than
-/// a dot, or with one dot and another character, or with two dots and any character. It has no look-ahead, because
+/// Excludes control characters (Unicode category Cc), `.` and `..`: the text starts with a character other than a dot,
+/// or with one dot and a character other than a dot, or with two dots and any character. Uses no look-ahead, because
 /// several regular expression engines (RE2, Rust's `regex`) do not support it.
 const IDENTIFIER_PATTERN: &str = concat!(
     r"^([^.\u0000-\u001F\u007F-\u009F][^\u0000-\u001F\u007F-\u009F]*",
@@ -41,21 +42,21 @@ const IDENTIFIER_PATTERN: &str = concat!(
 );
 const SESSION_SCHEMA: &str = "Session";
 
-/// What the document says beside its operations.
+/// The parts of the document other than the operations.
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "sessiond",
-        description = "Which conversation is this user of this business in? Sessions of AI chat assistants: at most one \
-            active session per business and user, always.",
+        description = "Sessions of AI chat assistants: finds or creates a user's session in a business. At most one \
+            session per business and user is active.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     tags(
-        (name = "sessions", description = "One session by its id, and the one call that finds or creates it."),
-        (name = "messages", description = "What was said in a session."),
+        (name = "sessions", description = "Find or create a session; read, change or delete it by its id."),
+        (name = "messages", description = "The messages of a session."),
         (name = "businesses", description = "The sessions of a business and of its users."),
-        (name = "credentials", description = "What the caller may do."),
-        (name = "health", description = "For those who start, stop and route to the service."),
+        (name = "credentials", description = "The permissions of the caller."),
+        (name = "health", description = "Checks for orchestrators and load balancers."),
         (name = "documentation", description = "This document."),
     ),
     paths(openapi_json, docs),
@@ -63,8 +64,8 @@ const SESSION_SCHEMA: &str = "Session";
 )]
 struct Document;
 
-/// Every route of the contract that needs the store, with its documentation.
-pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+/// The routes whose handlers use [`AppState`], with their documentation.
+pub(super) fn routes() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .merge(sessions::router())
         .merge(messages::router())
@@ -73,25 +74,22 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(health::router())
 }
 
-/// The document of this very code.
+/// The `OpenAPI` document of this version of the service.
 #[must_use]
 pub fn document() -> OpenApi {
     complete(routes().into_openapi())
 }
 
-/// Adds what the annotations cannot say: a request and each of its answers have an id, unknown members are refused, what
-/// an identifier is, where a session that was answered leads to, and that what is not public needs a credential.
+/// Adds what the annotations cannot express: request ids of requests and responses, the rejection of unknown members,
+/// the constraints on identifiers, the links of a session in a response, and the credentials that routes need.
 fn complete(mut document: OpenApi) -> OpenApi {
     let links = links(&mut document);
     let components = document.components.get_or_insert_default();
     components.parameters.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_parameter()));
     components.headers.insert(REQUEST_ID.to_owned(), RefOr::T(request_id_header()));
     for (name, description) in [
-        (
-            RATE_LIMIT,
-            "What the credential, and its user, may still call: `r` calls now, all of the quota in `t` seconds.",
-        ),
-        (RATE_LIMIT_POLICY, "What they may call: `q` calls at once, and as many again in `w` seconds."),
+        (RATE_LIMIT, "The remaining quota of the credential and its user: `r` requests now, all of it in `t` seconds."),
+        (RATE_LIMIT_POLICY, "The quotas: `q` requests at once, and as many again in `w` seconds."),
     ] {
         components.headers.insert(name.to_owned(), RefOr::T(text_header(description)));
     }
@@ -127,7 +125,7 @@ fn complete(mut document: OpenApi) -> OpenApi {
     document
 }
 
-/// Says of every operation that is not public what credential it needs, and how it answers without one.
+/// Documents the credential that each operation needs unless it is public, and the responses to requests without it.
 fn require_credentials(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
         let operations = [
@@ -138,14 +136,16 @@ fn require_credentials(document: &mut OpenApi) {
         ];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
-            let (scopes, refusals): (Vec<_>, &[Code]) = match need_of(&method, Some(path)) {
-                Need::Nothing => continue,
-                Need::Credential => (vec![], &[Code::Unauthorized, Code::RateLimited]),
-                Need::Scope(scope) => (vec![scope.as_str()], &[Code::Unauthorized, Code::Forbidden, Code::RateLimited]),
+            let (scopes, codes): (Vec<_>, &[Code]) = match requirement_of(&method, Some(path)) {
+                Requirement::Public => continue,
+                Requirement::Credential => (vec![], &[Code::Unauthorized, Code::RateLimited]),
+                Requirement::Scope(scope) => {
+                    (vec![scope.as_str()], &[Code::Unauthorized, Code::Forbidden, Code::RateLimited])
+                }
             };
             let schemes = [BEARER, API_KEY].map(|name| SecurityRequirement::new(name, scopes.clone()));
             operation.security = Some(schemes.into());
-            operation.responses.responses.extend(documented(refusals));
+            operation.responses.responses.extend(documented(codes));
             for (status, response) in &mut operation.responses.responses {
                 if status.starts_with('2') || status == "304" || status == "429" {
                     add_headers(response, &[RATE_LIMIT, RATE_LIMIT_POLICY]);
@@ -155,7 +155,7 @@ fn require_credentials(document: &mut OpenApi) {
     }
 }
 
-/// Refers a response to headers of the components.
+/// Adds references to headers of the components to a response.
 fn add_headers(response: &mut RefOr<utoipa::openapi::Response>, names: &[&str]) {
     if let RefOr::T(response) = response {
         for name in names {
@@ -171,7 +171,7 @@ fn text_header(description: &str) -> Header {
 
 fn add_security_schemes(components: &mut Components) {
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
-        "An API key, `<keyId>.<secret>`, or a JWT. A service on a loopback address may be set up to need neither.",
+        "An API key, `<keyId>.<secret>`, or a JWT. A service on a loopback address may be configured to need neither.",
     ));
     let api_key = ApiKeyValue::with_description(X_API_KEY, "An API key, `<keyId>.<secret>`.");
     components.security_schemes.insert(BEARER.to_owned(), SecurityScheme::Http(bearer.build()).into());
@@ -183,7 +183,7 @@ fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
     items.flat_map(|item| [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten())
 }
 
-/// Says what an identifier may be, if the schema with this name is that of one.
+/// Adds the constraints on identifiers to a schema, if `name` is the name of an identifier.
 fn limit_identifier(name: &str, schema: &mut RefOr<Schema>) {
     if let RefOr::T(Schema::Object(schema)) = schema
         && IDENTIFIERS.contains(&name)
@@ -194,7 +194,7 @@ fn limit_identifier(name: &str, schema: &mut RefOr<Schema>) {
     }
 }
 
-/// A link to every operation whose path needs no more than a session's own members.
+/// A link to every operation with path parameters. All of these are members of a session.
 fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
     let mut links = BTreeMap::new();
     for operation in operations(document) {
@@ -214,7 +214,7 @@ fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
     links
 }
 
-/// Whether an answer is one session.
+/// Whether the body of the response is one session.
 fn is_session(response: &Response) -> bool {
     let session = Ref::from_schema_name(SESSION_SCHEMA);
     response.content.values().any(|content| {
@@ -229,7 +229,7 @@ fn request_id_parameter() -> Parameter {
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(
-            "Names the request in the answer and the log. One is made if it is not 1 to 128 visible ASCII characters.",
+            "The request's id in the response and the log. Replaced if it is not 1 to 128 visible ASCII characters.",
         ))
         .schema(Some(Object::with_type(Type::String)))
         .build()
@@ -237,18 +237,18 @@ fn request_id_parameter() -> Parameter {
 
 fn request_id_header() -> Header {
     HeaderBuilder::new()
-        .description(Some("The request's `X-Request-Id`, or the one that was made for it."))
+        .description(Some("The request's `X-Request-Id`, or a random id."))
         .schema(Some(
             ObjectBuilder::new()
                 .schema_type(Type::String)
                 .min_length(Some(1))
-                .max_length(Some(REQUEST_ID_BYTES_MAX))
+                .max_length(Some(REQUEST_ID_LENGTH_MAX))
                 .pattern(Some("^[!-~]*$")),
         ))
         .build()
 }
 
-/// `/openapi.json` and `/docs`.
+/// The routes `/openapi.json` and `/docs`.
 pub(super) fn router(document: OpenApi) -> Router {
     // Serialising a document that was built in memory cannot fail.
     let text: Arc<str> = complete(document).to_pretty_json().unwrap_or_default().into();
@@ -264,13 +264,13 @@ pub(super) fn router(document: OpenApi) -> Router {
     get, path = "/openapi.json", tag = "documentation", operation_id = "openapi",
     responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object)),
 )]
-#[expect(dead_code, reason = "documents a route that `router` makes")]
+#[expect(dead_code, reason = "documents a route that `router` adds")]
 fn openapi_json() {}
 
-/// This document, to browse
+/// Browse this document
 #[utoipa::path(
     get, path = "/docs", tag = "documentation", operation_id = "docs",
-    responses((status = 200, description = "A page that needs no other server.", body = String, content_type = "text/html")),
+    responses((status = 200, description = "A self-contained page.", body = String, content_type = "text/html")),
 )]
-#[expect(dead_code, reason = "documents a route that `router` makes")]
+#[expect(dead_code, reason = "documents a route that `router` adds")]
 fn docs() {}

@@ -1,9 +1,9 @@
 //! Preconditions: `If-Match` and `If-None-Match` (RFC 9110, 13.1).
 //!
-//! A session's entity tag is its version in quotes, `"3"`. A proxy that compresses answers changes it, and its client
-//! sends it back as changed: nginx makes it weak (`W/"3"`), Apache and Caddy append the coding (`"3-gzip"`), Jetty does
-//! so with two dashes (`"3--gzip"`). All of them name version 3, in either header: what was compressed is still that
-//! version.
+//! The entity tag of a session is its version in quotes, `"3"`. A proxy that compresses a response changes the tag, and
+//! the client sends the changed tag back: nginx makes it weak (`W/"3"`), Apache and Caddy append the coding
+//! (`"3-gzip"`), and Jetty appends it after two dashes (`"3--gzip"`). In both headers, all of these name version 3,
+//! because compression does not change the version.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -15,16 +15,16 @@ use crate::store::VersionCondition;
 /// The content codings that proxies append to an entity tag.
 const CODINGS: [&str; 4] = ["gzip", "br", "zstd", "deflate"];
 
-/// What a list of entity tags names.
+/// The versions that a list of entity tags names.
 enum Tags {
     /// `*`: every version.
     Any,
-    /// These versions, as text. Tags that are not ours name none.
+    /// These versions, as text. A tag of another format names no version.
     Versions(Vec<String>),
 }
 
 impl Tags {
-    /// The tags of all lines of a header; `None` if it is not there.
+    /// The tags in all lines of a header; `None` if the header is missing.
     fn of(headers: &HeaderMap, name: &HeaderName) -> Option<Self> {
         let mut lines = headers.get_all(name).iter().peekable();
         lines.peek()?;
@@ -41,16 +41,17 @@ impl Tags {
     }
 }
 
-/// The version that an entity tag names, if it is one of ours.
+/// The version that an entity tag names; `None` if it is not in the format of this service.
 fn version_of(tag: &str) -> Option<&str> {
     let opaque = tag.strip_prefix("W/").unwrap_or(tag).strip_prefix('"')?.strip_suffix('"')?;
     let (version, coding) = opaque.split_once('-').map_or((opaque, None), |(version, coding)| (version, Some(coding)));
-    let is_changed_by_a_proxy = |coding: &str| CODINGS.contains(&coding.strip_prefix('-').unwrap_or(coding));
+    let is_known_coding = |coding: &str| CODINGS.contains(&coding.strip_prefix('-').unwrap_or(coding));
     let is_number = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number && coding.is_none_or(is_changed_by_a_proxy)).then_some(version)
+    (is_number && coding.is_none_or(is_known_coding)).then_some(version)
 }
 
-/// The versions that `If-Match` names. Unlike RFC 9110 (13.1.1), weak tags count: see above.
+/// The versions that `If-Match` names. Weak tags count, unlike in RFC 9110 (section 13.1.1), because proxies make tags
+/// weak.
 pub(super) struct IfMatch(pub(super) VersionCondition);
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
@@ -64,7 +65,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     }
 }
 
-/// The versions that the client of a read has already, by `If-None-Match`.
+/// The versions that the client already has, from `If-None-Match`.
 pub(super) struct IfNoneMatch(Option<Tags>);
 
 impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_names_its_version_also_if_a_proxy_has_changed_it() {
+    fn entity_tags_changed_by_proxies_name_their_version() {
         let ours = [
             "\"3\"",
             "W/\"3\"",

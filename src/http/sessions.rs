@@ -1,5 +1,6 @@
-//! `/api/sessions` and `/api/sessions/{sessionId}`: create, read, change, delete.
+//! `/api/sessions` and `/api/sessions/{sessionId}`: create, read, change and delete a session.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::App;
-use super::access::{Caller, outside};
+use super::AppState;
+use super::auth::{Principal, forbidden_tenant};
 use super::error::{ApiError, Code, problems};
 use super::extract::{JsonBody, MaybeIdempotencyKey, PathSession};
 use super::json::Fields;
@@ -24,15 +25,15 @@ use super::preconditions::{IfMatch, IfNoneMatch};
 use crate::session::{IdempotencyKey, Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch, Status};
 use crate::store::{Delete, GetOrCreate, MemoryPermit, Update};
 
-/// The most bytes of a large body that the connection takes at once.
+/// Most bytes of a large body that are passed to the connection at once.
 const BODY_PART_BYTES: usize = 64 << 10;
 
 /// The routes of this file.
-pub(super) fn router() -> OpenApiRouter<Arc<App>> {
+pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::new().routes(routes!(get_or_create)).routes(routes!(get, update, delete))
 }
 
-/// Which conversation a user of a business is to be in.
+/// The user whose session to find or create, and the members of a new session.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = json!({
     "businessId": "B0100001", "userId": "user_123", "locationId": "L001", "sessionType": "general"
@@ -41,21 +42,21 @@ pub(super) fn router() -> OpenApiRouter<Arc<App>> {
 struct GetOrCreateSession {
     /// The business that the user talks to.
     business_id: String,
-    /// The user, unique in the business.
+    /// The user. User ids are unique in the business.
     user_id: String,
-    /// The business's location. Taken if a session is created; the service's default if absent.
+    /// The business's location. Used only if a session is created. If absent, the service's default.
     #[schema(nullable = false)]
     location_id: Option<String>,
-    /// What kind of conversation it is. Taken if a session is created; the service's default if absent.
+    /// The kind of conversation. Used only if a session is created. If absent, the service's default.
     #[schema(nullable = false)]
     session_type: Option<String>,
-    /// The title. Taken if a session is created.
+    /// The title. Used only if a session is created.
     #[schema(max_length = 200)]
     title: Option<String>,
-    /// What the client keeps with the session. Taken if a session is created. At most 16 KiB as JSON.
+    /// Data of the client about the session. Used only if a session is created. At most 16 KiB as JSON.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
-    /// `return` (the default) gives back an active session; `replace` ends it and creates a new one, in one step.
+    /// `return` (the default) returns an active session; `replace` ends it and creates a new one, in one atomic step.
     #[schema(nullable = false, default = "return")]
     if_active: Option<IfActive>,
 }
@@ -77,9 +78,9 @@ pub(super) fn new_session(
     let metadata = fields.object_text("metadata", metadata_bytes_max);
     let if_active = fields.word("ifActive", IfActive::WORDS, IfActive::from_word);
     fields.finish()?;
-    // Both are there, or `finish` would have said that they are not.
+    // Cannot fail: `finish` returns an error if one of them is missing.
     let (Some(business_id), Some(user_id)) = (business_id, user_id) else {
-        return Err(ApiError::internal("a required field is missing without a problem"));
+        return Err(ApiError::internal("a required field is missing but was not reported"));
     };
     Ok(NewSession {
         business_id,
@@ -93,7 +94,7 @@ pub(super) fn new_session(
     })
 }
 
-/// The changes to a session. Absent members stay as they are.
+/// The changes to a session. Absent members stay unchanged.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = json!({"title": "Opening hours", "metadata": {"topic": "hours"}}))]
 #[expect(dead_code, reason = "documents what `session_patch` reads")]
@@ -101,24 +102,25 @@ struct UpdateSession {
     /// The business's location.
     #[schema(nullable = false)]
     location_id: Option<String>,
-    /// What kind of conversation it is.
+    /// The kind of conversation.
     #[schema(nullable = false)]
     session_type: Option<String>,
     /// The title, or null to remove it.
     #[schema(max_length = 200)]
     title: Option<String>,
-    /// Merged into the metadata (RFC 7396): null removes a key, at any depth; null itself empties it.
+    /// A merge patch for the metadata (RFC 7396): a null value removes its key, at any depth. Null as the patch removes
+    /// all metadata.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     metadata: Option<Value>,
-    /// `ended` ends the session; `active` resumes it as the user's active one.
+    /// `ended` ends the session; `active` resumes it as the user's active session.
     #[schema(nullable = false)]
     status: Option<PatchStatus>,
-    /// What a resume does if another session is active: `return` (the default) refuses, `replace` ends that one.
+    /// If another session is active, `return` (the default) rejects a resume, and `replace` ends the other session.
     #[schema(nullable = false, default = "return")]
     if_active: Option<IfActive>,
 }
 
-/// Reads the body of a change.
+/// Reads the body of an update.
 pub(super) fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
     let mut fields = Fields::of_body(body)?;
     let patch = SessionPatch {
@@ -138,7 +140,7 @@ pub(super) fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
 }
 
 problems! {
-    /// What a get-or-create can be refused for.
+    /// The errors of a get-or-create.
     GetOrCreateProblems {
         InvalidRequest, RequestTimeout, PayloadTooLarge, UnsupportedMediaType, StoreFull, ClockSkew
     }
@@ -146,20 +148,20 @@ problems! {
 
 /// Find or create a session
 ///
-/// The user's active session, or a new one, decided in one atomic step: however many ask at once, they get one session.
+/// Returns the user's active session, or a new one, in one atomic step: concurrent calls return the same session.
 ///
-/// With an `Idempotency-Key` the call can be repeated although it replaces: the same key of the same user stands for the
-/// same new session. A repeated call is answered `200` with that session as it is now; look at its `status`, because it may
-/// be over. The body is not compared. When the session is gone (deleted, erased, or past its retention), the key creates a
-/// new one with the same id.
+/// With an `Idempotency-Key`, a call with `replace` can be repeated too: the same key of the same user stands for the
+/// same new session. The response to a repeated call is `200` with the current state of that session. It may have ended
+/// or expired, so check its `status`. The body is not compared. If the session no longer exists (deleted, erased, or
+/// past its retention), the key creates a new one with the same id.
 #[utoipa::path(
     post, path = "/api/sessions", tag = "sessions", operation_id = "getOrCreateSession",
     params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 16, max_length = 128,
-        pattern = "^[!-~]+$", description = "Names the new session. 16 to 128 visible ASCII characters, such as a UUID.",
+        pattern = "^[!-~]+$", description = "Names the new session: 16 to 128 visible ASCII characters, e.g. a UUID.",
         example = "0b8e0a52-2a3f-4d3c-8f0a-6a4f6f1f7a11")),
     request_body = GetOrCreateSession,
     responses(
-        (status = 200, description = "The user's active session, or the one that this key created before.", body = Session,
+        (status = 200, description = "The user's active session, or the session of this key.", body = Session,
             headers(("ETag" = String, description = "The session's version, in quotes."))),
         (status = 201, description = "A new session.", body = Session, headers(
             ("ETag" = String, description = "The session's version, in quotes."),
@@ -169,20 +171,20 @@ problems! {
     ),
 )]
 async fn get_or_create(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     MaybeIdempotencyKey(idempotency_key): MaybeIdempotencyKey,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let new = new_session(
         body,
         idempotency_key,
-        &app.default_location_id,
-        &app.default_session_type,
-        app.metadata_bytes_max,
+        &app.sessions.default_location_id,
+        &app.sessions.default_session_type,
+        app.sessions.metadata_bytes_max,
     )?;
-    if !caller.reach().admits_user(new.business_id.as_str(), new.user_id.as_str()) {
-        return Err(outside());
+    if !caller.tenant_scope().contains_user(new.business_id.as_str(), new.user_id.as_str()) {
+        return Err(forbidden_tenant());
     }
     Ok(match app.store.get_or_create(&new, app.now()).await? {
         GetOrCreate::Resumed(session) | GetOrCreate::Replayed(session) => session_response(StatusCode::OK, &session),
@@ -194,7 +196,7 @@ async fn get_or_create(
 }
 
 problems! {
-    /// What a read can be refused for.
+    /// The errors of reading a session.
     GetProblems { SessionNotFound }
 }
 
@@ -204,30 +206,30 @@ problems! {
     params(
         ("sessionId" = String, Path, description = "The session.", format = Uuid),
         ("If-None-Match" = Option<String>, Header, nullable = false, example = "\"1\"", description =
-            "Answer 304 if this is still the session's `ETag`. Activity and messages do not change that; an expired \
-            session is always answered."),
+            "Respond with 304 if this is still the session's `ETag`. Activity and messages do not change the `ETag`. \
+            An expired session is always returned."),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
             headers(("ETag" = String, description = "The session's version, in quotes."))),
-        (status = 304, description = "The session still has a version that `If-None-Match` names.",
+        (status = 304, description = "The session's version is one that `If-None-Match` names.",
             headers(("ETag" = String, description = "The session's version, in quotes."))),
         GetProblems,
     ),
 )]
 async fn get(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     PathSession(id): PathSession,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let session = app.store.get(id, caller.reach(), app.now()).await?;
+    let session = app.store.get(id, caller.tenant_scope(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     Ok(read_response(&session, &if_none_match))
 }
 
 problems! {
-    /// What a change can be refused for.
+    /// The errors of changing a session.
     UpdateProblems {
         InvalidRequest, SessionNotFound, RequestTimeout, AnotherSessionActive, ConcurrentUpdate, VersionMismatch,
         PayloadTooLarge, UnsupportedMediaType, StoreFull, ClockSkew
@@ -236,8 +238,8 @@ problems! {
 
 /// Change, end or resume a session
 ///
-/// Changes the members that are named, all of them or none. An empty object is the heartbeat: it keeps an active session
-/// active. Ended sessions can still be changed. Without `If-Match`, concurrent changes of different members are all kept.
+/// Changes all of the members in the body, or none. An empty object is a heartbeat, which keeps an active session
+/// active. Ended sessions can be changed too. Without `If-Match`, concurrent changes of different members are all kept.
 #[utoipa::path(
     patch, path = "/api/sessions/{sessionId}", tag = "sessions", operation_id = "updateSession",
     params(
@@ -249,36 +251,37 @@ problems! {
         (UpdateSession = "application/json"), (UpdateSession = "application/merge-patch+json"),
     )),
     responses(
-        (status = 200, description = "The session as it is now.", body = Session,
+        (status = 200, description = "The session after the change.", body = Session,
             headers(("ETag" = String, description = "The session's version, in quotes."))),
         UpdateProblems,
     ),
 )]
 async fn update(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     PathSession(id): PathSession,
     IfMatch(condition): IfMatch,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let patch = session_patch(body)?;
-    match app.store.update(id, &patch, &condition, caller.reach(), app.now()).await? {
+    match app.store.update(id, &patch, &condition, caller.tenant_scope(), app.now()).await? {
         Update::Updated(session) => Ok(session_response(StatusCode::OK, &session)),
         Update::Missing => Err(ApiError::session_not_found(&id.to_string())),
         Update::VersionMismatch(version) => Err(version_mismatch(version)),
         Update::AnotherActive(active) => Err(ApiError::another_session_active(active)),
         Update::ConcurrentUpdate => {
-            Err(ApiError::new(Code::ConcurrentUpdate, "Other changes came in between; nothing was changed, try again"))
+            Err(ApiError::new(Code::ConcurrentUpdate, "Concurrent changes came first; nothing was changed, try again"))
         }
         Update::MetadataTooLarge => {
-            let message = format!("must have at most {} bytes as JSON after the merge", app.metadata_bytes_max);
+            let message =
+                format!("must have at most {} bytes as JSON after the merge", app.sessions.metadata_bytes_max);
             Err(ApiError::field("metadata", message))
         }
     }
 }
 
 problems! {
-    /// What a deletion can be refused for.
+    /// The errors of deleting a session.
     DeleteProblems { SessionNotFound, VersionMismatch }
 }
 
@@ -290,15 +293,15 @@ problems! {
         ("If-Match" = Option<String>, Header, description = "Delete only if this is the session's `ETag`.",
             nullable = false, example = "\"1\""),
     ),
-    responses((status = 204, description = "It is gone."), DeleteProblems),
+    responses((status = 204, description = "The session is deleted."), DeleteProblems),
 )]
 async fn delete(
-    State(app): State<Arc<App>>,
-    caller: Caller,
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
     PathSession(id): PathSession,
     IfMatch(condition): IfMatch,
 ) -> Result<StatusCode, ApiError> {
-    match app.store.delete(id, &condition, caller.reach(), app.now()).await? {
+    match app.store.delete(id, &condition, caller.tenant_scope(), app.now()).await? {
         Delete::Deleted => Ok(StatusCode::NO_CONTENT),
         Delete::Missing => Err(ApiError::session_not_found(&id.to_string())),
         Delete::VersionMismatch(version) => Err(version_mismatch(version)),
@@ -309,33 +312,33 @@ fn version_mismatch(version: u64) -> ApiError {
     ApiError::new(Code::VersionMismatch, format!("If-Match does not name the current version, \"{version}\""))
 }
 
-/// A session as the answer to a read: a `304` if the client has this version already.
+/// The response to a read: `304` if the client already has this version.
 ///
-/// Not of an expired session: it has the version that it had while it was active, and its client has to learn of the
-/// expiry. For the same reason the read of a user's active session has no `304`: the next session may have the version
-/// of the last.
+/// The response for an expired session is never `304`, because expiry does not change the version, and the client must
+/// learn of the expiry. For a similar reason, reading a user's active session has no `304`: the next active session may
+/// have the same version as the previous one.
 fn read_response(session: &Session, if_none_match: &IfNoneMatch) -> Response {
     if session.status == Status::Expired || !if_none_match.names(session.version) {
         return session_response(StatusCode::OK, session);
     }
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
-    tag(&mut response, session);
+    set_entity_tag(&mut response, session);
     response
 }
 
-/// A session as an answer, with its version as the entity tag.
+/// A response with one session, and with its version as the entity tag.
 pub(super) fn session_response(status: StatusCode, session: &Session) -> Response {
     let mut body = Vec::with_capacity(640 + session.metadata.len());
     session.write_json(&mut body);
     let mut response = json_response(status, body);
-    tag(&mut response, session);
+    set_entity_tag(&mut response, session);
     response
 }
 
 /// Sets the entity tag: the version in quotes.
-fn tag(response: &mut Response, session: &Session) {
-    // As many digits as the largest has, between two quotes.
+fn set_entity_tag(response: &mut Response, session: &Session) {
+    // The 20 digits of the largest version, between two quotes.
     let mut tag = [b'"'; 22];
     let mut buffer = itoa::Buffer::new();
     let digits = buffer.format(session.version).as_bytes();
@@ -345,7 +348,7 @@ fn tag(response: &mut Response, session: &Session) {
     }
 }
 
-/// JSON that is written already, as an answer.
+/// A response with a body that is already JSON.
 pub(super) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
@@ -353,35 +356,39 @@ pub(super) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
-/// A page as a response. Other requests are served while a large one is written, and its memory is kept until its last part
-/// is taken.
+/// A response with a page of items. Yields to other requests after each item of a large page, and holds `memory` until
+/// the connection has taken the last part of the body.
 pub(super) async fn page_response<T>(
-    items: &[T],
+    items: Vec<T>,
+    bytes_of: fn(&T) -> usize,
     write: fn(&T, &mut Vec<u8>),
     memory: Option<MemoryPermit>,
 ) -> Response {
     let Some(memory) = memory else {
-        return json_response(StatusCode::OK, json_array(items, write));
+        return json_response(StatusCode::OK, json_array(&items, write));
     };
-    let (mut body, mut written) = (Vec::new(), 0);
+    // One part for each item: a buffer of the whole page would be copied and mapped in one long step.
+    let mut parts = VecDeque::with_capacity(items.len() + 1);
     for item in items {
-        body.push(if body.is_empty() { b'[' } else { b',' });
-        write(item, &mut body);
-        if body.len() - written > BODY_PART_BYTES {
-            written = body.len();
-            tokio::task::yield_now().await;
-        }
+        let mut part = Vec::with_capacity(bytes_of(&item));
+        part.push(if parts.is_empty() { b'[' } else { b',' });
+        write(&item, &mut part);
+        parts.push_back(Bytes::from(part));
+        drop(item);
+        tokio::task::yield_now().await;
     }
-    body.extend_from_slice(if body.is_empty() { b"[]" } else { b"]" });
+    parts.push_back(Bytes::from_static(if parts.is_empty() { b"[]" } else { b"]" }));
+    let unsent_bytes = parts.iter().map(Bytes::len).sum();
     let mut response = json_response(StatusCode::OK, Vec::new());
-    *response.body_mut() = Body::new(LargeBody { left: body.into(), has_yielded: false, _memory: memory });
+    *response.body_mut() = Body::new(LargeBody { parts, unsent_bytes, has_yielded: false, _memory: memory });
     response
 }
 
-/// A body that is given out in parts, so that the connection buffers only a little of it.
+/// A body that is sent in parts, so that the connection buffers only a small part of it.
 struct LargeBody {
-    left: Bytes,
-    /// Other requests had their turn since the last part.
+    parts: VecDeque<Bytes>,
+    unsent_bytes: usize,
+    /// Whether this body has yielded to other requests since the last part.
     has_yielded: bool,
     _memory: MemoryPermit,
 }
@@ -395,24 +402,31 @@ impl HttpBody for LargeBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.has_yielded = !self.has_yielded;
-        if self.has_yielded && !self.left.is_empty() {
+        if self.has_yielded && self.unsent_bytes > 0 {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let length = self.left.len().min(BODY_PART_BYTES);
-        Poll::Ready((length > 0).then(|| Ok(Frame::data(self.left.split_to(length)))))
+        let Some(first) = self.parts.front_mut() else {
+            return Poll::Ready(None);
+        };
+        let part = first.split_to(first.len().min(BODY_PART_BYTES));
+        if first.is_empty() {
+            self.parts.pop_front();
+        }
+        self.unsent_bytes -= part.len();
+        Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_empty()
+        self.unsent_bytes == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(u64::try_from(self.left.len()).unwrap_or(u64::MAX))
+        SizeHint::with_exact(u64::try_from(self.unsent_bytes).unwrap_or(u64::MAX))
     }
 }
 
-/// Several items as a JSON array.
+/// The items as a JSON array.
 pub(super) fn json_array<T>(items: &[T], write: fn(&T, &mut Vec<u8>)) -> Vec<u8> {
     let mut body = vec![b'['];
     for (index, item) in items.iter().enumerate() {

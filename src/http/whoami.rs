@@ -1,4 +1,4 @@
-//! `/api/whoami`: what the caller's credential may do.
+//! `/api/whoami`: the permissions of the caller's credential.
 
 use std::sync::Arc;
 
@@ -10,29 +10,29 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema,
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::App;
-use super::access::Caller;
+use super::AppState;
+use super::auth::Principal;
 use super::error::problems;
 use crate::auth::{ALL_BUSINESSES, Scope};
-use crate::session::{Identifier, Reach};
+use crate::session::{Identifier, TenantScope};
 
 /// The routes of this file.
-pub(super) fn router() -> OpenApiRouter<Arc<App>> {
+pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::new().routes(routes!(whoami))
 }
 
-/// What a credential may do.
+/// The permissions of a credential.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({"businesses": ["B0100001"], "userId": "user_123", "scopes": ["read", "write"]}))]
 struct WhoAmI {
-    /// The businesses that it reaches, or `*` for all.
+    /// The businesses that the credential has access to, or `*` for all.
     #[schema(schema_with = businesses_schema)]
     businesses: Value,
-    /// The one user that it reaches, or null for all users of the businesses.
+    /// The only user that the credential has access to, or null for all users of the businesses.
     #[schema(required)]
     user_id: Option<String>,
-    /// Which calls it may make: in the order read, write, admin.
+    /// The scopes of the credential, in the order read, write, admin.
     #[schema(schema_with = scopes_schema)]
     scopes: Vec<&'static str>,
 }
@@ -43,7 +43,7 @@ fn businesses_schema() -> Schema {
     OneOfBuilder::new()
         .item(all)
         .item(some)
-        .description(Some("The businesses that the credential reaches, or `*` for all."))
+        .description(Some("The businesses that the credential has access to, or `*` for all."))
         .build()
         .into()
 }
@@ -53,32 +53,32 @@ fn scopes_schema() -> Schema {
     ArrayBuilder::new()
         .items(scope)
         .max_items(Some(Scope::ALL.len()))
-        .description(Some("Which calls the credential may make: in the order read, write, admin."))
+        .description(Some("The scopes of the credential, in the order read, write, admin."))
         .build()
         .into()
 }
 
 problems! {
-    /// What this can be refused for.
+    /// The errors of reading the permissions.
     WhoAmIProblems {}
 }
 
-/// Read what the caller's credential may do
+/// Read the permissions of the caller's credential
 ///
-/// Needs a credential, and none of its scopes. A service that is open to everybody says so.
+/// Requires a credential, but none of its scopes. A service without credentials reports full access.
 #[utoipa::path(
     get, path = "/api/whoami", tag = "credentials", operation_id = "whoami",
-    responses((status = 200, description = "What it may do.", body = WhoAmI), WhoAmIProblems),
+    responses((status = 200, description = "The permissions of the credential.", body = WhoAmI), WhoAmIProblems),
 )]
-async fn whoami(caller: Caller) -> Json<WhoAmI> {
-    let (businesses, user_id) = match caller.reach() {
-        Reach::Everything => (json!(ALL_BUSINESSES), None),
-        Reach::Businesses(businesses) => {
+async fn whoami(caller: Principal) -> Json<WhoAmI> {
+    let (businesses, user_id) = match caller.tenant_scope() {
+        TenantScope::Everything => (json!(ALL_BUSINESSES), None),
+        TenantScope::Businesses(businesses) => {
             let mut businesses: Vec<_> = businesses.iter().map(Identifier::as_str).collect();
             businesses.sort_unstable();
             (json!(businesses), None)
         }
-        Reach::User { business_id, user_id } => (json!([business_id.as_str()]), Some(user_id.to_string())),
+        TenantScope::User { business_id, user_id } => (json!([business_id.as_str()]), Some(user_id.to_string())),
     };
     let scopes = Scope::ALL.into_iter().filter(|scope| caller.allows(*scope)).map(Scope::as_str).collect();
     Json(WhoAmI { businesses, user_id, scopes })

@@ -1,7 +1,7 @@
-//! The queue in front of stderr: bounded, and written by one thread, so that no other thread waits for the log's reader.
+//! The bounded queue in front of stderr. One thread writes it, so no other thread waits for the reader of stderr.
 //!
-//! If that thread cannot keep up (a pipe that nobody reads, a stopped terminal), or cannot write (a full disk, a pipe whose
-//! reader ended), lines are dropped and counted. As soon as it can write again, one line says how many.
+//! If that thread cannot keep up (a pipe that is not read, a stopped terminal), or cannot write (a full disk, a pipe
+//! whose reader has ended), lines are dropped and counted. When it can write again, one line reports how many.
 
 use std::io::Write;
 use std::mem;
@@ -14,18 +14,18 @@ use crate::{metrics, output};
 pub(super) struct Queue {
     bytes_max: usize,
     state: Mutex<State>,
-    /// There is something to write.
+    /// Notified when there is something to write.
     filled: Condvar,
-    /// There is nothing left to write.
+    /// Notified when there is nothing left to write.
     drained: Condvar,
 }
 
 struct State {
-    /// Whole lines, one after the other.
+    /// Complete lines, one after the other.
     waiting: Vec<u8>,
-    /// Some lines were taken from `waiting` and are being written.
+    /// Whether lines were taken from `waiting` and are being written.
     is_writing: bool,
-    /// Dropped lines that were not reported yet.
+    /// The number of dropped lines that were not reported yet.
     dropped: u64,
 }
 
@@ -38,7 +38,7 @@ impl State {
 }
 
 impl Queue {
-    /// An empty queue for at most `bytes_max` bytes. As many may be with the thread that writes.
+    /// An empty queue for at most `bytes_max` bytes. The thread that writes may hold as many in addition.
     pub(super) const fn new(bytes_max: usize) -> Self {
         let state = State { waiting: Vec::new(), is_writing: false, dropped: 0 };
         Self { bytes_max, state: Mutex::new(state), filled: Condvar::new(), drained: Condvar::new() }
@@ -48,12 +48,12 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues text, or drops all of it if there is no room.
+    /// Queues text, or drops all of it if it would exceed the limit.
     pub(super) fn push(&self, text: &[u8]) {
         self.push_if_at_most(self.bytes_max, text);
     }
 
-    /// Queues text that reports dropped lines: there is always room for it, because there is one such line a batch.
+    /// Queues text that reports dropped lines. The limit does not apply to it, because each batch has one such line.
     pub(super) fn push_report(&self, text: &[u8]) {
         self.push_if_at_most(usize::MAX, text);
     }
@@ -72,8 +72,8 @@ impl Queue {
         }
     }
 
-    /// Writes what is queued, in batches, for as long as the process lives. `report` is told how many lines were dropped,
-    /// each time that writing succeeds again.
+    /// Writes what is queued, in batches, until the process ends. Calls `report` with the number of dropped lines when
+    /// writing succeeds again.
     pub(super) fn write_to(&self, mut out: impl Write, report: impl Fn(u64)) -> ! {
         let (mut batch, mut is_torn) = (Vec::new(), false);
         loop {
@@ -102,7 +102,7 @@ impl Queue {
         }
     }
 
-    /// Waits until everything is written or dropped, for at most `timeout`. Returns whether it is.
+    /// Waits until everything is written or dropped, for at most `timeout`. Returns false after a timeout.
     pub(super) fn flush(&self, timeout: Duration) -> bool {
         let is_busy = |state: &mut State| state.is_writing || !state.waiting.is_empty();
         let waited = self.drained.wait_timeout_while(self.state(), timeout, is_busy);
@@ -110,8 +110,8 @@ impl Queue {
     }
 }
 
-/// Writes a batch. `is_torn` says whether the last line that was written lacks its end because writing failed: it gets one
-/// before the next line.
+/// Writes a batch. `is_torn` is set when writing fails in the middle of a line. The next call then ends that line
+/// before it writes another one.
 fn write_lines(out: &mut impl Write, rest: &mut &[u8], is_torn: &mut bool) -> std::io::Result<()> {
     if *is_torn {
         output::write_all(out, &mut b"\n".as_slice())?;
@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// Only a test that fails waits that long.
+    /// Only a failing test waits this long.
     const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
     /// A writer that announces each write, and then waits for its result.
@@ -143,7 +143,7 @@ mod tests {
 
     impl Write for Scripted {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Without a result the test is over: fails until the test binary ends.
+            // If the test is over, every write fails until the test binary ends.
             let _ = self.offered.send(bytes.to_vec());
             self.results.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
         }
@@ -165,40 +165,40 @@ mod tests {
             let (sender, offered) = channel();
             let (results, receiver) = sync_channel(1);
             let queue = Arc::new(Queue::new(100));
-            let of_thread = queue.clone();
+            let thread_queue = queue.clone();
             std::thread::spawn(move || {
-                let report = |dropped| of_thread.push_report(format!("dropped {dropped}\n").as_bytes());
-                of_thread.write_to(Scripted { offered: sender, results: receiver }, report)
+                let report = |dropped| thread_queue.push_report(format!("dropped {dropped}\n").as_bytes());
+                thread_queue.write_to(Scripted { offered: sender, results: receiver }, report)
             });
             Self { queue, offered, results }
         }
 
-        /// What the thread writes next.
+        /// Returns what the thread writes next.
         fn next(&self) -> String {
             String::from_utf8(self.offered.recv_timeout(TEST_TIMEOUT).expect("a write")).expect("text")
         }
 
-        fn answer(&self, result: io::Result<usize>) {
+        fn complete(&self, result: io::Result<usize>) {
             self.results.send(result).expect("a thread that writes");
         }
 
         /// Expects a write of this text, and takes all of it.
         fn take(&self, text: &str) {
             assert_eq!(self.next(), text);
-            self.answer(Ok(text.len()));
+            self.complete(Ok(text.len()));
         }
     }
 
     #[test]
-    fn a_reader_that_is_stuck_costs_the_lines_for_which_there_is_no_room() {
+    fn lines_beyond_the_limit_are_dropped_and_counted() {
         let written = Written::start();
         written.queue.push(b"first\n");
         assert_eq!(written.next(), "first\n");
         for _ in 0..1_000 {
             written.queue.push(b"123456789\n");
         }
-        assert!(!written.queue.flush(Duration::ZERO), "a flush does not wait longer than it is told");
-        written.answer(Ok(6));
+        assert!(!written.queue.flush(Duration::ZERO), "a flush waits no longer than its timeout");
+        written.complete(Ok(6));
         written.take(&("123456789\n".repeat(10) + "dropped 990\n"));
         assert!(written.queue.flush(TEST_TIMEOUT));
         written.queue.push(b"again\n");
@@ -207,17 +207,17 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_cannot_be_written_are_counted_and_a_torn_one_is_ended() {
+    fn unwritable_lines_are_counted_and_a_torn_line_is_ended() {
         let written = Written::start();
         written.queue.push(b"one\ntwo\nthree\n");
         assert_eq!(written.next(), "one\ntwo\nthree\n");
-        written.answer(Ok(5));
+        written.complete(Ok(5));
         assert_eq!(written.next(), "wo\nthree\n");
-        written.answer(Err(io::ErrorKind::StorageFull.into()));
-        assert!(written.queue.flush(TEST_TIMEOUT), "what cannot be written is not waited for");
+        written.complete(Err(io::ErrorKind::StorageFull.into()));
+        assert!(written.queue.flush(TEST_TIMEOUT), "a flush does not wait for lines that cannot be written");
         written.queue.push(b"four\n");
         assert_eq!(written.next(), "\n");
-        written.answer(Err(io::ErrorKind::StorageFull.into()));
+        written.complete(Err(io::ErrorKind::StorageFull.into()));
         assert!(written.queue.flush(TEST_TIMEOUT));
         written.queue.push(b"five\n");
         written.take("\n");
@@ -229,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn interruptions_and_full_non_blocking_pipes_lose_nothing() {
+    fn interrupted_and_blocked_writes_are_retried() {
         let written = Written::start();
         written.queue.push(b"one\n");
         for kind in [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock] {
             assert_eq!(written.next(), "one\n");
-            written.answer(Err(kind.into()));
+            written.complete(Err(kind.into()));
         }
         written.take("one\n");
         assert!(written.queue.flush(TEST_TIMEOUT));

@@ -1,14 +1,14 @@
-//! Equality of JSON values: a retry may write the same content in another way.
+//! Equality of JSON values. A retry may serialize the same content differently.
 
 use serde_json::{Number, Value};
 
-/// 2^127: floating-point numbers below it have an integer of 128 bits, if they are whole.
+/// 2^127. Every whole floating-point number of a smaller magnitude fits in an `i128`.
 const INTEGERS_END: f64 = 170_141_183_460_469_231_731_687_303_715_884_105_728.0;
 
-/// Whether two JSON values say the same: numbers are compared by their mathematical value (`1`, `1.0` and `10e-1` are
-/// the same number), objects without regard to the order of their members, at any depth.
+/// Whether two JSON values are equal at every depth. Numbers are compared by mathematical value (`1`, `1.0` and `10e-1`
+/// are equal), objects regardless of the order of their members.
 ///
-/// Numbers are those that were parsed: 64-bit integers, or the nearest IEEE 754 double of what is not one.
+/// The compared numbers are the parsed ones: 64-bit integers, or the nearest IEEE 754 double of any other number.
 #[must_use]
 pub fn same_json(left: &Value, right: &Value) -> bool {
     match (left, right) {
@@ -25,8 +25,7 @@ pub fn same_json(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// Not by way of `f64`: 9007199254740993 and 9007199254740992.0 are different numbers, and the nearest double of both
-/// is the same.
+/// Does not convert integers to `f64`: 9007199254740993 and 9007199254740992.0 differ but have the same nearest double.
 fn same_number(left: &Number, right: &Number) -> bool {
     match (integer(left), integer(right)) {
         (Some(left), Some(right)) => left == right,
@@ -35,13 +34,13 @@ fn same_number(left: &Number, right: &Number) -> bool {
     }
 }
 
-/// The value of a number that is whole.
+/// The value of a whole number; `None` for any other number.
 fn integer(number: &Number) -> Option<i128> {
     if let Some(integer) = number.as_i128() {
         return Some(integer);
     }
     let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < INTEGERS_END)?;
-    #[expect(clippy::cast_possible_truncation, reason = "it is whole and in range")]
+    #[expect(clippy::cast_possible_truncation, reason = "the number is whole and in range")]
     Some(float as i128)
 }
 
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn structures_are_compared_whole() {
+    fn arrays_and_objects_are_compared_by_content() {
         assert!(same(r#"{"a":1,"b":{"c":[1,2],"d":null}}"#, r#"{"b":{"d":null,"c":[1.0,2e0]},"a":1}"#));
         let different = [
             ("[1,2]", "[2,1]"),
@@ -143,10 +142,10 @@ mod tests {
         }
     }
 
-    /// A number's exact value in decimal, for comparison by another way.
+    /// The exact decimal value of a number, as an independent oracle.
     fn exact(number: &Number) -> String {
         if number.is_f64() {
-            // The longest fraction of a double has 1074 digits.
+            // A double has at most 1074 digits after the decimal point.
             let text = format!("{:.1074}", number.as_f64().expect("a double"));
             let text = text.trim_end_matches('0').trim_end_matches('.');
             if text == "-0" { "0".to_owned() } else { text.to_owned() }
@@ -155,7 +154,7 @@ mod tests {
         }
     }
 
-    /// A value with its numbers in decimal and its objects in order.
+    /// The canonical text of a value: numbers in decimal, members of objects sorted.
     fn canonical(value: &Value) -> String {
         match value {
             Value::Number(number) => exact(number),
@@ -175,13 +174,13 @@ mod tests {
         POSITIVE | NEGATIVE | NORMAL | SUBNORMAL | ZERO
     }
 
-    /// An integer or a double, and a double that is close to it: both of the same value, or neighbours.
+    /// An integer or a double, and a double that is equal to it or close to it.
     fn neighbours() -> impl Strategy<Value = (Value, Value)> {
         let steps = -2_i64..=2;
         let near = |float: f64, steps: i64| {
             (0..steps.abs()).fold(float, |float, _| if steps < 0 { float.next_down() } else { float.next_up() })
         };
-        #[expect(clippy::cast_precision_loss, reason = "which double is near does not matter")]
+        #[expect(clippy::cast_precision_loss, reason = "any double near the integer will do")]
         let pair = prop_oneof![
             (any::<u64>(), steps.clone())
                 .prop_map(move |(number, steps)| (json!(number), json!(near(number as f64, steps)))),
@@ -191,11 +190,11 @@ mod tests {
                 .prop_map(move |(number, steps)| (json!(number), json!(near(number as f64, steps)))),
             (finite(), steps).prop_map(move |(number, steps)| (json!(number), json!(near(number, steps)))),
         ];
-        // Next to the largest double is infinity, which JSON does not have.
-        pair.prop_filter("no number", |(left, right)| left.is_number() && right.is_number())
+        // The neighbour of the largest double is infinity, which JSON cannot represent.
+        pair.prop_filter("not a number", |(left, right)| left.is_number() && right.is_number())
     }
 
-    /// Values that are often the same as others.
+    /// Small values, which are often equal to each other.
     fn small() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -212,7 +211,7 @@ mod tests {
         })
     }
 
-    /// The same value, written otherwise.
+    /// The same value, serialized differently.
     fn rewritten(value: &Value) -> Value {
         match value {
             Value::Number(number) => match (number.as_i64(), number.as_f64()) {
@@ -230,18 +229,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_are_the_same_exactly_if_their_decimals_are((left, right) in neighbours()) {
+        fn numbers_are_equal_iff_their_decimals_are((left, right) in neighbours()) {
             prop_assert_eq!(same_json(&left, &right), canonical(&left) == canonical(&right), "{} and {}", left, right);
             prop_assert_eq!(same_json(&right, &left), same_json(&left, &right), "{} and {}", left, right);
         }
 
         #[test]
-        fn values_are_the_same_exactly_if_their_canonical_texts_are(left in small(), right in small()) {
+        fn values_are_equal_iff_their_canonical_texts_are(left in small(), right in small()) {
             prop_assert_eq!(same_json(&left, &right), canonical(&left) == canonical(&right), "{} and {}", left, right);
         }
 
         #[test]
-        fn a_value_that_is_written_otherwise_is_the_same(value in small()) {
+        fn serialization_does_not_affect_equality(value in small()) {
             let other = rewritten(&value);
             prop_assert!(same_json(&value, &other) && same_json(&other, &value), "{} and {}", value, other);
         }

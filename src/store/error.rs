@@ -1,63 +1,63 @@
-//! What can go wrong between a store method and Redis.
+//! Errors of the store.
 
 use fred::error::ErrorKind;
 use fred::types::config::Server as Address;
 
-/// A failure of the store. Each says whether it is the server's state, the way to it, or a bug.
+/// An error of the store. The variants distinguish the state of the server, the connection to it, and bugs.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Redis did not answer in time or is not reachable. Whether a write was applied is not known.
+    /// Redis is unreachable or did not reply before the timeout. It is not known whether a write was applied.
     #[error("the store is unavailable: {0}")]
     Unavailable(#[source] fred::error::Error),
-    /// Redis said that it does not serve now, and by which of its error codes. Nothing was applied.
-    #[error("the store does not serve: {1}")]
+    /// Redis replied that it cannot serve now; the text is its error code. Nothing was applied.
+    #[error("the store cannot serve: {1}")]
     NotServing(&'static str, #[source] fred::error::Error),
-    /// Redis is at its memory limit and takes no writes. Nothing was applied.
+    /// Redis is at its memory limit and rejects writes. Nothing was applied.
     #[error("the store is full: {0}")]
     Full(#[source] fred::error::Error),
-    /// Redis is occupied by a long-running script, or sessions change faster than they can be read.
+    /// Redis runs a long script, or sessions change faster than they can be read.
     #[error("the store is busy: {0}")]
     Busy(String),
-    /// Too many large responses are under way. Nothing was read.
-    #[error("there is no memory for one more large response")]
+    /// Too many large responses are in progress. Nothing was read.
+    #[error("there is no memory for another large response")]
     ResponseMemory,
-    /// Redis refused a command for a reason that no operator's action explains: a bug.
-    #[error("the store refused a command: {0}")]
-    Refused(#[source] fred::error::Error),
-    /// The Redis holds sessions in a layout that this code does not know.
+    /// Redis rejected a command for a reason that no action of an operator explains: a bug.
+    #[error("the store rejected a command: {0}")]
+    Rejected(#[source] fred::error::Error),
+    /// Redis holds sessions in a layout that this code does not know.
     #[error("the Redis holds another layout version, {0:?}, under this prefix; choose another --key-prefix")]
     Layout(String),
-    /// The Redis is too old, or set up so that it loses sessions.
+    /// Redis is too old, or its settings can lose sessions.
     #[error("the Redis at {server} {problem}")]
-    Unfit {
+    UnsupportedServer {
         /// Its address.
         server: String,
         /// What is wrong with it, as a predicate.
         problem: String,
     },
-    /// The clocks of the service and of Redis differ by more than is safe. Nothing was applied.
+    /// The clocks of the service and of Redis differ by more than the limit. Nothing was applied.
     #[error("the clock of this service is {difference} the clock of the Redis at {server}; set the one that is wrong")]
     ClockSkew {
         /// Its address.
         server: String,
-        /// By how much: `7200.000 s behind` or `7200.000 s ahead of`.
+        /// The difference: `7200.000 s behind` or `7200.000 s ahead of`.
         difference: String,
     },
-    /// A reply that the code does not understand, or one that belongs to another question: a bug.
-    #[error("unexpected reply of {verb}: {problem}")]
+    /// A reply that the code does not understand, or that belongs to another request: a bug.
+    #[error("unexpected reply to {operation}: {problem}")]
     Reply {
-        /// The store's verb.
-        verb: &'static str,
-        /// What is wrong with it, without anything that was in it.
+        /// The operation of the store.
+        operation: &'static str,
+        /// What is wrong with the reply, without any of its content.
         problem: &'static str,
     },
-    /// The operating system gave no random bytes.
+    /// The operating system returned no random bytes.
     #[error("no random bytes: {0}")]
     Random(#[from] getrandom::Error),
 }
 
 impl StoreError {
-    /// What went wrong, in a word, for metrics.
+    /// The kind of the error, for metrics.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -67,9 +67,9 @@ impl StoreError {
             Self::Full(_) => "full",
             Self::Busy(_) => "busy",
             Self::ResponseMemory => "response_memory",
-            Self::Refused(_) => "refused",
+            Self::Rejected(_) => "refused",
             Self::Layout(_) => "layout",
-            Self::Unfit { .. } => "unfit",
+            Self::UnsupportedServer { .. } => "unfit",
             Self::ClockSkew { .. } => "clock_skew",
             Self::Reply { .. } => "reply",
             Self::Random(_) => "random",
@@ -77,8 +77,8 @@ impl StoreError {
     }
 }
 
-/// Error codes by which a server says that it does not serve now: it loads, fails over, moves slots, lost its replicas,
-/// cannot save, or was not told who we are.
+/// Error codes of a server that cannot serve now: it is loading, failing over, moving slots, short of replicas, unable
+/// to save, or requires authentication or a permission.
 const NOT_SERVING: [&str; 12] = [
     "LOADING",
     "READONLY",
@@ -94,21 +94,21 @@ const NOT_SERVING: [&str; 12] = [
     "NOPERM",
 ];
 
-/// Where a server starts to repeat the arguments of a command that it does not know.
+/// The text after which a server repeats the arguments of an unknown command.
 const ARGUMENTS: &str = ", with args beginning with:";
 
-/// What a script is told that touches a key of a slot that is on its way to another server, without having declared it.
+/// Part of the error of a script that accesses an undeclared key in a slot that is moving to another server.
 const NON_LOCAL_KEY: &str = "attempted to access a non local key";
 
-/// What a server of a cluster says of a command that it did not run, for its slot is not here, or only in part. Nothing was
-/// written: a server that redirects runs nothing, and scripts read before they write.
+/// The reply of a cluster's server that did not run a command, because it does not have the slot or has only part of
+/// it. Nothing was written: a server that redirects runs nothing, and scripts read before they write.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Redirection {
     /// Another server has the slot.
     Moved(Address),
-    /// Another server has this key, and will have the slot.
+    /// Another server has this key, and is importing the slot.
     Ask(Address),
-    /// The keys of the slot are on their way.
+    /// The keys of the slot are being moved.
     TryAgain,
 }
 
@@ -122,7 +122,7 @@ impl Redirection {
             "MOVED" | "ASK" => {
                 let (host, port) = words.nth(1)?.rsplit_once(':')?;
                 let port = port.parse::<u16>().ok()?;
-                // A cluster that does not know its own addresses: the map of it says more.
+                // The cluster does not know its own addresses: its topology has to be reloaded.
                 if host.is_empty() {
                     return Some(Self::TryAgain);
                 }
@@ -151,20 +151,21 @@ impl From<fred::error::Error> for StoreError {
                 }
             }
         }
-        // What the server replied starts with a code in capitals; the rest is the client's own, about its connection.
+        // A reply of the server starts with a code in capitals. Other errors are the client's own, about its
+        // connection.
         let code = details.split(' ').next().unwrap_or_default();
         let is_reply = code.len() > 2 && code.bytes().all(|byte| byte.is_ascii_uppercase());
         match error.kind() {
             ErrorKind::InvalidArgument | ErrorKind::InvalidCommand | ErrorKind::Parse | ErrorKind::NotFound => {
-                Self::Refused(error)
+                Self::Rejected(error)
             }
-            ErrorKind::Unknown if is_reply => Self::Refused(error),
+            ErrorKind::Unknown if is_reply => Self::Rejected(error),
             _ => Self::Unavailable(error),
         }
     }
 }
 
-/// A server that does not know a command repeats its arguments: keys, which name users, and what they wrote.
+/// Removes the arguments from the error for an unknown command: they contain keys, which name users, and user data.
 fn without_arguments(error: fred::error::Error) -> fred::error::Error {
     match error.details().split_once(ARGUMENTS) {
         Some((before, _)) => fred::error::Error::new(error.kind().clone(), before.to_owned()),
@@ -177,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reply_has_its_meaning() {
+    fn error_replies_are_classified() {
         let not_serving = [
             "LOADING Redis is loading the dataset in memory",
             "READONLY You can't write against a read only replica.",
@@ -200,10 +201,10 @@ mod tests {
         }
         assert!(matches!(error("OOM command not allowed when used memory > 'maxmemory'."), StoreError::Full(_)));
         assert!(matches!(error("BUSY Redis is busy running a script."), StoreError::Busy(_)));
-        assert!(matches!(error("ERR wrong number of arguments"), StoreError::Refused(_)));
+        assert!(matches!(error("ERR wrong number of arguments"), StoreError::Rejected(_)));
         let unknown = error("ERR unknown command 'EVALSHA', with args beginning with: '6f' 'sd:{03f2}:a:b:user_123' ");
-        assert_eq!(unknown.to_string(), "the store refused a command: Unknown Error: ERR unknown command 'EVALSHA'");
-        // These are the client's own words, about its connection.
+        assert_eq!(unknown.to_string(), "the store rejected a command: Unknown Error: ERR unknown command 'EVALSHA'");
+        // Errors of the client itself, about its connection.
         for details in ["Too many failed write attempts.", "Missing response."] {
             assert!(matches!(error(details), StoreError::Unavailable(_)), "{details}");
         }
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn redirections_are_read_with_their_address() {
+    fn redirections_are_parsed() {
         let read = |details: &'static str| Redirection::of(&fred::error::Error::new(ErrorKind::Cluster, details));
         let at = |host: &str, port| Address::new(host.to_owned(), port);
         assert_eq!(read("MOVED 3999 127.0.0.1:6381"), Some(Redirection::Moved(at("127.0.0.1", 6381))));

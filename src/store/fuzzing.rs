@@ -1,25 +1,25 @@
-//! Properties of keys and replies, for the fuzz targets.
+//! Properties of keys and replies that the fuzz targets check.
 
-#![expect(clippy::missing_panics_doc, reason = "to panic is what they are for")]
+#![expect(clippy::missing_panics_doc, reason = "these functions report violations by panicking")]
 
 use fred::types::Value;
 
 use super::keys::{KeyKind, Keys, User};
-use super::reply::{Reply, Texts};
+use super::reply::Reply;
 use crate::session::{Identifier, Lifecycle, Message, Partition, Session, SessionId, Timestamp};
 
-/// How deep a reply is nested at the most.
+/// Deepest nesting of a generated reply.
 const REPLY_DEPTH_MAX: usize = 4;
 
-/// Whatever the identifiers, a key says what it holds, and is in the slot of its partition. The input is a key, or two lines
-/// with a business and a user.
+/// For all identifiers, a key parses to what it was built from, and is in the slot of its partition. The input is a
+/// key, or two lines with a business and a user.
 pub fn keys(input: &str) {
     let keys = Keys::new("sd".to_owned());
     if let Some((partition, kind)) = keys.parse(input) {
-        // A key may be in a partition that is not its own; the audit says so.
-        let (spelled, own) = (spelled(&keys, partition, &kind), keys.partition(partition));
-        let rest = spelled.split_once("}:").map(|(_, rest)| rest);
-        assert_eq!(input.strip_prefix(&own), rest, "one thing has two keys");
+        // A key may be in a wrong partition. The audit reports that.
+        let (key, key_prefix) = (key_of(&keys, partition, &kind), keys.partition(partition));
+        let rest = key.split_once("}:").map(|(_, rest)| rest);
+        assert_eq!(input.strip_prefix(&key_prefix), rest, "two keys have the same content");
     }
     let Some((business_id, user_id)) = input.split_once('\n') else {
         return;
@@ -32,9 +32,9 @@ pub fn keys(input: &str) {
     assert!(Partition::of_business(business_id).contains(&partition));
     let kinds = [KeyKind::Pointer(user.clone()), KeyKind::History(user), KeyKind::Business(business_id.to_owned())];
     for kind in kinds {
-        let key = spelled(&keys, partition, &kind);
+        let key = key_of(&keys, partition, &kind);
         assert_eq!(keys.parse(&key), Some((partition, kind)), "{key:?}");
-        // What Redis Cluster hashes: from the first brace to the first that closes.
+        // Redis Cluster hashes the text from the first opening brace to the first closing one.
         let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
         let (tag, rest) = tag.unwrap_or_else(|| panic!("{key:?} has no hash tag"));
         assert_eq!(tag, partition.to_string());
@@ -47,7 +47,7 @@ pub fn keys(input: &str) {
     }
 }
 
-fn spelled(keys: &Keys, partition: Partition, kind: &KeyKind) -> String {
+fn key_of(keys: &Keys, partition: Partition, kind: &KeyKind) -> String {
     match kind {
         KeyKind::Session(id) => keys.session(*id),
         KeyKind::Messages(id) => keys.messages(*id),
@@ -58,9 +58,9 @@ fn spelled(keys: &Keys, partition: Partition, kind: &KeyKind) -> String {
     }
 }
 
-/// Whatever Redis replies, it is refused, or it is a session or messages of the id that was asked for, and their JSON is
-/// JSON. The input is a session id, and one value a line: `$text`, `:integer`, `,double`, `#t`, `_`, or `*count` before
-/// the values of an array.
+/// Every reply is rejected, or is a session or messages with the requested id, whose JSON is valid. The input is a
+/// session id, and one value a line: `$text`, `:integer`, `,double`, `#t`, `_`, or `*count` before the values of an
+/// array.
 pub fn reply(input: &str) {
     let mut lines = input.split('\n');
     let Some(id) = lines.next().and_then(|line| line.parse::<SessionId>().ok()) else {
@@ -68,12 +68,14 @@ pub fn reply(input: &str) {
     };
     let value = value(&mut lines, REPLY_DEPTH_MAX);
     let read = || Reply::new("fuzz", value.clone()).ok();
-    if let Some(Ok(Some(session))) = read().map(|mut reply| reply.session(id)) {
-        assert_eq!(session.session_id, id);
+    if let Some(Ok(fields)) = read().map(|mut reply| reply.field_values())
+        && let Ok(Some(session)) = fields.any_session("fuzz")
+    {
         check_session(&session, &value);
     }
-    if let Some(Ok(Some(session))) = read().map(|mut reply| reply.any_session()) {
-        check_session(&session, &value);
+    if let Some(Ok(Some(session))) = read().map(|mut reply| reply.session(id)) {
+        assert_eq!(session.session_id, id);
+        check_json_of(&session);
     }
     if let Some(mut reply) = read() {
         while let Ok(message) = reply.message(id) {
@@ -82,10 +84,10 @@ pub fn reply(input: &str) {
     }
     if let Some(mut reply) = read() {
         while !reply.is_empty() {
-            let left = reply.len();
-            // Whatever it is, it is taken: nothing reads the same value for ever.
+            let left = reply.remaining();
+            // Every read consumes a value, so no loop reads the same value again.
             let _ = (reply.string(), reply.is_empty() || reply.role().is_ok());
-            assert!(reply.len() < left);
+            assert!(reply.remaining() < left);
         }
     }
 }
@@ -134,10 +136,14 @@ fn check_session(session: &Session, reply: &Value) {
         activity_resolution: std::time::Duration::ZERO,
     };
     for now in [0, session.expires_at.0, session.expires_at.0.saturating_add(1), i64::MAX] {
-        if let Some(seen) = session.clone().at(Timestamp(now), &lifecycle) {
+        if let Some(seen) = session.clone().as_of(Timestamp(now), &lifecycle) {
             assert_eq!(seen.version, session.version);
         }
     }
+    check_json_of(session);
+}
+
+fn check_json_of(session: &Session) {
     let mut json = Vec::new();
     session.write_json(&mut json);
     check_json(&json, &[&session.metadata]);
@@ -150,7 +156,7 @@ fn check_message(message: &Message, id: SessionId) {
     check_json(&json, &[&message.metadata, &message.content]);
 }
 
-/// What is written is JSON if what was spliced into it is.
+/// Checks that the output is valid JSON if the spliced texts are.
 fn check_json(json: &[u8], spliced: &[&String]) {
     if spliced.iter().all(|text| serde_json::from_str::<serde_json::Value>(text).is_ok()) {
         let read = serde_json::from_slice::<serde_json::Value>(json);

@@ -1,9 +1,11 @@
-//! Whether the servers are safe to use while the service runs: their clocks, their settings, and the layout that they hold.
+//! Checks while the service runs that the servers are safe to use: their clocks, their settings, and the layout that
+//! they hold.
 //!
-//! Expiries are computed by the service's clock and carried out by Redis's: where the two differ by hours, Redis removes
-//! keys that were just written, or the service takes the sessions of others for expired. Settings and data can change
-//! under a connection that never breaks. So one task of the process asks every server now and then, and when it is
-//! connected to; all stores of the process share what it finds. Requests read a flag, and wait for nothing here.
+//! The service computes expiries by its own clock, and Redis applies them by its clock. If the two differ by hours,
+//! Redis removes keys that were just written, or the service treats sessions that other instances wrote as expired.
+//! Settings and data can change under a connection that never breaks. So one task of the process checks every server at
+//! an interval and on each new connection. All stores of the process share its findings. Requests read a flag and do
+//! not wait for a check.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,45 +19,46 @@ use fred::types::{CustomCommand, SetOptions, Value};
 use futures_util::future::{join, join_all};
 use tokio::task::AbortHandle;
 
+use super::StoreError;
 use super::clock_skew::{Agreement, Skew, is_jump, unix_us};
 use super::keys::LAYOUT_VERSION;
-use super::servers::Servers;
-use super::{StoreError, fitness};
+use super::redis::preflight;
+use super::redis::topology::Topology;
 use crate::metrics::{self, StoreProblem};
 use crate::session::Clock;
 
-/// How often the task looks for new connections, and whether the service's clock was set.
+/// How often the task looks for new connections and for a change of the service's clock.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What is wrong with a server.
+/// A problem of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) problem: StoreProblem,
-    /// A predicate: it follows the name of the server.
+    /// A predicate that follows the name of the server.
     pub(super) text: String,
 }
 
 impl Finding {
-    /// Whether the service must not begin to serve with such a server.
+    /// Whether the service must not start with such a server.
     fn is_unsafe(&self) -> bool {
         matches!(self.problem, StoreProblem::Eviction | StoreProblem::Version)
     }
 }
 
-/// What is known of all servers. Shared by all stores of a process.
+/// State of all servers, shared by all stores of a process.
 pub(super) struct Health {
     clock: Clock,
-    /// The most that the clocks may differ; no limit if `None`.
+    /// Largest accepted difference of the clocks; no limit if `None`.
     max_skew: Option<Duration>,
-    /// Whether the clock of any server differs by more than that.
+    /// Whether the clock of any server differs by more than `max_skew`.
     is_any_clock_unsafe: AtomicBool,
     has_seen_layout: AtomicBool,
     is_layout_foreign: AtomicBool,
-    /// By the name of the server.
+    /// By server name.
     servers: Mutex<BTreeMap<String, ServerHealth>>,
 }
 
-/// What is known of one server.
+/// State of one server.
 #[derive(Debug, Default)]
 struct ServerHealth {
     findings: Vec<Finding>,
@@ -75,10 +78,11 @@ impl Health {
         }
     }
 
-    /// Asks a server for its settings and its time.
+    /// Reads the settings and the time of a server, and records the findings.
     ///
     /// # Errors
-    /// [`StoreError::Unfit`] for settings that lose sessions or cannot work, and whatever keeps the server from being asked.
+    /// [`StoreError::UnsupportedServer`] for settings that lose sessions or cannot work, or the error of the command
+    /// that failed.
     pub(super) async fn check(&self, client: &Client, server: &str) -> Result<(), StoreError> {
         let (settings, time) = join(settings(client), self.skew(client)).await;
         let mut findings = settings?;
@@ -87,15 +91,15 @@ impl Health {
             let text = "does not tell its time: its clock is not compared with the service's";
             findings.push(Finding { problem: StoreProblem::Unchecked, text: text.to_owned() });
         }
-        let unfit = findings.iter().find(|finding| finding.is_unsafe()).map(|finding| finding.text.clone());
+        let unsafe_problem = findings.iter().find(|finding| finding.is_unsafe()).map(|finding| finding.text.clone());
         self.record(server, findings, skew);
-        match unfit {
-            Some(problem) => Err(StoreError::Unfit { server: server.to_owned(), problem }),
+        match unsafe_problem {
+            Some(problem) => Err(StoreError::UnsupportedServer { server: server.to_owned(), problem }),
             None => Ok(()),
         }
     }
 
-    /// The difference of the clocks, or `None` if the server does not tell its time.
+    /// The difference of the clocks, or `None` if the server does not report its time.
     async fn skew(&self, client: &Client) -> Result<Option<Skew>, StoreError> {
         let time = CustomCommand::new_static("TIME", None, false);
         let sent = Instant::now();
@@ -104,15 +108,15 @@ impl Health {
         let round_trip = sent.elapsed();
         match reply {
             Ok(reply) => Ok(unix_us(reply).map(|server_us| Skew::of(service_ms, server_us, round_trip))),
-            Err(StoreError::NotServing("NOPERM", _) | StoreError::Refused(_)) => Ok(None),
+            Err(StoreError::NotServing("NOPERM", _) | StoreError::Rejected(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Compares the clocks, and fails if they differ by more than is safe.
+    /// Compares the clocks, and fails if they differ by more than the limit.
     ///
     /// # Errors
-    /// [`StoreError::ClockSkew`], and whatever keeps the server from being asked.
+    /// [`StoreError::ClockSkew`], or the error of the command that failed.
     pub(super) async fn compare_clocks(&self, client: &Client, server: &str) -> Result<(), StoreError> {
         if let Some(skew) = self.skew(client).await? {
             self.record(server, Vec::new(), Some(skew));
@@ -128,7 +132,7 @@ impl Health {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over what is known now, and logs what has changed.
+    /// Replaces the state of a server and logs what changed.
     fn record(&self, server: &str, findings: Vec<Finding>, skew: Option<Skew>) {
         let mut servers = self.servers();
         let known = servers.entry(server.to_owned()).or_default();
@@ -141,7 +145,7 @@ impl Health {
         self.publish(&servers);
     }
 
-    /// Forgets all servers but these.
+    /// Forgets all servers except these.
     fn keep_only(&self, names: &[&str]) {
         let mut servers = self.servers();
         servers.retain(|name, _| names.contains(&name.as_str()));
@@ -164,12 +168,12 @@ impl Health {
         }
     }
 
-    /// Whether any server's clock differs by more than is safe.
+    /// Whether any server's clock differs by more than the limit.
     pub(super) fn is_any_clock_unsafe(&self) -> bool {
         self.is_any_clock_unsafe.load(Ordering::Acquire)
     }
 
-    /// Fails if this server's clock differs by more than is safe.
+    /// Fails if this server's clock differs by more than the limit.
     ///
     /// # Errors
     /// [`StoreError::ClockSkew`]
@@ -185,41 +189,43 @@ impl Health {
         }
     }
 
-    /// Fails if anything is known of this server that makes it unsafe to use.
+    /// Fails if the clock or the settings of this server are known to be unsafe.
     ///
     /// # Errors
-    /// [`StoreError::ClockSkew`] and [`StoreError::Unfit`]
+    /// [`StoreError::ClockSkew`] and [`StoreError::UnsupportedServer`]
     pub(super) fn require_safe(&self, server: &str) -> Result<(), StoreError> {
         self.require_safe_clock(server)?;
         let servers = self.servers();
         let findings = servers.get(server).map_or(&[][..], |known| &known.findings);
         match findings.iter().find(|finding| finding.is_unsafe()) {
-            Some(finding) => Err(StoreError::Unfit { server: server.to_owned(), problem: finding.text.clone() }),
+            Some(finding) => {
+                Err(StoreError::UnsupportedServer { server: server.to_owned(), problem: finding.text.clone() })
+            }
             None => Ok(()),
         }
     }
 
-    /// Whether the layout that was last read is another one.
+    /// Whether the layout version that was last read is not this code's.
     pub(super) fn is_layout_foreign(&self) -> bool {
         self.is_layout_foreign.load(Ordering::Acquire)
     }
 
-    /// Checks that Redis holds this code's layout, and writes its version if there is none.
+    /// Checks that Redis holds this code's layout. Writes the layout version if there is none.
     ///
     /// # Errors
-    /// [`StoreError::Layout`] if it holds another one, and whatever keeps Redis from being asked.
-    pub(super) async fn check_layout(&self, servers: &Servers, key: &str) -> Result<(), StoreError> {
-        // Read first: a store that takes no writes can still be read.
-        let mut stored = stored_layout(servers, key).await?;
+    /// [`StoreError::Layout`] if Redis holds another layout, or the error of the command that failed.
+    pub(super) async fn check_layout(&self, topology: &Topology, key: &str) -> Result<(), StoreError> {
+        // Read first: a Redis that rejects writes can still be read.
+        let mut stored = stored_layout(topology, key).await?;
         if stored.is_none() {
             let set_new = |client: Client| async move {
                 client.set(key, LAYOUT_VERSION, None, Some(SetOptions::NX), false).await
             };
-            let () = servers.call(key, set_new).await?;
+            let () = topology.call(key, set_new).await?;
             if self.has_seen_layout.load(Ordering::Acquire) {
-                tracing::warn!("the layout version was gone: Redis has lost its data; it is written again");
+                tracing::warn!("wrote the layout version again: it was missing, so Redis has lost its data");
             }
-            stored = stored_layout(servers, key).await?;
+            stored = stored_layout(topology, key).await?;
         }
         let foreign = stored.filter(|version| version != LAYOUT_VERSION);
         self.has_seen_layout.store(true, Ordering::Release);
@@ -229,12 +235,12 @@ impl Health {
         }
         if let Some(version) = foreign {
             if !was_foreign {
-                tracing::warn!(version, "Redis holds another layout version; nothing is served until that changes");
+                tracing::warn!(version, "Redis holds another layout version; requests are rejected until that changes");
             }
             return Err(StoreError::Layout(version));
         }
         if was_foreign {
-            tracing::info!("Redis holds this layout version again");
+            tracing::info!("Redis holds the expected layout version again");
         }
         Ok(())
     }
@@ -246,25 +252,25 @@ impl fmt::Debug for Health {
     }
 }
 
-/// What a server tells of its version and settings.
+/// Problems of a server's version and settings.
 async fn settings(client: &Client) -> Result<Vec<Finding>, StoreError> {
     match client.info::<String>(None).await {
-        Ok(info) => Ok(fitness::findings(&info)),
+        Ok(info) => Ok(preflight::findings(&info)),
         Err(error) if error.details().starts_with("NOPERM") => {
-            let text = "does not tell its version and settings (NOPERM): nothing of it was checked".to_owned();
+            let text = "does not report its version and settings (NOPERM), so they were not checked".to_owned();
             Ok(vec![Finding { problem: StoreProblem::Unchecked, text }])
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// The layout version that is stored. What is stored in its place counts as another version.
-pub(super) async fn stored_layout(servers: &Servers, key: &str) -> Result<Option<String>, StoreError> {
+/// The stored layout version. A key of another type counts as another version.
+pub(super) async fn stored_layout(topology: &Topology, key: &str) -> Result<Option<String>, StoreError> {
     let get = |client: Client| async move { client.get::<Value, _>(key).await };
-    match servers.call(key, get).await {
+    match topology.call(key, get).await {
         Ok(Value::Null) => Ok(None),
         Ok(version) => Ok(Some(String::from_utf8_lossy(&version.into_owned_bytes().unwrap_or_default()).into_owned())),
-        Err(StoreError::Refused(error)) if error.details().starts_with("WRONGTYPE") => {
+        Err(StoreError::Rejected(error)) if error.details().starts_with("WRONGTYPE") => {
             Ok(Some("a key of another type".to_owned()))
         }
         Err(error) => Err(error),
@@ -290,15 +296,15 @@ fn log_agreement(server: &str, skew: Skew, agreement: Agreement) {
     }
 }
 
-/// What one round of checks needs.
+/// Inputs of one round of checks.
 #[derive(Debug)]
 pub(super) struct Checks {
-    pub(super) servers: Arc<Servers>,
+    pub(super) topology: Arc<Topology>,
     pub(super) layout_key: String,
     pub(super) health: Arc<Health>,
 }
 
-/// The task that repeats the checks. It ends when this is dropped.
+/// The task that repeats the checks. Dropping this stops it.
 #[derive(Debug)]
 pub(super) struct ChecksTask(AbortHandle);
 
@@ -309,19 +315,19 @@ impl Drop for ChecksTask {
 }
 
 impl Checks {
-    /// Starts the task: a round each interval, and whenever a connection is new or the service's clock was set.
+    /// Starts the task. It runs a round at each interval, on each new connection, and when the service's clock was set.
     pub(super) fn repeat(self, interval: Duration) -> ChecksTask {
         let repeat = async move {
-            let (mut seen, mut checked_at) = (Vec::new(), None::<Instant>);
+            let (mut seen_ids, mut checked_at) = (Vec::new(), None::<Instant>);
             let mut polled_at = (Instant::now(), self.health.now_ms());
             loop {
-                let servers = self.servers.all();
-                let numbers: Vec<_> = servers.iter().map(|server| server.connection_number()).collect();
+                let servers = self.topology.all();
+                let connection_ids: Vec<_> = servers.iter().map(|server| server.connection_id()).collect();
                 let poll = (Instant::now(), self.health.now_ms());
                 let is_due = checked_at.is_none_or(|at| at.elapsed() >= interval);
-                if is_due || numbers != seen || is_jump(polled_at, poll) {
+                if is_due || connection_ids != seen_ids || is_jump(polled_at, poll) {
                     self.run().await;
-                    (seen, checked_at) = (numbers, Some(Instant::now()));
+                    (seen_ids, checked_at) = (connection_ids, Some(Instant::now()));
                 }
                 polled_at = poll;
                 tokio::time::sleep(POLL_INTERVAL.min(interval)).await;
@@ -330,23 +336,23 @@ impl Checks {
         ChecksTask(tokio::spawn(repeat).abort_handle())
     }
 
-    /// Checks all servers that are connected, and the layout. What fails is known as it was before; each command is bounded
-    /// by the command timeout.
+    /// Checks all connected servers and the layout. A check that fails leaves the known state as it was. The command
+    /// timeout bounds each command.
     pub(super) async fn run(&self) {
-        let servers = self.servers.all();
-        let connected = servers.iter().filter(|server| server.connection_number().is_some());
-        let of_servers = join_all(connected.map(async |server| {
-            // An unsafe server is recorded; one that does not answer is logged by its connection.
+        let servers = self.topology.all();
+        let connected = servers.iter().filter(|server| server.connection_id().is_some());
+        let server_checks = join_all(connected.map(async |server| {
+            // `check` records an unsafe server; the server's connection logs missing replies.
             let _ = self.health.check(server.unchecked_client(), server.name()).await;
         }));
-        let of_layout = async {
-            if self.servers.connection_number(&self.layout_key).is_some()
-                && let Err(error) = self.health.check_layout(&self.servers, &self.layout_key).await
+        let layout_check = async {
+            if self.topology.connection_id(&self.layout_key).is_some()
+                && let Err(error) = self.health.check_layout(&self.topology, &self.layout_key).await
             {
                 tracing::debug!(%error, "cannot check the layout");
             }
         };
-        join(of_servers, of_layout).await;
+        join(server_checks, layout_check).await;
         if !servers.is_empty() {
             self.health.keep_only(&servers.iter().map(|server| server.name()).collect::<Vec<_>>());
         }

@@ -1,4 +1,5 @@
-//! Where to look first for a user's active session: hints, never the truth.
+//! Hints: which session to read first for a known user. A hint may be wrong; only the session's hash decides
+//! (`docs/architecture.md`, Hints).
 
 use std::hash::BuildHasher;
 
@@ -7,18 +8,19 @@ use quick_cache::sync::Cache;
 
 use crate::session::SessionId;
 
-/// The session that each of the users seen lately had. It may have ended since, or be gone.
+/// The last known session of each recently seen user. It may have ended, or may not exist any more.
 ///
-/// A user is kept as 64 bits of a keyed hash: two users who share them share a hint, which leads one of them nowhere.
+/// A user is stored as 64 bits of a keyed hash. Two users with the same hash share a hint, which is wrong for one of
+/// them.
 #[derive(Debug)]
 pub(super) struct Hints {
-    /// None if nothing is to be remembered.
+    /// `None` if hints are disabled.
     sessions: Option<Cache<u64, SessionId>>,
     hasher: DefaultHashBuilder,
 }
 
 impl Hints {
-    /// Hints for this many users at the most.
+    /// Creates hints for at most `users_max` users; 0 disables them.
     pub(super) fn new(users_max: usize) -> Self {
         Self { sessions: (users_max > 0).then(|| Cache::new(users_max)), hasher: DefaultHashBuilder::default() }
     }

@@ -1,17 +1,17 @@
-//! Key and field names: the one place, beside `lua/`, that knows how sessions lie in Redis.
+//! Names of keys and fields. Only this file and `lua/` know the layout of sessions in Redis (`docs/storage.md`).
 //!
 //! Every key of a user has the same hash tag, `{pppp}`: four hex digits, the user's [`Partition`]. Redis Cluster hashes
-//! only what is between the braces, so all of them are in one slot and one script may touch them together. A session id
-//! starts with the same four digits, so the id alone says where its keys are.
+//! only the text between the braces, so all keys of a user are in one slot, and one script may access them together. A
+//! session id starts with the same four digits, so the id alone determines the slot of its keys.
 
 use std::fmt::Write;
 
 use crate::session::{Identifier, Partition, SessionId};
 
-/// The layout that this code reads and writes. Stored under `<prefix>:layout`.
+/// The layout version that this code reads and writes, stored at `<prefix>:layout`.
 pub(super) const LAYOUT_VERSION: &str = "1";
 
-/// Fields that the store names one by one: of a session's hash, or of a message in the stream.
+/// Fields that the store names individually: of a session's hash, or of a message in the stream.
 pub(super) mod field {
     pub(in crate::store) const CONTENT: &str = "content";
     pub(in crate::store) const CREATED_AT: &str = "createdAt";
@@ -23,44 +23,57 @@ pub(super) mod field {
     pub(in crate::store) const TITLE: &str = "title";
 }
 
-/// How many hex digits a partition has.
+/// Number of hex digits of a partition.
 const PARTITION_DIGITS: usize = 4;
 
-/// The fields of a session's hash, in the order in which scripts answer them and replies are read.
-/// Absent: `title`, `endedAt` and `endReason` that are null, `largestMessage` without messages. One more, `mutations`,
-/// is `update.lua`'s own.
-pub(super) const SESSION_FIELDS: [&str; 18] = [
-    "sessionId",
-    "businessId",
-    "userId",
-    field::LOCATION_ID,
-    field::SESSION_TYPE,
-    "status",
-    field::TITLE,
-    field::METADATA,
-    "messageCount",
-    "version",
-    field::CREATED_AT,
-    "updatedAt",
-    "lastActivityAt",
-    "expiresAt",
-    "activeUntil",
-    "endedAt",
-    "endReason",
-    "largestMessage",
-];
+/// Declares the fields of a session's hash, each with its name in Redis.
+macro_rules! session_fields {
+    ($($field:ident = $name:expr,)+) => {
+        /// A field of a session's hash.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum SessionField {
+            $($field,)+
+        }
 
-/// Those of them that say whose a session is, and whether it is over.
+        /// The names of the fields, in the order of [`SessionField`].
+        pub(super) const SESSION_FIELDS: [&str; [$(SessionField::$field),+].len()] = [$($name),+];
+    };
+}
+
+// `title`, `endedAt` and `endReason` are absent if null, `largestMessage` if there are no messages. `update.lua` has
+// one more field, `mutations`, for its own use.
+session_fields! {
+    SessionId = "sessionId",
+    BusinessId = "businessId",
+    UserId = "userId",
+    LocationId = field::LOCATION_ID,
+    SessionType = field::SESSION_TYPE,
+    Status = "status",
+    Title = field::TITLE,
+    Metadata = field::METADATA,
+    MessageCount = "messageCount",
+    Version = "version",
+    CreatedAt = field::CREATED_AT,
+    UpdatedAt = "updatedAt",
+    LastActivityAt = "lastActivityAt",
+    ExpiresAt = "expiresAt",
+    ActiveUntil = "activeUntil",
+    EndedAt = "endedAt",
+    EndReason = "endReason",
+    LargestMessage = "largestMessage",
+}
+
+/// The fields that name the owner and the status of a session.
 pub(super) const OWNER_AND_STATUS: [&str; 3] = ["businessId", "userId", "status"];
 
-/// What a key of a partition holds, from its name.
+/// What a key of a partition holds, according to its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyKind {
     /// A session's hash.
     Session(SessionId),
     /// A session's messages.
     Messages(SessionId),
-    /// A session's `messageId` to `seq`.
+    /// A session's map of `messageId` to `seq`.
     MessageIds(SessionId),
     /// A user's active pointer.
     Pointer(User),
@@ -70,16 +83,16 @@ pub enum KeyKind {
     Business(String),
 }
 
-/// A user, who is one only within a business.
+/// A user. The same user id in another business is another user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// The business.
     pub business_id: String,
-    /// The user of it.
+    /// The user's id within the business.
     pub user_id: String,
 }
 
-/// Makes keys. All of them start with the prefix that the operator chose.
+/// Builds keys. All of them start with the operator's prefix.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
@@ -92,12 +105,12 @@ impl Keys {
         Self { prefix, layout }
     }
 
-    /// `sd:layout`: the version of this layout.
+    /// `sd:layout`: the layout version.
     pub(super) fn layout(&self) -> &str {
         &self.layout
     }
 
-    /// `sd:{pppp}:`: what all keys of a partition start with.
+    /// `sd:{pppp}:`: the prefix of all keys of a partition.
     pub(super) fn partition(&self, partition: Partition) -> String {
         format!("{}:{{{partition}}}:", self.prefix)
     }
@@ -112,12 +125,13 @@ impl Keys {
         self.of_session("m", id)
     }
 
-    /// `sd:{pppp}:d:<sessionId>`: messageId to seq, a hash.
+    /// `sd:{pppp}:d:<sessionId>`: the session's map of `messageId` to `seq`, a hash.
     pub(super) fn message_ids(&self, id: SessionId) -> String {
         self.of_session("d", id)
     }
 
-    /// The hash, stream and message ids of what an index of the partition names, which may be no session's id at all.
+    /// The keys of the hash, the stream and the message ids of `session_id`, as an index of the partition names it. It
+    /// may not be a valid session id.
     pub(super) fn named(&self, partition: Partition, session_id: &str) -> [String; 3] {
         let partition = self.partition(partition);
         ["s:", "m:", "d:"].map(|kind| format!("{partition}{kind}{session_id}"))
@@ -141,13 +155,13 @@ impl Keys {
         key
     }
 
-    /// What to scan for: the keys that start with the prefix.
+    /// The pattern for SCAN: all keys with the prefix.
     pub(super) fn pattern(&self) -> String {
         format!("{}:*", self.prefix)
     }
 
-    /// The reverse of the functions above: the partition that a key says it is in and what it holds; `None` if none of
-    /// them made it.
+    /// The reverse of the functions above: the partition in the hash tag of a key, and what the key holds. `None` if
+    /// none of these functions builds the key.
     pub(super) fn parse(&self, key: &str) -> Option<(Partition, KeyKind)> {
         let (tag, rest) = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?.split_once("}:")?;
         let partition = Partition(u16::from_str_radix(tag, 16).ok()?);
@@ -165,7 +179,7 @@ impl Keys {
             "b" => KeyKind::Business(decoded(name)?),
             _ => return None,
         };
-        let spelled = match &kind {
+        let canonical = match &kind {
             KeyKind::Session(id) => self.session(*id),
             KeyKind::Messages(id) => self.messages(*id),
             KeyKind::MessageIds(id) => self.message_ids(*id),
@@ -173,12 +187,13 @@ impl Keys {
             KeyKind::History(user) => self.history(&user.business_id, &user.user_id),
             KeyKind::Business(business_id) => self.business(partition, business_id),
         };
-        // Each thing has one name: another spelling of it is a key that nobody reads.
-        let well_spelled = tag == partition.to_string() && spelled.split_once("}:")?.1 == rest;
-        well_spelled.then_some((partition, kind))
+        // Only the canonical key counts: the service never reads a key with another spelling.
+        let is_canonical = tag == partition.to_string() && canonical.split_once("}:")?.1 == rest;
+        is_canonical.then_some((partition, kind))
     }
 
-    /// What is about one session. Its id starts with its partition. Joined, for formatting takes longer than all else here.
+    /// A key of one session, whose id starts with its partition. Concatenated, because formatting would take longer
+    /// than all other work here.
     fn of_session(&self, kind: &str, id: SessionId) -> String {
         let mut text = [0; SessionId::TEXT_BYTES];
         let id = id.write(&mut text);
@@ -199,8 +214,8 @@ impl Keys {
     }
 }
 
-/// Appends an identifier with `%`, `:`, `{`, `}` and control bytes percent-encoded: no two pairs of identifiers make one
-/// key, and none can open a hash tag of its own.
+/// Appends an identifier with `%`, `:`, `{`, `}` and control bytes percent-encoded. So two different pairs of
+/// identifiers never build the same key, and no identifier can open a hash tag.
 fn push_encoded(key: &mut String, identifier: &str) {
     for character in identifier.chars() {
         if matches!(character, '%' | ':' | '{' | '}') || character.is_ascii_control() {
@@ -212,7 +227,7 @@ fn push_encoded(key: &mut String, identifier: &str) {
     }
 }
 
-/// The identifier that [`push_encoded`] wrote so, if it is one.
+/// Decodes what [`push_encoded`] wrote; `None` if it is not a valid identifier.
 fn decoded(text: &str) -> Option<String> {
     let mut pieces = text.split('%');
     let mut identifier = pieces.next()?.to_owned();
@@ -229,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hostile_identifiers_stay_in_their_place() {
+    fn special_characters_in_identifiers_are_encoded() {
         let keys = Keys::new("sd".to_owned());
         let pointer = keys.pointer("a:b", "{c}%\u{1}💬");
         assert!(pointer.ends_with(":a:a%3ab:%7bc%7d%25%01💬"), "{pointer}");
@@ -237,7 +252,7 @@ mod tests {
         assert_ne!(keys.pointer("a%3ab", "c"), keys.pointer("a:b", "c"));
     }
     #[test]
-    fn a_key_says_what_it_holds() {
+    fn keys_are_parsed_to_what_they_hold() {
         let keys = Keys::new("sd".to_owned());
         let user = User { business_id: "a:b".to_owned(), user_id: "{c}%💬".to_owned() };
         let partition = Partition::of_user(&user.business_id, &user.user_id);
@@ -253,7 +268,7 @@ mod tests {
         for (key, kind) in cases {
             assert_eq!(keys.parse(&key), Some((partition, kind)), "{key}");
         }
-        let strange = [
+        let invalid = [
             keys.layout().to_owned(),
             "sd:{03F2}:b:x".to_owned(),
             "sd:{3f2}:b:x".to_owned(),
@@ -266,7 +281,7 @@ mod tests {
             "sd2:{03f2}:b:x".to_owned(),
             keys.session(id).to_uppercase(),
         ];
-        for key in strange {
+        for key in invalid {
             assert_eq!(keys.parse(&key), None, "{key}");
         }
     }

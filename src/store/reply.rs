@@ -1,157 +1,62 @@
-//! Reads replies of Redis, value by value, in the order that the scripts and [`SESSION_FIELDS`] promise.
+//! Parses replies of Redis: those of scripts value by value, in the order of the script's header; sessions by the names
+//! of their fields.
 
 use std::ops::Deref;
+use std::str::FromStr;
 
 use fred::bytes_utils::Str;
 use fred::types::Value;
 
 use super::StoreError;
-use super::keys::{SESSION_FIELDS, field};
+use super::keys::{SESSION_FIELDS, SessionField, field};
 use crate::session::{EndReason, Message, Role, Session, SessionId, Status, Timestamp};
 
-/// The texts of a reply, one after another, and what they stand for.
-pub(super) trait Texts {
-    type Text: Deref<Target = str>;
-
-    /// What was asked for.
-    fn verb(&self) -> &'static str;
-
-    /// How many values are left to read.
-    fn len(&self) -> usize;
-
-    /// A text, or `None` for nil.
-    fn optional_text(&mut self) -> Result<Option<Self::Text>, StoreError>;
-
-    /// The error for a reply that the code does not understand. A fixed text: what is in the reply may be a user's.
-    fn unexpected(&self, problem: &'static str) -> StoreError {
-        StoreError::Reply { verb: self.verb(), problem }
-    }
-
-    fn text(&mut self) -> Result<Self::Text, StoreError> {
-        self.optional_text()?.ok_or_else(|| self.unexpected("a value is missing"))
-    }
-
-    fn optional(&mut self) -> Result<Option<String>, StoreError> {
-        Ok(self.optional_text()?.map(|text| text.to_string()))
-    }
-
-    fn string(&mut self) -> Result<String, StoreError> {
-        self.text().map(|text| text.to_string())
-    }
-
-    fn parse<T: std::str::FromStr>(&mut self) -> Result<T, StoreError> {
-        let text = self.text()?;
-        text.parse().map_err(|_| self.unexpected("a value is not of its type"))
-    }
-
-    fn word<T>(&mut self, from_word: fn(&str) -> Option<T>) -> Result<T, StoreError> {
-        let word = self.text()?;
-        from_word(&word).ok_or_else(|| self.unexpected("a value is not one of its words"))
-    }
-
-    fn time(&mut self) -> Result<Timestamp, StoreError> {
-        self.parse().map(Timestamp)
-    }
-
-    /// A session's fields, or `None` if there is no such session. It must be the one that was asked for: a connection
-    /// that mixes up replies must not show one user another's session.
-    fn session(&mut self, id: SessionId) -> Result<Option<Session>, StoreError> {
-        let session = self.any_session()?;
-        match &session {
-            Some(session) if session.session_id != id => Err(self.unexpected("it is another session's")),
-            _ => Ok(session),
-        }
-    }
-
-    /// A session's fields, whichever it is.
-    fn any_session(&mut self) -> Result<Option<Session>, StoreError> {
-        if self.len() < SESSION_FIELDS.len() {
-            return Err(self.unexpected("it is too short for a session"));
-        }
-        let Some(session_id) = self.optional_text()? else {
-            return Ok(None);
-        };
-        Ok(Some(Session {
-            session_id: session_id.parse().map_err(|_| self.unexpected("a session id is not a UUID"))?,
-            business_id: self.string()?,
-            user_id: self.string()?,
-            location_id: self.string()?,
-            session_type: self.string()?,
-            status: self.word(Status::from_word)?,
-            title: self.optional()?,
-            metadata: self.string()?,
-            message_count: self.parse()?,
-            version: self.parse()?,
-            created_at: self.time()?,
-            updated_at: self.time()?,
-            last_activity_at: self.time()?,
-            expires_at: self.time()?,
-            active_until: self.time()?,
-            ended_at: self.optional_time()?,
-            end_reason: match self.optional_text()? {
-                Some(word) => {
-                    Some(EndReason::from_word(&word).ok_or_else(|| self.unexpected("an unknown end reason"))?)
-                }
-                None => None,
-            },
-            largest_message_bytes: match self.optional_text()? {
-                Some(text) => text.parse().map_err(|_| self.unexpected("a size is not a number"))?,
-                None => 0,
-            },
-        }))
-    }
-
-    fn optional_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
-        match self.optional_text()? {
-            Some(text) => match text.parse() {
-                Ok(ms) => Ok(Some(Timestamp(ms))),
-                Err(_) => Err(self.unexpected("a time is not a number")),
-            },
-            None => Ok(None),
-        }
-    }
-
-    /// A role.
-    fn role(&mut self) -> Result<Role, StoreError> {
-        self.word(Role::from_word)
-    }
-}
-
-/// One reply of one verb, read from its start.
+/// The array that Redis sent as the reply to one operation, read from its start.
 pub(super) struct Reply {
-    verb: &'static str,
+    operation: &'static str,
     values: std::vec::IntoIter<Value>,
 }
 
 impl Reply {
-    pub(super) fn new(verb: &'static str, value: Value) -> Result<Self, StoreError> {
+    pub(super) fn new(operation: &'static str, value: Value) -> Result<Self, StoreError> {
         match value {
-            Value::Array(values) => Ok(Self { verb, values: values.into_iter() }),
-            _ => Err(StoreError::Reply { verb, problem: "it is not an array" }),
+            Value::Array(values) => Ok(Self { operation, values: values.into_iter() }),
+            _ => Err(StoreError::Reply { operation, problem: "it is not an array" }),
         }
+    }
+
+    /// The error for a reply that this code does not understand. A fixed text, because the reply may contain a user's
+    /// data.
+    pub(super) fn unexpected(&self, problem: &'static str) -> StoreError {
+        StoreError::Reply { operation: self.operation, problem }
     }
 
     /// The error for a reply that starts with none of the script's tags.
     pub(super) fn unknown_tag(&self) -> StoreError {
-        self.unexpected("its tag is not one of the script's")
+        self.unexpected("its tag is unknown")
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.values.len() == 0
     }
 
-    /// The next value, which must be there.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn remaining(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The next value. Fails if there is none.
     fn value(&mut self) -> Result<Value, StoreError> {
         self.values.next().ok_or_else(|| self.unexpected("it is too short"))
     }
 
-    /// An entry of the message stream: its id and its fields.
+    /// Parses an entry of the message stream: its id and its fields.
     pub(super) fn message(&mut self, session_id: SessionId) -> Result<Message, StoreError> {
-        let mut entry = Self::new(self.verb, self.value()?)?;
+        let mut entry = Self::new(self.operation, self.value()?)?;
         let entry_id = entry.text()?;
         let seq = entry_id.split('-').next().and_then(|seq| seq.parse().ok());
         let seq = seq.ok_or_else(|| entry.unexpected("an entry id is not <seq>-0"))?;
-        let mut fields = Self::new(self.verb, entry.value()?)?;
+        let mut fields = Self::new(self.operation, entry.value()?)?;
         let (mut message_id, mut role, mut content, mut metadata, mut created_at) = (None, None, None, None, None);
         while !fields.is_empty() {
             match &*fields.text()? {
@@ -170,17 +75,13 @@ impl Reply {
             _ => Err(fields.unexpected("a message lacks a field")),
         }
     }
-}
 
-impl Texts for Reply {
-    type Text = Str;
-
-    /// It is a part of what was read from the connection: copy what is kept.
+    /// The next value as text, or `None` for nil. It is a slice of the connection's buffer: copy what is kept.
     fn optional_text(&mut self) -> Result<Option<Str>, StoreError> {
         match self.value()? {
             Value::Null => Ok(None),
             Value::String(text) => Ok(Some(text)),
-            // The client would take an array of one value for that value.
+            // fred would convert an array of one value to that value.
             Value::Array(_) => Err(self.unexpected("a value is not text")),
             value => {
                 value.into_string().map(|text| Some(text.into())).ok_or_else(|| self.unexpected("a value is not text"))
@@ -188,40 +89,143 @@ impl Texts for Reply {
         }
     }
 
-    fn verb(&self) -> &'static str {
-        self.verb
+    fn text(&mut self) -> Result<Str, StoreError> {
+        self.optional_text()?.ok_or_else(|| self.unexpected("a value is missing"))
     }
 
-    fn len(&self) -> usize {
-        self.values.len()
+    pub(super) fn string(&mut self) -> Result<String, StoreError> {
+        self.text().map(|text| text.to_string())
+    }
+
+    pub(super) fn parse<T: FromStr>(&mut self) -> Result<T, StoreError> {
+        let text = self.text()?;
+        text.parse().map_err(|_| self.unexpected("a value is not of its type"))
+    }
+
+    pub(super) fn time(&mut self) -> Result<Timestamp, StoreError> {
+        self.parse().map(Timestamp)
+    }
+
+    pub(super) fn role(&mut self) -> Result<Role, StoreError> {
+        let word = self.text()?;
+        Role::from_word(&word).ok_or_else(|| self.unexpected("a value is not a role"))
+    }
+
+    /// Parses the rest of the reply: the values of a session's fields, in the order of [`SESSION_FIELDS`].
+    pub(super) fn field_values(&mut self) -> Result<SessionFields<Str>, StoreError> {
+        let mut fields = SessionFields::default();
+        for field in &mut fields.0 {
+            *field = self.optional_text()?;
+        }
+        Ok(fields)
+    }
+
+    /// Parses the rest of the reply: the names and values of a session's fields, in any order.
+    pub(super) fn fields(&mut self) -> Result<SessionFields<Str>, StoreError> {
+        let mut fields = SessionFields::default();
+        while !self.is_empty() {
+            let (name, value) = (self.text()?, self.optional_text()?);
+            if let Some(index) = SESSION_FIELDS.iter().position(|known| **known == *name) {
+                fields.0[index] = value;
+            }
+        }
+        Ok(fields)
+    }
+
+    /// Parses the rest of the reply as a session: names and values in turn. `None` if the session does not exist.
+    pub(super) fn session(&mut self, id: SessionId) -> Result<Option<Session>, StoreError> {
+        self.fields()?.session(self.operation, id)
     }
 }
 
-/// One session's fields, in the order of [`SESSION_FIELDS`].
-pub(super) struct Fields<'a> {
-    verb: &'static str,
-    texts: std::slice::Iter<'a, Option<&'a str>>,
-}
+/// The fields of a session's hash, in the order of [`SESSION_FIELDS`]; `None` for an absent field.
+pub(super) struct SessionFields<T>(pub(super) [Option<T>; SESSION_FIELDS.len()]);
 
-impl<'a> Fields<'a> {
-    pub(super) fn new(verb: &'static str, texts: &'a [Option<&'a str>; SESSION_FIELDS.len()]) -> Self {
-        Self { verb, texts: texts.iter() }
+impl<T> Default for SessionFields<T> {
+    fn default() -> Self {
+        Self([const { None }; SESSION_FIELDS.len()])
     }
 }
 
-impl<'a> Texts for Fields<'a> {
-    type Text = &'a str;
+/// A field with a missing or invalid value.
+pub(super) struct MalformedField {
+    pub(super) field: SessionField,
+    pub(super) problem: &'static str,
+}
 
-    fn optional_text(&mut self) -> Result<Option<&'a str>, StoreError> {
-        self.texts.next().copied().ok_or_else(|| self.unexpected("it is too short"))
+impl<T: Deref<Target = str>> SessionFields<T> {
+    /// The session with this id; `None` if it does not exist. Any other id is an error: a connection that mixes up
+    /// replies must not show a user another user's session.
+    pub(super) fn session(self, operation: &'static str, id: SessionId) -> Result<Option<Session>, StoreError> {
+        match self.any_session(operation)? {
+            Some(session) if session.session_id != id => {
+                Err(StoreError::Reply { operation, problem: "it belongs to another session" })
+            }
+            session => Ok(session),
+        }
     }
 
-    fn verb(&self) -> &'static str {
-        self.verb
+    /// The session with any id; `None` if it does not exist.
+    pub(super) fn any_session(self, operation: &'static str) -> Result<Option<Session>, StoreError> {
+        self.into_session().map_err(|MalformedField { problem, .. }| StoreError::Reply { operation, problem })
     }
 
-    fn len(&self) -> usize {
-        self.texts.len()
+    /// The session; `None` if it does not exist.
+    pub(super) fn into_session(self) -> Result<Option<Session>, MalformedField> {
+        if self.0[SessionField::SessionId as usize].is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Session {
+            session_id: self.parse(SessionField::SessionId)?,
+            business_id: self.string(SessionField::BusinessId)?,
+            user_id: self.string(SessionField::UserId)?,
+            location_id: self.string(SessionField::LocationId)?,
+            session_type: self.string(SessionField::SessionType)?,
+            status: self.word(SessionField::Status, Status::from_word)?,
+            title: self.text(SessionField::Title).map(str::to_owned),
+            metadata: self.string(SessionField::Metadata)?,
+            message_count: self.parse(SessionField::MessageCount)?,
+            version: self.parse(SessionField::Version)?,
+            created_at: self.parse(SessionField::CreatedAt).map(Timestamp)?,
+            updated_at: self.parse(SessionField::UpdatedAt).map(Timestamp)?,
+            last_activity_at: self.parse(SessionField::LastActivityAt).map(Timestamp)?,
+            expires_at: self.parse(SessionField::ExpiresAt).map(Timestamp)?,
+            active_until: self.parse(SessionField::ActiveUntil).map(Timestamp)?,
+            ended_at: self.if_present(SessionField::EndedAt, Self::parse)?.map(Timestamp),
+            end_reason: self
+                .if_present(SessionField::EndReason, |fields, field| fields.word(field, EndReason::from_word))?,
+            largest_message_bytes: self.if_present(SessionField::LargestMessage, Self::parse)?.unwrap_or_default(),
+        }))
+    }
+
+    fn text(&self, field: SessionField) -> Option<&str> {
+        self.0[field as usize].as_deref()
+    }
+
+    fn required(&self, field: SessionField) -> Result<&str, MalformedField> {
+        self.text(field).ok_or(MalformedField { field, problem: "a value is missing" })
+    }
+
+    fn string(&self, field: SessionField) -> Result<String, MalformedField> {
+        self.required(field).map(str::to_owned)
+    }
+
+    fn parse<V: FromStr>(&self, field: SessionField) -> Result<V, MalformedField> {
+        let malformed = |_| MalformedField { field, problem: "a value is not of its type" };
+        self.required(field)?.parse().map_err(malformed)
+    }
+
+    fn word<V>(&self, field: SessionField, from_word: fn(&str) -> Option<V>) -> Result<V, MalformedField> {
+        let malformed = MalformedField { field, problem: "a value is not one of the allowed words" };
+        from_word(self.required(field)?).ok_or(malformed)
+    }
+
+    fn if_present<V>(
+        &self,
+        field: SessionField,
+        read: impl FnOnce(&Self, SessionField) -> Result<V, MalformedField>,
+    ) -> Result<Option<V>, MalformedField> {
+        self.text(field).map(|_| read(self, field)).transpose()
     }
 }
 
@@ -229,10 +233,28 @@ impl<'a> Texts for Fields<'a> {
 mod tests {
     use super::*;
 
+    fn reply(texts: &[&str]) -> Reply {
+        let values = texts.iter().map(|text| Value::String((*text).into())).collect();
+        Reply::new("test", Value::Array(values)).expect("an array")
+    }
+
     #[test]
-    fn a_reply_without_all_of_a_session_s_fields_is_no_missing_session() {
-        let read = |values| Reply::new("test", Value::Array(values)).and_then(|mut reply| reply.any_session());
-        assert!(matches!(read(vec![Value::Null; SESSION_FIELDS.len()]), Ok(None)));
-        assert!(read(vec![Value::Null; SESSION_FIELDS.len() - 1]).is_err());
+    fn fields_are_found_by_name_in_any_order() {
+        let id = "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
+        let mut fields = reply(&["status", "ended", "mutations", "x", "sessionId", id]).fields().unwrap_or_default();
+        assert_eq!(fields.text(SessionField::SessionId), Some(id));
+        assert_eq!(fields.text(SessionField::Status), Some("ended"));
+        assert!(fields.any_session("test").is_err(), "a session without its other fields");
+        fields = reply(&[]).fields().unwrap_or_default();
+        assert!(matches!(fields.any_session("test"), Ok(None)));
+        assert!(reply(&["sessionId"]).fields().is_err(), "a name without a value");
+    }
+
+    #[test]
+    fn incomplete_field_list_is_an_error() {
+        let values =
+            |count| Reply::new("test", Value::Array(vec![Value::Null; count])).expect("an array").field_values();
+        assert!(matches!(values(SESSION_FIELDS.len()).and_then(|fields| fields.any_session("test")), Ok(None)));
+        assert!(values(SESSION_FIELDS.len() - 1).is_err());
     }
 }

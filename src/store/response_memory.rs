@@ -1,5 +1,6 @@
-//! Bounds the memory of large responses, from before they are read until they are sent: of the whole process, of one
-//! credential, and of one user. A caller that asks for much waits for its own responses, not for those of others.
+//! Limits the memory of large responses, from before they are read until they are sent. The limits apply to the whole
+//! process, to one credential, and to one user, so a caller that requests much waits for its own responses, not for
+//! those of others.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,21 +11,22 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::StoreError;
 
-/// The most bytes of a page, unless it has only one entry.
+/// Most bytes of a page, unless it has only one entry.
 pub(super) const PAGE_BYTES_MAX: usize = 4 << 20;
-/// The most bytes that one read of a page asks of Redis, unless one entry has more.
-pub(super) const PIECE_BYTES: usize = 512 << 10;
-/// Responses up to this size reserve nothing.
+/// Most bytes that one read of a page requests from Redis, unless one entry is larger.
+pub(super) const PIECE_BYTES: usize = 256 << 10;
+/// Responses up to this size reserve no memory.
 pub(super) const SMALL_RESPONSE_BYTES: usize = 64 << 10;
 
-/// One credential may hold this part of the process's memory, one user this part.
-const PARTS_OF_CREDENTIAL: u32 = 4;
-const PARTS_OF_USER: u32 = 8;
-/// Most requests of one credential that wait for memory; further ones are refused at once.
-const WAITING_PER_CREDENTIAL_MAX: usize = 32;
+/// One credential may hold the process's memory divided by this.
+const CREDENTIAL_DIVISOR: u32 = 4;
+/// One user may hold the process's memory divided by this.
+const USER_DIVISOR: u32 = 8;
+/// Most requests of one owner that wait for memory. Further ones are rejected at once.
+const WAITING_PER_OWNER_MAX: usize = 32;
 const KIB: usize = 1024;
 
-/// Who a response is for. Responses to callers without a credential share the memory of the process.
+/// The owner of a response. Responses to callers without a credential count only against the limit of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ResponseOwner {
     /// The API key, or the business of a token.
@@ -39,11 +41,11 @@ pub(super) struct ResponseMemory {
     process: Arc<Semaphore>,
     process_kib: u32,
     wait_max: Duration,
-    /// Of the owners that hold or wait for memory now.
+    /// The shares of the owners that hold memory or wait for it.
     shares: Mutex<HashMap<ResponseOwner, Weak<Share>>>,
 }
 
-/// What one owner may hold.
+/// The memory that one owner may hold.
 #[derive(Debug)]
 struct Share {
     free: Arc<Semaphore>,
@@ -51,7 +53,7 @@ struct Share {
     waiting: AtomicUsize,
 }
 
-/// Memory for one response, until it is dropped.
+/// Memory that is reserved for one response. Dropping this releases it.
 #[derive(Debug)]
 pub struct MemoryPermit {
     permits: Vec<OwnedSemaphorePermit>,
@@ -59,7 +61,7 @@ pub struct MemoryPermit {
 }
 
 impl MemoryPermit {
-    /// Gives back what is more than `bytes`.
+    /// Releases the memory beyond `bytes`.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
         let kib = bytes.div_ceil(KIB);
         for permit in &mut self.permits {
@@ -69,17 +71,18 @@ impl MemoryPermit {
 }
 
 impl ResponseMemory {
-    /// Memory of this many bytes. A request waits for its part for at most `wait_max`.
+    /// Creates a memory budget of `bytes`. A request waits at most `wait_max` for its part.
     pub(super) fn new(bytes: usize, wait_max: Duration) -> Self {
         let process_kib = u32::try_from(bytes / KIB).unwrap_or(u32::MAX).min(u32::MAX >> 4);
         let process = Arc::new(Semaphore::new(process_kib as usize));
         Self { process, process_kib, wait_max, shares: Mutex::default() }
     }
 
-    /// Memory for a response of at most `bytes`. A larger one than its owner's share takes all of that.
+    /// Reserves memory for a response of at most `bytes`. A response that is larger than its owner's share takes the
+    /// whole share.
     ///
     /// # Errors
-    /// [`StoreError::ResponseMemory`] if there is none in time.
+    /// [`StoreError::ResponseMemory`] if there is none before the timeout, or if too many requests wait.
     pub(super) async fn reserve(&self, owner: ResponseOwner, bytes: usize) -> Result<MemoryPermit, StoreError> {
         let shares = self.shares_of(owner);
         let _waiting: Vec<_> =
@@ -88,7 +91,7 @@ impl ResponseMemory {
         let kib = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX).min(least);
         let acquire = async {
             let mut permits = Vec::with_capacity(shares.len() + 1);
-            // The narrowest first: who waits for its own share holds nothing of the others'.
+            // The smallest share first: a request that waits for its own share holds nothing of the larger ones.
             for semaphore in shares.iter().map(|share| &share.free).chain([&self.process]) {
                 let permit = Arc::clone(semaphore).acquire_many_owned(kib).await;
                 permits.push(permit.map_err(|_| StoreError::ResponseMemory)?);
@@ -99,10 +102,10 @@ impl ResponseMemory {
         Ok(MemoryPermit { permits, _shares: shares.clone() })
     }
 
-    /// The shares that a response counts for, the narrowest first.
+    /// The shares that a response counts against, the smallest first.
     fn shares_of(&self, owner: ResponseOwner) -> Vec<Arc<Share>> {
-        let of_user = owner.user.map(|_| (owner, PARTS_OF_USER));
-        let of_credential = owner.credential.map(|_| (ResponseOwner { user: None, ..owner }, PARTS_OF_CREDENTIAL));
+        let of_user = owner.user.map(|_| (owner, USER_DIVISOR));
+        let of_credential = owner.credential.map(|_| (ResponseOwner { user: None, ..owner }, CREDENTIAL_DIVISOR));
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         shares.retain(|_, share| share.strong_count() > 0);
         let mut share = |(owner, parts): (_, u32)| {
@@ -119,14 +122,14 @@ impl ResponseMemory {
     }
 }
 
-/// A request that waits for memory, until it is dropped.
+/// A request that waits for memory. Dropping this ends the wait.
 struct Waiting<'a>(&'a Share);
 
 impl<'a> Waiting<'a> {
     fn count(share: &'a Arc<Share>) -> Option<Self> {
         let waiting = Self(share);
-        // Dropped, and so taken back, if it is one too many.
-        (share.waiting.fetch_add(1, Ordering::Relaxed) < WAITING_PER_CREDENTIAL_MAX).then_some(waiting)
+        // Beyond the limit, `waiting` is dropped, which undoes the count.
+        (share.waiting.fetch_add(1, Ordering::Relaxed) < WAITING_PER_OWNER_MAX).then_some(waiting)
     }
 }
 
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_user_holds_an_eighth_a_credential_a_quarter_and_all_of_them_the_whole() {
+    async fn users_credentials_and_the_process_have_limits() {
         let memory = memory();
         let mut held = Vec::new();
         for owner in [user(1, 1), user(1, 1)] {
@@ -173,27 +176,27 @@ mod tests {
             let owner = ResponseOwner { credential: Some(credential), user: None };
             held.push(if_free(&memory, owner, 16 * MIB).await.expect("memory"));
         }
-        assert!(if_free(&memory, ResponseOwner::default(), KIB).await.is_none(), "more than there is");
+        assert!(if_free(&memory, ResponseOwner::default(), KIB).await.is_none(), "more than the process has");
         drop(held);
         assert!(if_free(&memory, ResponseOwner::default(), 64 * MIB).await.is_some());
         assert!(memory.shares_of(ResponseOwner::default()).is_empty());
-        assert_eq!(memory.shares.lock().expect("shares").len(), 0, "shares are left behind");
+        assert_eq!(memory.shares.lock().expect("shares").len(), 0, "shares remain");
     }
 
     #[tokio::test]
-    async fn what_a_response_does_not_need_is_given_back() {
+    async fn unused_memory_is_released() {
         let memory = memory();
         let mut permit = if_free(&memory, user(1, 1), 8 * MIB).await.expect("memory");
         permit.shrink_to(100 * KIB + 1);
         let other = if_free(&memory, user(1, 1), 8 * MIB - 101 * KIB).await.expect("the rest of the share");
         assert!(if_free(&memory, user(1, 1), KIB).await.is_none());
         drop((permit, other));
-        // A response that is larger than a share takes all of it, and is no error.
+        // A response that is larger than its share takes the whole share.
         assert!(if_free(&memory, user(1, 1), 1 << 40).await.is_some());
     }
 
     #[tokio::test]
-    async fn a_request_waits_for_a_bounded_time_among_a_bounded_number() {
+    async fn waiting_is_limited_in_time_and_number() {
         let memory = ResponseMemory::new(64 * MIB, Duration::from_millis(1));
         let held = memory.reserve(user(1, 1), 8 * MIB).await.expect("memory");
         let mut requests: Vec<_> = (0..40).map(|_| Box::pin(memory.reserve(user(1, 1), MIB))).collect();
@@ -201,10 +204,10 @@ mod tests {
         for request in &mut requests {
             match poll_immediate(request.as_mut()).await {
                 None => waiting.push(request),
-                Some(refused) => assert!(matches!(refused, Err(StoreError::ResponseMemory))),
+                Some(rejected) => assert!(matches!(rejected, Err(StoreError::ResponseMemory))),
             }
         }
-        assert_eq!(waiting.len(), WAITING_PER_CREDENTIAL_MAX);
+        assert_eq!(waiting.len(), WAITING_PER_OWNER_MAX);
         for request in waiting {
             assert!(matches!(request.await, Err(StoreError::ResponseMemory)));
         }

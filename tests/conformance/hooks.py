@@ -1,24 +1,24 @@
-"""What a schema cannot say, so that schemathesis takes a right answer for a wrong one."""
+"""Drops failures that schemathesis reports for correct responses, because a schema cannot express the rule."""
 
 import schemathesis
 from schemathesis.openapi.checks import RejectedPositiveData, UseAfterFree
 
-# Refusals of requests whose every part is well-formed.
-RIGHT_REFUSALS = {
-    # Cursors are opaque: only a list's own are any.
+# Rejections of requests whose parameters are all well-formed.
+EXPECTED_REJECTIONS = {
+    # Cursors are opaque: only those that the list has returned are valid.
     ("cursor", "must be one that a Link header of this list has given"),
-    # Each is good alone.
+    # Each of the two parameters is valid alone.
     ("after", "must not be given together with before"),
 }
 
 
 @schemathesis.hook
 def filter_failure(context, failure, case, response):
-    """Drops failures that are none."""
+    """Returns whether a failure is a real one."""
     if isinstance(failure, RejectedPositiveData) and response.status_code == 400:
         problems = {(problem["field"], problem["message"]) for problem in response.json().get("errors", [])}
-        return not problems or not problems <= RIGHT_REFUSALS
+        return not problems or not problems <= EXPECTED_REJECTIONS
     if isinstance(failure, UseAfterFree) and response.status_code == 200:
-        # An erased user still has a history: the empty one, like every user who has not been here yet.
+        # The history of an erased user exists and is empty, like that of every unknown user.
         return response.json() != []
     return True

@@ -1,4 +1,4 @@
-"""Prints a token of the user of the document's examples, good for an hour, signed with the secret of the file named."""
+"""Prints a token of the user of the document's examples, valid for an hour, signed with the secret in a file."""
 
 import base64
 import hmac

@@ -1,4 +1,4 @@
-"""Checks docker-compose.yml beyond its schema: what is reached from where, what each service may do, what it mounts."""
+"""Checks docker-compose.yml beyond its schema: published ports, privileges, mounts, dependencies and scrape targets."""
 
 import json
 import os
@@ -9,15 +9,15 @@ import yaml
 
 
 def compose_config():
-    """The file as Docker Compose understands it, with every profile. It checks the schema itself."""
-    # None of the caller's variables: the file has to do without.
+    """Returns the file as Docker Compose reads it, with every profile. Docker Compose checks the schema."""
+    # The caller's variables are not passed on: the file must not need them.
     environment = {"PATH": os.environ["PATH"]}
     command = ["docker-compose", "--env-file", "/dev/null", "--profile", "*", "config", "--format", "json"]
-    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    # It only warns of a variable that nobody sets: a dollar of a shell command that should have been two.
-    if said.returncode or said.stderr:
-        sys.exit(f"docker-compose.yml: {said.stderr}")
-    return json.loads(said.stdout)
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # An unset variable is only a warning. It is a `$` in a shell command that should have been `$$`.
+    if result.returncode or result.stderr:
+        sys.exit(f"docker-compose.yml: {result.stderr}")
+    return json.loads(result.stdout)
 
 
 def problems_of(name, service, config):
@@ -25,9 +25,9 @@ def problems_of(name, service, config):
         if port.get("host_ip") != "127.0.0.1":
             yield f"publishes port {port['target']} on {port.get('host_ip', 'every address')}"
         if all(config["networks"][network].get("internal") for network in service["networks"]):
-            yield "publishes a port from internal networks alone, which has no effect"
+            yield "publishes a port but is on internal networks only, where that has no effect"
     if service.get("network_mode") or service.get("privileged") or service.get("cap_add"):
-        yield "has more of the machine than it needs"
+        yield "has more privileges than it needs"
     if not service.get("read_only"):
         yield "can write to its root file system"
     if service.get("cap_drop") != ["ALL"]:
@@ -36,7 +36,7 @@ def problems_of(name, service, config):
         yield "may gain privileges"
     image = service["image"]
     if "build" not in service and (":" not in image or image.endswith(":latest")):
-        yield f"takes whatever {image} is today"
+        yield f"does not pin the version of {image}"
     for volume in service.get("volumes", []):
         if volume["type"] != "bind":
             continue
@@ -47,17 +47,19 @@ def problems_of(name, service, config):
     for other, needed in service.get("depends_on", {}).items():
         if needed["condition"] == "service_started":
             yield f"starts before {other} is ready"
-        has_healthcheck = "build" in config["services"][other] or "test" in config["services"][other].get("healthcheck", {})
+        dependency = config["services"][other]
+        has_healthcheck = "build" in dependency or "test" in dependency.get("healthcheck", {})
         if needed["condition"] == "service_healthy" and not has_healthcheck:
-            yield f"waits for ever: {other} has no healthcheck"
+            yield f"never starts: {other} has no healthcheck"
 
 
 def scrape_problems(config):
-    """What Prometheus scrapes, and where Grafana asks, has to be a service that it can reach."""
-    scraped = yaml.safe_load(open("deploy/prometheus/prometheus.yml", encoding="utf-8"))["scrape_configs"]
-    asked = yaml.safe_load(open("deploy/grafana/provisioning/datasources/prometheus.yml", encoding="utf-8"))["datasources"]
-    pairs = [("prometheus", target) for job in scraped for group in job["static_configs"] for target in group["targets"]]
-    pairs += [("grafana", source["url"].removeprefix("http://")) for source in asked]
+    """Yields targets of Prometheus and data sources of Grafana that are not a service that they can reach."""
+    prometheus, grafana = "deploy/prometheus/prometheus.yml", "deploy/grafana/provisioning/datasources/prometheus.yml"
+    jobs = yaml.safe_load(open(prometheus, encoding="utf-8"))["scrape_configs"]
+    sources = yaml.safe_load(open(grafana, encoding="utf-8"))["datasources"]
+    pairs = [("prometheus", target) for job in jobs for group in job["static_configs"] for target in group["targets"]]
+    pairs += [("grafana", source["url"].removeprefix("http://")) for source in sources]
     services = config["services"]
     for client, target in pairs:
         server = services.get(target.split(":")[0])
@@ -66,7 +68,7 @@ def scrape_problems(config):
 
 
 def shell_problems(name, service):
-    """What shellcheck says of commands that a shell runs."""
+    """Yields what shellcheck reports for commands that a shell runs."""
     scripts = []
     if service.get("entrypoint") == ["sh", "-euc"]:
         scripts += service["command"]
@@ -74,8 +76,9 @@ def shell_problems(name, service):
     if test[:1] == ["CMD-SHELL"]:
         scripts.append(test[1])
     for script in scripts:
-        # Compose doubles the dollars that are the shell's.
-        checked = subprocess.run(["shellcheck", "--shell=sh", "-"], input=script.replace("$$", "$"), text=True, stdout=subprocess.PIPE)
+        # In the compose file, `$$` stands for a `$` of the shell.
+        command, script = ["shellcheck", "--shell=sh", "-"], script.replace("$$", "$")
+        checked = subprocess.run(command, input=script, text=True, stdout=subprocess.PIPE)
         if checked.returncode:
             yield checked.stdout
 
@@ -86,7 +89,7 @@ def main():
     for name, service in config["services"].items():
         for problem in [*problems_of(name, service, config), *shell_problems(name, service)]:
             problems.append(f"{name} {problem}")
-    # Without the files of Prometheus and Grafana, that is what has been said already.
+    # If the files of Prometheus and Grafana are missing, the check of the mounts has reported that already.
     problems = problems or list(scrape_problems(config))
     for problem in problems:
         print(f"docker-compose.yml: {problem}", file=sys.stderr)

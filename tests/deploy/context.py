@@ -1,7 +1,7 @@
-"""Copies what `docker build .` would send, by .dockerignore, to a folder that is made anew: whatever the build needs has to be in it.
+"""Copies the files that `docker build .` would send, according to .dockerignore, to a new folder.
 
-Knows as much of .dockerignore as the file uses: the last pattern that matches a path or a folder above it decides
-(https://docs.docker.com/build/concepts/context/#dockerignore-files).
+The build must need no other files. Supports the part of the .dockerignore syntax that the file uses: the last pattern
+that matches a path or a folder above it decides (https://docs.docker.com/build/concepts/context/#dockerignore-files).
 """
 
 import fnmatch
@@ -17,7 +17,7 @@ def is_sent(path, patterns):
     sent = True
     for pattern in patterns:
         wanted = pattern.removeprefix("!")
-        # Unlike a shell's, a `*` here ends at a slash.
+        # Unlike with fnmatch, `*` does not match a slash in .dockerignore.
         if any(name.count("/") == wanted.count("/") and fnmatch.fnmatchcase(name, wanted) for name in names):
             sent = pattern.startswith("!")
     return sent
@@ -26,8 +26,9 @@ def is_sent(path, patterns):
 def main():
     lines = open(".dockerignore", encoding="utf-8").read().splitlines()
     patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], check=True, stdout=subprocess.PIPE)
-    paths = [path for path in listed.stdout.decode().split("\0") if path and os.path.exists(path) and is_sent(path, patterns)]
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.decode().split("\0")
+    paths = [path for path in listed if path and os.path.exists(path) and is_sent(path, patterns)]
     shutil.rmtree(sys.argv[1], ignore_errors=True)
     for path in paths:
         target = os.path.join(sys.argv[1], path)

@@ -1,6 +1,6 @@
-"""Checks the manifests of deploy/kubernetes as kustomize prints them: by the schemas of Kubernetes, and how they fit together.
+"""Checks the manifests of deploy/kubernetes, as kustomize prints them: their schemas, and that they fit together.
 
-ServiceMonitor is not Kubernetes's own: of its schema nothing is checked, of its names what is below.
+ServiceMonitor is not part of Kubernetes. Its schema is not checked, only the names in it.
 """
 
 import re
@@ -10,12 +10,12 @@ import tempfile
 
 import yaml
 
-# The versions between which the manifests have to be good: the oldest one has preStop.sleep.
+# The oldest and the newest Kubernetes version for which the manifests must be valid. The oldest one has preStop.sleep.
 VERSIONS = ["1.30", "1.37"]
 
 
 def validate(manifests):
-    """By the schemas, without fields that they do not know."""
+    """Validates the manifests by their schemas. Unknown fields are errors."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump_all(manifests, file)
         file.flush()
@@ -48,7 +48,7 @@ def problems_of(by_kind):
     if not monitor["selector"].get("matchLabels") or not monitor["selector"]["matchLabels"].items() <= service_labels:
         yield "ServiceMonitor selects another Service"
     if dict(service_labels).get(monitor["jobLabel"]) != "sessiond":
-        yield "the job that the rules know as sessiond has another name"
+        yield "ServiceMonitor does not name the job sessiond, as the rules expect"
 
     ports = {port["name"] for port in container["ports"]}
     named = {port["targetPort"] for port in service["spec"]["ports"]}
@@ -56,19 +56,21 @@ def problems_of(by_kind):
     named |= {container[probe]["httpGet"]["port"] for probe in ["startupProbe", "livenessProbe", "readinessProbe"]}
     if not named <= ports:
         yield f"the container has no port {named - ports}"
-    if not {endpoint["port"] for endpoint in monitor["endpoints"]} <= {port["name"] for port in service["spec"]["ports"]}:
+    service_ports = {port["name"] for port in service["spec"]["ports"]}
+    if not {endpoint["port"] for endpoint in monitor["endpoints"]} <= service_ports:
         yield "ServiceMonitor names a port that the Service does not have"
-    paths = {probe: container[probe]["httpGet"]["path"] for probe in ["startupProbe", "livenessProbe", "readinessProbe"]}
-    if paths != {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}:
-        yield f"a probe asks for something else than it should: {paths}"
+    expected_paths = {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    paths = {probe: container[probe]["httpGet"]["path"] for probe in expected_paths}
+    if paths != expected_paths:
+        yield f"a probe has the wrong path: {paths}"
 
     environment = {variable["name"]: variable.get("value") for variable in container["env"]}
     needed = container["lifecycle"]["preStop"]["sleep"]["seconds"] + seconds(environment["SESSIOND_SHUTDOWN_GRACE"])
     if pod["terminationGracePeriodSeconds"] <= needed:
-        yield f"pods are killed before the {needed} s are over in which they finish requests"
+        yield f"pods are killed before the {needed} s that they may need to finish requests"
     target = by_kind["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     if (target["kind"], target["name"]) != ("Deployment", by_kind["Deployment"]["metadata"]["name"]):
-        yield "HorizontalPodAutoscaler scales something else"
+        yield "HorizontalPodAutoscaler does not scale the Deployment"
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     if mounts != {volume["name"] for volume in pod["volumes"]}:
         yield "volumes and mounts differ"

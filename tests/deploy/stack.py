@@ -1,7 +1,7 @@
-"""Runs the very commands of docker-compose.yml for Redis, the cluster and sessiond, as processes on loopback.
+"""Runs the commands of docker-compose.yml for Redis, the cluster and sessiond as processes on loopback.
 
-Containers have addresses and folders of their own; here each gets an address of 127.0.0.0/8 and a temporary folder, and
-the commands' addresses and paths are replaced by these. What is not shown: images, networks, users, mounts.
+Each container becomes a process with an address of 127.0.0.0/8 and a temporary folder; these replace the addresses and
+paths in the commands. Not tested: images, networks, users, mounts.
 """
 
 import json
@@ -16,9 +16,9 @@ import urllib.request
 
 import compose
 
-# Where a container's address is to be found here.
+# Container addresses and what replaces them.
 ADDRESSES = {"@redis:": "@127.0.77.2:", "172.31.241.": "127.0.77.", "'*' '-::*'": ""}
-PATIENCE_SECONDS = 30
+TIMEOUT_SECONDS = 30
 
 
 def free_port():
@@ -38,17 +38,18 @@ class Stack:
     def __init__(self, folder, config):
         self.folder, self.config, self.port, self.processes = folder, config, free_port(), []
 
-    def here(self, text, name):
-        """What a container is told, as a process here has to be told it."""
-        for there, here in ADDRESSES.items():
-            text = text.replace(there, here)
-        for there, here in [("/etc/sessiond", "deploy"), ("/tmp/", f"{self.folder}/{name}/"), ("/data", f"{self.folder}/{name}")]:
-            text = text.replace(there, here)
+    def localised(self, text, name):
+        """Returns a container's command or variable with the addresses and paths of its process."""
+        for container, local in ADDRESSES.items():
+            text = text.replace(container, local)
+        folder = f"{self.folder}/{name}"
+        for container, local in [("/etc/sessiond", "deploy"), ("/tmp/", f"{folder}/"), ("/data", folder)]:
+            text = text.replace(container, local)
         return text.replace(":6379", f":{self.port}").replace("$$", "$")
 
     def environment(self, name):
-        told = self.config["services"][name]["environment"]
-        environment = {variable: self.here(value, name) for variable, value in told.items()}
+        variables = self.config["services"][name]["environment"]
+        environment = {variable: self.localised(value, name) for variable, value in variables.items()}
         return {**environment, "PATH": os.environ["PATH"], "HOME": self.folder}
 
     def start(self, name, words, **more):
@@ -57,11 +58,11 @@ class Stack:
         return self.processes[-1]
 
     def shell(self, name, address):
-        """A service's command. Its servers listen on this address, and its redis-cli asks there unless it says otherwise."""
+        """Returns a service's command. Its servers listen on `address`; redis-cli uses the stack's port by default."""
         service = self.config["services"][name]
         (script,) = service["command"]
-        script = self.here(script, name)
-        # It also calls others from there, as a container does.
+        script = self.localised(script, name)
+        # Outgoing connections use the same address, as in a container.
         listen = f"--port {self.port} --bind-source-addr {address} --bind {address}"
         script = script.replace("--bind", listen).replace("redis-cli", f"redis-cli -p {self.port}")
         return [*service["entrypoint"], script]
@@ -69,63 +70,66 @@ class Stack:
     def start_redis(self, name, address):
         os.mkdir(f"{self.folder}/{name}")
         self.start(name, self.shell(name, address))
-        # Its own healthcheck says when it is there.
-        script = self.here(self.config["services"][name]["healthcheck"]["test"][1], name)
+        # The container's own healthcheck.
+        script = self.localised(self.config["services"][name]["healthcheck"]["test"][1], name)
         script = script.replace("redis-cli", f"redis-cli -h {address} -p {self.port}")
-        wait_for(name, lambda: quietly(["sh", "-c", script], self.environment(name)))
+        wait_for(name, lambda: succeeds(["sh", "-c", script], self.environment(name)))
 
     def start_sessiond(self, name, port):
-        # The image listens on every address; what is published is on loopback.
+        # The image listens on every address; the compose file publishes the port on loopback.
         listen = {"SESSIOND_LISTEN": f"127.0.0.1:{port}", "SESSIOND_METRICS_LISTEN": "127.0.0.1:0"}
         program = "target/debug/sessiond"
         self.start(name, [program], **listen)
-        wait_for(name, lambda: quietly([program, "healthcheck"], {**self.environment(name), **listen}))
+        wait_for(name, lambda: succeeds([program, "healthcheck"], {**self.environment(name), **listen}))
         for number in range(20):
             body = json.dumps({"businessId": "b", "userId": f"user{number}"}).encode()
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/api/sessions", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request) as answer:
-                assert answer.status == 201, answer.status
+            url, headers = f"http://127.0.0.1:{port}/api/sessions", {"Content-Type": "application/json"}
+            request = urllib.request.Request(url, body, headers)
+            with urllib.request.urlopen(request) as response:
+                assert response.status == 201, response.status
 
-    def ask(self, name, address, command):
-        words = ["redis-cli", "-h", address, "-p", str(self.port), "--user", "admin", "--no-auth-warning", *shlex.split(command)]
-        environment = {**self.environment(name), "REDISCLI_AUTH": self.environment(name)["SESSIOND_REDIS_ADMIN_PASSWORD"]}
+    def redis_cli(self, name, address, command):
+        login = ["--user", "admin", "--no-auth-warning"]
+        words = ["redis-cli", "-h", address, "-p", str(self.port), *login, *shlex.split(command)]
+        environment = self.environment(name)
+        environment["REDISCLI_AUTH"] = environment["SESSIOND_REDIS_ADMIN_PASSWORD"]
         return subprocess.run(words, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def quietly(words, environment):
+def succeeds(words, environment):
     return subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def wait_for(what, holds):
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not holds():
         if time.monotonic() > deadline:
-            sys.exit(f"waited in vain for {what}")
+            sys.exit(f"timed out waiting for {what}")
         time.sleep(0.1)
 
 
 def run(stack):
     stack.start_redis("redis", "127.0.77.2")
     stack.start_sessiond("sessiond", free_port())
-    assert stack.ask("redis", "127.0.77.2", "config get appendfsync").split() == ["appendfsync", "everysec"]
+    assert stack.redis_cli("redis", "127.0.77.2", "config get appendfsync").split() == ["appendfsync", "everysec"]
 
     members = [f"redis-{number}" for number in range(1, 7)]
     addresses = {}
     for name in members:
-        there = stack.config["services"][name]["networks"]["cluster"]["ipv4_address"]
-        addresses[name] = stack.here(there, name)
+        container_address = stack.config["services"][name]["networks"]["cluster"]["ipv4_address"]
+        addresses[name] = stack.localised(container_address, name)
         stack.start_redis(name, addresses[name])
     for _ in range(2):
-        # The second time, as after a restart, there is nothing left to be done.
+        # The second run, as after a restart, finds the cluster complete.
         create = subprocess.run(
-            stack.shell("cluster-create", ""), env=stack.environment("cluster-create"), timeout=PATIENCE_SECONDS,
+            stack.shell("cluster-create", ""), env=stack.environment("cluster-create"), timeout=TIMEOUT_SECONDS,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         assert create.returncode == 0, create.stdout
     stack.start_sessiond("sessiond-cluster", free_port())
 
     def is_replicated():
-        roles = [stack.ask(name, addresses[name], "info replication") for name in members]
+        roles = [stack.redis_cli(name, addresses[name], "info replication") for name in members]
         replicas = sum("role:slave" in role and "master_link_status:up" in role for role in roles)
         return replicas == 3 and sum("role:master" in role for role in roles) == 3
 
@@ -140,10 +144,11 @@ def main():
         except BaseException:
             for process_log in sorted(os.listdir(folder)):
                 if process_log.endswith(".log"):
-                    print(process_log, *open(f"{folder}/{process_log}", encoding="utf-8").readlines()[-5:], file=sys.stderr)
+                    lines = open(f"{folder}/{process_log}", encoding="utf-8").readlines()
+                    print(process_log, *lines[-5:], file=sys.stderr)
             raise
         finally:
-            # Not by SIGTERM: a replica that writes its first append-only file would ignore it.
+            # SIGKILL, because a replica that writes its first append-only file ignores SIGTERM.
             for process in stack.processes:
                 process.kill()
                 process.wait()

@@ -1,30 +1,61 @@
-//! The invariants of the design's picture (2.1), read from the source files: who may name what, and who may use whom.
+//! The architecture invariants of `docs/architecture.md` (Invariants), checked on the source files: which names a
+//! module may use, and which other modules.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// Which modules a module may use. `main → server → http → store → session`; the rest are leaves, or read by a few.
-const MAY_USE: [(&str, &[&str]); 15] = [
-    ("main", &["audit", "auth", "config", "http", "log", "output", "server", "signals", "spans", "store", "tls"]),
-    ("server", &["auth", "config", "http", "log", "metrics", "session", "store", "tls"]),
-    ("http", &["auth", "log", "metrics", "session", "spans", "store"]),
+/// Which modules a module may use. The main chain is `main → server → http → store → session`. The other modules are
+/// leaves or are used by a few.
+const MAY_USE: [(&str, &[&str]); 19] = [
+    ("main", &["bootstrap", "commands", "config", "log", "output"]),
+    (
+        "commands",
+        &[
+            "audit",
+            "auth",
+            "bootstrap",
+            "config",
+            "embedded_redis",
+            "http",
+            "log",
+            "output",
+            "signals",
+            "store",
+            "tls",
+            "trace",
+        ],
+    ),
+    (
+        "bootstrap",
+        &["auth", "config", "embedded_redis", "http", "log", "metrics", "reload", "server", "session", "store", "tls"],
+    ),
+    ("server", &["config", "http", "log", "metrics", "store", "tls"]),
+    ("http", &["auth", "config", "log", "metrics", "session", "store", "trace"]),
     ("audit", &["session", "store"]),
-    ("auth", &["session"]),
-    ("store", &["log", "metrics", "session", "spans"]),
-    // `config` checks every setting, so it asks those who know what is good; `CONFIG_TAKES` says what for.
+    ("auth", &["reload", "session"]),
+    ("store", &["log", "metrics", "session", "trace"]),
+    // `config` checks every setting, so it uses the modules that define valid values. `CONFIG_TAKES` limits this for
+    // `store`.
     ("config", &["auth", "session", "store", "tls"]),
+    ("embedded_redis", &[]),
     ("fuzzing", &["http", "session", "store"]),
     ("log", &["metrics", "output"]),
     ("metrics", &[]),
     ("output", &[]),
+    ("reload", &[]),
     ("session", &[]),
     ("signals", &["log"]),
-    ("spans", &["log"]),
-    ("tls", &[]),
+    ("tls", &["reload"]),
+    ("trace", &["log"]),
 ];
-/// All that `config` may name of the store: the type that says what a Redis URL is.
+/// The only type of the store that `config` may name: the one that parses a Redis URL.
 const CONFIG_TAKES: &str = "RedisAddress";
+
+/// The maximum number of lines in a source file.
+const LINES_MAX: usize = 500;
+/// The maximum number of characters in a line.
+const LINE_CHARS_MAX: usize = 120;
 
 /// One source file: its path below `src/`, and its code without comments and unit tests.
 struct Source {
@@ -38,11 +69,16 @@ impl Source {
         self.path.split(['/', '.']).next().unwrap_or_default()
     }
 
+    /// Whether the file belongs to the program and not to the library.
+    fn is_program(&self) -> bool {
+        self.is_under("main") || self.is_under("commands")
+    }
+
     fn is_under(&self, module: &str) -> bool {
         self.module() == module
     }
 
-    /// Its lines that name `path`, as whole words; what ends with `::` may go on.
+    /// The lines that contain `path` as a whole word. A `path` that ends with `::` may be followed by a word.
     fn lines_naming(&self, path: &str) -> Vec<String> {
         let names = |line: &&str| {
             line.match_indices(path).any(|(start, _)| {
@@ -54,9 +90,9 @@ impl Source {
         self.code.lines().filter(names).map(|line| format!("src/{}: {}", self.path, line.trim())).collect()
     }
 
-    /// The modules of this crate that it names.
+    /// The modules of this crate that the file names.
     fn uses(&self) -> Vec<String> {
-        let root = if self.path == "main.rs" { "sessiond::" } else { "crate::" };
+        let root = if self.is_program() { "sessiond::" } else { "crate::" };
         let mut used = Vec::new();
         for rest in self.code.split(root).skip(1) {
             match rest.strip_prefix('{') {
@@ -69,7 +105,7 @@ impl Source {
     }
 }
 
-/// What is between an opened brace and its end, without what is in braces of its own.
+/// The text up to the closing brace, without the text in nested braces.
 fn outermost(list: &str) -> String {
     let (mut depth, mut outermost) = (1, String::new());
     for character in list.chars() {
@@ -110,25 +146,25 @@ fn sources() -> Vec<Source> {
             }
         }
     }
-    assert!(sources.len() > 20, "src/ was not found");
+    assert!(sources.len() > 20, "too few source files found in src/");
     sources
 }
 
-/// The text without comments and without the unit tests, which come last in a file.
+/// The text without comments and without the unit tests at the end of the file.
 fn code_of(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     lines.map(|line| line.split(" // ").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// Panics if `path` is named in a file that `may` does not allow.
+/// Panics if a file names `path` for which `may` returns false.
 fn expect_only(path: &str, may: impl Fn(&Source) -> bool, advice: &str) {
     let sources = sources();
     let (allowed, other): (Vec<_>, Vec<_>) = sources.iter().partition(|source| may(source));
     let found: Vec<_> = other.iter().flat_map(|source| source.lines_naming(path)).collect();
     assert!(found.is_empty(), "{advice}:\n{}", found.join("\n"));
     let expected = allowed.iter().any(|source| !source.lines_naming(path).is_empty());
-    assert!(expected, "nobody names {path} any more: is this test looking for the right thing?");
+    assert!(expected, "no allowed file names {path}: update this test");
 }
 
 #[test]
@@ -138,10 +174,10 @@ fn only_the_store_names_the_redis_client() {
 }
 
 #[test]
-fn only_http_and_server_name_axum() {
-    let advice =
-        "axum is named outside of src/http and src/server.rs: answer with a type of your own, let http render it";
-    let may = |source: &Source| source.is_under("http") || source.is_under("server");
+fn only_bootstrap_http_and_server_name_axum() {
+    let advice = "axum is named outside src/bootstrap.rs, src/http and src/server: return a type of the module and let \
+                  http render it";
+    let may = |source: &Source| ["bootstrap", "http", "server"].iter().any(|module| source.is_under(module));
     expect_only("axum::", may, advice);
     expect_only("utoipa_axum::", |source| source.is_under("http"), advice);
 }
@@ -158,12 +194,12 @@ fn only_config_reads_the_environment() {
 }
 
 #[test]
-fn one_place_reads_the_clock() {
-    let advice = "the wall clock is read outside of server::system_now: take `now` as an argument";
-    expect_only("Utc::now", |source| source.is_under("server"), advice);
+fn only_bootstrap_reads_the_clock() {
+    let advice = "the wall clock is read outside of bootstrap::system_now: take `now` as an argument";
+    expect_only("Utc::now", |source| source.is_under("bootstrap"), advice);
     let sources = sources();
-    let of_server = sources.iter().flat_map(|source| source.lines_naming("Utc::now"));
-    assert_eq!(of_server.count(), 1, "{advice}");
+    let calls = sources.iter().flat_map(|source| source.lines_naming("Utc::now"));
+    assert_eq!(calls.count(), 1, "{advice}");
     for source in &sources {
         for name in ["SystemTime", "Local::now", "UNIX_EPOCH"] {
             assert_eq!(source.lines_naming(name), Vec::<String>::new(), "{advice}");
@@ -181,7 +217,7 @@ fn modules_use_only_those_below_them() {
             continue;
         }
         let allowed = may_use.get(module).unwrap_or_else(|| {
-            panic!("src/{} is a new module: add it to MAY_USE, with as few others as it can do with", source.path)
+            panic!("src/{} is a new module: add it to MAY_USE with as few dependencies as possible", source.path)
         });
         for used in source.uses() {
             used_any = true;
@@ -191,45 +227,49 @@ fn modules_use_only_those_below_them() {
                 source.path
             );
         }
-        // Otherwise `super` would be a way around the rule.
+        // Otherwise `super` would bypass the rule.
         let above = if source.path.contains('/') { "super::super::" } else { "super::" };
         let found = source.lines_naming(above);
-        assert!(found.is_empty(), "name modules above your own by `crate::`:\n{}", found.join("\n"));
+        assert!(found.is_empty(), "use `crate::` to name modules above this one:\n{}", found.join("\n"));
     }
-    assert!(used_any, "no module uses another: is this test looking for the right thing?");
+    assert!(used_any, "no module uses another one: update this test");
 }
 
 #[test]
-fn session_is_a_leaf_without_input_and_output() {
+fn session_uses_no_other_module_and_no_io() {
     for source in sources().iter().filter(|source| source.is_under("session")) {
         for name in ["crate::", "tokio::", "std::fs", "std::net", "std::io", "async fn", "tracing::"] {
-            let advice = "src/session.rs is the domain: no other module, no I/O, nothing to wait for";
+            let advice = "src/session.rs is the domain: it uses no other module, no I/O and no async code";
             assert_eq!(source.lines_naming(name), Vec::<String>::new(), "{advice}");
         }
     }
 }
 
 #[test]
-fn config_takes_no_more_of_the_store_than_what_a_redis_url_is() {
+fn config_uses_only_the_redis_url_type_of_the_store() {
     for source in sources().iter().filter(|source| source.is_under("config")) {
         for line in source.lines_naming("crate::store") {
-            let advice = "config checks settings and connects to nothing: start the store in src/server.rs";
+            let advice = "config only checks settings and connects to nothing: start the store in src/bootstrap.rs";
             assert!(line.ends_with(&format!("use crate::store::{CONFIG_TAKES};")), "{advice}:\n{line}");
         }
     }
 }
 
-/// Every field that a script or a stream names.
+/// Every field of a session's hash and of a message's entry.
 fn field_names() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("lua");
     let read = |file: &str| fs::read_to_string(folder.join(file)).expect("a script");
-    let update = read("update.lua");
-    let (_, table) = update.split_once("local FIELDS = {").expect("a table of fields");
-    let (table, _) = table.split_once('}').expect("its end");
-    let mut names: Vec<_> = table.split('\'').skip(1).step_by(2).map(str::to_owned).collect();
+    let keys =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/keys.rs")).expect("a source file");
+    let (_, named) = keys.split_once("pub(super) mod field {").expect("the module with the field constants");
+    let (named, rest) = named.split_once("\n}\n").expect("the end of the module");
+    let (_, listed) = rest.split_once("\nsession_fields! {").expect("the fields of a session");
+    let (listed, _) = listed.split_once("\n}\n").expect("the end of the list");
+    let literals = [named, listed].into_iter().flat_map(|part| part.split('"').skip(1).step_by(2));
+    let mut names: Vec<_> = literals.map(str::to_owned).collect();
     let append = read("append_messages.lua");
-    let (_, add) = append.split_once("redis.call('XADD'").expect("an append");
-    let (add, _) = add.split_once(")\n").expect("its end");
+    let (_, add) = append.split_once("redis.call('XADD'").expect("an XADD");
+    let (add, _) = add.split_once(")\n").expect("the end of the XADD");
     let of_messages = add.split('\'').skip(1).step_by(2).filter(|name| name.chars().all(char::is_alphabetic));
     names.extend(of_messages.map(str::to_owned));
     names.push("mutations".to_owned());
@@ -238,13 +278,13 @@ fn field_names() -> Vec<String> {
 }
 
 #[test]
-fn only_keys_rs_spells_keys_and_fields() {
+fn only_keys_rs_names_redis_keys_and_fields() {
     let fields = field_names().into_iter().map(|name| format!("\"{name}\""));
     let kinds = ["a", "b", "d", "h", "m", "s"];
     let parts = kinds.iter().flat_map(|kind| [format!("\"{kind}:"), format!(":{kind}:"), format!("}}{kind}:")]);
     let spelled: Vec<_> = fields.chain(parts).chain([":layout\"".to_owned(), "{{{".to_owned()]).collect();
     let (mut found, mut in_keys) = (Vec::new(), 0);
-    // Clients name their own fields alike; only under src/store a name is one of Redis.
+    // JSON fields have the same names. Only in src/store and src/audit such a name is a Redis field.
     for source in sources().iter().filter(|source| source.is_under("store") || source.is_under("audit")) {
         for line in source.code.lines().filter(|line| spelled.iter().any(|name| line.contains(name.as_str()))) {
             match source.path.as_str() {
@@ -253,6 +293,43 @@ fn only_keys_rs_spells_keys_and_fields() {
             }
         }
     }
-    assert!(in_keys > 20, "src/store/keys.rs spells few names: is this test looking for the right thing?");
-    assert!(found.is_empty(), "name it in src/store/keys.rs and use that:\n{}", found.join("\n"));
+    assert!(in_keys > 20, "src/store/keys.rs contains too few names: update this test");
+    assert!(found.is_empty(), "define these names in src/store/keys.rs:\n{}", found.join("\n"));
+}
+
+#[test]
+fn no_source_file_is_longer_than_500_lines() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let long: Vec<_> = sources()
+        .into_iter()
+        .map(|source| {
+            (fs::read_to_string(root.join(&source.path)).expect("a source file").lines().count(), source.path)
+        })
+        .filter(|(lines, _)| *lines > LINES_MAX)
+        .collect();
+    assert!(long.is_empty(), "split these files by responsibility: {long:?}");
+}
+
+#[test]
+fn no_line_is_longer_than_120_characters() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for source in sources() {
+        let text = fs::read_to_string(root.join(&source.path)).expect("a source file");
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| line.chars().count() > LINE_CHARS_MAX) {
+            panic!("src/{}:{}: wrap this line: {line}", source.path, number + 1);
+        }
+    }
+}
+
+#[test]
+fn tests_readme_describes_every_module() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let main = fs::read_to_string(root.join("tests/it/main.rs")).expect("the tests");
+    let modules: Vec<_> = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).collect();
+    assert!(modules.len() > 20, "tests/it/main.rs declares few modules: {modules:?}");
+    let readme = fs::read_to_string(root.join("tests/README.md")).expect("the README");
+    let rows = readme.lines().filter(|line| line.starts_with("| `"));
+    let named: Vec<_> = rows.filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`')).collect();
+    let missing: Vec<_> = modules.into_iter().filter(|module| !named.contains(module)).collect();
+    assert!(missing.is_empty(), "tests/README.md has no row for {missing:?}");
 }

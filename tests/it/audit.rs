@@ -1,5 +1,5 @@
-//! `sessiond audit`: a keyspace that the service made is whole; each defect is found, as what it is; what is safe is
-//! repaired and the rest is left alone.
+//! `sessiond audit`: it finds nothing in data of the service, reports each defect under the right invariant, repairs
+//! what is safe to repair, and changes nothing else.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn messages(count: usize) -> Value {
 }
 
 #[tokio::test]
-async fn what_the_service_makes_is_whole() {
+async fn an_audit_of_data_of_the_service_finds_nothing() {
     let service = Service::start(&["--messages-kept", "100"]).await;
     let path = |id: &str| format!("/api/sessions/{id}");
     let create = json!({"businessId": "b", "userId": "a:{b}%💬", "metadata": {"k": [1]}, "title": "t"});
@@ -32,7 +32,7 @@ async fn what_the_service_makes_is_whole() {
     let report = expect_clean(&service).await;
     assert_eq!((report.sessions, report.active, report.stale), (1, 1, 0), "{report}");
 
-    // Replaced, ended, resumed, and resumed in place of another.
+    // Replaced, ended, resumed, and resumed while replacing another session.
     service.advance(MINUTE);
     let mut replace = create.clone();
     replace["ifActive"] = "replace".into();
@@ -45,13 +45,13 @@ async fn what_the_service_makes_is_whole() {
     service.patch(&path(&second), json!({"status": "active", "ifActive": "replace"})).await.expect(200);
     expect_clean(&service).await;
 
-    // More messages than are kept.
+    // More messages than the service keeps.
     for _ in 0..3 {
         service.post(&format!("{}/messages", path(&second)), messages(60)).await.expect(201);
         expect_clean(&service).await;
     }
 
-    // Idle: not written down, then written down by a change, by a resume, and by the next session.
+    // Idle sessions: their expiry is first not stored, then stored by a change, by a resume, and by the next session.
     service.session_of("idle").await;
     service.advance(HOUR);
     let report = expect_clean(&service).await;
@@ -73,7 +73,7 @@ async fn what_the_service_makes_is_whole() {
 }
 
 #[tokio::test]
-async fn a_session_that_ends_under_a_longer_retention_stays_in_its_history() {
+async fn a_session_ended_with_a_longer_retention_stays_in_the_history() {
     let service = Service::start(&["--retention", "1day"]).await;
     let longer = service.sibling(&["--retention", "90days"]).await;
     for (user_id, change) in [("ends", json!({"status": "ended"})), ("late", json!({"title": "t"}))] {
@@ -87,25 +87,26 @@ async fn a_session_that_ends_under_a_longer_retention_stays_in_its_history() {
 }
 
 #[tokio::test]
-async fn entries_of_sessions_whose_time_is_over_are_stale_and_no_findings() {
-    let world = World::new().await;
-    world.run("DEL <es>").await;
-    let dangling = [("history-dangling", world.text("<h>"))];
-    assert_eq!(names_of(&audit(&world.service).await.findings), dangling);
-    world.service.advance(31 * DAY);
-    let report = expect_clean(&world.service).await;
-    // The ended session's entry in the history, and those of two active ones that expired among the business's.
+async fn index_entries_of_expired_sessions_are_stale_and_not_findings() {
+    let fixture = Fixture::new().await;
+    fixture.run("DEL <es>").await;
+    let dangling = [("history-dangling", fixture.text("<h>"))];
+    assert_eq!(names_of(&audit(&fixture.service).await.findings), dangling);
+    fixture.service.advance(31 * DAY);
+    let report = expect_clean(&fixture.service).await;
+    // The ended session's entry in the history, and the entries of two expired sessions in the business's index.
     assert_eq!(report.stale, 3, "{report}");
 }
 
-/// Two users with an active session each, and one with an ended one, all in one partition.
-struct World {
+/// Two users with an active session each, one of whom also has an ended one, and a third user with an ended session.
+/// All are in one partition.
+struct Fixture {
     service: Service,
-    /// What a word in angle brackets stands for.
-    words: Vec<(&'static str, String)>,
+    /// The values of the placeholders in angle brackets.
+    placeholders: Vec<(&'static str, String)>,
 }
 
-impl World {
+impl Fixture {
     async fn new() -> Self {
         let service = Service::start(&[]).await;
         let home = Partition::of_user("b", "u");
@@ -125,29 +126,29 @@ impl World {
         service.patch(&format!("/api/sessions/{quiet}"), end).await.expect(200);
 
         let ids = [id, ended, other, quiet];
-        Self { words: words(&service, home, ids, &quiet_user).await, service }
+        Self { placeholders: placeholders(&service, home, ids, &quiet_user).await, service }
     }
 
     fn text(&self, template: &str) -> String {
-        self.words.iter().fold(template.to_owned(), |text, (word, meaning)| text.replace(word, meaning))
+        self.placeholders.iter().fold(template.to_owned(), |text, (name, value)| text.replace(name, value))
     }
 
-    /// Runs commands that `; ` separates.
+    /// Runs commands that are separated by `; `.
     async fn run(&self, commands: &str) {
         for command in commands.split("; ") {
             let words: Vec<_> = command.split(' ').map(|word| self.text(word)).collect();
-            self.service.look.command(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            self.service.probe.command(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
         }
     }
 }
 
-/// Enough names to find one of any kind among.
+/// Names to search for a business or user in a given partition.
 fn names() -> impl Iterator<Item = String> {
     (0..1_000_000).map(|n| format!("n{n}"))
 }
 
-/// What the words of the table below mean in one world.
-async fn words(
+/// The placeholders of the table below and their values.
+async fn placeholders(
     service: &Service,
     home: Partition,
     [id, ended, other, quiet]: [String; 4],
@@ -155,12 +156,12 @@ async fn words(
 ) -> Vec<(&'static str, String)> {
     let stranger = names().find(|user| Partition::of_user("b", user) != home);
     let business = names().find(|business| Partition::of_business(business).contains(&home));
-    let prefix = &service.config.key_prefix;
+    let prefix = &service.config.redis.key_prefix;
     let in_home = |rest: &str| format!("{prefix}:{{{home}}}:{rest}");
     let elsewhere = format!("{prefix}:{{{}}}:", Partition(home.0 ^ 1));
     let missing = format!("{home}0000-0000-8000-8000-000000000001");
-    let document = service.look.hash(&in_home(&format!("s:{id}"))).await;
-    let gone = service.look.text(&["PEXPIRETIME", &in_home(&format!("s:{id}"))]).await.expect("an expiry");
+    let document = service.probe.hash(&in_home(&format!("s:{id}"))).await;
+    let gone = service.probe.text(&["PEXPIRETIME", &in_home(&format!("s:{id}"))]).await.expect("an expiry");
     vec![
         ("<prefix>", prefix.clone()),
         ("<elsewhere>", elsewhere),
@@ -197,9 +198,9 @@ fn names_of(findings: &[Finding]) -> Vec<(&'static str, String)> {
 
 struct Defect {
     commands: &'static str,
-    /// Invariants, each with the key where it is broken.
+    /// The violated invariants, each with its key.
     findings: &'static [(&'static str, &'static str)],
-    /// Whether a repair leaves nothing of it.
+    /// Whether a repair removes the defect completely.
     repaired: bool,
 }
 
@@ -279,7 +280,8 @@ const DEFECTS: &[Defect] = &[
     found("XDEL <m> 2-0; HDEL <d> m2", &[("message-stream", "<m>")]),
     found("XADD <m> 4-0 role user; HSET <s> messageCount 4", &[("message-stream", "<m>")]),
     found(
-        "XADD <m> 4-0 messageId m4 role user content null metadata {} createdAt 1; HSET <d> m4 4; HSET <s> messageCount 4",
+        "XADD <m> 4-0 messageId m4 role user content null metadata {} createdAt 1; HSET <d> m4 4; \
+         HSET <s> messageCount 4",
         &[("message-stream", "<m>")],
     ),
     found("COPY <m> <missing-m>", &[("message-stream", "<missing-m>")]),
@@ -290,38 +292,38 @@ const DEFECTS: &[Defect] = &[
 ];
 
 #[tokio::test]
-async fn each_defect_is_found_as_what_it_is_and_repaired_if_that_is_safe() {
+async fn each_defect_is_reported_and_repaired_if_that_is_safe() {
     let mut planted = BTreeSet::new();
     for defect in DEFECTS {
-        let world = World::new().await;
-        expect_clean(&world.service).await;
-        world.run(defect.commands).await;
-        let report = audit(&world.service).await;
+        let fixture = Fixture::new().await;
+        expect_clean(&fixture.service).await;
+        fixture.run(defect.commands).await;
+        let report = audit(&fixture.service).await;
         let mut expected: Vec<_> =
-            defect.findings.iter().map(|(invariant, key)| (*invariant, world.text(key))).collect();
+            defect.findings.iter().map(|(invariant, key)| (*invariant, fixture.text(key))).collect();
         expected.sort();
         assert_eq!(names_of(&report.findings), expected, "{}\n{report}", defect.commands);
         assert_eq!(report.repairs, [], "{}", defect.commands);
         planted.extend(report.findings.iter().map(|finding| finding.invariant));
 
-        let before = world.service.look.digest().await;
-        let after_repair = repair(&world.service).await;
+        let before = fixture.service.probe.digest().await;
+        let after_repair = repair(&fixture.service).await;
         if defect.repaired {
             assert_ne!(after_repair.repairs, [], "{}", defect.commands);
             assert_eq!(after_repair.findings, [], "{}\n{after_repair}", defect.commands);
-            expect_clean(&world.service).await;
+            expect_clean(&fixture.service).await;
         } else {
             assert_eq!(after_repair.repairs, [], "{}\n{after_repair}", defect.commands);
             assert_eq!(after_repair.findings, report.findings, "{}", defect.commands);
-            assert_eq!(world.service.look.digest().await, before, "{}", defect.commands);
+            assert_eq!(fixture.service.probe.digest().await, before, "{}", defect.commands);
         }
     }
     assert_eq!(planted, INVARIANTS.iter().map(|(name, _)| *name).collect());
 }
 
-/// The order of creation is strict, whatever the clock does: `createdAt` may be ahead of the activity and of the end.
+/// `createdAt` strictly increases, whatever the clock does, so it may be later than `lastActivityAt` and `expiresAt`.
 #[tokio::test]
-async fn sessions_of_one_moment_and_of_a_clock_that_went_back_are_whole() {
+async fn sessions_created_at_one_moment_or_after_a_clock_step_back_are_valid() {
     let service = Service::start(&[]).await;
     let replace = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
     service.post("/api/sessions", replace.clone()).await.expect(201);
@@ -340,29 +342,29 @@ async fn sessions_of_one_moment_and_of_a_clock_that_went_back_are_whole() {
 }
 
 #[tokio::test]
-async fn a_repair_gives_a_user_the_active_session_back() {
-    let world = World::new().await;
-    world.run("DEL <a>; ZREM <b> <id>; ZREM <h> <id>; PERSIST <m>").await;
+async fn a_repair_restores_the_active_session() {
+    let fixture = Fixture::new().await;
+    fixture.run("DEL <a>; ZREM <b> <id>; ZREM <h> <id>; PERSIST <m>").await;
     let path = "/api/sessions/business/b/user/u/active";
-    world.service.get(path).await.expect_problem(404, "no_active_session");
-    let report = repair(&world.service).await;
+    fixture.service.get(path).await.expect_problem(404, "no_active_session");
+    let report = repair(&fixture.service).await;
     let done: Vec<_> = report.repairs.iter().map(|repair| (repair.done.as_str(), repair.key.clone())).collect();
     let expected = [
-        ("business entry put back", world.text("<b>")),
-        ("expiry set", world.text("<m>")),
-        ("history entry put back", world.text("<h>")),
-        ("pointer put back", world.text("<a>")),
+        ("business entry put back", fixture.text("<b>")),
+        ("expiry set", fixture.text("<m>")),
+        ("history entry put back", fixture.text("<h>")),
+        ("pointer put back", fixture.text("<a>")),
     ];
     assert_eq!(done, expected);
-    assert_eq!(world.service.get(path).await.expect(200).string("sessionId"), world.text("<id>"));
-    expect_clean(&world.service).await;
+    assert_eq!(fixture.service.get(path).await.expect(200).string("sessionId"), fixture.text("<id>"));
+    expect_clean(&fixture.service).await;
 }
 
 #[tokio::test]
-async fn the_program_says_what_it_found_and_exits_accordingly() {
-    let world = World::new().await;
+async fn the_audit_prints_its_report_and_sets_the_exit_status() {
+    let fixture = Fixture::new().await;
     let url = acl::audit_url(&redis::shared_url());
-    let prefix = &world.service.config.key_prefix;
+    let prefix = &fixture.service.config.redis.key_prefix;
     let run = |flags: &[&str]| {
         let arguments: Vec<_> = ["audit", "--key-prefix", prefix].into_iter().chain(flags.iter().copied()).collect();
         let output = process::run(&arguments, &[("REDIS_URL", &url)]);
@@ -372,30 +374,30 @@ async fn the_program_says_what_it_found_and_exits_accordingly() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("4 sessions, 2 active; 0 stale index entries; 0 findings; 0 repairs"), "{text}");
 
-    world.run("DEL <a>; SET <prefix>:{\x1b junk").await;
+    fixture.run("DEL <a>; SET <prefix>:{\x1b junk").await;
     let (code, text) = run(&[]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains(&world.text("found: active-not-pointed-at: <s>: ")), "{text}");
+    assert!(text.contains(&fixture.text("found: active-not-pointed-at: <s>: ")), "{text}");
     assert!(!text.contains('\x1b'), "{text}");
 
     let (code, text) = run(&["--format", "json", "--repair"]);
     assert_eq!(code, Some(1), "{text}");
     let report: Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!(report["repairs"], json!([{"done": "pointer put back", "key": world.text("<a>")}]));
+    assert_eq!(report["repairs"], json!([{"done": "pointer put back", "key": fixture.text("<a>")}]));
     assert_eq!(report["findings"][0]["invariant"], "unknown-key");
-    assert_eq!(report["findings"][0]["key"], world.text("<prefix>:{\x1b"));
+    assert_eq!(report["findings"][0]["key"], fixture.text("<prefix>:{\x1b"));
     assert_eq!((&report["sessions"], &report["active"], &report["stale"]), (&json!(4), &json!(2), &json!(0)));
 
-    world.run("DEL <prefix>:{\x1b").await;
+    fixture.run("DEL <prefix>:{\x1b").await;
     assert_eq!(run(&["--format", "json"]).0, Some(0));
 }
 
 #[tokio::test]
-async fn the_program_exits_2_if_there_is_nothing_that_it_could_audit() {
+async fn the_audit_exits_with_2_if_it_cannot_run() {
     let service = Service::start(&[]).await;
     let url = acl::audit_url(&redis::shared_url());
-    let prefix = service.config.key_prefix.as_str();
-    service.look.command(&["SET", &format!("{prefix}:layout"), "0"]).await;
+    let prefix = service.config.redis.key_prefix.as_str();
+    service.probe.command(&["SET", &format!("{prefix}:layout"), "0"]).await;
     let cases = [
         (vec!["audit", "--max-keys-per-second", "0"], url.as_str(), "--max-keys-per-second"),
         (vec!["audit", "--key-prefix", prefix], &url, "another layout version"),
@@ -403,21 +405,21 @@ async fn the_program_exits_2_if_there_is_nothing_that_it_could_audit() {
     ];
     for (arguments, url, why) in cases {
         let output = process::run(&arguments, &[("REDIS_URL", url)]);
-        let said = String::from_utf8(output.stderr).expect("text");
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert!(said.contains(why), "{arguments:?}: {said}");
+        let errors = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
+        assert!(errors.contains(why), "{arguments:?}: {errors}");
     }
 }
 
 #[tokio::test]
-async fn a_private_redis_is_audited_when_no_service_uses_it() {
+async fn the_embedded_redis_is_audited_when_no_service_uses_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let data_dir = folder.path().to_str().expect("a path of text");
     let flags = ["--data-dir", data_dir];
     let (mut service, base) = Process::serve(&flags, &[]);
     let client = reqwest::Client::new();
     let body = json!({"businessId": "b", "userId": "u"});
-    client.post(format!("{base}/api/sessions")).json(&body).send().await.expect("an answer");
+    client.post(format!("{base}/api/sessions")).json(&body).send().await.expect("a response");
 
     let in_use = process::run(&["audit", "--data-dir", data_dir], &[]);
     assert_eq!(in_use.status.code(), Some(2));

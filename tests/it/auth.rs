@@ -1,4 +1,4 @@
-//! Credentials: who may call, who is refused, and what a refusal tells.
+//! Credentials: which calls are accepted, which are rejected, and what a rejection discloses.
 
 mod foreign;
 mod limits;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::support::service::{Answer, Service};
 
 impl Service {
-    /// A call with these headers, and with a JSON body if there is one.
+    /// Sends a call with these headers, and with a JSON body if `body` is given.
     async fn call_as(&self, headers: &[(&str, &str)], method: Method, path: &str, body: Option<&Value>) -> Answer {
         let mut headers = headers.to_vec();
         if body.is_some() {
@@ -26,12 +26,12 @@ impl Service {
         self.send(method, path, &headers, body).await
     }
 
-    /// A `GET` with this credential as a bearer's.
+    /// Sends a `GET` with this credential as a bearer token.
     pub async fn get_as(&self, credential: &str, path: &str) -> Answer {
         self.call_as(&[("authorization", &format!("Bearer {credential}"))], Method::GET, path, None).await
     }
 
-    /// Any call with this credential as a bearer's.
+    /// Sends a call with this credential as a bearer token, and with a JSON body unless `body` is null.
     pub async fn bearer(&self, credential: &str, method: Method, path: &str, body: Value) -> Answer {
         let header = format!("Bearer {credential}");
         self.call_as(&[("authorization", &header)], method, path, Some(&body).filter(|body| !body.is_null())).await

@@ -1,14 +1,14 @@
-//! Requests that are wrong in every way we could think of. Each is refused with the status and code of the contract, in its
-//! one shape, naming the fields at fault, under the request's own id; and it leaves Redis exactly as it was.
+//! Invalid requests. Each is rejected with the status, code and error shape of docs/api.md, names the wrong fields, has
+//! the id of the request, and changes nothing in Redis.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sessiond::embedded_redis::EmbeddedRedis;
 use sessiond::store::RedisAddress;
-use sessiond::store::embedded::EmbeddedRedis;
-use sessiond::{http, server};
+use sessiond::{bootstrap, http, server};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -17,11 +17,11 @@ use crate::support::redis;
 use crate::support::service::{Answer, Service};
 
 const UNKNOWN_ID: &str = "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
-/// More than the 256 KiB that a body may have.
+/// More than the limit of 256 KiB for a body.
 const LARGE_BYTES: usize = 300 * 1024;
 const METADATA_BYTES_MAX: usize = 16 * 1024;
 
-/// Bodies that are not JSON as the service takes it, whatever the endpoint.
+/// Bodies that every endpoint rejects as invalid JSON.
 const NOT_JSON: [&[u8]; 29] = [
     b"",
     b" ",
@@ -54,18 +54,19 @@ const NOT_JSON: [&[u8]; 29] = [
     b"\0{}",
 ];
 
-/// Strings that JSON does not have: raw control characters, half characters.
+/// Invalid content of JSON strings: raw control characters and lone surrogates.
 const NOT_STRINGS: [&[u8]; 5] = [b"a\0b", b"a\nb", br"\ud83d", br"\udcac\ud83d", br"\ud83dx"];
 
-/// A service on a Redis that nobody else uses, with sessions in it that a bad request could harm.
+/// A service on its own Redis, with sessions that an invalid request could change.
 struct Fixture {
     service: Service,
-    /// Active, of user `u` in business `b`: version 2, messages `m-1` and `m-2`.
+    /// The active session of user `u` in business `b`: version 2, messages `m-1` and `m-2`.
     active: String,
-    /// Ended, of the same user.
+    /// An ended session of the same user.
     ended: String,
-    refused: u32,
-    // Dropped last: the server, then its folder.
+    /// How many requests were rejected. Used for request ids.
+    rejected: u32,
+    // The server is dropped last, before its folder.
     _redis: EmbeddedRedis,
     _folder: TempDir,
 }
@@ -73,15 +74,18 @@ struct Fixture {
 impl Fixture {
     async fn start() -> Self {
         let folder = TempDir::new().expect("a folder");
-        let redis = redis::private(folder.path());
+        let redis = redis::embedded(folder.path());
         let service = Service::start_on(&redis.socket(), &[]).await;
         let ended = service.session_of("u").await;
         let replace = json!({"businessId": "b", "userId": "u", "ifActive": "replace", "metadata": {"kept": [1]}});
         let active = service.post("/api/sessions", replace).await.expect(201).string("sessionId");
         service.patch(&format!("/api/sessions/{active}"), json!({"title": "kept"})).await.expect(200);
-        let messages = json!([{"messageId": "m-1", "role": "user", "content": "one"}, {"messageId": "m-2", "role": "tool", "content": 2}]);
+        let messages = json!([
+            {"messageId": "m-1", "role": "user", "content": "one"},
+            {"messageId": "m-2", "role": "tool", "content": 2},
+        ]);
         service.post(&format!("/api/sessions/{active}/messages"), messages).await.expect(201);
-        Self { service, active, ended, refused: 0, _redis: redis, _folder: folder }
+        Self { service, active, ended, rejected: 0, _redis: redis, _folder: folder }
     }
 
     fn session(&self) -> String {
@@ -92,7 +96,7 @@ impl Fixture {
         format!("/api/sessions/{}/messages", self.active)
     }
 
-    /// The endpoints that take a body, each with the members of one that would be accepted.
+    /// The endpoints with a body, each with a valid body.
     fn with_bodies(&self) -> [(&'static str, String, Value); 3] {
         [
             ("POST", "/api/sessions".to_owned(), json!({"businessId": "b", "userId": "new"})),
@@ -101,52 +105,57 @@ impl Fixture {
         ]
     }
 
-    /// Everything in Redis.
+    /// All data in Redis.
     async fn stored(&self) -> (Option<String>, BTreeMap<String, (Vec<u8>, String)>) {
-        (self.service.look.text(&["DBSIZE"]).await, self.service.look.digest().await)
+        (self.service.probe.text(&["DBSIZE"]).await, self.service.probe.digest().await)
     }
 
-    /// Sends a request that must be refused with exactly these fields named.
-    async fn refuse(&mut self, request: RawRequest, status: u16, code: &str, fields: &[&str]) -> Answer {
-        self.refused += 1;
-        let request_id = format!("refused-{}", self.refused);
+    /// Sends a request. Panics unless it is rejected with this status, code and exactly these fields, and changes
+    /// nothing.
+    async fn reject(&mut self, request: RawRequest, status: u16, code: &str, fields: &[&str]) -> Answer {
+        self.rejected += 1;
+        let request_id = format!("rejected-{}", self.rejected);
         let before = self.stored().await;
         let request = request.header("x-request-id", request_id.as_bytes());
-        let answer = request.send(&self.service.base).await;
-        assert_eq!((answer.status.as_u16(), answer.string("code").as_str()), (status, code), "{request}: {answer:?}");
-        answer.expect_problem(status, code);
-        assert_eq!(answer.header("x-request-id"), Some(request_id.as_str()), "{request}: {answer:?}");
-        assert!(!answer.string("detail").is_empty(), "{request}: {answer:?}");
-        let mut named = named_fields(&answer);
+        let response = request.send(&self.service.base).await;
+        assert_eq!(
+            (response.status.as_u16(), response.string("code").as_str()),
+            (status, code),
+            "{request}: {response:?}"
+        );
+        response.expect_problem(status, code);
+        assert_eq!(response.header("x-request-id"), Some(request_id.as_str()), "{request}: {response:?}");
+        assert!(!response.string("detail").is_empty(), "{request}: {response:?}");
+        let mut named = named_fields(&response);
         let mut wanted = fields.to_vec();
         named.sort_unstable();
         wanted.sort_unstable();
-        assert_eq!(named, wanted, "{request}: {answer:?}");
+        assert_eq!(named, wanted, "{request}: {response:?}");
         assert!(self.stored().await == before, "{request} changed Redis");
-        answer
+        response
     }
 
-    async fn refuse_body(&mut self, method: &str, path: &str, body: impl Into<Vec<u8>>, fields: &[&str]) {
-        self.refuse(RawRequest::new(method, path).json(body), 400, "invalid_request", fields).await;
+    async fn reject_body(&mut self, method: &str, path: &str, body: impl Into<Vec<u8>>, fields: &[&str]) {
+        self.reject(RawRequest::new(method, path).json(body), 400, "invalid_request", fields).await;
     }
 
-    async fn refuse_get(&mut self, path: impl Into<Vec<u8>>, fields: &[&str]) {
-        self.refuse(RawRequest::new("GET", path), 400, "invalid_request", fields).await;
+    async fn reject_get(&mut self, path: impl Into<Vec<u8>>, fields: &[&str]) {
+        self.reject(RawRequest::new("GET", path), 400, "invalid_request", fields).await;
     }
 }
 
-/// The fields that an answer's `errors` name, each with a text.
-fn named_fields(answer: &Answer) -> Vec<String> {
-    let errors = answer.member("errors");
+/// The fields in the `errors` of a response. Panics if one has no message.
+fn named_fields(response: &Answer) -> Vec<String> {
+    let errors = response.member("errors");
     let errors = errors.as_array().map(Vec::as_slice).unwrap_or_default();
     let named = |error: &Value| {
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer:?}");
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{response:?}");
         error["field"].as_str().expect("a field's name").to_owned()
     };
     errors.iter().map(named).collect()
 }
 
-/// A JSON object of exactly `bytes` as text.
+/// A JSON object whose text has exactly `bytes` bytes.
 fn object_of(bytes: usize) -> Value {
     json!({"k": "x".repeat(bytes - "{\"k\":\"\"}".len())})
 }
@@ -158,11 +167,11 @@ fn with(base: &Value, name: &str, value: &Value) -> Value {
     body
 }
 
-/// What no identifier is.
+/// Values that are not valid identifiers.
 fn bad_identifiers() -> Vec<Value> {
     let too_long = ["a".repeat(129), "💬".repeat(129), "e\u{301}".repeat(65)];
     let controls = ["\0", "a\0b", "a\nb", "\u{1f}", "\u{7f}", "\u{85}", "\u{9f}"];
-    // The URL library of a client would take the last two out of a path.
+    // A client's URL library would remove `.` and `..` from a path.
     let others = ["", ".", ".."];
     let texts = too_long.into_iter().chain(controls.into_iter().chain(others).map(str::to_owned));
     texts.map(Value::from).chain([json!(null), json!(1), json!(1.5), json!(true), json!([]), json!({})]).collect()
@@ -172,7 +181,7 @@ fn bad_titles() -> Vec<Value> {
     vec![json!("t".repeat(201)), json!("💬".repeat(201)), json!(1), json!(false), json!(["t"]), json!({})]
 }
 
-/// `null` is not among them: a patch may have it.
+/// Without `null`, which is valid in a patch.
 fn bad_metadata() -> Vec<Value> {
     vec![object_of(METADATA_BYTES_MAX + 1), json!("{}"), json!(1), json!(true), json!([])]
 }
@@ -183,36 +192,36 @@ fn bad_words(others: &[&str]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_json_are_refused() {
+async fn rejects_bodies_that_are_not_json() {
     let mut fixture = Fixture::start().await;
     for (method, path, base) in fixture.with_bodies() {
         let members = base.to_string();
         let members = members.trim_start_matches('{').trim_end_matches('}');
         for body in NOT_JSON {
-            fixture.refuse_body(method, &path, body, &[]).await;
+            fixture.reject_body(method, &path, body, &[]).await;
         }
         for text in NOT_STRINGS {
             for body in [
                 [format!("{{{members},\"metadata\":{{\"k\":\"").as_bytes(), text, b"\"}}"].concat(),
                 [format!("{{{members},\"metadata\":{{\"").as_bytes(), text, b"\":1}}"].concat(),
             ] {
-                fixture.refuse_body(method, &path, body, &[]).await;
+                fixture.reject_body(method, &path, body, &[]).await;
             }
         }
         for body in ["null", "1", "\"text\"", "true", "[]", "[[]]"] {
             let fields: &[&str] = if body == "[[]]" && path.ends_with("/messages") { &["[0]"] } else { &[] };
-            fixture.refuse_body(method, &path, body, fields).await;
+            fixture.reject_body(method, &path, body, fields).await;
         }
-        // What a good body becomes if the last byte is lost, with and without the connection.
+        // A valid body without its last byte, on an open and on a closed connection.
         let whole = base.to_string();
-        fixture.refuse_body(method, &path, &whole.as_bytes()[..whole.len() - 1], &[]).await;
+        fixture.reject_body(method, &path, &whole.as_bytes()[..whole.len() - 1], &[]).await;
         let cut_off = RawRequest::new(method, path.as_str()).json(whole).framing(Framing::CutOff);
-        fixture.refuse(cut_off, 400, "invalid_request", &[]).await;
+        fixture.reject(cut_off, 400, "invalid_request", &[]).await;
     }
 }
 
 #[tokio::test]
-async fn a_key_that_comes_twice_is_refused_at_any_depth() {
+async fn rejects_duplicate_keys_at_any_depth() {
     let mut fixture = Fixture::start().await;
     for (method, path, base) in fixture.with_bodies() {
         let members = base.to_string();
@@ -225,7 +234,7 @@ async fn a_key_that_comes_twice_is_refused_at_any_depth() {
             format!("{{{members},\"metadata\":{{\"l\":[0,{{\"o\":{{\"k\":null,\"k\":null}}}}]}}}}"),
             format!("{{{members},\"unknown\":{{\"k\":1,\"k\":1}}}}"),
         ] {
-            fixture.refuse_body(method, &path, body, &[]).await;
+            fixture.reject_body(method, &path, body, &[]).await;
         }
     }
     let path = fixture.messages();
@@ -234,19 +243,19 @@ async fn a_key_that_comes_twice_is_refused_at_any_depth() {
         r#"{"role":"user","content":[[{"a":{"b":1,"b":2}}]]}"#,
         r#"[{"role":"user","content":1},{"role":"user","role":"user","content":1}]"#,
     ] {
-        fixture.refuse_body("POST", &path, body, &[]).await;
+        fixture.reject_body("POST", &path, body, &[]).await;
     }
 }
 
 #[tokio::test]
-async fn nesting_is_bounded() {
+async fn nesting_depth_is_limited() {
     let mut fixture = Fixture::start().await;
     let nested = |depth: usize| format!("{}{}", "{\"k\":".repeat(depth), ["1", &"}".repeat(depth)].concat());
     for (method, path, base) in fixture.with_bodies() {
         let members = base.to_string();
         let members = members.trim_start_matches('{').trim_end_matches('}');
-        fixture.refuse_body(method, &path, format!("{{{members},\"metadata\":{}}}", nested(200)), &[]).await;
-        fixture.refuse_body(method, &path, "[".repeat(100_000), &[]).await;
+        fixture.reject_body(method, &path, format!("{{{members},\"metadata\":{}}}", nested(200)), &[]).await;
+        fixture.reject_body(method, &path, "[".repeat(100_000), &[]).await;
         let deep = format!("{{{members},\"metadata\":{}}}", nested(100));
         let accepted = RawRequest::new(method, path).json(deep).send(&fixture.service.base).await;
         assert!(accepted.status.is_success(), "{accepted:?}");
@@ -270,20 +279,20 @@ async fn every_field_of_a_get_or_create_is_checked() {
     ];
     for (name, values) in wrong {
         for value in values {
-            fixture.refuse_body("POST", "/api/sessions", with(&base, name, &value).to_string(), &[name]).await;
+            fixture.reject_body("POST", "/api/sessions", with(&base, name, &value).to_string(), &[name]).await;
         }
     }
     let unknown = ["status", "sessionId", "version", "createdAt", "business_id", "BusinessId", "__proto__", ""];
     for name in unknown {
-        fixture.refuse_body("POST", "/api/sessions", with(&base, name, &json!("active")).to_string(), &[name]).await;
+        fixture.reject_body("POST", "/api/sessions", with(&base, name, &json!("active")).to_string(), &[name]).await;
     }
-    fixture.refuse_body("POST", "/api/sessions", "{}", &["businessId", "userId"]).await;
-    fixture.refuse_body("POST", "/api/sessions", r#"{"businessId":"b"}"#, &["userId"]).await;
+    fixture.reject_body("POST", "/api/sessions", "{}", &["businessId", "userId"]).await;
+    fixture.reject_body("POST", "/api/sessions", r#"{"businessId":"b"}"#, &["userId"]).await;
     let all_wrong = json!({
         "businessId": "", "locationId": null, "sessionType": 1, "title": [], "metadata": "", "ifActive": "", "more": 1,
     });
     let all = ["businessId", "userId", "locationId", "sessionType", "title", "metadata", "ifActive", "more"];
-    fixture.refuse_body("POST", "/api/sessions", all_wrong.to_string(), &all).await;
+    fixture.reject_body("POST", "/api/sessions", all_wrong.to_string(), &all).await;
 }
 
 #[tokio::test]
@@ -301,19 +310,19 @@ async fn every_field_of_an_update_is_checked() {
     ];
     for (name, values) in wrong {
         for value in values {
-            fixture.refuse_body("PATCH", &path, with(&base, name, &value).to_string(), &[name]).await;
+            fixture.reject_body("PATCH", &path, with(&base, name, &value).to_string(), &[name]).await;
         }
     }
     for name in ["businessId", "userId", "sessionId", "version", "messageCount", "expiresAt", "endReason", "Title"] {
-        fixture.refuse_body("PATCH", &path, with(&base, name, &json!("b")).to_string(), &[name]).await;
+        fixture.reject_body("PATCH", &path, with(&base, name, &json!("b")).to_string(), &[name]).await;
     }
     let all_wrong =
         json!({"locationId": "", "sessionType": 1, "title": 1, "metadata": 1, "status": 1, "ifActive": 1, "more": 1});
     let all = ["locationId", "sessionType", "title", "metadata", "status", "ifActive", "more"];
-    fixture.refuse_body("PATCH", &path, all_wrong.to_string(), &all).await;
-    // Merge patches are read just as strictly.
+    fixture.reject_body("PATCH", &path, all_wrong.to_string(), &all).await;
+    // Merge patches are checked in the same way.
     let merge = RawRequest::new("PATCH", path).header("content-type", "application/merge-patch+json").body("{\"a\":1}");
-    fixture.refuse(merge, 400, "invalid_request", &["a"]).await;
+    fixture.reject(merge, 400, "invalid_request", &["a"]).await;
 }
 
 #[tokio::test]
@@ -335,47 +344,47 @@ async fn every_field_of_a_message_is_checked() {
     for (name, values) in wrong {
         for value in values {
             let message = with(&base, name, &value);
-            fixture.refuse_body("POST", &path, message.to_string(), &[name]).await;
+            fixture.reject_body("POST", &path, message.to_string(), &[name]).await;
             let second = format!("[1].{name}");
-            fixture.refuse_body("POST", &path, json!([base, message, base]).to_string(), &[&second]).await;
+            fixture.reject_body("POST", &path, json!([base, message, base]).to_string(), &[&second]).await;
         }
     }
-    fixture.refuse_body("POST", &path, "{}", &["role", "content"]).await;
-    fixture.refuse_body("POST", &path, r#"[{"content":1},{"role":"user"}]"#, &["[0].role", "[1].content"]).await;
+    fixture.reject_body("POST", &path, "{}", &["role", "content"]).await;
+    fixture.reject_body("POST", &path, r#"[{"content":1},{"role":"user"}]"#, &["[0].role", "[1].content"]).await;
     fixture
-        .refuse_body("POST", &path, json!([base, 1, null, [base], "x"]).to_string(), &["[1]", "[2]", "[3]", "[4]"])
+        .reject_body("POST", &path, json!([base, 1, null, [base], "x"]).to_string(), &["[1]", "[2]", "[3]", "[4]"])
         .await;
-    fixture.refuse_body("POST", &path, json!(vec![base.clone(); 101]).to_string(), &[]).await;
+    fixture.reject_body("POST", &path, json!(vec![base.clone(); 101]).to_string(), &[]).await;
     let all_wrong =
         json!([base, {"messageId": "", "role": "", "content": null, "metadata": [], "more": 1}, {"role": 1}]);
     let all = ["[1].messageId", "[1].role", "[1].content", "[1].metadata", "[1].more", "[2].role", "[2].content"];
-    fixture.refuse_body("POST", &path, all_wrong.to_string(), &all).await;
+    fixture.reject_body("POST", &path, all_wrong.to_string(), &all).await;
 }
 
 #[tokio::test]
-async fn a_body_may_have_256_kib_and_metadata_16() {
+async fn bodies_are_limited_to_256_kib_and_metadata_to_16_kib() {
     let mut fixture = Fixture::start().await;
     for framing in [Framing::ContentLength, Framing::Chunked] {
         for (method, path, base) in fixture.with_bodies() {
             let large = with(&base, "metadata", &object_of(LARGE_BYTES)).to_string();
             let request = RawRequest::new(method, path).json(large).framing(framing);
-            fixture.refuse(request, 413, "payload_too_large", &[]).await;
+            fixture.reject(request, 413, "payload_too_large", &[]).await;
         }
-        // Bodies that nobody reads are bounded as well.
+        // Bodies that the endpoint ignores are limited, too.
         for (method, path) in [("GET", fixture.session()), ("DELETE", fixture.session())] {
             let request = RawRequest::new(method, path).body(vec![b' '; LARGE_BYTES]).framing(framing);
-            fixture.refuse(request, 413, "payload_too_large", &[]).await;
+            fixture.reject(request, 413, "payload_too_large", &[]).await;
         }
         let around = r#"{"role":"user","content":""}"#.len();
         let exactly = |bytes: usize| json!({"role": "user", "content": "x".repeat(bytes - around)}).to_string();
         let path = fixture.messages();
         let request = RawRequest::new("POST", path.as_str()).json(exactly(256 * 1024 + 1)).framing(framing);
-        fixture.refuse(request, 413, "payload_too_large", &[]).await;
+        fixture.reject(request, 413, "payload_too_large", &[]).await;
         let request = RawRequest::new("POST", path.as_str()).json(exactly(256 * 1024)).framing(framing);
         request.send(&fixture.service.base).await.expect(201);
     }
 
-    // As much metadata as there may be, everywhere; then one byte more, by merging.
+    // Metadata of the maximum size is accepted everywhere. A merge that exceeds it is rejected.
     let most = object_of(METADATA_BYTES_MAX);
     let body = json!({"businessId": "b", "userId": "full", "metadata": most});
     let full = fixture.service.post("/api/sessions", body).await.expect(201);
@@ -383,37 +392,37 @@ async fn a_body_may_have_256_kib_and_metadata_16() {
     let message = json!({"role": "user", "content": 1, "metadata": most});
     assert_eq!(fixture.service.post(&fixture.messages(), message).await.expect(201).member("metadata"), most);
     let path = format!("/api/sessions/{}", full.string("sessionId"));
-    fixture.refuse_body("PATCH", &path, r#"{"title":"t","metadata":{"":0}}"#, &["metadata"]).await;
+    fixture.reject_body("PATCH", &path, r#"{"title":"t","metadata":{"":0}}"#, &["metadata"]).await;
     let half = object_of(METADATA_BYTES_MAX / 2 + 8)["k"].clone();
     fixture.service.patch(&path, json!({"metadata": {"k": half}})).await.expect(200);
-    fixture.refuse_body("PATCH", &path, json!({"metadata": {"l": half}}).to_string(), &["metadata"]).await;
-    // What is removed in the same patch makes room.
+    fixture.reject_body("PATCH", &path, json!({"metadata": {"l": half}}).to_string(), &["metadata"]).await;
+    // Members that the same patch removes do not count.
     fixture.service.patch(&path, json!({"metadata": {"k": null, "l": half}})).await.expect(200);
 }
 
 #[tokio::test]
-async fn uris_and_contents_may_be_as_long_as_configured() {
+async fn uri_and_content_limits_are_configurable() {
     let service = Service::start(&["--max-uri-bytes", "1024", "--max-content-bytes", "10"]).await;
     let path = "/api/sessions/business/b/active?cursor=";
     let get = |bytes: usize| RawRequest::new("GET", format!("{path}{}", "a".repeat(bytes - path.len())));
-    // Not a cursor, but a URI.
+    // The cursor is invalid, but the URI is not too long.
     get(1024).send(&service.base).await.expect_problem(400, "invalid_request");
     get(1025).send(&service.base).await.expect_problem(414, "uri_too_long");
     let messages = format!("/api/sessions/{}/messages", service.session_of("u").await);
     let message = |content: Value| json!({"role": "user", "content": content});
-    // Counted as JSON, with its quotes.
+    // The limit counts the JSON text, including quotes.
     service.post(&messages, message(json!("12345678"))).await.expect(201);
     for content in [json!("123456789"), json!(["1", "2", "34"])] {
-        let answer = service.post(&messages, message(content)).await;
-        assert_eq!(named_fields(answer.expect_problem(400, "invalid_request")), ["content"]);
+        let response = service.post(&messages, message(content)).await;
+        assert_eq!(named_fields(response.expect_problem(400, "invalid_request")), ["content"]);
     }
     assert_eq!(service.get(&messages).await.json().as_array().map(Vec::len), Some(1));
 }
 
 #[tokio::test]
-async fn bodies_must_be_declared_as_json_once() {
+async fn rejects_bodies_without_exactly_one_json_content_type() {
     let mut fixture = Fixture::start().await;
-    let refused = [
+    let rejected = [
         "text/plain",
         "text/json",
         "application/xml",
@@ -435,15 +444,15 @@ async fn bodies_must_be_declared_as_json_once() {
     ];
     for (method, path, base) in fixture.with_bodies() {
         let bare = RawRequest::new(method, path.as_str()).body(base.to_string());
-        fixture.refuse(bare.clone(), 415, "unsupported_media_type", &[]).await;
-        for declared in refused {
+        fixture.reject(bare.clone(), 415, "unsupported_media_type", &[]).await;
+        for declared in rejected {
             let request = bare.clone().header("content-type", declared);
-            fixture.refuse(request, 415, "unsupported_media_type", &[]).await;
+            fixture.reject(request, 415, "unsupported_media_type", &[]).await;
         }
         let twice = bare.clone().header("content-type", "application/json").header("content-type", "application/json");
-        fixture.refuse(twice, 415, "unsupported_media_type", &[]).await;
+        fixture.reject(twice, 415, "unsupported_media_type", &[]).await;
         let not_ascii = bare.clone().header("content-type", b"application/json; a=\xff");
-        fixture.refuse(not_ascii, 415, "unsupported_media_type", &[]).await;
+        fixture.reject(not_ascii, 415, "unsupported_media_type", &[]).await;
         for declared in [
             "application/json; charset=utf-8",
             "application/json;charset=\"UTF-8\"",
@@ -455,14 +464,14 @@ async fn bodies_must_be_declared_as_json_once() {
             "Application/JSON",
             "application/merge-patch+json",
         ] {
-            let answer = bare.clone().header("content-type", declared).send(&fixture.service.base).await;
-            assert!(answer.status.is_success(), "{declared}: {answer:?}");
+            let response = bare.clone().header("content-type", declared).send(&fixture.service.base).await;
+            assert!(response.status.is_success(), "{declared}: {response:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn queries_are_checked() {
+async fn rejects_invalid_query_parameters() {
     let mut fixture = Fixture::start().await;
     let history = "/api/sessions/business/b/user/u/history".to_owned();
     let active = "/api/sessions/business/b/active".to_owned();
@@ -472,33 +481,33 @@ async fn queries_are_checked() {
     let huge = "18446744073709551617";
     for (path, too_many) in lists {
         for limit in not_numbers.into_iter().chain([too_many, huge, "null", "%D9%A1"]) {
-            fixture.refuse_get(format!("{path}?limit={limit}"), &["limit"]).await;
+            fixture.reject_get(format!("{path}?limit={limit}"), &["limit"]).await;
         }
-        fixture.refuse_get(format!("{path}?limit"), &["limit"]).await;
-        fixture.refuse_get(format!("{path}?limit=1&limit=1"), &["limit"]).await;
+        fixture.reject_get(format!("{path}?limit"), &["limit"]).await;
+        fixture.reject_get(format!("{path}?limit=1&limit=1"), &["limit"]).await;
         for name in ["page", "Limit", "limit[]", "offset"] {
-            fixture.refuse_get(format!("{path}?{name}=1"), &[name]).await;
+            fixture.reject_get(format!("{path}?{name}=1"), &[name]).await;
         }
-        fixture.refuse_get(format!("{path}?limit=0&x=1&y"), &["limit", "x", "y"]).await;
+        fixture.reject_get(format!("{path}?limit=0&x=1&y"), &["limit", "x", "y"]).await;
     }
     let messages = fixture.messages();
     for name in ["before", "after"] {
         for value in ["", "-1", "x", "1.5", "9007199254740992", huge, "NaN"] {
-            fixture.refuse_get(format!("{messages}?{name}={value}"), &[name]).await;
+            fixture.reject_get(format!("{messages}?{name}={value}"), &[name]).await;
         }
-        fixture.refuse_get(format!("{messages}?{name}=1&{name}=2"), &[name]).await;
-        fixture.refuse_get(format!("{history}?{name}=1"), &[name]).await;
-        fixture.refuse_get(format!("{active}?{name}=1"), &[name]).await;
+        fixture.reject_get(format!("{messages}?{name}=1&{name}=2"), &[name]).await;
+        fixture.reject_get(format!("{history}?{name}=1"), &[name]).await;
+        fixture.reject_get(format!("{active}?{name}=1"), &[name]).await;
     }
-    fixture.refuse_get(format!("{messages}?before=2&after=1"), &["after"]).await;
-    fixture.refuse_get(format!("{messages}?before=x&after=y&limit=z"), &["before", "after", "limit"]).await;
-    fixture.refuse_get(format!("{messages}?cursor=AQ"), &["cursor"]).await;
+    fixture.reject_get(format!("{messages}?before=2&after=1"), &["after"]).await;
+    fixture.reject_get(format!("{messages}?before=x&after=y&limit=z"), &["before", "after", "limit"]).await;
+    fixture.reject_get(format!("{messages}?cursor=AQ"), &["cursor"]).await;
 }
 
 #[tokio::test]
-async fn a_cursor_of_another_list_or_none_at_all_is_refused() {
+async fn rejects_malformed_cursors_and_cursors_of_other_lists() {
     let mut fixture = Fixture::start().await;
-    // A second user of the business, and the same names in another one: every list has a second page.
+    // More sessions of a second user and of the same users in another business, so that every list has a second page.
     for (business, user) in [("b", "v"), ("b", "v"), ("c", "u"), ("c", "u"), ("c", "v")] {
         let replace = json!({"businessId": business, "userId": user, "ifActive": "replace"});
         fixture.service.post("/api/sessions", replace).await.expect(201);
@@ -520,25 +529,25 @@ async fn a_cursor_of_another_list_or_none_at_all_is_refused() {
         let own = &cursors[place];
         for (other, cursor) in cursors.iter().enumerate() {
             if other != place {
-                fixture.refuse_get(format!("{list}?cursor={cursor}"), &["cursor"]).await;
+                fixture.reject_get(format!("{list}?cursor={cursor}"), &["cursor"]).await;
             }
         }
         let garbage = ["", "x", "AQ", "null", "%00", "%ff", "....", "%F0%9F%92%AC"].map(str::to_owned);
         let almost = [own[1..].to_owned(), own[..own.len() - 1].to_owned(), format!("{own}AAAA"), format!("{own}=")];
         for cursor in garbage.into_iter().chain(almost).chain(["A".repeat(5000)]) {
-            fixture.refuse_get(format!("{list}?cursor={cursor}"), &["cursor"]).await;
+            fixture.reject_get(format!("{list}?cursor={cursor}"), &["cursor"]).await;
         }
-        fixture.refuse_get(format!("{list}?cursor={own}&cursor={own}"), &["cursor"]).await;
-        fixture.refuse_get(format!("{list}?cursor=x&limit=0&more"), &["cursor", "limit", "more"]).await;
+        fixture.reject_get(format!("{list}?cursor={own}&cursor={own}"), &["cursor"]).await;
+        fixture.reject_get(format!("{list}?cursor=x&limit=0&more"), &["cursor", "limit", "more"]).await;
     }
 }
 
 #[tokio::test]
-async fn identifiers_in_paths_are_checked() {
+async fn rejects_invalid_identifiers_in_paths() {
     let mut fixture = Fixture::start().await;
     let texts = bad_identifiers().into_iter().filter_map(|value| value.as_str().map(encode));
     for bad in texts.filter(|text| !text.is_empty()) {
-        fixture.refuse_get(format!("/api/sessions/business/{bad}/active"), &["businessId"]).await;
+        fixture.reject_get(format!("/api/sessions/business/{bad}/active"), &["businessId"]).await;
         for (method, last) in [("GET", "/active"), ("GET", "/history"), ("DELETE", "")] {
             for (user, fields) in [
                 (format!("{bad}/user/u"), &["businessId"] as &[&str]),
@@ -546,14 +555,14 @@ async fn identifiers_in_paths_are_checked() {
                 (format!("{bad}/user/{bad}"), &["businessId", "userId"]),
             ] {
                 let request = RawRequest::new(method, format!("/api/sessions/business/{user}{last}"));
-                fixture.refuse(request, 400, "invalid_request", fields).await;
+                fixture.reject(request, 400, "invalid_request", fields).await;
             }
         }
     }
-    // Segments that are empty are identifiers that are empty.
-    fixture.refuse_get("/api/sessions/business//active", &["businessId"]).await;
-    fixture.refuse_get("/api/sessions/business//user//active", &["businessId", "userId"]).await;
-    fixture.refuse_get("/api/sessions/business/b/user//history", &["userId"]).await;
+    // Empty segments are empty identifiers.
+    fixture.reject_get("/api/sessions/business//active", &["businessId"]).await;
+    fixture.reject_get("/api/sessions/business//user//active", &["businessId", "userId"]).await;
+    fixture.reject_get("/api/sessions/business/b/user//history", &["userId"]).await;
     for bad in ["%ff", "%c0%80", "a%ed%a0%80", "%F0%9F%92"] {
         for (method, path) in [
             ("GET", format!("{bad}/active")),
@@ -562,13 +571,13 @@ async fn identifiers_in_paths_are_checked() {
             ("DELETE", format!("b/user/{bad}")),
         ] {
             let request = RawRequest::new(method, format!("/api/sessions/business/{path}"));
-            fixture.refuse(request, 400, "invalid_request", &[]).await;
+            fixture.reject(request, 400, "invalid_request", &[]).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_session_that_is_not_there_is_not_found() {
+async fn missing_sessions_are_not_found() {
     let mut fixture = Fixture::start().await;
     let simple = fixture.active.replace('-', "");
     let ids = [
@@ -602,16 +611,16 @@ async fn a_session_that_is_not_there_is_not_found() {
             RawRequest::new("GET", format!("{path}/messages")),
             RawRequest::new("POST", format!("{path}/messages")).json(r#"{"role":"user","content":1}"#),
         ] {
-            fixture.refuse(request, 404, "session_not_found", &[]).await;
+            fixture.reject(request, 404, "session_not_found", &[]).await;
         }
     }
-    fixture.refuse(RawRequest::new("GET", "/api/sessions//messages"), 404, "session_not_found", &[]).await;
+    fixture.reject(RawRequest::new("GET", "/api/sessions//messages"), 404, "session_not_found", &[]).await;
     let nobody = RawRequest::new("GET", "/api/sessions/business/b/user/nobody/active");
-    fixture.refuse(nobody, 404, "no_active_session", &[]).await;
+    fixture.reject(nobody, 404, "no_active_session", &[]).await;
 }
 
 #[tokio::test]
-async fn paths_that_are_not_there_are_not_found() {
+async fn unknown_paths_are_not_found() {
     let mut fixture = Fixture::start().await;
     let session = fixture.session();
     let unknown = [
@@ -655,15 +664,15 @@ async fn paths_that_are_not_there_are_not_found() {
         ["/", "/messages/", "/messages/1", "/message", "//", "//messages"].map(|end| format!("{session}{end}"));
     for path in unknown.into_iter().chain(of_session) {
         for method in ["GET", "POST", "DELETE"] {
-            fixture.refuse(RawRequest::new(method, path.as_str()).json("{}"), 404, "route_not_found", &[]).await;
+            fixture.reject(RawRequest::new(method, path.as_str()).json("{}"), 404, "route_not_found", &[]).await;
         }
     }
-    fixture.refuse(RawRequest::new("GET", "/docs/nothing.js"), 404, "route_not_found", &[]).await;
-    fixture.refuse(RawRequest::new("OPTIONS", "*"), 404, "route_not_found", &[]).await;
+    fixture.reject(RawRequest::new("GET", "/docs/nothing.js"), 404, "route_not_found", &[]).await;
+    fixture.reject(RawRequest::new("OPTIONS", "*"), 404, "route_not_found", &[]).await;
 }
 
 #[tokio::test]
-async fn a_method_that_a_path_has_not_is_refused_with_those_that_it_has() {
+async fn unsupported_methods_are_rejected_with_the_allowed_ones() {
     let mut fixture = Fixture::start().await;
     let paths = [
         ("/api/sessions".to_owned(), vec!["POST"]),
@@ -684,17 +693,17 @@ async fn a_method_that_a_path_has_not_is_refused_with_those_that_it_has() {
         allowed.sort_unstable();
         for method in methods.into_iter().filter(|method| !allowed.contains(method)) {
             let request = RawRequest::new(method, path.as_str()).json("{}");
-            let answer = if method == "HEAD" {
-                // Its answers have no body.
+            let response = if method == "HEAD" {
+                // Responses to HEAD have no body.
                 let before = fixture.stored().await;
-                let answer = request.header("x-request-id", "head").send(&fixture.service.base).await.expect(405);
-                assert_eq!(answer.header("x-request-id"), Some("head"), "{answer:?}");
+                let response = request.header("x-request-id", "head").send(&fixture.service.base).await.expect(405);
+                assert_eq!(response.header("x-request-id"), Some("head"), "{response:?}");
                 assert!(fixture.stored().await == before, "HEAD {path} changed Redis");
-                answer
+                response
             } else {
-                fixture.refuse(request, 405, "method_not_allowed", &[]).await
+                fixture.reject(request, 405, "method_not_allowed", &[]).await
             };
-            let mut named: Vec<_> = answer.header("allow").expect("Allow").split(',').map(str::trim).collect();
+            let mut named: Vec<_> = response.header("allow").expect("Allow").split(',').map(str::trim).collect();
             named.sort_unstable();
             assert_eq!(named, allowed, "{method} {path}");
         }
@@ -702,7 +711,7 @@ async fn a_method_that_a_path_has_not_is_refused_with_those_that_it_has() {
 }
 
 #[tokio::test]
-async fn a_version_that_is_not_the_current_one_changes_nothing() {
+async fn if_match_with_another_version_changes_nothing() {
     let mut fixture = Fixture::start().await;
     let path = fixture.session();
     let version = fixture.service.get(&path).await.member("version");
@@ -738,22 +747,22 @@ async fn a_version_that_is_not_the_current_one_changes_nothing() {
             RawRequest::new("PATCH", path.as_str()).json(r#"{"status":"ended"}"#),
             RawRequest::new("DELETE", path.as_str()),
         ] {
-            fixture.refuse(request.header("if-match", tag), 412, "version_mismatch", &[]).await;
+            fixture.reject(request.header("if-match", tag), 412, "version_mismatch", &[]).await;
         }
     }
     let twice = RawRequest::new("DELETE", path.as_str()).header("if-match", "\"1\"").header("if-match", "\"3\"");
-    fixture.refuse(twice, 412, "version_mismatch", &[]).await;
-    // A resume is a change like any other.
+    fixture.reject(twice, 412, "version_mismatch", &[]).await;
+    // `If-Match` also applies to a resume.
     let ended = RawRequest::new("PATCH", format!("/api/sessions/{}", fixture.ended));
     let resume = ended.json(r#"{"status":"active","ifActive":"replace"}"#).header("if-match", "\"1\"");
-    fixture.refuse(resume, 412, "version_mismatch", &[]).await;
+    fixture.reject(resume, 412, "version_mismatch", &[]).await;
     let listed =
         RawRequest::new("PATCH", path.as_str()).json(r#"{"title":"changed"}"#).header("if-match", "\"1\", \"2\"");
     listed.send(&fixture.service.base).await.expect(200);
 }
 
 #[tokio::test]
-async fn what_a_session_is_not_in_the_state_for_changes_nothing() {
+async fn calls_that_conflict_with_the_state_change_nothing() {
     let mut fixture = Fixture::start().await;
     let ended = format!("/api/sessions/{}", fixture.ended);
     let message = |body: Value| RawRequest::new("POST", "").json(body.to_string());
@@ -762,13 +771,13 @@ async fn what_a_session_is_not_in_the_state_for_changes_nothing() {
         request
     };
     let new = json!({"role": "user", "content": 1});
-    fixture.refuse(to(format!("{ended}/messages"), message(new.clone())), 409, "session_not_active", &[]).await;
+    fixture.reject(to(format!("{ended}/messages"), message(new.clone())), 409, "session_not_active", &[]).await;
     let array = message(json!([new, new]));
-    fixture.refuse(to(format!("{ended}/messages"), array), 409, "session_not_active", &[]).await;
+    fixture.reject(to(format!("{ended}/messages"), array), 409, "session_not_active", &[]).await;
     for body in [r#"{"status":"active"}"#, r#"{"status":"active","ifActive":"return","title":"changed"}"#] {
         let resume = RawRequest::new("PATCH", ended.as_str()).json(body);
-        let answer = fixture.refuse(resume, 409, "another_session_active", &[]).await;
-        assert_eq!(answer.string("activeSessionId"), fixture.active);
+        let response = fixture.reject(resume, 409, "another_session_active", &[]).await;
+        assert_eq!(response.string("activeSessionId"), fixture.active);
     }
     let known = json!({"messageId": "m-1", "role": "user", "content": "one"});
     for body in [
@@ -779,21 +788,21 @@ async fn what_a_session_is_not_in_the_state_for_changes_nothing() {
         json!([new, with(&known, "content", &json!(1)), new]),
         json!([{"messageId": "n", "role": "user", "content": 1}, {"messageId": "n", "role": "user", "content": 2}]),
     ] {
-        fixture.refuse(to(fixture.messages(), message(body)), 409, "message_id_conflict", &[]).await;
+        fixture.reject(to(fixture.messages(), message(body)), 409, "message_id_conflict", &[]).await;
     }
 
-    // An expiry that a refused call notices is not written down either.
+    // A rejected call does not store an expiry that it notices.
     fixture.service.advance(Duration::from_secs(31 * 60));
     assert_eq!(fixture.service.get(&fixture.session()).await.string("status"), "expired");
-    fixture.refuse(to(fixture.messages(), message(new)), 409, "session_not_active", &[]).await;
+    fixture.reject(to(fixture.messages(), message(new)), 409, "session_not_active", &[]).await;
     let mismatch = RawRequest::new("PATCH", fixture.session()).json("{}").header("if-match", "\"9\"");
-    fixture.refuse(mismatch, 412, "version_mismatch", &[]).await;
+    fixture.reject(mismatch, 412, "version_mismatch", &[]).await;
     let active = RawRequest::new("GET", "/api/sessions/business/b/user/u/active");
-    fixture.refuse(active, 404, "no_active_session", &[]).await;
+    fixture.reject(active, 404, "no_active_session", &[]).await;
 }
 
 #[tokio::test]
-async fn every_answer_has_the_id_of_its_request() {
+async fn every_response_has_the_id_of_its_request() {
     let service = Service::start(&[]).await;
     let id = service.session_of("u").await;
     let requests = [
@@ -812,62 +821,62 @@ async fn every_answer_has_the_id_of_its_request() {
     let too_long = "x".repeat(129);
     let not_ids: [&[u8]; 6] = [b"", b"two words", b"tab\tbed", "ü".as_bytes(), b"\xff", too_long.as_bytes()];
     let longest = "x".repeat(128);
-    let mut made = Vec::new();
+    let mut generated = Vec::new();
     for (status, request) in requests {
-        for taken in ["1", "~!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}", longest.as_str()] {
-            // The last of the requests works once only.
-            let answer = request.clone().header("X-REQUEST-ID", taken).send(&service.base).await;
-            assert!(answer.status.as_u16() == status || status == 204, "{request}: {answer:?}");
-            assert_eq!(answer.header("x-request-id"), Some(taken), "{request}: {answer:?}");
-            let to_browsers = (answer.header("x-content-type-options"), answer.header("cache-control"));
-            assert_eq!(to_browsers, (Some("nosniff"), Some("no-store")), "{request}: {answer:?}");
-            if answer.status.as_u16() >= 400 {
-                assert_eq!(answer.string("requestId"), taken);
+        for valid_id in ["1", "~!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}", longest.as_str()] {
+            // The DELETE succeeds only once.
+            let response = request.clone().header("X-REQUEST-ID", valid_id).send(&service.base).await;
+            assert!(response.status.as_u16() == status || status == 204, "{request}: {response:?}");
+            assert_eq!(response.header("x-request-id"), Some(valid_id), "{request}: {response:?}");
+            let to_browsers = (response.header("x-content-type-options"), response.header("cache-control"));
+            assert_eq!(to_browsers, (Some("nosniff"), Some("no-store")), "{request}: {response:?}");
+            if response.status.as_u16() >= 400 {
+                assert_eq!(response.string("requestId"), valid_id);
             }
         }
         let bare = request.clone();
         let twice = request.clone().header("x-request-id", "one").header("x-request-id", "two");
         let others = not_ids.map(|not_id| request.clone().header("x-request-id", not_id));
         for request in others.into_iter().chain([bare, twice]) {
-            let answer = request.send(&service.base).await;
-            let id = answer.header("x-request-id").unwrap_or_else(|| panic!("{request}: {answer:?}")).to_owned();
+            let response = request.send(&service.base).await;
+            let id = response.header("x-request-id").unwrap_or_else(|| panic!("{request}: {response:?}")).to_owned();
             assert!((1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()), "{request}: {id}");
-            assert_eq!(answer.headers.get_all("x-request-id").iter().count(), 1, "{request}: {answer:?}");
-            made.push(id);
+            assert_eq!(response.headers.get_all("x-request-id").iter().count(), 1, "{request}: {response:?}");
+            generated.push(id);
         }
     }
-    let count = made.len();
-    made.sort_unstable();
-    made.dedup();
-    assert_eq!(made.len(), count, "an id was made twice, or a bad one was taken");
+    let count = generated.len();
+    generated.sort_unstable();
+    generated.dedup();
+    assert_eq!(generated.len(), count, "an id was generated twice, or an invalid id was accepted");
 }
 
 #[tokio::test]
-async fn a_panic_is_an_error_of_ours_and_no_more() {
+async fn a_panic_is_reported_as_an_internal_error() {
     let service = Service::start(&[]).await;
     let metrics = sessiond::metrics::install().expect("the only recorder of this process");
-    // Handlers ask the clock, and that is the test's: here is one that is broken.
+    // Handlers read the clock that the test injects. This clock panics.
     let broken = Arc::new(|| panic!("the clock has a secret"));
     let credentials = service.app.credentials.clone();
     let redis = RedisAddress::from_url(&redis::shared_url()).expect("a good URL");
-    let app = server::app(&service.config, redis, credentials, broken).expect("an app");
+    let app = bootstrap::app_state(&service.config, redis, credentials, broken).expect("an app");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
-    let (connections, second) = (server::connections(&service.config), Duration::from_secs(1));
+    let (connections, second) = (bootstrap::connection_settings(&service.config), Duration::from_secs(1));
     tokio::spawn(server::serve(listener, http::Api::new(app), connections, second, std::future::pending()));
     for request in [
         RawRequest::new("POST", "/api/sessions").json(r#"{"businessId":"b","userId":"u"}"#),
         RawRequest::new("GET", format!("/api/sessions/{UNKNOWN_ID}")),
         RawRequest::new("GET", "/api/sessions/business/b/active"),
     ] {
-        let answer = request.header("x-request-id", "panicking").send(&base).await;
-        answer.expect_problem(500, "internal");
-        assert_eq!(answer.header("x-request-id"), Some("panicking"));
-        assert!(!answer.text.contains("secret"), "the client is told the cause: {answer:?}");
+        let response = request.header("x-request-id", "panicking").send(&base).await;
+        response.expect_problem(500, "internal");
+        assert_eq!(response.header("x-request-id"), Some("panicking"));
+        assert!(!response.text.contains("secret"), "the response discloses the cause: {response:?}");
         RawRequest::new("GET", "/livez").send(&base).await.expect(200);
     }
-    let counted = metrics.render();
-    let panics = counted.lines().find_map(|line| line.strip_prefix("sessiond_http_panics_total "));
-    // Other tests of this process may count, too.
-    assert!(panics.is_some_and(|count| count.parse().is_ok_and(|count: u32| count >= 3)), "{counted}");
+    let rendered = metrics.render();
+    let panics = rendered.lines().find_map(|line| line.strip_prefix("sessiond_http_panics_total "));
+    // Other tests of this process may increase the counter, too.
+    assert!(panics.is_some_and(|count| count.parse().is_ok_and(|count: u32| count >= 3)), "{rendered}");
 }

@@ -1,4 +1,4 @@
-//! The existing client's calls, as they are, in the order in which a page load makes them.
+//! The calls of the existing client, unchanged, in the order in which a page load makes them.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! A Redis Cluster: the load spread over its masters, one of them killed, slots moving under load.
+//! Redis Cluster: load on all masters, failure of a master, and slots that move under load.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,12 +11,12 @@ use tempfile::TempDir;
 
 use crate::support::acl;
 use crate::support::load::{Load, User, expect_right, guest_of, statuses};
-use crate::support::process::{self, Process, patiently};
+use crate::support::process::{self, Process, with_timeout};
+use crate::support::redis_server::{POLL, RedisServer, cli, free_port, wait_for};
 use crate::support::reply_proxy::ReplyProxy;
 use crate::support::scrape::Scrape;
-use crate::support::servers::{POLL, RedisServer, cli, free_port, wait_for};
 
-/// The issue wants 8 seconds; a busy machine may need more.
+/// The maximum time until all users are served again. The goal is 8 s, but a busy machine may need more.
 const SERVING_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 struct Cluster {
@@ -25,7 +25,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Three masters, each with this many replicas.
+    /// Starts three masters, each with this many replicas.
     fn start(replicas: usize) -> Self {
         let folder = TempDir::new().expect("a folder");
         let nodes: Vec<_> = (0..3 * (1 + replicas)).map(|_| start_node(folder.path(), free_port())).collect();
@@ -33,8 +33,8 @@ impl Cluster {
         create.extend(nodes.iter().map(RedisServer::address));
         create.extend(["--cluster-replicas".to_owned(), replicas.to_string(), "--cluster-yes".to_owned()]);
         let words: Vec<_> = create.iter().map(String::as_str).collect();
-        let said = cli(nodes[0].port, &words);
-        assert!(said.contains("All 16384 slots covered"), "{said}");
+        let output = cli(nodes[0].port, &words);
+        assert!(output.contains("All 16384 slots covered"), "{output}");
         let cluster = Self { nodes, folder };
         wait_for("a cluster", || cluster.nodes.iter().all(is_ok));
         let synced = |node: &RedisServer| node.info("role") == "master" || node.info("master_link_status") == "up";
@@ -52,12 +52,12 @@ impl Cluster {
         self.nodes[0].ask(&["CLUSTER", "KEYSLOT", &tag]).trim().parse().expect("a slot")
     }
 
-    /// Which of the first three nodes serves a slot at the start: each has a third of them.
+    /// The index of the master that serves a slot at the start. Each of the first three nodes has a third of the slots.
     fn master_of(slot: u16) -> usize {
         usize::from(slot) * 3 / 16_384
     }
 
-    /// Adds a master that serves no slot, which CLUSTER SLOTS therefore does not name. Returns its number.
+    /// Adds a master without slots, which CLUSTER SLOTS does not list. Returns its index in `nodes`.
     fn add(&mut self) -> usize {
         let bus = free_port();
         let node = start_node(self.folder.path(), bus);
@@ -79,14 +79,14 @@ fn start_node(folder: &Path, bus_port: u16) -> RedisServer {
     let arguments = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500"];
     let more = ["--cluster-require-full-coverage", "no", "--cluster-config-file", "nodes.conf"];
     let bus_port = bus_port.to_string();
-    RedisServer::start(folder, &[arguments.as_slice(), &more, &["--cluster-port", &bus_port]].concat())
+    RedisServer::on_tcp(folder, &[arguments.as_slice(), &more, &["--cluster-port", &bus_port]].concat())
 }
 
 fn is_ok(node: &RedisServer) -> bool {
     node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
 }
 
-/// Businesses and users.
+/// Pairs of business and user.
 fn users(count: usize) -> Vec<(String, String)> {
     (0..count).map(|n| (["b1", "b2"][n % 2].to_owned(), format!("user{n}"))).collect()
 }
@@ -103,7 +103,7 @@ async fn expect_nothing_lost(users: &[User], base: &str) {
 }
 
 #[tokio::test]
-async fn every_call_works_and_active_lists_merge_all_masters() {
+async fn all_operations_work_and_active_lists_merge_all_masters() {
     let cluster = Cluster::start(0);
     let url = cluster.url();
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
@@ -111,7 +111,7 @@ async fn every_call_works_and_active_lists_merge_all_masters() {
     let load = Load::start(&base, &users).await;
     for business_id in ["b1", "b2"] {
         let list = format!("{base}/api/sessions/business/{business_id}/active?limit=100");
-        let list: Value = reqwest::get(list).await.expect("an answer").json().await.expect("JSON");
+        let list: Value = reqwest::get(list).await.expect("a response").json().await.expect("JSON");
         let listed = |user: &&(String, String)| {
             list.as_array().expect("a list").iter().any(|session| session["userId"] == user.1.as_str())
         };
@@ -124,39 +124,39 @@ async fn every_call_works_and_active_lists_merge_all_masters() {
     let mut masters: Vec<_> = users.iter().map(|user| Cluster::master_of(cluster.slot(user))).collect();
     masters.sort_unstable();
     masters.dedup();
-    assert_eq!(masters, [0, 1, 2], "the users are spread");
+    assert_eq!(masters, [0, 1, 2], "the users are not spread over all masters");
     expect_nothing_lost(&worked, &base).await;
     expect_clean(&url);
 }
 
-/// The users of the other masters are served; so is the readiness.
+/// The users of the other masters are served, and the service stays ready.
 #[tokio::test]
-async fn a_master_whose_clock_is_wrong_takes_no_new_sessions_and_the_others_do() {
+async fn a_master_with_a_wrong_clock_rejects_creates_and_the_others_accept_them() {
     let cluster = Cluster::start(0);
-    // The others and the service know the second master by the port of the proxy.
+    // The other nodes and the service connect to the second master through the proxy.
     let proxy = ReplyProxy::start_to_port(cluster.nodes[1].port).await;
     let port = proxy.port.to_string();
     assert_eq!(cluster.nodes[1].ask(&["CONFIG", "SET", "cluster-announce-port", &port]).trim(), "OK");
     wait_for("the announced port", || cluster.nodes.iter().all(|node| node.ask(&["CLUSTER", "SLOTS"]).contains(&port)));
     let url = format!("redis-cluster://{}{}", acl::credentials(), cluster.nodes[0].address());
     let start = move || Process::serve(&[], &[("REDIS_URL", &url)]);
-    // The proxy runs on this test's threads.
+    // The proxy runs on this test's thread, so the blocking start needs another one.
     let (service, base) = tokio::task::spawn_blocking(start).await.expect("no panic");
     let client = reqwest::Client::new();
     let create = async |(business_id, user_id): &(String, String)| {
         let body = serde_json::json!({"businessId": business_id, "userId": user_id});
-        let answer = client.post(format!("{base}/api/sessions")).json(&body).send().await.expect("an answer");
-        (answer.status().as_u16(), answer.json::<Value>().await.expect("JSON"))
+        let response = client.post(format!("{base}/api/sessions")).json(&body).send().await.expect("a response");
+        (response.status().as_u16(), response.json::<Value>().await.expect("JSON"))
     };
     let users = users(24);
     let on_second = |user: &&(String, String)| Cluster::master_of(cluster.slot(user)) == 1;
-    patiently(async { while create(&users[0]).await.0 == 503 {} }).await;
+    with_timeout(async { while create(&users[0]).await.0 == 503 {} }).await;
     for user in &users {
         assert!(create(user).await.0 < 300);
     }
     for redis_ahead in [7200, -7200] {
         proxy.set_clock_ahead(redis_ahead);
-        // A new connection is checked.
+        // The preflight checks the clock on every new connection.
         cluster.nodes[1].ask(&["CLIENT", "KILL", "TYPE", "normal"]);
         let unsafe_clock = "sessiond_store_problems{problem=\"clock_skew\"}";
         let scrape = Scrape::until(&service, |scrape| scrape.find(unsafe_clock) == Some(1)).await;
@@ -167,16 +167,16 @@ async fn a_master_whose_clock_is_wrong_takes_no_new_sessions_and_the_others_do()
             let expected = if on_second(&user) { (503, "clock_skew") } else { (200, "") };
             assert_eq!((status, body["code"].as_str().unwrap_or_default()), expected, "{user:?}: {body}");
         }
-        assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("an answer").status(), 200);
+        assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("a response").status(), 200);
         proxy.set_clock_ahead(0);
         cluster.nodes[1].ask(&["CLIENT", "KILL", "TYPE", "normal"]);
         Scrape::until(&service, |scrape| scrape.find(unsafe_clock) == Some(0)).await;
     }
-    patiently(async { while create(&users[0]).await.0 != 200 {} }).await;
+    with_timeout(async { while create(&users[0]).await.0 != 200 {} }).await;
     assert!(users.iter().any(|user| on_second(&user)) && !users.iter().all(|user| on_second(&user)));
 }
 
-/// How a master goes away.
+/// How a master fails.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Killed,
@@ -184,24 +184,24 @@ enum Fault {
 }
 
 #[tokio::test]
-async fn when_a_master_is_killed_the_others_serve_on_and_its_replica_takes_over() {
-    lose_a_master(Fault::Killed).await;
+async fn a_killed_master_fails_over_while_the_others_serve() {
+    fail_a_master(Fault::Killed).await;
 }
 
 #[tokio::test]
-async fn when_a_master_hangs_the_others_serve_on_and_its_replica_takes_over() {
-    lose_a_master(Fault::Hangs).await;
+async fn a_hanging_master_fails_over_while_the_others_serve() {
+    fail_a_master(Fault::Hangs).await;
 }
 
-/// Lets the second master fail under load, and waits until each of its users is served again.
-async fn lose_a_master(fault: Fault) {
+/// Makes the second master fail under load, and waits until each of its users is served again.
+async fn fail_a_master(fault: Fault) {
     let mut cluster = Cluster::start(1);
     let url = cluster.url();
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
     let master_of = |user: &(String, String)| Cluster::master_of(cluster.slot(user));
-    // All calls of a user go to one master.
-    let has_guest_beside = |user: &(String, String)| master_of(user) == master_of(&(user.0.clone(), guest_of(&user.1)));
-    let users: Vec<_> = users(60).into_iter().filter(has_guest_beside).take(12).collect();
+    // Only users whose calls all use one master.
+    let shares_master = |user: &(String, String)| master_of(user) == master_of(&(user.0.clone(), guest_of(&user.1)));
+    let users: Vec<_> = users(60).into_iter().filter(shares_master).take(12).collect();
     let masters: BTreeMap<_, _> = users.iter().map(|user| (user.1.clone(), master_of(user))).collect();
     assert_eq!(masters.values().collect::<BTreeSet<_>>().len(), 3, "users of each master: {masters:?}");
     let load = Load::start(&base, &users).await;
@@ -211,19 +211,19 @@ async fn lose_a_master(fault: Fault) {
         Fault::Killed => cluster.nodes[1].kill(),
         Fault::Hangs => cluster.nodes[1].signal(Signal::STOP),
     }
-    // The service can serve: it must not be taken away from the users of the other masters.
-    assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("an answer").status(), 200);
-    // Until its slots are served again, by a call for each of its users.
+    // The service stays ready, because it can serve the users of the other masters.
+    assert_eq!(reqwest::get(format!("{base}/readyz")).await.expect("a response").status(), 200);
+    // Wait until the slots of the failed master are served again for each of its users.
     for user in users.iter().filter(|user| masters[&user.1] == 1) {
         let path = format!("{base}/api/sessions/business/{}/user/{}/active", user.0, user.1);
-        while !reqwest::get(&path).await.expect("an answer").status().is_success() {
+        while !reqwest::get(&path).await.expect("a response").status().is_success() {
             assert!(failed_at.elapsed() < SERVING_AGAIN_MAX, "not serving again: {}", user.1);
             tokio::time::sleep(POLL).await;
         }
     }
     let again = failed_at.elapsed();
     if matches!(fault, Fault::Hangs) {
-        // The old master comes back, and learns that it is none.
+        // The old master resumes and becomes a replica.
         cluster.nodes[1].signal(Signal::CONT);
         wait_for("a replica", || cluster.nodes[1].info("role") == "slave");
         let_work(20).await;
@@ -239,23 +239,23 @@ async fn lose_a_master(fault: Fault) {
     for user in &of_failed {
         lost.extend(user.lost(&base).await);
     }
-    println!("acknowledged by the failed master alone, and lost: {lost:?}");
-    assert!(share >= 99.0, "the users of the other masters were served {share:.2} % of the time");
+    println!("lost writes that only the failed master had acknowledged: {lost:?}");
+    assert!(share >= 99.0, "a user of the other masters had only {share:.2} % successful calls");
     expect_clean(&url);
 }
 
-/// Lets the users work for this many polls: a state that lasts is what is tested.
+/// Lets the load run for this many polling intervals, because the test needs load during the current state.
 async fn let_work(polls: u32) {
     tokio::time::sleep(POLL * polls).await;
 }
 
 #[tokio::test]
-async fn slots_that_are_moved_by_the_cluster_tool_under_load_lose_nothing() {
+async fn resharding_under_load_loses_nothing() {
     const SLOTS: u16 = 300;
     let cluster = Cluster::start(0);
     let url = cluster.url();
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
-    // The tool takes the first slots of the master; these users are in them.
+    // The tool moves the first slots of the master. These users are in them.
     let movers = (0..).map(|n| (format!("business{n}"), "mover".to_owned())).filter(|user| cluster.slot(user) < SLOTS);
     let mut users = users(8);
     users.extend(movers.take(4));
@@ -268,8 +268,8 @@ async fn slots_that_are_moved_by_the_cluster_tool_under_load_lose_nothing() {
             let words = ["--cluster", "reshard", &address, "--cluster-from", &from, "--cluster-to", &to];
             cli(port, &[words.as_slice(), &["--cluster-slots", &count, "--cluster-yes"]].concat())
         });
-        let said = tool.await.expect("no panic");
-        assert!(!said.contains("ERR"), "{said}");
+        let output = tool.await.expect("no panic");
+        assert!(!output.contains("ERR"), "{output}");
         let_work(4).await;
     }
     let worked = load.stop().await;
@@ -280,7 +280,7 @@ async fn slots_that_are_moved_by_the_cluster_tool_under_load_lose_nothing() {
 }
 
 #[tokio::test]
-async fn a_slot_that_moves_key_by_key_under_load_gives_no_wrong_answer_and_can_be_read() {
+async fn a_migrating_slot_under_load_stays_readable_and_consistent() {
     let mut cluster = Cluster::start(0);
     let to = cluster.add();
     let url = cluster.url();
@@ -299,8 +299,8 @@ async fn a_slot_that_moves_key_by_key_under_load_gives_no_wrong_answer_and_can_b
         let_work(2).await;
         let keys = from.ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
         let Some(key) = keys.lines().next().filter(|key| !key.is_empty()) else { break };
-        let said = from.ask(&["MIGRATE", "127.0.0.1", &to_port, "", "0", "5000", "KEYS", key]);
-        assert!(["OK", "NOKEY"].contains(&said.trim()), "{said}");
+        let reply = from.ask(&["MIGRATE", "127.0.0.1", &to_port, "", "0", "5000", "KEYS", key]);
+        assert!(["OK", "NOKEY"].contains(&reply.trim()), "{reply}");
         moved += 1;
     }
     let_work(10).await;
@@ -315,7 +315,7 @@ async fn a_slot_that_moves_key_by_key_under_load_gives_no_wrong_answer_and_can_b
     println!("slowest {slowest:?}");
     let worked: Vec<_> = of_slot.into_iter().chain(others).collect();
     let failed: Vec<_> = statuses(&worked).into_keys().filter(|(status, _)| *status == 503).collect();
-    assert!(failed.iter().all(|(_, verb)| !["get", "history"].contains(verb)), "{failed:?}");
+    assert!(failed.iter().all(|(_, operation)| !["get", "history"].contains(operation)), "{failed:?}");
     expect_right(&worked);
     expect_nothing_lost(&worked, &base).await;
     expect_clean(&url);

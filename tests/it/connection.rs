@@ -1,47 +1,48 @@
-//! A connection that mixes up replies, or ends when a command was carried out and nobody has been told.
+//! Connections to Redis that swap replies, or that close after a command was run and before its reply arrives.
 
 use std::time::Instant;
 
 use serde_json::json;
 
-use crate::support::process::{PATIENCE, Process};
+use crate::support::process::{Process, TEST_TIMEOUT};
 use crate::support::redis::shared;
 use crate::support::reply_proxy::{Fault, ReplyProxy};
 
-/// A process whose connections to Redis lead through a proxy. One event loop, so that there is one of each kind.
-struct Behind {
+/// A service whose connections to Redis pass through a proxy. It has one worker, so there is one connection of each
+/// kind.
+struct ProxiedService {
     proxy: ReplyProxy,
     _process: Process,
     base: String,
     client: reqwest::Client,
 }
 
-impl Behind {
+impl ProxiedService {
     async fn start(prefix: &str) -> Self {
         let proxy = ReplyProxy::start(shared()).await;
         let prefix = format!("sd:{prefix}-{}", std::process::id());
         let url = proxy.url.clone();
         let start = move || Process::serve(&["--event-loops", "1", "--key-prefix", &prefix], &[("REDIS_URL", &url)]);
-        // The proxy runs on this test's thread.
+        // The proxy runs on this test's thread, so the blocking start needs another one.
         let (process, base) = tokio::task::spawn_blocking(start).await.expect("no panic");
         Self { proxy, _process: process, base, client: reqwest::Client::new() }
     }
 
     async fn post(&self, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
-        answer(self.client.post(format!("{}{path}", self.base)).json(&body)).await
+        send(self.client.post(format!("{}{path}", self.base)).json(&body)).await
     }
 
     async fn get(&self, path: &str) -> (u16, serde_json::Value) {
-        answer(self.client.get(format!("{}{path}", self.base))).await
+        send(self.client.get(format!("{}{path}", self.base))).await
     }
 
-    /// Asks again while there is no connection: the service makes a new one by itself.
-    async fn get_again(&self, path: &str) -> (u16, serde_json::Value) {
+    /// Repeats a `GET` until the service has reconnected to Redis.
+    async fn get_after_reconnect(&self, path: &str) -> (u16, serde_json::Value) {
         let started = Instant::now();
         loop {
             match self.get(path).await {
-                (503, answer) => assert!(started.elapsed() < PATIENCE, "no connection again: {answer}"),
-                answer => return answer,
+                (503, body) => assert!(started.elapsed() < TEST_TIMEOUT, "no new connection: {body}"),
+                response => return response,
             }
         }
     }
@@ -52,53 +53,53 @@ impl Behind {
     }
 }
 
-async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
-    let response = request.send().await.expect("an answer");
+async fn send(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
+    let response = request.send().await.expect("a response");
     (response.status().as_u16(), response.json().await.expect("JSON"))
 }
 
 #[tokio::test]
-async fn a_reply_that_belongs_to_another_question_is_no_answer() {
-    let behind = Behind::start("swapped").await;
-    let (first, second) = (behind.session_of("first").await, behind.session_of("second").await);
-    // Once there is a connection for reads, both go by it.
-    let (reads, started) = (Fault::Nothing("HGETALL"), Instant::now());
-    behind.proxy.arm(reads.clone());
-    while behind.proxy.armed() == reads {
-        assert!(started.elapsed() < PATIENCE, "no connection for reads");
-        behind.get(&first).await;
+async fn swapped_replies_are_detected() {
+    let service = ProxiedService::start("swapped").await;
+    let (first, second) = (service.session_of("first").await, service.session_of("second").await);
+    // Wait for the read connection, because both reads must use it.
+    let (read, started) = (Fault::Observe("HGETALL"), Instant::now());
+    service.proxy.arm(read.clone());
+    while service.proxy.armed() == read {
+        assert!(started.elapsed() < TEST_TIMEOUT, "no read connection");
+        service.get(&first).await;
     }
-    behind.proxy.arm(Fault::SwapSessions);
-    let answers = futures_util::future::join(behind.get(&first), behind.get(&second)).await;
-    assert_eq!(behind.proxy.armed(), Fault::None, "two replies changed places");
-    for (status, answer) in [answers.0, answers.1] {
-        assert_eq!((status, &answer["code"]), (500, &json!("internal")), "{answer}");
+    service.proxy.arm(Fault::SwapSessions);
+    let responses = futures_util::future::join(service.get(&first), service.get(&second)).await;
+    assert_eq!(service.proxy.armed(), Fault::None, "no replies were swapped");
+    for (status, body) in [responses.0, responses.1] {
+        assert_eq!((status, &body["code"]), (500, &json!("internal")), "{body}");
     }
-    assert_eq!(behind.get(&first).await.1["userId"], "first");
-    assert_eq!(behind.get(&second).await.1["userId"], "second");
+    assert_eq!(service.get(&first).await.1["userId"], "first");
+    assert_eq!(service.get(&second).await.1["userId"], "second");
 }
 
 #[tokio::test]
-async fn what_a_cut_connection_carried_out_is_carried_out_once() {
-    let behind = Behind::start("cut").await;
-    let session = behind.session_of("u").await;
+async fn a_command_whose_reply_is_lost_is_applied_once() {
+    let service = ProxiedService::start("cut").await;
+    let session = service.session_of("u").await;
     let messages = format!("{session}/messages");
     // Redis knows the script from now on, so the next command with `EVALSHA` is the one that appends.
-    behind.post(&messages, json!({"role": "user", "content": "first"})).await;
-    behind.proxy.arm(Fault::CutAfter("EVALSHA"));
-    let cut = behind.post(&messages, json!({"role": "user", "content": "cut"})).await;
-    assert_eq!(behind.proxy.armed(), Fault::None, "the connection was cut");
+    service.post(&messages, json!({"role": "user", "content": "first"})).await;
+    service.proxy.arm(Fault::CutAfter("EVALSHA"));
+    let cut = service.post(&messages, json!({"role": "user", "content": "cut"})).await;
+    assert_eq!(service.proxy.armed(), Fault::None, "the connection was not closed");
     assert_eq!((cut.0, &cut.1["code"]), (503, &json!("store_unavailable")), "{cut:?}");
-    let (_, stored) = behind.get_again(&messages).await;
+    let (_, stored) = service.get_after_reconnect(&messages).await;
     let contents: Vec<_> = stored.as_array().expect("a list").iter().map(|message| &message["content"]).collect();
     assert_eq!(contents, [&json!("first"), &json!("cut")]);
 
-    // A client that brings an id may ask again, and is told what it would have been told.
+    // A client that sends a messageId may repeat the call, and gets the response to the first one.
     let message = json!({"messageId": "m", "role": "user", "content": "again"});
-    behind.proxy.arm(Fault::CutAfter("EVALSHA"));
-    assert_eq!(behind.post(&messages, message.clone()).await.0, 503);
-    behind.get_again(&session).await;
-    let (status, replayed) = behind.post(&messages, message).await;
+    service.proxy.arm(Fault::CutAfter("EVALSHA"));
+    assert_eq!(service.post(&messages, message.clone()).await.0, 503);
+    service.get_after_reconnect(&session).await;
+    let (status, replayed) = service.post(&messages, message).await;
     assert_eq!((status, &replayed["seq"]), (200, &json!(3)), "{replayed}");
-    assert_eq!(behind.get(&session).await.1["messageCount"], 3);
+    assert_eq!(service.get(&session).await.1["messageCount"], 3);
 }

@@ -1,34 +1,34 @@
-//! The hint of a user seen before saves the script, and never says what the session itself does not.
+//! Hints: the hint of a known user saves the script, and a stale hint never gives a wrong response.
 
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::support::monitor::Monitor;
-use crate::support::server::{IN_MEMORY, RedisServer};
+use crate::support::redis_server::{IN_MEMORY, RedisServer};
 use crate::support::service::Service;
 
-/// The names of the commands that a get-or-create of `u` sends, and the answer's session.
+/// The names of the commands that a get-or-create of `u` sends, and the session of the response.
 async fn resumed_by(redis: &RedisServer, service: &Service) -> (Vec<String>, serde_json::Value) {
     let monitor = Monitor::start(&redis.socket());
-    let answer = service.get_or_create("u").await.expect(200).json();
-    let commands = monitor.finish(&redis.look().await).await;
-    // The service looks after its connection with PING, and checks the layout; the test's own look says hello.
+    let response = service.get_or_create("u").await.expect(200).json();
+    let commands = monitor.finish(&redis.probe().await).await;
+    // Ignores the service's PING and its checks of the layout, and the HELLO of the test's own connection.
     let of_layout = |word: &String| word.ends_with(":layout");
     let commands = commands.into_iter().filter(|command| !command.words.iter().any(of_layout));
     let names = commands.map(|command| command.words[0].to_uppercase());
-    (names.filter(|name| matches!(name.as_str(), "HGETALL" | "EVALSHA" | "EVAL" | "GET")).collect(), answer)
+    (names.filter(|name| matches!(name.as_str(), "HGETALL" | "EVALSHA" | "EVAL" | "GET")).collect(), response)
 }
 
 #[tokio::test]
-async fn resuming_a_known_user_is_one_read_and_no_script() {
+async fn resuming_a_known_user_takes_one_read_and_no_script() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &[]).await;
-    service.until_reads_are_apart().await;
+    service.wait_for_read_connection().await;
     let created = service.get_or_create("u").await.expect(201).json();
     assert_eq!(resumed_by(&redis, &service).await, (vec!["HGETALL".to_owned()], created.clone()));
 
-    // A minute later activity is to be written, by the script; after that it is a read again.
+    // A minute later activity is due, and the script writes it. After that it is one read again.
     service.advance(Duration::from_mins(1));
     let (commands, touched) = resumed_by(&redis, &service).await;
     assert_eq!(commands, ["HGETALL", "EVALSHA"]);
@@ -38,15 +38,15 @@ async fn resuming_a_known_user_is_one_read_and_no_script() {
 }
 
 #[tokio::test]
-async fn without_place_for_hints_each_call_is_the_script() {
+async fn without_hints_each_call_runs_the_script() {
     let redis = RedisServer::start(IN_MEMORY);
-    let service = Service::start_on(&redis.socket(), &["--max-hints", "0"]).await;
+    let service = Service::start_on(&redis.socket(), &["--hint-cache-size", "0"]).await;
     let created = service.get_or_create("u").await.expect(201).json();
     assert_eq!(resumed_by(&redis, &service).await, (vec!["EVALSHA".to_owned()], created));
 }
 
 #[tokio::test]
-async fn a_hint_that_others_made_stale_leads_nowhere() {
+async fn stale_hints_give_no_wrong_session() {
     let service = Service::start(&[]).await;
     let other = service.sibling(&[]).await;
     let path = |id: &str| format!("/api/sessions/{id}");
@@ -62,7 +62,7 @@ async fn a_hint_that_others_made_stale_leads_nowhere() {
     other.delete(&path(&third)).await.expect(204);
     let fourth = service.get_or_create("u").await.expect(201).string("sessionId");
 
-    // Resumed elsewhere in place of the fourth.
+    // The other service resumes the second session in place of the fourth.
     let resume = json!({"status": "active", "ifActive": "replace"});
     other.patch(&path(&second), resume).await.expect(200);
     assert_eq!(service.get_or_create("u").await.expect(200).string("sessionId"), second);
@@ -73,10 +73,10 @@ async fn a_hint_that_others_made_stale_leads_nowhere() {
 }
 
 #[tokio::test]
-async fn a_hint_is_of_one_user_of_one_business() {
+async fn hints_are_per_business_and_user() {
     let service = Service::start(&[]).await;
     let mut ids = Vec::new();
-    // Business and user put together are the same text for all.
+    // Pairs whose concatenations collide: `abc` or `abcd`.
     for (business, user) in [("a", "bc"), ("ab", "c"), ("abc", "d"), ("a", "bcd")] {
         let body = json!({"businessId": business, "userId": user});
         let created = service.post("/api/sessions", body.clone()).await.expect(201).json();

@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: one key of one user is one new session, however often the call is repeated.
+//! `Idempotency-Key`: a user's key creates at most one session, however often the call is repeated.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn replacing(user: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_repeated_replace_answers_the_same_session_and_replaces_nothing_more() {
+async fn repeated_replace_returns_the_same_session_and_replaces_no_other() {
     let service = Service::start(&[]).await;
     let old = service.session_of("u").await;
     let first = create(&service, KEY, replacing("u")).await.expect(201);
@@ -34,20 +34,20 @@ async fn a_repeated_replace_answers_the_same_session_and_replaces_nothing_more()
         let again = create(&service, KEY, replacing("u")).await.expect(200);
         assert_eq!(again.json(), first.json());
     }
-    // The body is not compared, and another key is another session.
+    // The service does not compare the body. Another key creates another session.
     let other_body = json!({"businessId": "b", "userId": "u", "title": "other"});
     assert_eq!(create(&service, KEY, other_body).await.expect(200).member("title"), Value::Null);
     let other = create(&service, "another-key-of-16", replacing("u")).await.expect(201);
     assert_ne!(other.string("sessionId"), id);
-    // Now it is over, and answered as that; nothing is replaced.
-    let over = create(&service, KEY, replacing("u")).await.expect(200);
-    assert_eq!((over.string("sessionId"), over.string("endReason")), (id, "replaced".to_owned()));
+    // That replaced the first session. Its key still returns it, and replaces nothing.
+    let ended = create(&service, KEY, replacing("u")).await.expect(200);
+    assert_eq!((ended.string("sessionId"), ended.string("endReason")), (id, "replaced".to_owned()));
     assert_eq!(service.session_of("u").await, other.string("sessionId"));
     expect_clean(&service).await;
 }
 
 #[tokio::test]
-async fn a_key_is_its_users_own() {
+async fn keys_are_per_business_and_user() {
     let service = Service::start(&[]).await;
     let bodies =
         [("b", "u"), ("b", "v"), ("c", "u"), ("bu", ""), ("b", "uu")].into_iter().filter(|(_, u)| !u.is_empty());
@@ -62,14 +62,14 @@ async fn a_key_is_its_users_own() {
 }
 
 #[tokio::test]
-async fn a_repeated_call_finds_the_active_session_and_is_activity() {
+async fn repeated_call_returns_the_active_session_and_counts_as_activity() {
     let service = Service::start(&[]).await;
     let first = create(&service, KEY, replacing("u")).await.expect(201);
     service.advance(Duration::from_secs(120));
     let again = create(&service, KEY, replacing("u")).await.expect(200);
     assert_eq!(again.string("sessionId"), first.string("sessionId"));
     assert_ne!(again.string("lastActivityAt"), first.string("lastActivityAt"));
-    // Without `replace` the active session is answered, also if it is another one, and the key is not used up.
+    // Without `replace` the response is the active session, even with another key, and that key stays unused.
     let other = create(&service, "another-key-of-16", json!({"businessId": "b", "userId": "u"})).await.expect(200);
     assert_eq!(other.string("sessionId"), first.string("sessionId"));
     let other = create(&service, "another-key-of-16", replacing("u")).await.expect(201);
@@ -77,16 +77,16 @@ async fn a_repeated_call_finds_the_active_session_and_is_activity() {
 }
 
 #[tokio::test]
-async fn when_the_session_is_gone_the_key_makes_an_empty_one_with_the_same_id() {
+async fn key_of_a_removed_session_creates_an_empty_one_with_the_same_id() {
     let service = Service::start(&[]).await;
     let first = create(&service, KEY, replacing("u")).await.expect(201);
     let path = format!("/api/sessions/{}", first.string("sessionId"));
     let erase = "/api/sessions/business/b/user/u";
-    for gone in ["deleted", "erased", "expired long ago", "ended long ago", "deleted again"] {
-        let message = json!({"messageId": "m", "role": "user", "content": gone});
+    for removal in ["deleted", "erased", "expired long ago", "ended long ago", "deleted again"] {
+        let message = json!({"messageId": "m", "role": "user", "content": removal});
         service.post(&format!("{path}/messages"), message).await.expect(201);
-        service.patch(&path, json!({"title": gone})).await.expect(200);
-        match gone {
+        service.patch(&path, json!({"title": removal})).await.expect(200);
+        match removal {
             "erased" => drop(service.delete(erase).await.expect(200)),
             "expired long ago" => service.advance(LONG_AFTER),
             "ended long ago" => {
@@ -97,61 +97,61 @@ async fn when_the_session_is_gone_the_key_makes_an_empty_one_with_the_same_id() 
         }
         service.get(&path).await.expect_problem(404, "session_not_found");
         let new = create(&service, KEY, replacing("u")).await.expect(201);
-        assert_eq!(new.string("sessionId"), first.string("sessionId"), "{gone}");
+        assert_eq!(new.string("sessionId"), first.string("sessionId"), "{removal}");
         let expected = [json!("active"), json!(1), json!(0), Value::Null, Value::Null, Value::Null];
         let members = ["status", "version", "messageCount", "title", "endedAt", "endReason"];
-        assert_eq!(members.map(|name| new.member(name)), expected, "{gone}");
-        assert_eq!(service.get(&format!("{path}/messages")).await.expect(200).json(), json!([]), "{gone}");
+        assert_eq!(members.map(|name| new.member(name)), expected, "{removal}");
+        assert_eq!(service.get(&format!("{path}/messages")).await.expect(200).json(), json!([]), "{removal}");
         let history = service.get(&format!("{erase}/history")).await.expect(200).json();
-        assert_eq!(history.as_array().map(Vec::len), Some(1), "{gone}");
+        assert_eq!(history.as_array().map(Vec::len), Some(1), "{removal}");
         expect_clean(&service).await;
     }
 }
 
 #[tokio::test]
-async fn a_hundred_callers_with_one_key_create_one_session() {
+async fn hundred_concurrent_calls_with_one_key_create_one_session() {
     let service = Service::start(&[]).await;
     let old = service.session_of("u").await;
-    let answers = join_all((0..100).map(|_| create(&service, KEY, replacing("u")))).await;
-    let created = answers.iter().filter(|answer| answer.status == 201).count();
-    let ids: BTreeSet<_> = answers.iter().map(|answer| answer.string("sessionId")).collect();
+    let responses = join_all((0..100).map(|_| create(&service, KEY, replacing("u")))).await;
+    let created = responses.iter().filter(|response| response.status == 201).count();
+    let ids: BTreeSet<_> = responses.iter().map(|response| response.string("sessionId")).collect();
     assert_eq!((created, ids.len()), (1, 1));
     assert_eq!(service.get(&format!("/api/sessions/{old}")).await.member("endReason"), "replaced");
     assert_eq!(service.get("/api/sessions/business/b/active").await.json().as_array().map(Vec::len), Some(1));
 }
 
 #[tokio::test]
-async fn a_session_of_another_owner_under_the_id_is_neither_shown_nor_changed() {
+async fn another_users_session_under_the_derived_id_is_not_returned_or_changed() {
     let service = Service::start(&[]).await;
     let key = IdempotencyKey::new(KEY).expect("a key");
     let id = SessionId::of_idempotency_key("b", "u", &key);
     let planted = service.session_of("v").await;
-    let [from] = &service.look.keys_of('s').await[..] else { panic!("one session") };
+    let [from] = &service.probe.keys_of('s').await[..] else { panic!("one session") };
     let to = from.replace(&planted, &id.to_string()).replace(&planted[..4], &id.to_string()[..4]);
-    service.look.command(&["COPY", from, &to]).await;
-    service.look.command(&["HSET", &to, "sessionId", &id.to_string()]).await;
-    let before = service.look.digest().await;
+    service.probe.command(&["COPY", from, &to]).await;
+    service.probe.command(&["HSET", &to, "sessionId", &id.to_string()]).await;
+    let before = service.probe.digest().await;
     create(&service, KEY, replacing("u")).await.expect_problem(500, "internal");
-    assert_eq!(service.look.digest().await, before);
+    assert_eq!(service.probe.digest().await, before);
 }
 
 #[tokio::test]
-async fn a_bad_key_is_refused_and_changes_nothing() {
+async fn invalid_keys_are_rejected_and_change_nothing() {
     let service = Service::start(&[]).await;
     service.session_of("u").await;
-    let before = service.look.digest().await;
+    let before = service.probe.digest().await;
     let body = replacing("u").to_string().into_bytes();
     for key in
         ["", "fifteen-letters", &"x".repeat(129), "sixteen letters and spaces", "caf\u{e9}-caf\u{e9}-caf\u{e9}-x"]
     {
         let headers = [("content-type", "application/json"), ("idempotency-key", key)];
-        let refused = service.send(Method::POST, "/api/sessions", &headers, body.clone()).await;
-        refused.expect_problem(400, "invalid_request");
-        assert_eq!(refused.member("errors")[0]["field"], "Idempotency-Key");
+        let rejected = service.send(Method::POST, "/api/sessions", &headers, body.clone()).await;
+        rejected.expect_problem(400, "invalid_request");
+        assert_eq!(rejected.member("errors")[0]["field"], "Idempotency-Key");
     }
     let twice = [("content-type", "application/json"), ("idempotency-key", KEY), ("idempotency-key", KEY)];
     service.send(Method::POST, "/api/sessions", &twice, body).await.expect_problem(400, "invalid_request");
-    assert_eq!(service.look.digest().await, before);
+    assert_eq!(service.probe.digest().await, before);
     for key in ["x".repeat(16), "x".repeat(128)] {
         create(&service, &key, replacing("u")).await.expect(201);
     }

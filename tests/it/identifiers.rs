@@ -1,5 +1,5 @@
-//! Identifiers that look like separators, escapes, patterns or routes: each names itself and nothing else, and comes back
-//! byte for byte.
+//! Identifiers that look like separators, escapes, patterns or routes: each identifies its own sessions only, and is
+//! returned byte for byte.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -60,7 +60,7 @@ const SHORT: [&str; 48] = [
     "null",
 ];
 
-/// Letters that look alike and are not: composed and decomposed, with marks, without width, from right to left.
+/// Characters that look alike but differ: composed and decomposed, with combining marks, zero-width, right-to-left.
 const UNICODE: [&str; 12] = [
     "\u{e9}",
     "e\u{301}",
@@ -76,8 +76,8 @@ const UNICODE: [&str; 12] = [
     "\u{10ffff}",
 ];
 
-/// Pairs whose keys lie in one partition, as chance would have it: nothing but their encoding keeps them apart. They differ
-/// in where the separator is, in an escape, in how a letter is composed, in case.
+/// Pairs that hash to the same partition, so only the encoding of their keys distinguishes them. They differ in the
+/// position of the separator, in an escape, in the composition of a letter, and in case.
 const SAME_PARTITION: [[(&str, &str); 2]; 4] = [
     [("a:55834", "c"), ("a", "55834:c")],
     [("a:8916", "c"), ("a%3a8916", "c")],
@@ -90,20 +90,20 @@ fn identifiers() -> Vec<String> {
     SHORT.iter().chain(&UNICODE).copied().map(str::to_owned).chain(longest).collect()
 }
 
-/// Each identifier as a business and as a user, with itself, with its neighbour, and beside the plain ones. Every business
-/// has several users, and every user several businesses.
+/// Pairs of business and user: each identifier with itself, with its neighbour in the list, and with the identifier
+/// `a`. Every business has several users, and every user several businesses.
 fn pairs() -> BTreeSet<(String, String)> {
     let identifiers = identifiers();
     let mut pairs = BTreeSet::new();
-    for (place, identifier) in identifiers.iter().enumerate() {
-        let neighbour = &identifiers[(place + 1) % identifiers.len()];
+    for (index, identifier) in identifiers.iter().enumerate() {
+        let neighbour = &identifiers[(index + 1) % identifiers.len()];
         for (business, user) in
             [(identifier.as_str(), identifier.as_str()), (identifier, neighbour), ("a", identifier), (identifier, "a")]
         {
             pairs.insert((business.to_owned(), user.to_owned()));
         }
     }
-    // Pairs that make one path or one key if they are joined carelessly.
+    // Pairs that would give the same path or the same key if they were joined without encoding.
     let joined = [("a/user/b", "c"), ("a", "b/user/c"), ("a:b", "c"), ("a", "b:c"), ("a%3Ab", "c"), ("a%3ab", "c")];
     for [(business, user), (other_business, other_user)] in SAME_PARTITION {
         assert_eq!(Partition::of_user(business, user), Partition::of_user(other_business, other_user));
@@ -118,12 +118,12 @@ fn path_of(business: &str, user: &str) -> String {
     format!("/api/sessions/business/{}/user/{}", encode(business), encode(user))
 }
 
-/// No client in between that could take `..` for a step up.
+/// Sends a request without an HTTP client, which could resolve `..` in the path.
 async fn raw(service: &Service, method: &str, path: &str) -> Answer {
     RawRequest::new(method, path).send(&service.base).await
 }
 
-/// A session for every pair, as it was answered when it was created.
+/// Creates a session for every pair. Returns the sessions as the responses had them.
 async fn create_all(service: &Service) -> BTreeMap<(String, String), Value> {
     let mut sessions = BTreeMap::new();
     let mut ids = BTreeSet::new();
@@ -137,7 +137,7 @@ async fn create_all(service: &Service) -> BTreeMap<(String, String), Value> {
         for (name, value) in body.as_object().expect("an object") {
             assert_eq!(&session[name], value, "{name} of {created:?}");
         }
-        assert!(ids.insert(created.string("sessionId")), "two pairs share {created:?}");
+        assert!(ids.insert(created.string("sessionId")), "two pairs share the session {created:?}");
         sessions.insert((business, user), session);
     }
     sessions
@@ -174,7 +174,7 @@ async fn every_pair_of_identifiers_has_its_own_sessions() {
 }
 
 #[tokio::test]
-async fn erasing_a_pair_erases_nothing_else() {
+async fn erasing_a_user_erases_no_other_user() {
     let service = Service::start(&[]).await;
     let mut sessions = create_all(&service).await;
     for session in sessions.values() {
@@ -182,7 +182,7 @@ async fn erasing_a_pair_erases_nothing_else() {
         let message = json!({"messageId": session["userId"], "role": "user", "content": session["businessId"]});
         service.post(&path, message).await.expect(201);
     }
-    // Every second one, then the rest.
+    // Erases every second pair, then the rest.
     for step in [2, 1] {
         let erased: Vec<_> = sessions.keys().step_by(step).cloned().collect();
         for (business, user) in &erased {
@@ -204,11 +204,11 @@ async fn erasing_a_pair_erases_nothing_else() {
             assert_eq!(messages.as_array().map(Vec::len), Some(1));
         }
     }
-    assert_eq!(service.look.keys().await, Vec::<String>::new(), "something is left");
+    assert_eq!(service.probe.keys().await, Vec::<String>::new(), "keys remain");
 }
 
 #[tokio::test]
-async fn pages_of_a_hostile_list_link_to_each_other() {
+async fn page_links_work_with_hostile_identifiers() {
     let service = Service::start(&[]).await;
     for identifier in identifiers() {
         let mut ids = Vec::new();
@@ -233,11 +233,15 @@ async fn pages_of_a_hostile_list_link_to_each_other() {
 async fn message_ids_are_compared_byte_for_byte() {
     let service = Service::start(&[]).await;
     let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
-    let message = |id: &String| json!({"messageId": id, "role": "tool", "content": {(id.as_str()): id}, "metadata": {(id.as_str()): id}});
+    let message = |id: &String| {
+        json!({
+            "messageId": id, "role": "tool", "content": {(id.as_str()): id}, "metadata": {(id.as_str()): id},
+        })
+    };
     let messages: Vec<_> = identifiers().iter().map(message).collect();
-    for (place, message) in messages.iter().enumerate() {
+    for (index, message) in messages.iter().enumerate() {
         let stored = service.post(&path, message.clone()).await.expect(201).json();
-        assert_eq!(stored["seq"], place + 1, "{message} is taken for an earlier one");
+        assert_eq!(stored["seq"], index + 1, "{message} was treated as a repeated message");
     }
     let replayed = service.post(&path, json!(messages)).await.expect(200).json();
     let listed = service.get(&format!("{path}?limit=1000")).await.expect(200).json();
@@ -251,7 +255,7 @@ async fn message_ids_are_compared_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn texts_come_back_byte_for_byte() {
+async fn titles_metadata_and_contents_are_returned_byte_for_byte() {
     let service = Service::start(&[]).await;
     let id = service.session_of("u").await;
     let (session, messages) = (format!("/api/sessions/{id}"), format!("/api/sessions/{id}/messages"));

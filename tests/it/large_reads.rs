@@ -1,4 +1,5 @@
-//! Responses are bounded in bytes, and so is the memory of those under way: of the process, and of each credential.
+//! Limits on the size of a response and on the memory of responses in progress, for the process and for each
+//! credential.
 
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -9,15 +10,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::credentials::{api_key, replace};
-use crate::support::process::patiently;
-use crate::support::server::{IN_MEMORY, RedisServer};
+use crate::support::process::with_timeout;
+use crate::support::redis_server::{IN_MEMORY, RedisServer};
 use crate::support::service::Service;
 
 const PAGE_BYTES_MAX: usize = 4 << 20;
-/// Nearly the largest content that one call may append with the default settings.
+/// Just below the largest content that one call may append with the default settings, in bytes.
 const CONTENT_BYTES: usize = 250_000;
 
-/// Appends `count` messages of `bytes` each, one call a message. Returns the path of the session's messages.
+/// Appends `count` messages of `bytes` bytes each, one per call. Returns the path of the session's messages.
 async fn session_with_large_messages(service: &Service, user: &str, count: usize, bytes: usize) -> String {
     let path = format!("/api/sessions/{}/messages", service.session_of(user).await);
     for _ in 0..count {
@@ -26,7 +27,8 @@ async fn session_with_large_messages(service: &Service, user: &str, count: usize
     path
 }
 
-/// Follows a list's links from `path` on. Returns the lengths of the pages, and the member `name` of each entry.
+/// Follows a list's links, starting at `path`. Returns the lengths of the pages in bytes, and the member `name` of each
+/// entry.
 async fn pages(service: &Service, path: &str, relation: &str, name: &str) -> (Vec<usize>, Vec<Value>) {
     let (mut lengths, mut entries, mut next) = (Vec::new(), Vec::new(), Some(path.to_owned()));
     while let Some(link) = next {
@@ -43,7 +45,7 @@ async fn pages(service: &Service, path: &str, relation: &str, name: &str) -> (Ve
 }
 
 #[tokio::test]
-async fn a_page_of_messages_ends_at_4_mib_and_its_links_lead_to_the_rest() {
+async fn message_pages_end_at_4_mib_and_link_to_the_rest() {
     let service = Service::start(&[]).await;
     let path = session_with_large_messages(&service, "u", 40, CONTENT_BYTES).await;
     service.post(&path, json!([{"role": "user", "content": 1}, {"role": "user", "content": 2}])).await.expect(201);
@@ -53,13 +55,16 @@ async fn a_page_of_messages_ends_at_4_mib_and_its_links_lead_to_the_rest() {
         assert_eq!(seqs, every_seq, "{query}");
         assert!(lengths.iter().all(|length| *length <= PAGE_BYTES_MAX), "{query}: {lengths:?}");
         if query != "limit=7" {
-            assert!(lengths[0] > PAGE_BYTES_MAX - 2 * CONTENT_BYTES, "a page is as full as it may be: {lengths:?}");
+            assert!(
+                lengths[0] > PAGE_BYTES_MAX - 2 * CONTENT_BYTES,
+                "a page has space for another message: {lengths:?}"
+            );
         }
     }
 }
 
 #[tokio::test]
-async fn a_message_that_is_larger_than_a_page_is_a_page_of_its_own() {
+async fn message_larger_than_a_page_gets_its_own_page() {
     let service = Service::start(&["--max-content-bytes", "6000000", "--max-body-bytes", "7000000"]).await;
     let path = session_with_large_messages(&service, "u", 3, 5_000_000).await;
     let (lengths, seqs) = pages(&service, &path, "prev", "seq").await;
@@ -67,11 +72,11 @@ async fn a_message_that_is_larger_than_a_page_is_a_page_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_page_of_sessions_ends_at_4_mib_and_its_link_leads_to_the_rest() {
+async fn session_pages_end_at_4_mib_and_link_to_the_rest() {
     let service = Service::start(&["--max-metadata-bytes", "200000"]).await;
     let metadata = json!({"x": "x".repeat(150_000)});
     for number in 0..60 {
-        // Half of them are one user's history, all are a history's or the business's active sessions.
+        // User `u` gets 30 sessions, the last of them active. The other 30 users get one active session each.
         let user = if number % 2 == 0 { "u".to_owned() } else { format!("u{number}") };
         let body = json!({"businessId": "b", "userId": user, "ifActive": "replace", "metadata": metadata});
         service.post("/api/sessions", body).await.expect(201);
@@ -85,8 +90,8 @@ async fn a_page_of_sessions_ends_at_4_mib_and_its_link_leads_to_the_rest() {
     }
 }
 
-/// Asks for a page and takes hardly any of it: what the client does not take stays in the service.
-async fn ask_and_do_not_read(service: &Service, path: &str, credential: &str) -> TcpStream {
+/// Requests a page and reads only the start of the response, so that the rest stays in the service's memory.
+async fn request_without_reading(service: &Service, path: &str, credential: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a small buffer");
     let address = service.base.trim_start_matches("http://").parse().expect("an address");
@@ -94,21 +99,21 @@ async fn ask_and_do_not_read(service: &Service, path: &str, credential: &str) ->
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {credential}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("a request sent");
     let mut status = [0; 12];
-    stream.read_exact(&mut status).await.expect("the start of an answer");
+    stream.read_exact(&mut status).await.expect("the start of a response");
     assert_eq!(&status, b"HTTP/1.1 200");
     stream
 }
 
 #[tokio::test]
-async fn a_credential_whose_large_responses_are_not_read_waits_for_itself_only() {
+async fn unread_large_responses_block_only_their_credential() {
     let folder = TempDir::new().expect("a folder");
     let keys = ["slow", "other"].map(|id| api_key(id, &["b"], &Scope::ALL, None));
     let keys_file = folder.path().join("keys.toml");
     replace(&keys_file, keys.each_ref().map(|(_, entry)| entry.clone()).join("\n"));
     let [slow, other] = keys.map(|(credential, _)| credential);
     let keys_file = keys_file.to_str().expect("a path of text");
-    // A quarter of it is 8 MiB: two pages.
-    let limits = ["--max-response-memory", "33554432", "--max-wait", "50ms", "--rate-limit", "0"];
+    // One credential may use a quarter of the memory: 8 MiB, which is two pages.
+    let limits = ["--max-response-memory", "33554432", "--max-queue-wait", "50ms", "--rate-limit", "0"];
     let service = Service::start(&[&["--api-keys-file", keys_file], &limits[..]].concat()).await;
     let user = json!({"businessId": "b", "userId": "u"});
     let session = service.bearer(&slow, Method::POST, "/api/sessions", user).await.expect(201);
@@ -118,25 +123,25 @@ async fn a_credential_whose_large_responses_are_not_read_waits_for_itself_only()
         service.bearer(&slow, Method::POST, &path, message).await.expect(201);
     }
     let page = format!("{path}?limit=1000");
-    let unread = join_all((0..2).map(|_| ask_and_do_not_read(&service, &page, &slow))).await;
+    let unread = join_all((0..2).map(|_| request_without_reading(&service, &page, &slow))).await;
     service.get_as(&slow, &page).await.expect_problem(503, "overloaded");
-    // Its small responses need no memory, and other credentials have their own.
+    // Small responses do not count against the limit, and other credentials have their own quarter.
     service.get_as(&slow, path.trim_end_matches("/messages")).await.expect(200);
     service.get_as(&other, &page).await.expect(200);
     service.get_as(&slow, &page).await.expect_problem(503, "overloaded");
     drop(unread);
-    patiently(async { while service.get_as(&slow, &page).await.status != 200 {} }).await;
+    with_timeout(async { while service.get_as(&slow, &page).await.status != 200 {} }).await;
 }
 
-/// Bytes that Redis has sent to all of its clients.
+/// How many bytes Redis has sent to all of its clients.
 async fn bytes_sent(redis: &RedisServer) -> u64 {
-    let info = redis.look().await.text(&["INFO", "stats"]).await.expect("figures");
-    let line = info.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:")).expect("a figure");
+    let info = redis.probe().await.text(&["INFO", "stats"]).await.expect("statistics");
+    let line = info.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:")).expect("the output bytes");
     line.trim().parse().expect("a number")
 }
 
 #[tokio::test]
-async fn a_small_append_of_known_ids_does_not_read_all_of_their_contents() {
+async fn conflicting_append_does_not_read_all_stored_contents() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &[]).await;
     let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
@@ -154,11 +159,11 @@ async fn a_small_append_of_known_ids_does_not_read_all_of_their_contents() {
 }
 
 #[tokio::test]
-async fn a_replay_of_large_messages_in_another_spelling_is_still_a_replay() {
+async fn replay_of_large_messages_with_reordered_members_is_recognised() {
     let service = Service::start(&["--max-body-bytes", "4000000"]).await;
     let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
     let long = "x".repeat(CONTENT_BYTES / 2);
-    let spelled = |reversed: bool| {
+    let body = |reversed: bool| {
         let messages = (0..20).map(|number| {
             let (one, other) = ("\"a\":1".to_owned(), format!("\"b\":\"{long}\""));
             let members = if reversed { [other, one] } else { [one, other] }.join(",");
@@ -167,7 +172,7 @@ async fn a_replay_of_large_messages_in_another_spelling_is_still_a_replay() {
         format!("[{}]", messages.collect::<Vec<_>>().join(",")).into_bytes()
     };
     let json_type = [("content-type", "application/json")];
-    let first = service.send(Method::POST, &path, &json_type, spelled(false)).await.expect(201);
-    let again = service.send(Method::POST, &path, &json_type, spelled(true)).await.expect(200);
-    assert!(first.text == again.text, "a replay is answered as stored");
+    let first = service.send(Method::POST, &path, &json_type, body(false)).await.expect(201);
+    let again = service.send(Method::POST, &path, &json_type, body(true)).await.expect(200);
+    assert!(first.text == again.text, "the replay differs from the stored messages");
 }

@@ -1,4 +1,5 @@
-//! A session's life by the contract (1.2), moment by moment. Time is what the test says it is.
+//! The lifecycle of a session (docs/api.md, Sessions): expiry, activity, resuming, retention and versions. Tests set
+//! the clock.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
-/// The defaults of the contract.
+/// The default timeouts (docs/configuration.md, Sessions).
 const IDLE: Duration = Duration::from_secs(30 * 60);
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -21,7 +22,7 @@ const ACTIVE: &str = "/api/sessions/business/b/user/u/active";
 const HISTORY: &str = "/api/sessions/business/b/user/u/history";
 
 #[tokio::test]
-async fn an_idle_session_expires_at_the_very_millisecond() {
+async fn idle_session_expires_at_the_exact_millisecond() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.expect(201).json();
     let path = path(&created);
@@ -34,19 +35,23 @@ async fn an_idle_session_expires_at_the_very_millisecond() {
 
     service.advance(MILLISECOND);
     let expired = with(&created, json!({"status": "expired", "endedAt": expires_at, "endReason": "idle"}));
-    assert_eq!(service.get(&path).await.expect(200).json(), expired, "only the version of a change would move");
+    assert_eq!(service.get(&path).await.expect(200).json(), expired, "an expiry does not change the version");
     service.get(ACTIVE).await.expect_problem(404, "no_active_session");
     let of_business = service.get("/api/sessions/business/b/active").await.expect(200);
     assert_eq!((of_business.json(), of_business.header("x-total-count")), (json!([]), Some("0")));
 
     let successor = service.get_or_create("u").await.expect(201).json();
     assert_ne!(successor["sessionId"], created["sessionId"]);
-    assert_eq!(service.get(&path).await.expect(200).json(), expired, "written down or not, it reads the same");
+    assert_eq!(
+        service.get(&path).await.expect(200).json(),
+        expired,
+        "the response is the same before and after the expiry is written"
+    );
     assert_eq!(service.get(HISTORY).await.expect(200).json(), json!([successor, expired]));
 }
 
 #[tokio::test]
-async fn heartbeats_keep_a_session_for_its_maximum_lifetime_and_no_longer() {
+async fn heartbeats_extend_a_session_up_to_its_maximum_lifetime() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.expect(201).json();
     let ends_at = after(service.now(), MAX_LIFETIME);
@@ -55,7 +60,7 @@ async fn heartbeats_keep_a_session_for_its_maximum_lifetime_and_no_longer() {
         service.patch(&path(&created), json!({})).await.expect(200);
     }
     let last = service.get(&path(&created)).await.json();
-    assert_eq!(last["expiresAt"], ends_at, "the earlier of the two");
+    assert_eq!(last["expiresAt"], ends_at, "expiresAt is the earlier of idle timeout and maximum lifetime");
     service.advance(just_before(20 * MINUTE));
     let last = service.patch(&path(&created), json!({})).await.expect(200).json();
     assert_eq!((&last["status"], &last["expiresAt"]), (&json!("active"), &json!(ends_at)));
@@ -76,11 +81,15 @@ async fn appending_is_activity() {
     service.post(&messages(&created), json!({"messageId": "m", "role": "user", "content": "Hello!"})).await.expect(201);
     let now = service.now();
     let times = json!({"messageCount": 1, "lastActivityAt": now.to_string(), "expiresAt": after(now, IDLE)});
-    assert_eq!(service.get(&path(&created)).await.json(), with(&created, times), "activity is no change");
+    assert_eq!(
+        service.get(&path(&created)).await.json(),
+        with(&created, times),
+        "activity does not change the version"
+    );
 }
 
 #[tokio::test]
-async fn resuming_starts_both_timeouts_again() {
+async fn resuming_restarts_both_timeouts() {
     let service = Service::start(&["--max-lifetime", "40m"]).await;
     let created = service.get_or_create("u").await.json();
     service.advance(HOUR);
@@ -89,7 +98,7 @@ async fn resuming_starts_both_timeouts_again() {
     let changes = json!({
         "version": 2, "updatedAt": now.to_string(), "lastActivityAt": now.to_string(), "expiresAt": after(now, IDLE),
     });
-    assert_eq!(resumed, with(&created, changes), "as if it had never expired");
+    assert_eq!(resumed, with(&created, changes), "a resumed session has no endedAt and no endReason");
     assert_eq!(service.get(ACTIVE).await.expect(200).json(), resumed);
     assert_eq!(service.get_or_create("u").await.expect(200).json(), resumed);
 
@@ -99,7 +108,7 @@ async fn resuming_starts_both_timeouts_again() {
 }
 
 #[tokio::test]
-async fn sessions_are_readable_for_the_retention_and_not_a_millisecond_longer() {
+async fn sessions_are_readable_until_the_exact_end_of_retention() {
     for ending in ["ended", "expired"] {
         let service = Service::start(&[]).await;
         let created = service.get_or_create("u").await.json();
@@ -117,7 +126,7 @@ async fn sessions_are_readable_for_the_retention_and_not_a_millisecond_longer() 
         assert_eq!(service.get(&messages(&created)).await.expect(200).json()[0]["content"], 1);
 
         service.advance(MILLISECOND);
-        let before = service.look.digest().await;
+        let before = service.probe.digest().await;
         service.get(&path(&created)).await.expect_problem(404, "session_not_found");
         service.get(&messages(&created)).await.expect_problem(404, "session_not_found");
         let replay = json!({"messageId": "m", "role": "user", "content": 1});
@@ -126,25 +135,25 @@ async fn sessions_are_readable_for_the_retention_and_not_a_millisecond_longer() 
         service.patch(&path(&created), json!({"status": "active"})).await.expect_problem(404, "session_not_found");
         service.delete(&path(&created)).await.expect_problem(404, "session_not_found");
         assert_eq!(service.get(HISTORY).await.expect(200).json(), json!([]));
-        assert_eq!(service.look.digest().await, before, "{ending}: a refused call writes nothing");
+        assert_eq!(service.probe.digest().await, before, "{ending}: a rejected call wrote something");
         let erased = service.delete("/api/sessions/business/b/user/u").await.expect(200).json();
         assert_eq!(erased, json!({"deletedSessions": 0}), "{ending}");
     }
 }
 
 #[tokio::test]
-async fn retention_counts_from_the_end_and_a_late_change_does_not_prolong_it() {
+async fn late_changes_do_not_extend_the_retention() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.json();
     service.advance(just_before(IDLE + RETENTION));
-    // Writes the expiry down too.
+    // This also writes the expiry.
     service.patch(&path(&created), json!({"title": "late"})).await.expect(200);
     service.advance(MILLISECOND);
     service.get(&path(&created)).await.expect_problem(404, "session_not_found");
 }
 
 #[tokio::test]
-async fn an_empty_patch_is_activity_but_no_change() {
+async fn empty_patch_is_activity_and_keeps_the_version() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.json();
     service.advance(MILLISECOND);
@@ -161,12 +170,12 @@ async fn reading_is_not_activity() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.json();
     service.advance(IDLE / 2);
-    let before = service.look.digest().await;
+    let before = service.probe.digest().await;
     let business = "/api/sessions/business/b/active".to_owned();
     for read in [path(&created), messages(&created), ACTIVE.to_owned(), HISTORY.to_owned(), business] {
         service.get(&read).await.expect(200);
     }
-    assert_eq!(service.look.digest().await, before);
+    assert_eq!(service.probe.digest().await, before);
     service.advance(IDLE / 2);
     service.get(ACTIVE).await.expect_problem(404, "no_active_session");
 }
@@ -175,16 +184,20 @@ async fn reading_is_not_activity() {
 async fn get_or_create_writes_activity_that_is_older_than_the_resolution() {
     let service = Service::start(&["--activity-resolution", "10s"]).await;
     let created = service.get_or_create("u").await.json();
-    let before = service.look.digest().await;
+    let before = service.probe.digest().await;
     service.advance(just_before(10 * SECOND));
-    assert_eq!(service.get_or_create("u").await.expect(200).json(), created, "it may lag by the resolution");
-    assert_eq!(service.look.digest().await, before);
+    assert_eq!(
+        service.get_or_create("u").await.expect(200).json(),
+        created,
+        "lastActivityAt may lag by the resolution"
+    );
+    assert_eq!(service.probe.digest().await, before);
     service.advance(MILLISECOND);
     let now = service.now();
     let touched = with(&created, json!({"lastActivityAt": now.to_string(), "expiresAt": after(now, IDLE)}));
     assert_eq!(service.get_or_create("u").await.expect(200).json(), touched);
     assert_eq!(service.get(&path(&created)).await.json(), touched);
-    // A heartbeat is never too early.
+    // The resolution does not apply to a heartbeat.
     service.advance(MILLISECOND);
     let patched = service.patch(&path(&created), json!({})).await.json();
     assert_eq!(patched["lastActivityAt"], service.now().to_string());
@@ -203,13 +216,13 @@ async fn the_default_resolution_is_a_minute_or_a_twentieth_of_the_idle_timeout()
 }
 
 #[tokio::test]
-async fn a_refused_call_writes_nothing_not_even_an_expiry_that_it_noticed() {
+async fn rejected_calls_write_nothing_not_even_a_detected_expiry() {
     let service = Service::start(&["--max-metadata-bytes", "64"]).await;
     let created = service.get_or_create("u").await.json();
     service.post(&messages(&created), json!({"messageId": "m", "role": "user", "content": 1})).await.expect(201);
     service.advance(IDLE);
     assert_eq!(service.get(&path(&created)).await.json()["status"], "expired");
-    let before = service.look.digest().await;
+    let before = service.probe.digest().await;
 
     let new = json!({"role": "user", "content": 1});
     service.post(&messages(&created), new).await.expect_problem(409, "session_not_active");
@@ -227,30 +240,30 @@ async fn a_refused_call_writes_nothing_not_even_an_expiry_that_it_noticed() {
     let body = json!({"businessId": "b", "userId": "u", "ifActive": "end"});
     service.post("/api/sessions", body).await.expect_problem(400, "invalid_request");
     service.get(ACTIVE).await.expect_problem(404, "no_active_session");
-    assert_eq!(service.look.digest().await, before);
+    assert_eq!(service.probe.digest().await, before);
 
-    // The next change that is not refused writes it down.
+    // The next accepted change writes the expiry.
     service.patch(&path(&created), json!({})).await.expect(200);
-    assert_ne!(service.look.digest().await, before);
+    assert_ne!(service.probe.digest().await, before);
 }
 
 #[tokio::test]
-async fn a_resume_that_is_refused_writes_nothing() {
+async fn rejected_resume_writes_nothing() {
     let service = Service::start(&[]).await;
     let first = service.get_or_create("u").await.json();
     service.advance(IDLE);
     let second = service.get_or_create("u").await.expect(201).json();
-    let before = service.look.digest().await;
+    let before = service.probe.digest().await;
     service.advance(SECOND);
     let patch = json!({"status": "active", "title": "lost", "metadata": {"a": 1}});
-    let refused = service.patch(&path(&first), patch).await;
-    refused.expect_problem(409, "another_session_active");
-    assert_eq!(refused.member("activeSessionId"), second["sessionId"]);
-    assert_eq!(service.look.digest().await, before);
+    let rejected = service.patch(&path(&first), patch).await;
+    rejected.expect_problem(409, "another_session_active");
+    assert_eq!(rejected.member("activeSessionId"), second["sessionId"]);
+    assert_eq!(service.probe.digest().await, before);
 }
 
 #[tokio::test]
-async fn a_resume_may_replace_the_active_session() {
+async fn resume_can_replace_the_active_session() {
     let service = Service::start(&[]).await;
     let first = service.get_or_create("u").await.json();
     service.patch(&path(&first), json!({"status": "ended"})).await.expect(200);
@@ -270,21 +283,21 @@ async fn a_resume_may_replace_the_active_session() {
 }
 
 #[tokio::test]
-async fn a_new_conversation_replaces_the_active_one() {
+async fn create_with_replace_ends_the_active_session() {
     let service = Service::start(&[]).await;
     let first = service.get_or_create("u").await.json();
     let body = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
     let second = service.post("/api/sessions", body).await.expect(201).json();
     let next = Timestamp(service.now().0 + 1).to_string();
     assert_eq!(second["createdAt"], next, "createdAt strictly increases, even within one millisecond");
-    assert_eq!(second["expiresAt"], after(service.now(), IDLE), "its life counts from now");
+    assert_eq!(second["expiresAt"], after(service.now(), IDLE), "the expiry counts from now");
     let now = service.now().to_string();
     let ended = json!({"status": "ended", "endReason": "replaced", "endedAt": now, "updatedAt": now, "version": 2});
     assert_eq!(service.get(&path(&first)).await.json(), with(&first, ended));
 }
 
 #[tokio::test]
-async fn ending_is_idempotent_and_no_activity() {
+async fn ending_is_idempotent_and_not_activity() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.json();
     service.advance(MINUTE);
@@ -301,12 +314,12 @@ async fn ending_is_idempotent_and_no_activity() {
     service.advance(MINUTE);
     let retitled = service.patch(&path(&created), json!({"title": "Opening hours"})).await.expect(200).json();
     let changes = json!({"title": "Opening hours", "version": 3, "updatedAt": service.now().to_string()});
-    assert_eq!(retitled, with(&ended, changes), "an ended session can still be retitled, and stays ended");
+    assert_eq!(retitled, with(&ended, changes), "a new title does not reactivate an ended session");
     service.get(ACTIVE).await.expect_problem(404, "no_active_session");
 }
 
 #[tokio::test]
-async fn an_expired_session_stays_expired_when_it_is_ended() {
+async fn ending_an_expired_session_keeps_it_expired() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.json();
     service.advance(IDLE + MINUTE);
@@ -320,7 +333,7 @@ async fn an_expired_session_stays_expired_when_it_is_ended() {
 }
 
 #[tokio::test]
-async fn the_version_moves_by_one_with_each_change_and_if_match_asks_for_it() {
+async fn each_change_increments_the_version_and_if_match_checks_it() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.json();
     let patch = json!({"title": "t", "metadata": {"a": {"b": 1}}, "locationId": "L2", "status": "ended"});
@@ -328,29 +341,29 @@ async fn the_version_moves_by_one_with_each_change_and_if_match_asks_for_it() {
     assert_eq!((changed.member("version"), changed.header("etag")), (json!(2), Some("\"2\"")));
     service.advance(SECOND);
     let again = service.patch(&path(&created), patch).await.expect(200);
-    assert_eq!(again.json(), changed.json(), "nothing changed");
+    assert_eq!(again.json(), changed.json(), "the same values change nothing");
     let removed = service.patch(&path(&created), json!({"metadata": {"a": {"c": null}}})).await.expect(200);
-    assert_eq!(removed.json(), changed.json(), "what is not there cannot be removed");
+    assert_eq!(removed.json(), changed.json(), "removing a missing member changes nothing");
 
-    let before = service.look.digest().await;
+    let before = service.probe.digest().await;
     for tags in ["\"1\"", "\"1\", \"3\"", "W/\"1\"", "2", "\"\""] {
         for method in [Method::PATCH, Method::DELETE] {
-            let answer = send_if_match(&service, method, &created, tags, json!({"title": "no"})).await;
-            answer.expect_problem(412, "version_mismatch");
+            let response = send_if_match(&service, method, &created, tags, json!({"title": "no"})).await;
+            response.expect_problem(412, "version_mismatch");
         }
     }
-    assert_eq!(service.look.digest().await, before);
+    assert_eq!(service.probe.digest().await, before);
     for (tags, version) in [("\"2\"", 3), ("\"1\", \"3\"", 4), ("*", 5)] {
         let patch = json!({"title": format!("t{version}")});
-        let answer = send_if_match(&service, Method::PATCH, &created, tags, patch).await.expect(200);
-        assert_eq!(answer.member("version"), version, "{tags}");
+        let response = send_if_match(&service, Method::PATCH, &created, tags, patch).await.expect(200);
+        assert_eq!(response.member("version"), version, "{tags}");
     }
     send_if_match(&service, Method::DELETE, &created, "\"5\"", json!({})).await.expect(204);
     service.get(&path(&created)).await.expect_problem(404, "session_not_found");
 }
 
 #[tokio::test]
-async fn a_clock_that_runs_backwards_moves_no_time_back() {
+async fn backward_clock_moves_no_timestamp_back() {
     let service = Service::start(&["--activity-resolution", "0"]).await;
     let first = service.get_or_create("u").await.json();
     let start = service.now();
@@ -363,22 +376,26 @@ async fn a_clock_that_runs_backwards_moves_no_time_back() {
     assert_eq!(service.patch(&path(&first), json!({})).await.expect(200).json(), last);
     let message = json!({"messageId": "m2", "role": "user", "content": 1});
     let message = service.post(&messages(&first), message).await.expect(201);
-    assert_eq!(message.member("createdAt"), last["lastActivityAt"], "messages are in the order of their times");
+    assert_eq!(message.member("createdAt"), last["lastActivityAt"], "createdAt of messages never decreases");
     for patch in [json!({"title": "u"}), json!({"status": "ended"}), json!({"status": "active"})] {
-        let answer = service.patch(&path(&first), patch).await.expect(200).json();
-        assert_no_time_moved_back(&last, &answer);
-        last = answer;
+        let response = service.patch(&path(&first), patch).await.expect(200).json();
+        assert_no_time_moved_back(&last, &response);
+        last = response;
     }
 
     service.set_now(Timestamp(start.0 - 1000));
     let body = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
     let second = service.post("/api/sessions", body.clone()).await.expect(201).json();
-    assert_eq!(second["createdAt"], Timestamp(start.0 + 1).to_string(), "createdAt increases whatever the clock says");
+    assert_eq!(
+        second["createdAt"],
+        Timestamp(start.0 + 1).to_string(),
+        "createdAt increases even when the clock goes back"
+    );
     let replaced = service.get(&path(&first)).await.json();
     assert_no_time_moved_back(&last, &replaced);
     assert_eq!(service.get(HISTORY).await.json(), json!([second, replaced]));
 
-    // The same by the other way to replace: a resume.
+    // The same for the other way to replace a session: a resume.
     service.set_now(Timestamp(start.0 + 2000));
     let second = service.patch(&path(&second), json!({"title": "v"})).await.expect(200).json();
     service.set_now(start);
@@ -388,7 +405,7 @@ async fn a_clock_that_runs_backwards_moves_no_time_back() {
     assert_no_time_moved_back(&second, &service.get(&path(&second)).await.json());
 }
 
-/// Times of a session only ever move on, and it ends no earlier than it was changed last.
+/// Panics if a timestamp of the session decreased, or if the session ended before its last change.
 fn assert_no_time_moved_back(before: &Value, after: &Value) {
     for name in ["createdAt", "updatedAt", "lastActivityAt", "expiresAt"] {
         // RFC 3339 in UTC sorts as text.
@@ -416,7 +433,7 @@ fn messages(session: &Value) -> String {
     format!("{}/messages", path(session))
 }
 
-/// The document with some members changed.
+/// A copy of `document` with the members in `changes` replaced.
 fn with(document: &Value, changes: Value) -> Value {
     let mut document = document.clone();
     let Value::Object(changes) = changes else { panic!("no object: {changes}") };

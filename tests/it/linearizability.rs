@@ -1,6 +1,7 @@
-//! To the clients of one user it must look as if their calls were made one after the other, each at some moment between
-//! its call and its answer: linearizability (Herlihy and Wing, 1990). Clients of several processes ask at once, everything
-//! that they were told is recorded, and a checker looks for such an order. Nothing expires in a test's time.
+//! Linearizability (Herlihy and Wing, 1990) of the calls for one user: they must be equivalent to a sequential order in
+//! which each call takes effect at some moment between its request and its response. The tests send concurrent calls to
+//! several processes, record every request and response, and have a checker search for such an order. Sessions do not
+//! expire during a test.
 
 pub mod history;
 pub mod user;
@@ -12,48 +13,48 @@ use futures_util::future::join_all;
 use futures_util::stream;
 
 use self::history::{Call, Recorder, is_linearizable};
-use self::user::{Answer, Shown, Step, Text, Verb};
+use self::user::{Answer, Operation, SessionView, Step, Text};
 use crate::support::acl;
+use crate::support::faulty_redis::FaultyRedis;
 use crate::support::process::{self, Process};
 use crate::support::random::Random;
 use crate::support::redis::shared_url;
-use crate::support::victim::Victim;
 
 const HISTORIES: usize = 300;
 const CLIENTS: usize = 5;
 const CALLS: usize = 6;
 /// Histories that are recorded at the same time.
-const AT_ONCE: usize = 30;
-/// Shorter than a Redis is stopped, so that calls are given up that have their effect later.
+const CONCURRENT_HISTORIES: usize = 30;
+/// Shorter than the time for which the tests stop Redis, so that some calls time out and take effect later.
 pub const DEADLINE: [&str; 2] = ["--request-deadline", "500ms"];
 
-/// How many users each process remembers: as many as there are, too few, none.
-const HINTS: [[&str; 2]; 3] = [["--max-hints", "100000"], ["--max-hints", "1"], ["--max-hints", "0"]];
+/// The hint cache of each process: large enough for all users, too small, and off.
+const HINTS: [[&str; 2]; 3] = [["--hint-cache-size", "100000"], ["--hint-cache-size", "1"], ["--hint-cache-size", "0"]];
 
-/// One client of a user: calls that its choices lead to, with any of the last few ids that anybody was told.
+/// One client of a user. Makes random calls, each with one of the user's three most recently returned session ids.
 async fn client(recorder: &Recorder, bases: &[String], user: usize, mut random: Random, pause_max_ms: u64) {
     for number in 0..CALLS {
         let ids = recorder.ids(user);
         let id = ids.get(ids.len().saturating_sub(1 + random.below(3))).cloned();
-        let verb = match (random.below(16), id) {
-            (0, _) => Verb::EraseUser,
-            (1 | 2, _) => Verb::Replace,
-            (3 | 4, _) => Verb::GetActive,
-            (5..8, Some(id)) => Verb::End(id),
-            (8 | 9, Some(id)) => Verb::Resume(id),
-            (10 | 11, Some(id)) => Verb::ResumeReplacing(id),
-            (12, Some(id)) => Verb::Get(id),
-            (13, Some(id)) => Verb::Append(id, format!("m{}-{number}", random.below(3)).into()),
-            (14, Some(id)) => Verb::Delete(id),
-            _ => Verb::GetOrCreate,
+        let operation = match (random.below(16), id) {
+            (0, _) => Operation::EraseUser,
+            (1 | 2, _) => Operation::Replace,
+            (3 | 4, _) => Operation::GetActive,
+            (5..8, Some(id)) => Operation::End(id),
+            (8 | 9, Some(id)) => Operation::Resume(id),
+            (10 | 11, Some(id)) => Operation::ResumeReplacing(id),
+            (12, Some(id)) => Operation::Get(id),
+            (13, Some(id)) => Operation::Append(id, format!("m{}-{number}", random.below(3)).into()),
+            (14, Some(id)) => Operation::Delete(id),
+            _ => Operation::GetOrCreate,
         };
         let base = random.one_of(bases).clone();
-        recorder.call(&base, user, verb).await;
+        recorder.call(&base, user, operation).await;
         tokio::time::sleep(random.pause(0, pause_max_ms)).await;
     }
 }
 
-/// Records a history for each user, some at a time.
+/// Records a history for each user, `CONCURRENT_HISTORIES` at a time.
 async fn record(recorder: &Recorder, bases: &[String], random: &mut Random, pause_max_ms: u64) {
     let histories: Vec<_> = (0..recorder.users())
         .map(|user| {
@@ -64,10 +65,10 @@ async fn record(recorder: &Recorder, bases: &[String], random: &mut Random, paus
             }
         })
         .collect();
-    stream::iter(histories).for_each_concurrent(AT_ONCE, |history| history).await;
+    stream::iter(histories).for_each_concurrent(CONCURRENT_HISTORIES, |history| history).await;
 }
 
-/// Panics unless the program finds nothing wrong with what is stored.
+/// Runs `sessiond audit` and panics unless it finds nothing.
 pub fn expect_clean(url: &str, prefix: &str) {
     let arguments = ["audit", "--key-prefix", prefix, "--max-keys-per-second", "1000000"];
     let audited = process::run(&arguments, &[("REDIS_URL", &acl::audit_url(url))]);
@@ -84,146 +85,157 @@ async fn histories_of_several_processes_are_linearizable() {
     let recorder = Recorder::new("u", HISTORIES);
     record(&recorder, &bases, &mut Random::seeded(), 2).await;
     let summary = recorder.expect_linearizable();
-    assert_eq!(summary.unanswered, 0, "nothing happened to Redis, so everything is answered");
+    assert_eq!(summary.without_response, 0, "a call got no response although Redis had no fault");
     expect_clean(&url, &prefix);
     println!("{summary:?}");
 }
 
 #[tokio::test]
-async fn histories_are_linearizable_whatever_happens_to_redis() {
+async fn histories_are_linearizable_under_redis_faults() {
     let mut random = Random::seeded();
-    let mut redis = Victim::start();
+    let mut redis = FaultyRedis::start();
     let url = redis.url();
     let processes = HINTS.map(|hints| Process::serve(&[&DEADLINE[..], &hints].concat(), &[("REDIS_URL", &url)]));
     let bases = processes.each_ref().map(|(_, base)| base.clone());
     let recorder = Recorder::new("u", HISTORIES);
-    // Dropped when it is over, also by a test that fails.
-    let (running, over) = mpsc::channel::<()>();
+    // Dropping `running` stops the faults, also when the test fails.
+    let (running, stopped) = mpsc::channel::<()>();
     let faults = {
         let mut random = random.fork();
         tokio::task::spawn_blocking(move || {
-            let mut suffered = Vec::new();
-            while over.recv_timeout(random.pause(20, 300)) == Err(RecvTimeoutError::Timeout) {
-                suffered.push(redis.suffer(&mut random));
+            let mut applied = Vec::new();
+            while stopped.recv_timeout(random.pause(20, 300)) == Err(RecvTimeoutError::Timeout) {
+                applied.push(redis.inject_fault(&mut random));
             }
-            (redis, suffered)
+            (redis, applied)
         })
     };
     record(&recorder, &bases, &mut random, 120).await;
     drop(running);
-    let (_redis, suffered) = faults.await.expect("no panic");
+    let (_redis, applied) = faults.await.expect("no panic");
     let summary = recorder.expect_linearizable();
-    // What was given up may still be on its way: the services end first.
+    // Calls that timed out may still take effect, so the services end before the audit.
     drop(processes);
     expect_clean(&url, "sd");
-    println!("{summary:?}; {suffered:?}");
+    println!("{summary:?}; {applied:?}");
 }
 
-/// Calls of a hand-written history: when each was made and answered, or never.
-fn calls(rows: Vec<(usize, Option<usize>, Verb, Option<Answer>)>) -> Vec<Call> {
-    let call = |(called, answered, verb, answer)| Call { step: Step { verb, answer }, called, answered };
+/// The calls of a hand-written history. Each row has the moment of the request, the moment of the response or `None`,
+/// the operation, and its result.
+fn calls(rows: Vec<(usize, Option<usize>, Operation, Option<Answer>)>) -> Vec<Call> {
+    let call =
+        |(requested, responded, operation, answer)| Call { step: Step { operation, answer }, requested, responded };
     rows.into_iter().map(call).collect()
 }
 
-fn shown(id: &str, active: bool, version: u64) -> Shown {
-    Shown { id: id.into(), active, version, title: None, messages: 0 }
+fn view(id: &str, active: bool, version: u64) -> SessionView {
+    SessionView { id: id.into(), active, version, title: None, messages: 0 }
 }
 
 #[test]
-fn the_checker_accepts_what_some_order_explains() {
+fn checker_accepts_linearizable_histories() {
     let [a, b] = ["a", "b"].map(Text::from);
-    let found = |id, active, version| Some(Answer::Found(shown(id, active, version)));
-    let created = |id| Some(Answer::Created(shown(id, true, 1)));
+    let found = |id, active, version| Some(Answer::Found(view(id, active, version)));
+    let created = |id| Some(Answer::Created(view(id, true, 1)));
     let accepted = [
         vec![],
-        // At once: the one that found it was answered first.
-        vec![(0, Some(3), Verb::GetOrCreate, created("a")), (1, Some(2), Verb::GetOrCreate, found("a", true, 1))],
-        // Created without an answer, found later; and a replace without one that had its effect last.
+        // Concurrent calls: the one that found the session got its response first.
         vec![
-            (0, None, Verb::GetOrCreate, None),
-            (1, None, Verb::Replace, None),
-            (2, Some(3), Verb::GetActive, found("a", true, 1)),
-            (4, Some(5), Verb::End(a.clone()), found("a", false, 2)),
-            (6, Some(7), Verb::GetActive, found("b", true, 1)),
-            (8, Some(9), Verb::Resume(a.clone()), Some(Answer::AnotherActive(b.clone()))),
+            (0, Some(3), Operation::GetOrCreate, created("a")),
+            (1, Some(2), Operation::GetOrCreate, found("a", true, 1)),
         ],
-        // An end that never had an effect.
+        // A create without a response, found later, and a replace without a response that took effect last.
         vec![
-            (0, Some(1), Verb::GetOrCreate, created("a")),
-            (2, None, Verb::End(a.clone()), None),
-            (3, Some(4), Verb::GetActive, found("a", true, 1)),
+            (0, None, Operation::GetOrCreate, None),
+            (1, None, Operation::Replace, None),
+            (2, Some(3), Operation::GetActive, found("a", true, 1)),
+            (4, Some(5), Operation::End(a.clone()), found("a", false, 2)),
+            (6, Some(7), Operation::GetActive, found("b", true, 1)),
+            (8, Some(9), Operation::Resume(a.clone()), Some(Answer::AnotherActive(b.clone()))),
         ],
-        // One that nobody was told is erased with the others.
+        // An end without a response that never took effect.
         vec![
-            (0, None, Verb::GetOrCreate, None),
-            (1, Some(2), Verb::Replace, created("b")),
-            (3, Some(4), Verb::EraseUser, Some(Answer::Erased(2))),
+            (0, Some(1), Operation::GetOrCreate, created("a")),
+            (2, None, Operation::End(a.clone()), None),
+            (3, Some(4), Operation::GetActive, found("a", true, 1)),
+        ],
+        // A session whose create got no response is erased with the others.
+        vec![
+            (0, None, Operation::GetOrCreate, None),
+            (1, Some(2), Operation::Replace, created("b")),
+            (3, Some(4), Operation::EraseUser, Some(Answer::Erased(2))),
         ],
     ];
     for history in accepted.map(calls) {
-        assert!(is_linearizable(&history), "{history:#?}");
+        assert_eq!(is_linearizable(&history).0, Some(true), "{history:#?}");
     }
 }
 
 #[test]
-fn the_checker_refuses_what_no_order_explains() {
+fn checker_rejects_non_linearizable_histories() {
     let [a, m] = ["a", "m"].map(Text::from);
-    let found = |id, active, version| Some(Answer::Found(shown(id, active, version)));
-    let created = |id| Some(Answer::Created(shown(id, true, 1)));
-    let refused = [
-        // Two sessions for one user, even if both were asked for at once.
-        vec![(0, Some(2), Verb::GetOrCreate, created("a")), (1, Some(3), Verb::GetOrCreate, created("b"))],
-        // Found before anybody asked for it.
-        vec![(0, Some(1), Verb::GetActive, found("a", true, 1)), (2, None, Verb::GetOrCreate, None)],
-        // Active after its end was answered.
+    let found = |id, active, version| Some(Answer::Found(view(id, active, version)));
+    let created = |id| Some(Answer::Created(view(id, true, 1)));
+    let rejected = [
+        // Two active sessions of one user, created by concurrent calls.
+        vec![(0, Some(2), Operation::GetOrCreate, created("a")), (1, Some(3), Operation::GetOrCreate, created("b"))],
+        // A session found before the call that creates it.
+        vec![(0, Some(1), Operation::GetActive, found("a", true, 1)), (2, None, Operation::GetOrCreate, None)],
+        // A session that is active after the response to its end.
         vec![
-            (0, Some(1), Verb::GetOrCreate, created("a")),
-            (2, Some(3), Verb::End(a.clone()), found("a", false, 2)),
-            (4, Some(5), Verb::GetActive, found("a", true, 1)),
+            (0, Some(1), Operation::GetOrCreate, created("a")),
+            (2, Some(3), Operation::End(a.clone()), found("a", false, 2)),
+            (4, Some(5), Operation::GetActive, found("a", true, 1)),
         ],
-        // An acknowledged create is gone.
-        vec![(0, Some(1), Verb::GetOrCreate, created("a")), (2, Some(3), Verb::GetActive, Some(Answer::NotFound))],
-        // One end that is given up has its effect twice.
+        // A session not found after its acknowledged create.
         vec![
-            (0, Some(1), Verb::GetOrCreate, created("a")),
-            (2, None, Verb::End(a.clone()), None),
-            (3, Some(4), Verb::Resume(a.clone()), found("a", true, 3)),
-            (5, Some(6), Verb::GetActive, Some(Answer::NotFound)),
+            (0, Some(1), Operation::GetOrCreate, created("a")),
+            (2, Some(3), Operation::GetActive, Some(Answer::NotFound)),
         ],
-        // A message that is stored twice.
+        // An end without a response that took effect twice.
         vec![
-            (0, Some(1), Verb::GetOrCreate, created("a")),
-            (2, None, Verb::Append(a.clone(), m.clone()), None),
-            (3, Some(4), Verb::ListMessages(a.clone()), Some(Answer::Messages(vec![m.clone(), m.clone()]))),
+            (0, Some(1), Operation::GetOrCreate, created("a")),
+            (2, None, Operation::End(a.clone()), None),
+            (3, Some(4), Operation::Resume(a.clone()), found("a", true, 3)),
+            (5, Some(6), Operation::GetActive, Some(Answer::NotFound)),
         ],
-        // A session of somebody else.
-        vec![(0, Some(1), Verb::GetOrCreate, created("a")), (2, Some(3), Verb::Get(a.clone()), found("b", true, 1))],
-        // Brought back after its deletion.
+        // A message stored twice by one append.
         vec![
-            (0, Some(1), Verb::GetOrCreate, created("a")),
-            (2, Some(3), Verb::Delete(a.clone()), Some(Answer::Deleted)),
-            (4, Some(5), Verb::Get(a.clone()), found("a", true, 1)),
+            (0, Some(1), Operation::GetOrCreate, created("a")),
+            (2, None, Operation::Append(a.clone(), m.clone()), None),
+            (3, Some(4), Operation::ListMessages(a.clone()), Some(Answer::Messages(vec![m.clone(), m.clone()]))),
+        ],
+        // A response with another session than the requested one.
+        vec![
+            (0, Some(1), Operation::GetOrCreate, created("a")),
+            (2, Some(3), Operation::Get(a.clone()), found("b", true, 1)),
+        ],
+        // A session found after its deletion.
+        vec![
+            (0, Some(1), Operation::GetOrCreate, created("a")),
+            (2, Some(3), Operation::Delete(a.clone()), Some(Answer::Deleted)),
+            (4, Some(5), Operation::Get(a.clone()), found("a", true, 1)),
         ],
     ];
-    for history in refused.map(calls) {
-        assert!(!is_linearizable(&history), "{history:#?}");
+    for history in rejected.map(calls) {
+        assert_eq!(is_linearizable(&history).0, Some(false), "{history:#?}");
     }
 }
 
-/// Every recorded answer matters: a history in which one is turned into another is refused.
+/// Shows that the checker uses every recorded response: it rejects a history in which any one of them is changed.
 #[tokio::test]
-async fn a_recorded_history_with_one_false_answer_is_refused() {
+async fn recorded_history_with_one_wrong_response_is_rejected() {
     let url = shared_url();
     let prefix = format!("sd:lin-false-{}", std::process::id());
     let (_process, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &url)]);
     let recorder = Recorder::new("u", 1);
     record(&recorder, &[base], &mut Random::seeded(), 2).await;
     let history = recorder.history(0);
-    assert!(is_linearizable(&history));
-    for place in 0..history.len() {
+    assert_eq!(is_linearizable(&history).0, Some(true));
+    for index in 0..history.len() {
         let mut history = history.clone();
-        let Some(Answer::Created(shown) | Answer::Found(shown)) = &mut history[place].step.answer else { continue };
-        shown.version += 100;
-        assert!(!is_linearizable(&history), "{place}: {history:#?}");
+        let Some(Answer::Created(view) | Answer::Found(view)) = &mut history[index].step.answer else { continue };
+        view.version += 100;
+        assert_eq!(is_linearizable(&history).0, Some(false), "{index}: {history:#?}");
     }
 }

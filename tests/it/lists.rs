@@ -1,4 +1,4 @@
-//! Lists: order, pages, and what inserts and deletes between two pages do to them.
+//! Lists: order, pages, and the effects of inserts and deletes between two pages.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::service::{Answer, Service};
 
-fn ids(answer: &Answer) -> Vec<String> {
-    let sessions = answer.json();
+fn ids(response: &Answer) -> Vec<String> {
+    let sessions = response.json();
     let sessions = sessions.as_array().expect("an array");
     sessions.iter().map(|session| session["sessionId"].as_str().expect("an id").to_owned()).collect()
 }
@@ -35,45 +35,45 @@ async fn history_is_newest_first_even_within_a_millisecond() {
     let service = Service::start(&[]).await;
     let mut created = Vec::new();
     for _ in 0..7 {
-        // The clock stands.
+        // The clock does not advance.
         created.insert(0, replace(&service, "u").await);
     }
     let path = "/api/sessions/business/b/user/u/history";
     assert_eq!(ids(&service.get(path).await.expect(200)), created);
     assert_eq!(pages(&service, &format!("{path}?limit=3")).await.concat(), created);
-    assert_eq!(pages(&service, &format!("{path}?limit=7")).await, [created], "a full last page has no next");
+    assert_eq!(pages(&service, &format!("{path}?limit=7")).await, [created], "a full last page has no next link");
 }
 
 #[tokio::test]
 async fn history_pages_survive_inserts_and_deletes_between_them() {
     let service = Service::start(&[]).await;
-    let mut there_throughout = Vec::new();
+    let mut remaining = Vec::new();
     for _ in 0..10 {
-        there_throughout.insert(0, replace(&service, "u").await);
+        remaining.insert(0, replace(&service, "u").await);
     }
     let first = service.get("/api/sessions/business/b/user/u/history?limit=4").await.expect(200);
-    let mut met = ids(&first);
-    // A new one at the front; the entry that the page ended with, and one of the next page, are deleted.
+    let mut seen = ids(&first);
+    // Adds a session at the front, and deletes the last entry of the page and one of the next page.
     replace(&service, "u").await;
-    for gone in [3, 5] {
-        service.delete(&format!("/api/sessions/{}", there_throughout[gone])).await.expect(204);
+    for index in [3, 5] {
+        service.delete(&format!("/api/sessions/{}", remaining[index])).await.expect(204);
     }
-    met.extend(pages(&service, &first.link("next").expect("a next page")).await.concat());
-    there_throughout.remove(5);
-    assert_eq!(met, there_throughout);
+    seen.extend(pages(&service, &first.link("next").expect("a next page")).await.concat());
+    remaining.remove(5);
+    assert_eq!(seen, remaining);
 }
 
 #[tokio::test]
-async fn an_entry_whose_session_is_gone_is_skipped_and_the_page_still_full() {
+async fn entries_of_missing_sessions_are_skipped_and_pages_stay_full() {
     let service = Service::start(&[]).await;
     let mut created = Vec::new();
     for _ in 0..12 {
         created.insert(0, replace(&service, "u").await);
     }
-    // What Redis's own expiry leaves behind: the hashes of the older half are gone, their history entries are not.
-    for gone in &created[2..8] {
-        let key = format!("{}:{{{}}}:s:{gone}", service.config.key_prefix, &gone[..4]);
-        service.look.command(&["DEL", &key]).await;
+    // The state after expiry by Redis: the hashes of six sessions no longer exist, but their history entries do.
+    for id in &created[2..8] {
+        let key = format!("{}:{{{}}}:s:{id}", service.config.redis.key_prefix, &id[..4]);
+        service.probe.command(&["DEL", &key]).await;
     }
     created.drain(2..8);
     let path = "/api/sessions/business/b/user/u/history?limit=4";
@@ -82,7 +82,7 @@ async fn an_entry_whose_session_is_gone_is_skipped_and_the_page_still_full() {
 }
 
 #[tokio::test]
-async fn active_sessions_come_latest_expiry_first_from_all_partitions() {
+async fn active_sessions_of_all_partitions_are_sorted_by_latest_expiry_first() {
     let service = Service::start(&[]).await;
     let mut created = Vec::new();
     for user in 0..60 {
@@ -90,7 +90,7 @@ async fn active_sessions_come_latest_expiry_first_from_all_partitions() {
         service.advance(Duration::from_millis(1));
     }
     let partitions: BTreeSet<_> = created.iter().map(|id| id[..4].to_owned()).collect();
-    assert!(partitions.len() > 10, "60 users are spread over up to 16 partitions");
+    assert!(partitions.len() > 10, "60 users are in few of the up to 16 partitions of a business");
     let path = "/api/sessions/business/b/active";
     let first = service.get(path).await.expect(200);
     assert_eq!(first.header("x-total-count"), Some("60"));
@@ -100,22 +100,22 @@ async fn active_sessions_come_latest_expiry_first_from_all_partitions() {
 }
 
 #[tokio::test]
-async fn active_sessions_that_expire_in_the_same_millisecond_come_once_each() {
+async fn active_sessions_with_equal_expiry_are_listed_once_each() {
     let service = Service::start(&[]).await;
     let mut created = BTreeSet::new();
     for user in 0..40 {
-        // The clock stands: all have one expiry, and many share a partition.
+        // The clock does not advance: all sessions have the same expiry, and many share a partition.
         created.insert(service.session_of(&format!("user_{user}")).await);
     }
     for limit in [1, 3, 39, 40] {
-        let met = pages(&service, &format!("/api/sessions/business/b/active?limit={limit}")).await.concat();
-        assert_eq!(met.len(), created.len(), "limit {limit}");
-        assert_eq!(met.into_iter().collect::<BTreeSet<_>>(), created, "limit {limit}");
+        let seen = pages(&service, &format!("/api/sessions/business/b/active?limit={limit}")).await.concat();
+        assert_eq!(seen.len(), created.len(), "limit {limit}");
+        assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), created, "limit {limit}");
     }
 }
 
 #[tokio::test]
-async fn a_session_touched_between_two_pages_moves_to_the_front_and_none_comes_twice() {
+async fn session_touched_between_two_pages_moves_to_the_front_without_duplicates() {
     let service = Service::start(&["--activity-resolution", "0"]).await;
     let mut created = Vec::new();
     for user in 0..6 {
@@ -125,7 +125,11 @@ async fn a_session_touched_between_two_pages_moves_to_the_front_and_none_comes_t
     let first = service.get("/api/sessions/business/b/active?limit=2").await.expect(200);
     service.get_or_create("user_0").await.expect(200);
     let rest = pages(&service, &first.link("next").expect("a next page")).await.concat();
-    assert_eq!([ids(&first), rest].concat(), created[..5], "the touched one is at the front now");
+    assert_eq!(
+        [ids(&first), rest].concat(),
+        created[..5],
+        "the touched session moved to the front, before these pages"
+    );
     assert_eq!(ids(&service.get("/api/sessions/business/b/active?limit=1").await.expect(200)), created[5..]);
 }
 
@@ -143,7 +147,7 @@ async fn ended_and_expired_sessions_are_not_active() {
 }
 
 #[tokio::test]
-async fn erasing_a_user_leaves_nothing_of_it_and_all_of_the_others() {
+async fn erasing_a_user_removes_all_its_keys_and_no_others() {
     let service = Service::start(&[]).await;
     for _ in 0..230 {
         replace(&service, "u").await;
@@ -157,6 +161,6 @@ async fn erasing_a_user_leaves_nothing_of_it_and_all_of_the_others() {
     assert_eq!(service.get(&format!("{path}/history")).await.json(), Value::Array(Vec::new()));
     service.get(&messages).await.expect_problem(404, "session_not_found");
     assert_eq!(ids(&service.get("/api/sessions/business/b/active").await), [other]);
-    let left = service.look.keys().await;
+    let left = service.probe.keys().await;
     assert!(left.iter().all(|key| !key.ends_with(":u") && !key.contains(":m:") && !key.contains(":d:")), "{left:?}");
 }

@@ -1,9 +1,9 @@
-//! The acceptance tests: the real service on real sockets, on a real Redis. One binary; every test has a key prefix of
-//! its own, so all of them run at once on one server.
+//! The acceptance tests: the real service, real sockets and a real Redis. All tests are in one binary. Every test has
+//! its own key prefix, so they run concurrently on one Redis server.
 
-#![expect(clippy::expect_used, reason = "a test that cannot go on ends")]
+#![expect(clippy::expect_used, reason = "a test that cannot continue fails")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
-#![expect(clippy::disallowed_methods, reason = "tests find the server program in the environment")]
+#![expect(clippy::disallowed_methods, reason = "tests read the environment to find the Redis server program")]
 #![expect(unreachable_pub, reason = "the whole binary is one crate")]
 
 mod acl;
@@ -11,14 +11,15 @@ mod architecture;
 mod audit;
 mod auth;
 mod bad_input;
+mod cli;
 mod client_flow;
 mod cluster;
 mod connection;
 mod cors;
+mod embedded_redis;
 mod faults;
 mod health;
 mod hints;
-mod hostile;
 mod idempotency;
 mod identifiers;
 mod large_reads;
@@ -36,12 +37,11 @@ mod openapi;
 mod otel;
 mod overload;
 mod preconditions;
-mod private_redis;
-mod program;
 mod races;
 mod reads;
 mod redis_outage;
 mod scripts;
+mod security;
 mod sentinel;
 mod state_machine;
 mod support;

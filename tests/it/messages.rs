@@ -1,4 +1,4 @@
-//! Messages: seq, replays, pages, trimming.
+//! Messages: `seq`, replays, pages, trimming.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,8 @@ fn text(number: u64) -> Value {
     json!({"role": "user", "content": format!("message {number}")})
 }
 
-fn seqs(answer: &Answer) -> Vec<u64> {
-    let messages = answer.json();
+fn seqs(response: &Answer) -> Vec<u64> {
+    let messages = response.json();
     let messages = messages.as_array().expect("an array");
     messages.iter().map(|message| message["seq"].as_u64().expect("a seq")).collect()
 }
@@ -29,15 +29,15 @@ async fn session_with(service: &Service, user: &str, count: u64) -> String {
 }
 
 #[tokio::test]
-async fn concurrent_appends_number_without_gaps() {
+async fn concurrent_appends_get_seq_without_gaps() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 0).await;
     let append = |number| service.post(&path, json!([text(number), text(number)]));
-    let answers = join_all((0..50).map(append)).await;
+    let responses = join_all((0..50).map(append)).await;
     let mut given = BTreeSet::new();
-    for answer in &answers {
-        let both = seqs(answer);
-        assert_eq!(both[0] + 1, both[1], "an array stays together");
+    for response in &responses {
+        let both = seqs(response);
+        assert_eq!(both[0] + 1, both[1], "the messages of one array have consecutive seqs");
         given.extend(both);
     }
     assert!(given.into_iter().eq(1..=100));
@@ -46,14 +46,14 @@ async fn concurrent_appends_number_without_gaps() {
 }
 
 #[tokio::test]
-async fn a_retry_is_answered_as_stored_and_appends_nothing() {
+async fn retry_returns_the_stored_message_and_appends_nothing() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 0).await;
     let message = json!({"messageId": "m", "role": "user", "content": {"a": 1, "b": [true]}, "metadata": {"x": 1}});
     let first = service.post(&path, message.clone()).await.expect(201);
     service.advance(std::time::Duration::from_secs(5));
     assert_eq!(service.post(&path, message).await.expect(200).json(), first.json());
-    // The same content, written in another order: still the same message, as it was stored.
+    // The same content with its members in another order is the same message. The response has the stored text.
     let reordered = r#"{"content": {"b": [ true ], "a": 1}, "role": "user", "messageId": "m"}"#;
     let json_type = [("content-type", "application/json")];
     let again = service.send(reqwest::Method::POST, &path, &json_type, reordered.into()).await.expect(200);
@@ -62,9 +62,9 @@ async fn a_retry_is_answered_as_stored_and_appends_nothing() {
         json!({"messageId": "m", "role": "assistant", "content": {"a": 1, "b": [true]}}),
         json!({"messageId": "m", "role": "user", "content": {"a": 2, "b": [true]}}),
     ] {
-        let before = service.look.digest().await;
+        let before = service.probe.digest().await;
         service.post(&path, json!([text(1), other])).await.expect_problem(409, "message_id_conflict");
-        assert_eq!(service.look.digest().await, before, "an array is appended whole or not at all");
+        assert_eq!(service.probe.digest().await, before, "an array is appended whole or not at all");
     }
     let mixed = json!([{"messageId": "m", "role": "user", "content": {"a": 1, "b": [true]}}, text(2), text(3)]);
     let mixed = service.post(&path, mixed).await.expect(201);
@@ -72,14 +72,14 @@ async fn a_retry_is_answered_as_stored_and_appends_nothing() {
     assert_eq!(mixed.json()[0], first.json());
 }
 
-/// Appends a message whose content is written exactly so.
+/// Appends a message whose content is exactly this JSON text.
 async fn append_text(service: &Service, path: &str, id: &str, content: &str) -> Answer {
     let body = format!("{{\"messageId\":\"{id}\",\"role\":\"user\",\"content\":{content}}}");
     service.send(reqwest::Method::POST, path, &[("content-type", "application/json")], body.into()).await
 }
 
 #[tokio::test]
-async fn a_retry_may_spell_numbers_and_order_members_otherwise() {
+async fn retry_may_differ_in_number_format_and_member_order() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 0).await;
     let same = [
@@ -98,9 +98,9 @@ async fn a_retry_may_spell_numbers_and_order_members_otherwise() {
         let first = append_text(&service, &path, &id, texts[0]).await.expect(201);
         for text in texts {
             let again = append_text(&service, &path, &id, text).await.expect(200);
-            assert_eq!(again.text, first.text, "{text}: as it was stored first");
+            assert_eq!(again.text, first.text, "{text}: the response differs from the stored message");
         }
-        // In one array, too: they are one message.
+        // Within one array they are one message as well.
         let item = |text: &&str| format!("{{\"messageId\":\"array-{number}\",\"role\":\"user\",\"content\":{text}}}");
         let array = format!("[{}]", texts.iter().map(item).collect::<Vec<_>>().join(","));
         let headers = [("content-type", "application/json")];
@@ -119,23 +119,23 @@ async fn a_retry_may_spell_numbers_and_order_members_otherwise() {
     for (number, (left, right)) in different.into_iter().enumerate() {
         let id = format!("different-{number}");
         append_text(&service, &path, &id, left).await.expect(201);
-        let before = service.look.digest().await;
+        let before = service.probe.digest().await;
         append_text(&service, &path, &id, right).await.expect_problem(409, "message_id_conflict");
         let item = |text| format!("{{\"messageId\":\"both-{number}\",\"role\":\"user\",\"content\":{text}}}");
         let array = format!("[{},{}]", item(left), item(right));
         let headers = [("content-type", "application/json")];
-        let refused = service.send(reqwest::Method::POST, &path, &headers, array.into()).await;
-        refused.expect_problem(409, "message_id_conflict");
-        assert_eq!(service.look.digest().await, before, "{left} and {right}");
+        let rejected = service.send(reqwest::Method::POST, &path, &headers, array.into()).await;
+        rejected.expect_problem(409, "message_id_conflict");
+        assert_eq!(service.probe.digest().await, before, "{left} and {right}");
     }
-    // Metadata is no part of what makes a retry: it stays as it was first sent.
+    // A retry is recognised without its metadata. The stored metadata stays as first sent.
     let with = |metadata: Value| json!({"messageId": "m", "role": "user", "content": 1, "metadata": metadata});
     let first = service.post(&path, with(json!({"list": [1, 2]}))).await.expect(201).json();
     assert_eq!(service.post(&path, with(json!({"list": [2, 1]}))).await.expect(200).json(), first);
 }
 
 #[tokio::test]
-async fn a_retry_succeeds_although_the_session_ended_meanwhile() {
+async fn retry_succeeds_after_the_session_ended() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 0).await;
     let message = json!({"messageId": "m", "role": "user", "content": "hello"});
@@ -146,34 +146,34 @@ async fn a_retry_succeeds_although_the_session_ended_meanwhile() {
 }
 
 #[tokio::test]
-async fn pages_go_both_ways_and_meet_every_message_once() {
+async fn pages_in_both_directions_contain_every_message_once() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 23).await;
 
     let newest = service.get(&format!("{path}?limit=5")).await.expect(200);
     assert_eq!(seqs(&newest), [19, 20, 21, 22, 23]);
     assert_eq!(newest.link("next"), None);
-    let mut met = seqs(&newest);
+    let mut seen = seqs(&newest);
     let mut older = newest.link("prev");
     while let Some(link) = older {
         let page = service.get(&link).await.expect(200);
-        assert!(page.link("next").is_some(), "there are newer ones");
-        met.splice(0..0, seqs(&page));
+        assert!(page.link("next").is_some(), "no link to newer messages");
+        seen.splice(0..0, seqs(&page));
         older = page.link("prev");
     }
-    assert!(met.into_iter().eq(1..=23));
+    assert!(seen.into_iter().eq(1..=23));
 
     let first = service.get(&format!("{path}?limit=10&after=0")).await.expect(200);
     assert_eq!(first.link("prev"), None);
-    let mut met = seqs(&first);
+    let mut seen = seqs(&first);
     let mut newer = first.link("next");
     while let Some(link) = newer {
         let page = service.get(&link).await.expect(200);
-        assert!(page.link("prev").is_some(), "there are older ones");
-        met.extend(seqs(&page));
+        assert!(page.link("prev").is_some(), "no link to older messages");
+        seen.extend(seqs(&page));
         newer = page.link("next");
     }
-    assert!(met.into_iter().eq(1..=23));
+    assert!(seen.into_iter().eq(1..=23));
 
     for (query, expected) in
         [("before=1", vec![]), ("after=23", vec![]), ("after=99", vec![]), ("before=3", vec![1, 2])]
@@ -184,7 +184,7 @@ async fn pages_go_both_ways_and_meet_every_message_once() {
 }
 
 #[tokio::test]
-async fn the_newest_messages_are_kept_and_their_ids_forgotten_with_the_others() {
+async fn trimming_keeps_the_newest_messages_and_removes_the_ids_of_others() {
     let service = Service::start(&["--messages-kept", "100"]).await;
     let path = session_with(&service, "u", 0).await;
     let message = |number: u64| json!({"messageId": format!("m{number}"), "role": "user", "content": number});
@@ -195,14 +195,18 @@ async fn the_newest_messages_are_kept_and_their_ids_forgotten_with_the_others() 
     let all = service.get(&format!("{path}?limit=1000&after=0")).await.expect(200);
     assert!(seqs(&all).into_iter().eq(81..=180));
     assert_eq!((all.link("prev"), all.link("next")), (None, None));
-    let [ids] = &service.look.keys_of('d').await[..] else { panic!("one index of ids") };
-    assert_eq!(service.look.hash(ids).await.len(), 100);
+    let [ids] = &service.probe.keys_of('d').await[..] else { panic!("one index of ids") };
+    assert_eq!(service.probe.hash(ids).await.len(), 100);
     assert_eq!(service.post(&path, message(81)).await.expect(200).member("seq"), 81);
-    assert_eq!(service.post(&path, message(80)).await.expect(201).member("seq"), 181, "forgotten, so new");
+    assert_eq!(
+        service.post(&path, message(80)).await.expect(201).member("seq"),
+        181,
+        "the id of a removed message is new again"
+    );
 }
 
 #[tokio::test]
-async fn content_is_any_json_value_but_null_and_comes_back_as_it_was() {
+async fn content_of_any_json_type_but_null_is_returned_unchanged() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 0).await;
     for content in
@@ -210,8 +214,8 @@ async fn content_is_any_json_value_but_null_and_comes_back_as_it_was() {
     {
         let body = format!("{{\"role\":\"tool\",\"content\":{content}}}");
         let json_type = [("content-type", "application/json")];
-        let answer = service.send(reqwest::Method::POST, &path, &json_type, body.into()).await.expect(201);
+        let response = service.send(reqwest::Method::POST, &path, &json_type, body.into()).await.expect(201);
         let expected = format!("\"content\":{content},\"metadata\"");
-        assert!(answer.text.contains(&expected), "{content}: {}", answer.text);
+        assert!(response.text.contains(&expected), "{content}: {}", response.text);
     }
 }

@@ -1,4 +1,4 @@
-//! The metrics: bounded by the code, right to the last request, and the first to tell of a fault.
+//! The metrics: a bounded number of series, exact counts, and visible faults of Redis.
 
 mod agreement;
 mod bounds;
@@ -8,7 +8,7 @@ use crate::support::process::Process;
 use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
-/// What a service has before anything happened.
+/// The metrics that exist before any event.
 const FROM_THE_START: [&str; 30] = [
     "sessiond_credentials_refused_total",
     "sessiond_build_info",
@@ -41,20 +41,20 @@ const FROM_THE_START: [&str; 30] = [
     "process_resident_memory_bytes",
     "process_start_time_seconds",
 ];
-/// What is there once it has something to tell: its labels say what.
+/// The metrics that exist only after their first event, because their labels depend on it.
 const WITH_THE_FIRST_EVENT: [&str; 3] =
     ["sessiond_http_request_duration_seconds", "sessiond_http_requests_total", "sessiond_store_errors_total"];
 
-/// A service on the Redis of all tests.
+/// Starts a service on the shared Redis.
 fn serve(prefix: &str, flags: &[&str]) -> (Process, String) {
     let url = shared_url();
-    let patient =
+    let common =
         ["--key-prefix", &format!("sd:{prefix}"), "--request-deadline", "10s", "--log", "info,sessiond::http=error"];
-    Process::serve(&[&patient, flags].concat(), &[("REDIS_URL", &url)])
+    Process::serve(&[&common, flags].concat(), &[("REDIS_URL", &url)])
 }
 
 #[tokio::test]
-async fn every_metric_is_there_from_the_start_or_with_its_first_event_and_tells_what_it_is() {
+async fn every_metric_is_described_from_the_start_or_from_its_first_event() {
     let (service, base) = serve("first-scrape", &[]);
     let first = Scrape::until(&service, |scrape| scrape.text.contains("event_loop_lag_seconds_count")).await;
     let described = |scrape: &Scrape, name: &str| {
@@ -77,13 +77,13 @@ async fn every_metric_is_there_from_the_start_or_with_its_first_event_and_tells_
     }
     let names: Vec<_> = first.text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     for name in names.iter().filter(|name| name.starts_with("sessiond_")) {
-        assert!(FROM_THE_START.contains(name), "{name} is not in the list of this test");
+        assert!(FROM_THE_START.contains(name), "{name} is not in FROM_THE_START");
     }
     assert_eq!(first.sum("sessiond_build_info", &[&format!("version=\"{}\"", env!("CARGO_PKG_VERSION"))]), 1);
 
-    reqwest::get(format!("{base}/livez")).await.expect("an answer");
-    let then = Scrape::of(&service).await;
+    reqwest::get(format!("{base}/livez")).await.expect("a response");
+    let second = Scrape::of(&service).await;
     for name in ["sessiond_http_request_duration_seconds", "sessiond_http_requests_total"] {
-        assert!(described(&then, name), "{name}:\n{}", then.text);
+        assert!(described(&second, name), "{name}:\n{}", second.text);
     }
 }

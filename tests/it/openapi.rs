@@ -1,4 +1,4 @@
-//! The `OpenAPI` document against the service: what it says is so, and what is so it says.
+//! Compares the `OpenAPI` document with the service, in both directions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::support::credentials::api_key;
 use crate::support::service::{Answer, Service};
 
-/// The table of the contract, 1.3.
+/// The operations of the service: `docs/api.md`, Endpoints.
 const OPERATIONS: [(&str, &str); 15] = [
     ("post", "/api/sessions"),
     ("get", "/api/sessions/{sessionId}"),
@@ -31,9 +31,9 @@ const OPERATIONS: [(&str, &str); 15] = [
     ("get", "/openapi.json"),
     ("get", "/docs"),
 ];
-/// Needs a credential, and none of its scopes.
+/// Needs a credential, but no scope.
 const WHOAMI: &str = "/api/whoami";
-/// The codes of the contract, 1.4, but for one of a service that has too much to do.
+/// The error codes (`docs/api.md`, Errors), except `overloaded`, which needs a service under overload.
 const CODES: [&str; 21] = [
     "unauthorized",
     "forbidden",
@@ -57,9 +57,9 @@ const CODES: [&str; 21] = [
     "clock_skew",
     "internal",
 ];
-/// Statuses that take a fault, or a request that clients do not make: no good service gives them for the asking.
+/// Statuses that need a fault, or a request that HTTP clients do not send. These tests do not cause them.
 const FAULTS: [&str; 5] = ["408", "414", "431", "500", "503"];
-/// Headers that mean something to clients: none is sent that the document does not name.
+/// Headers with a meaning for clients. A response has one exactly if the document names it.
 const HEADERS: [&str; 10] = [
     "ETag",
     "Location",
@@ -72,7 +72,7 @@ const HEADERS: [&str; 10] = [
     "RateLimit",
     "RateLimit-Policy",
 ];
-/// Documented, and still absent where there is no further page, or no credential whose calls could be counted.
+/// Documented headers that are absent if there is no further page, or no credential that has a rate limit.
 const OPTIONAL_HEADERS: [&str; 3] = ["Link", "RateLimit", "RateLimit-Policy"];
 const UNKNOWN_SESSION: &str = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
 const SESSION: &str = "/api/sessions/{sessionId}";
@@ -87,7 +87,7 @@ impl Document {
         Self(serde_json::to_value(sessiond::http::document()).expect("JSON"))
     }
 
-    /// Every operation: method, path, and what is said about it.
+    /// Every operation: method, path, and its description in the document.
     fn operations(&self) -> Vec<(&str, &str, &Value)> {
         let paths = self.0["paths"].as_object().expect("paths");
         paths
@@ -107,17 +107,17 @@ impl Document {
 
     fn schema(&self, name: &str) -> &Value {
         let schema = &self.0["components"]["schemas"][name];
-        assert!(schema.is_object(), "there is no schema {name}");
+        assert!(schema.is_object(), "no schema {name}");
         schema
     }
 
-    /// What a `$ref` points to, or the value itself.
+    /// The target of a `$ref`, or the value itself if it is none.
     fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
         let Some(reference) = value["$ref"].as_str() else {
             return value;
         };
-        let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} leads out of the document"));
-        self.0.pointer(pointer).unwrap_or_else(|| panic!("{reference} leads nowhere"))
+        let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} is outside of the document"));
+        self.0.pointer(pointer).unwrap_or_else(|| panic!("{reference} has no target"))
     }
 
     fn validator(&self, schema: &Value) -> Validator {
@@ -127,7 +127,7 @@ impl Document {
         options.build(&whole).unwrap_or_else(|error| panic!("{error}: {schema}"))
     }
 
-    /// Panics unless the value is what the schema says.
+    /// Panics unless the value is valid for the schema.
     fn check(&self, schema: &Value, value: &Value, what: &str) {
         let validator = self.validator(schema);
         let errors: Vec<_> =
@@ -136,15 +136,15 @@ impl Document {
     }
 }
 
-/// Every value inside a JSON value, with its place.
-fn walk<'a>(place: &str, value: &'a Value, visit: &mut impl FnMut(&str, &'a Value)) {
-    visit(place, value);
+/// Visits a JSON value and every value inside it, with its path.
+fn walk<'a>(path: &str, value: &'a Value, visit: &mut impl FnMut(&str, &'a Value)) {
+    visit(path, value);
     match value {
         Value::Object(members) => {
-            members.iter().for_each(|(name, member)| walk(&format!("{place}/{name}"), member, visit));
+            members.iter().for_each(|(name, member)| walk(&format!("{path}/{name}"), member, visit));
         }
         Value::Array(items) => {
-            items.iter().enumerate().for_each(|(index, item)| walk(&format!("{place}/{index}"), item, visit));
+            items.iter().enumerate().for_each(|(index, item)| walk(&format!("{path}/{index}"), item, visit));
         }
         _ => {}
     }
@@ -159,17 +159,17 @@ fn names(value: &Value) -> BTreeSet<&str> {
 }
 
 #[tokio::test]
-async fn the_committed_document_is_the_one_of_this_code() {
+async fn committed_document_is_up_to_date() {
     let generated = sessiond::http::document().to_pretty_json().expect("JSON");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
     let committed = std::fs::read_to_string(path).expect("openapi.json; write it: cargo run -- openapi > openapi.json");
     assert!(committed == format!("{generated}\n"), "openapi.json is out of date: cargo run -- openapi > openapi.json");
     let served = Service::start(&[]).await.get("/openapi.json").await.expect(200);
-    assert!(served.text == generated, "the service shows another document than it prints");
+    assert!(served.text == generated, "the served document differs from the printed one");
 }
 
 #[test]
-fn the_operations_are_those_of_the_contract() {
+fn operations_are_those_of_the_contract() {
     let document = Document::generated();
     let documented: BTreeSet<_> = document.operations().into_iter().map(|(method, path, _)| (method, path)).collect();
     assert_eq!(documented, BTreeSet::from(OPERATIONS));
@@ -183,12 +183,12 @@ fn every_operation_is_described() {
     let mut ids = BTreeSet::new();
     for (method, path, operation) in document.operations() {
         let what = format!("{method} {path}");
-        assert!(ids.insert(operation["operationId"].as_str().expect("an id")), "{what} shares its id");
+        assert!(ids.insert(operation["operationId"].as_str().expect("an id")), "{what}: duplicate operationId");
         assert!(operation["summary"].as_str().is_some_and(|summary| !summary.is_empty()), "{what} has no summary");
         let of = names(&operation["tags"]);
         assert!(of.len() == 1 && of.is_subset(&tags), "{what}: {of:?}");
         let responses = operation["responses"].as_object().expect("responses");
-        assert!(responses.keys().any(|status| status.starts_with('2')), "{what} never succeeds");
+        assert!(responses.keys().any(|status| status.starts_with('2')), "{what} has no response for success");
         for (status, response) in responses {
             assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{what} {status}");
             let contents = response["content"].as_object().map(serde_json::Map::len).unwrap_or_default();
@@ -216,29 +216,29 @@ fn every_operation_is_described() {
 }
 
 #[test]
-fn every_reference_leads_somewhere_and_every_schema_compiles() {
+fn references_have_a_target_and_schemas_compile() {
     let document = Document::generated();
     assert_eq!(document.0["openapi"].as_str().map(|version| &version[..4]), Some("3.1."));
     let (mut schemas, mut references) = (0, 0);
-    walk("", &document.0, &mut |place, value| {
+    walk("", &document.0, &mut |path, value| {
         if value["$ref"].is_string() {
             document.resolve(value);
             references += 1;
         }
-        // 3.1 says null as a type; the word of 3.0 would be passed over.
-        assert!(value.get("nullable").is_none() || place.ends_with("/properties"), "{place} is of OpenAPI 3.0");
-        let (parent, name) = place.rsplit_once('/').unwrap_or_default();
+        // OpenAPI 3.1 has the type null. `nullable` is of 3.0, and validators would ignore it.
+        assert!(value.get("nullable").is_none() || path.ends_with("/properties"), "{path} is of OpenAPI 3.0");
+        let (parent, name) = path.rsplit_once('/').unwrap_or_default();
         if name == "schema" || parent == "/components/schemas" || parent.ends_with("/properties") {
             document.validator(value);
-            jsonschema::draft202012::meta::validate(value).unwrap_or_else(|error| panic!("{place}: {error}"));
+            jsonschema::draft202012::meta::validate(value).unwrap_or_else(|error| panic!("{path}: {error}"));
             schemas += 1;
         }
     });
-    assert!(schemas > 100 && references > 100, "{schemas} schemas, {references} references: is this all?");
+    assert!(schemas > 100 && references > 100, "only {schemas} schemas and {references} references found");
 }
 
 #[test]
-fn examples_are_examples_of_their_schemas() {
+fn examples_are_valid_for_their_schemas() {
     let document = Document::generated();
     let mut examples = 0;
     for (name, schema) in document.0["components"]["schemas"].as_object().expect("schemas") {
@@ -256,7 +256,7 @@ fn examples_are_examples_of_their_schemas() {
             }
         }
     }
-    assert!(examples >= 9, "{examples} examples: is this all?");
+    assert!(examples >= 9, "only {examples} examples found");
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn schemas_name_every_member() {
         assert_eq!((names(&schema["properties"]), names(&schema["required"])), (example.clone(), example), "{name}");
     }
     for name in ["GetOrCreateSession", "UpdateSession", "AppendMessage"] {
-        assert_eq!(document.schema(name)["additionalProperties"], false, "{name}: unknown members are refused");
+        assert_eq!(document.schema(name)["additionalProperties"], false, "{name}: unknown members are rejected");
     }
     for (name, member) in [
         ("Session", "metadata"),
@@ -277,25 +277,25 @@ fn schemas_name_every_member() {
         ("UpdateSession", "metadata"),
     ] {
         let metadata = &document.schema(name)["properties"][member];
-        assert_eq!(metadata["additionalProperties"], json!({}), "{name}: metadata has free members");
+        assert_eq!(metadata["additionalProperties"], json!({}), "{name}: metadata allows any member");
     }
     let codes = names(&document.schema("Problem")["properties"]["code"]["enum"]);
     let missing: Vec<_> = CODES.into_iter().filter(|code| !codes.contains(code)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// Calls a service and holds each answer against the document.
-struct Caller {
+/// Calls a service and checks each response against the document.
+struct CheckedClient {
     document: Document,
     service: Service,
-    /// Operation id and status.
+    /// Operation id and status of every response so far.
     reached: BTreeSet<(String, String)>,
     codes: BTreeSet<String>,
-    /// Operation id and relation.
+    /// Operation id and relation of every link so far.
     links: BTreeSet<(String, String)>,
 }
 
-/// One call: which operation, and how.
+/// A request, and the path template of its operation.
 struct Call<'a> {
     method: Method,
     template: &'a str,
@@ -321,7 +321,7 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Caller {
+impl CheckedClient {
     async fn start() -> Self {
         let (document, service) = (Document::generated(), Service::start(&[]).await);
         Self { document, service, reached: BTreeSet::new(), codes: BTreeSet::new(), links: BTreeSet::new() }
@@ -331,15 +331,15 @@ impl Caller {
         self.call(call(Method::GET, template, path), status).await
     }
 
-    /// Makes a call that must be answered with this status, as documented.
+    /// Sends a request. Panics unless the response has this status and is as documented.
     async fn call(&mut self, call: Call<'_>, status: u16) -> Answer {
         let body = call.body.as_ref().map(Value::to_string).unwrap_or_default().into_bytes();
-        let answer = self.service.send(call.method.clone(), &call.path, &call.headers, body).await.expect(status);
-        let what = format!("{} {}: {}", call.method, call.path, answer.status);
+        let response = self.service.send(call.method.clone(), &call.path, &call.headers, body).await.expect(status);
+        let what = format!("{} {}: {}", call.method, call.path, response.status);
         let operation = self.document.operation(&call.method.as_str().to_lowercase(), call.template);
         let id = operation["operationId"].as_str().expect("an id").to_owned();
-        let response = &operation["responses"][status.to_string()];
-        assert!(response.is_object(), "{what} is not documented");
+        let documented = &operation["responses"][status.to_string()];
+        assert!(documented.is_object(), "{what} is not documented");
         if let (true, Some(body)) = (status < 300, &call.body) {
             let declared =
                 call.headers.iter().find(|(name, _)| *name == "content-type").map_or(JSON, |(_, value)| value);
@@ -347,53 +347,54 @@ impl Caller {
             assert!(schema.is_object(), "{what}: {declared} is accepted and not documented");
             self.document.check(schema, body, &format!("{what}: the request"));
         }
-        self.check_body(response, &answer, &what);
-        self.check_headers(response, &answer, &what);
+        self.check_body(documented, &response, &what);
+        self.check_headers(documented, &response, &what);
         if status >= 400 {
-            let code = answer.expect_problem(status, &answer.string("code")).string("code");
-            let description = response["description"].as_str().expect("a description");
+            let code = response.expect_problem(status, &response.string("code")).string("code");
+            let description = documented["description"].as_str().expect("a description");
             assert!(description.contains(&format!("`{code}`")), "{what}: {code} is not described");
             self.codes.insert(code);
         }
-        for relation in ["prev", "next"].into_iter().filter(|relation| answer.link(relation).is_some()) {
+        for relation in ["prev", "next"].into_iter().filter(|relation| response.link(relation).is_some()) {
             self.links.insert((id.clone(), relation.to_owned()));
         }
         self.reached.insert((id, status.to_string()));
-        answer
+        response
     }
 
-    fn check_body(&self, response: &Value, answer: &Answer, what: &str) {
-        let Some(contents) = response["content"].as_object() else {
-            assert!(answer.text.is_empty() && answer.header("content-type").is_none(), "{what} has a body: {answer:?}");
+    fn check_body(&self, documented: &Value, response: &Answer, what: &str) {
+        let Some(contents) = documented["content"].as_object() else {
+            let has_body = !response.text.is_empty() || response.header("content-type").is_some();
+            assert!(!has_body, "{what} has a body: {response:?}");
             return;
         };
-        let content_type = answer.header("content-type").expect("a content type");
+        let content_type = response.header("content-type").expect("a content type");
         let essence = content_type.split(';').next().unwrap_or_default();
         let content = contents.get(essence).unwrap_or_else(|| panic!("{what}: {content_type} is not documented"));
-        let body = if essence.ends_with("json") { answer.json() } else { Value::from(answer.text.as_str()) };
+        let body = if essence.ends_with("json") { response.json() } else { Value::from(response.text.as_str()) };
         self.document.check(&content["schema"], &body, what);
     }
 
-    fn check_headers(&self, response: &Value, answer: &Answer, what: &str) {
-        let documented = names(&response["headers"]);
+    fn check_headers(&self, documented: &Value, response: &Answer, what: &str) {
+        let documented_names = names(&documented["headers"]);
         for name in HEADERS {
-            let value = answer.header(name);
+            let value = response.header(name);
             assert_eq!(
-                documented.contains(name),
-                value.is_some() || (OPTIONAL_HEADERS.contains(&name) && documented.contains(name)),
-                "{what}: {name} in {answer:?}"
+                documented_names.contains(name),
+                value.is_some() || (OPTIONAL_HEADERS.contains(&name) && documented_names.contains(name)),
+                "{what}: {name} in {response:?}"
             );
             if let Some(value) = value {
-                let schema = &self.document.resolve(&response["headers"][name])["schema"];
+                let schema = &self.document.resolve(&documented["headers"][name])["schema"];
                 let typed =
                     if schema["type"] == "integer" { value.parse::<u64>().map(Value::from) } else { Ok(value.into()) };
                 self.document.check(schema, &typed.expect("a number"), &format!("{what}: {name}"));
             }
         }
-        assert!(documented.iter().all(|name| HEADERS.contains(name)), "{what}: {documented:?}");
+        assert!(documented_names.iter().all(|name| HEADERS.contains(name)), "{what}: {documented_names:?}");
     }
 
-    /// Documented operations and statuses that no call had.
+    /// Documented operations and statuses that no response had so far.
     fn not_reached(&self) -> BTreeSet<(String, String)> {
         let documented = self.document.operations().into_iter().flat_map(|(_, _, operation)| {
             let id = operation["operationId"].as_str().expect("an id");
@@ -406,15 +407,15 @@ impl Caller {
         self.call(call(Method::POST, "/api/sessions", "/api/sessions").json(body), status).await
     }
 
-    /// What every operation with a body refuses.
-    async fn refuse_bodies(&mut self, method: Method, template: &str, path: &str) {
+    /// Sends bodies that every operation with a body rejects.
+    async fn send_invalid_bodies(&mut self, method: Method, template: &str, path: &str) {
         let make = || call(method.clone(), template, path);
         self.call(make().json(json!({"unknown": 1})), 400).await;
         self.call(make().json(json!({"content": "x".repeat(300 * 1024)})), 413).await;
         self.call(make().json(json!({})).header("content-type", "text/plain"), 415).await;
     }
 
-    /// Answers of `/api/sessions` and `/api/sessions/{sessionId}`.
+    /// Calls the operations of `/api/sessions` and `/api/sessions/{sessionId}`.
     async fn drive_sessions(&mut self) {
         let user = json!({"businessId": "b", "userId": "u"});
         let first = self.post_session(user.clone(), 201).await.string("sessionId");
@@ -429,7 +430,7 @@ impl Caller {
             )
             .await
             .string("sessionId");
-        self.refuse_bodies(Method::POST, "/api/sessions", "/api/sessions").await;
+        self.send_invalid_bodies(Method::POST, "/api/sessions", "/api/sessions").await;
         let (first, second) = (format!("/api/sessions/{first}"), format!("/api/sessions/{second}"));
         let patch = |path: &str| call(Method::PATCH, SESSION, path);
         self.get(SESSION, &first, 200).await;
@@ -441,19 +442,19 @@ impl Caller {
         let merge = patch(&second).json(json!({"title": null, "metadata": {"k": null, "l": {}}}));
         self.call(merge.header("content-type", "application/merge-patch+json"), 200).await;
         self.call(patch(UNKNOWN_SESSION).json(json!({})), 404).await;
-        let refused = self.call(patch(&first).json(json!({"status": "active"})), 409).await;
-        assert!(second.ends_with(&refused.string("activeSessionId")));
+        let rejected = self.call(patch(&first).json(json!({"status": "active"})), 409).await;
+        assert!(second.ends_with(&rejected.string("activeSessionId")));
         self.call(patch(&first).json(json!({"status": "active", "ifActive": "replace"})), 200).await;
         self.call(patch(&first).json(json!({"status": "ended"})), 200).await;
         self.call(patch(&first).json(json!({})).header("if-match", "\"0\""), 412).await;
-        self.refuse_bodies(Method::PATCH, SESSION, &second).await;
+        self.send_invalid_bodies(Method::PATCH, SESSION, &second).await;
         let delete = |path: &str| call(Method::DELETE, SESSION, path);
         self.call(delete(&first).header("if-match", "\"0\""), 412).await;
         self.call(delete(&first), 204).await;
         self.call(delete(&first), 404).await;
     }
 
-    /// Answers of `/api/sessions/{sessionId}/messages`.
+    /// Calls the operations of `/api/sessions/{sessionId}/messages`.
     async fn drive_messages(&mut self) {
         let session = self.service.session_of("talker").await;
         let path = format!("/api/sessions/{session}/messages");
@@ -468,7 +469,7 @@ impl Caller {
             several.into_iter().map(|(content, role)| json!({"role": role, "content": content})).collect();
         self.call(post(json!(several)), 201).await;
         self.call(post(json!({"messageId": "m", "role": "user", "content": "other"})), 409).await;
-        self.refuse_bodies(Method::POST, MESSAGES, &path).await;
+        self.send_invalid_bodies(Method::POST, MESSAGES, &path).await;
         self.get(MESSAGES, &path, 200).await;
         self.get(MESSAGES, &format!("{path}?limit=1&before=3"), 200).await;
         self.get(MESSAGES, &format!("{path}?limit=1000&after=6"), 200).await;
@@ -485,7 +486,7 @@ impl Caller {
         self.get(SESSION, &format!("/api/sessions/{session}"), 200).await;
     }
 
-    /// Answers about businesses and users.
+    /// Calls the operations of businesses and users.
     async fn drive_businesses(&mut self) {
         let (active, of_user) =
             ("/api/sessions/business/{businessId}/active", "/api/sessions/business/{businessId}/user/{userId}");
@@ -508,8 +509,9 @@ impl Caller {
         self.call(erase(&long), 400).await;
     }
 
-    /// Refusals of every operation that is not public, by a service that has credentials.
-    async fn drive_refusals(&mut self) {
+    /// Has a service with API keys reject every operation that is not public: for a missing credential, a missing
+    /// scope, and the rate limit.
+    async fn drive_rejections(&mut self) {
         let folder = TempDir::new().expect("a folder");
         let keys = folder.path().join("keys.toml");
         let (reader, reader_entry) = api_key("reader", &[], &[Scope::Read], None);
@@ -528,26 +530,28 @@ impl Caller {
             let headers = [("x-api-key", other.as_str())];
             while limited.send(method.clone(), &path, &headers, Vec::new()).await.status != 429 {}
             std::mem::swap(&mut self.service, &mut limited);
-            let answer = self.call(call(method, template, &path).header("x-api-key", other), 429).await;
-            assert!(answer.header("ratelimit").is_some() && answer.header("ratelimit-policy").is_some(), "{answer:?}");
+            let response = self.call(call(method, template, &path).header("x-api-key", other), 429).await;
+            for name in ["ratelimit", "ratelimit-policy"] {
+                assert!(response.header(name).is_some(), "{name}: {response:?}");
+            }
             std::mem::swap(&mut self.service, &mut limited);
         }
     }
 }
 
 #[tokio::test]
-async fn answers_are_as_documented() {
-    let mut caller = Caller::start().await;
-    caller.drive_sessions().await;
-    caller.drive_messages().await;
-    caller.drive_businesses().await;
+async fn responses_are_as_documented() {
+    let mut client = CheckedClient::start().await;
+    client.drive_sessions().await;
+    client.drive_messages().await;
+    client.drive_businesses().await;
     for path in [WHOAMI, "/livez", "/readyz", "/openapi.json", "/docs"] {
-        caller.get(path, path, 200).await;
+        client.get(path, path, 200).await;
     }
-    caller.drive_refusals().await;
-    let not_reached = caller.not_reached();
+    client.drive_rejections().await;
+    let not_reached = client.not_reached();
     let not_faults: Vec<_> = not_reached.iter().filter(|(_, status)| !FAULTS.contains(&status.as_str())).collect();
-    assert!(not_faults.is_empty(), "documented and never answered: {not_faults:?}");
+    assert!(not_faults.is_empty(), "documented, but never returned: {not_faults:?}");
     let pair = |(id, relation): (&str, &str)| (id.to_owned(), relation.to_owned());
     let links = [
         ("listActiveSessions", "next"),
@@ -555,14 +559,14 @@ async fn answers_are_as_documented() {
         ("listMessages", "prev"),
         ("listSessionHistory", "next"),
     ];
-    assert_eq!(caller.links, links.map(pair).into());
-    let codes: BTreeSet<_> = caller.codes.iter().map(String::as_str).collect();
+    assert_eq!(client.links, links.map(pair).into());
+    let codes: BTreeSet<_> = client.codes.iter().map(String::as_str).collect();
     let unseen: BTreeSet<_> = BTreeSet::from(CODES).difference(&codes).copied().collect();
     let elsewhere = [
-        // Of no documented operation.
+        // No documented operation returns these.
         "route_not_found",
         "method_not_allowed",
-        // Only with a fault, or a great many callers.
+        // These need a fault, or very many callers.
         "request_timeout",
         "store_unavailable",
         "store_full",
@@ -592,7 +596,7 @@ async fn sessions_and_messages_have_exactly_the_documented_members() {
     }
 }
 
-/// Values of every type, around every bound of the contract that a schema can say.
+/// Values of every type, and around every bound of the contract that a schema can express.
 fn values() -> Vec<Value> {
     let lengths = [1, 128, 129, 200, 201].map(|length| json!("💬".repeat(length)));
     let words = ["", ".", "..", "...", ".a", "return", "replace", "active", "ended", "expired", "user", "tool"]
@@ -613,7 +617,7 @@ fn values() -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_document_and_the_service_accept_the_same_bodies() {
+async fn document_and_service_accept_the_same_bodies() {
     let document = Document::generated();
     let service = Service::start(&[]).await;
     let session = format!("/api/sessions/{}", service.session_of("u").await);
@@ -647,11 +651,11 @@ async fn the_document_and_the_service_accept_the_same_bodies() {
         bodies.extend([1, 100, 101].map(|count| json!(vec![base.clone(); count])));
         let (mut good, mut bad) = (0, 0);
         for body in bodies {
-            let answer =
+            let response =
                 service.send(method.clone(), &path, &[("content-type", JSON)], body.to_string().into_bytes()).await;
-            let is_good = answer.status != 400;
-            assert!(!answer.status.is_server_error(), "{answer:?}");
-            assert_eq!(is_good, validator.is_valid(&body), "{method} {path} {body}: {answer:?}");
+            let is_good = response.status != 400;
+            assert!(!response.status.is_server_error(), "{response:?}");
+            assert_eq!(is_good, validator.is_valid(&body), "{method} {path} {body}: {response:?}");
             *(if is_good { &mut good } else { &mut bad }) += 1;
         }
         assert!(good > 10 && bad > 10, "{method} {path}: {good} good and {bad} bad bodies");
@@ -659,7 +663,7 @@ async fn the_document_and_the_service_accept_the_same_bodies() {
 }
 
 #[tokio::test]
-async fn the_document_and_the_service_accept_the_same_queries() {
+async fn document_and_service_accept_the_same_queries() {
     let document = Document::generated();
     let service = Service::start(&[]).await;
     let session = service.session_of("u").await;
@@ -676,9 +680,10 @@ async fn the_document_and_the_service_accept_the_same_queries() {
             let name = parameter["name"].as_str().expect("a name");
             assert_eq!((method, &parameter["in"]), ("get", &json!("query")), "{template} {name}");
             for number in numbers {
-                let answer = service.get(&format!("{}?{name}={number}", path_of(template))).await;
+                let response = service.get(&format!("{}?{name}={number}", path_of(template))).await;
                 let value: Value = serde_json::from_str(number).expect("a number");
-                assert_eq!(answer.status == 200, validator.is_valid(&value), "{template} {name}={number}: {answer:?}");
+                let is_accepted = response.status == 200;
+                assert_eq!(is_accepted, validator.is_valid(&value), "{template} {name}={number}: {response:?}");
                 *checked.entry(name.to_owned()).or_insert(0) += 1;
             }
         }

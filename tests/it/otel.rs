@@ -1,4 +1,4 @@
-//! Spans, as a collector gets them.
+//! OpenTelemetry spans, as a collector receives them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,14 +8,14 @@ use reqwest::Client;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::process::{PATIENCE, Process};
+use crate::support::process::{Process, TEST_TIMEOUT};
 use crate::support::redis::shared_url;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const UNSAMPLED_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "00f067aa0ba902b7";
 
-/// A span, as much of it as is looked at.
+/// The parts of a span that the tests check.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Span {
     trace: String,
@@ -26,7 +26,7 @@ struct Span {
     attributes: Vec<String>,
 }
 
-/// Collects the bodies that are posted to `/v1/traces`.
+/// Starts a collector. Returns its URL, and the bodies that are posted to `/v1/traces`.
 fn collector() -> (String, Receiver<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -36,10 +36,10 @@ fn collector() -> (String, Receiver<Vec<u8>>) {
             let sender = sender.clone();
             std::thread::spawn(move || {
                 let mut stream = stream.expect("a connection");
-                while let Some(body) = posted(&mut stream) {
+                while let Some(body) = read_post(&mut stream) {
                     let ok = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
-                    stream.write_all(ok.as_bytes()).expect("an answer sent");
-                    // The test may be over.
+                    stream.write_all(ok.as_bytes()).expect("the response is sent");
+                    // Fails if the test is over.
                     let _ = sender.send(body);
                 }
             });
@@ -48,8 +48,8 @@ fn collector() -> (String, Receiver<Vec<u8>>) {
     (url, bodies)
 }
 
-/// The body of the next request of a connection, if there is one.
-fn posted(stream: &mut TcpStream) -> Option<Vec<u8>> {
+/// Reads the body of the next request of a connection. `None` at the end of the connection.
+fn read_post(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let (mut received, mut part) = (Vec::new(), [0; 4096]);
     loop {
         if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -81,7 +81,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
     }
 }
 
-/// The fields of a message of protobuf: numbers, and bytes of what is a number itself.
+/// The fields of a protobuf message: number and bytes. A varint has its 8 bytes in little-endian order.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {
@@ -111,7 +111,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-/// `name=value` of an attribute: a text or a number.
+/// An attribute as `name=value`. The value is a string or an integer.
 fn attribute(message: &[u8]) -> String {
     let name = String::from_utf8(all(message, 1).concat()).expect("a name");
     let value = &fields(&all(message, 2).concat())[0];
@@ -122,7 +122,7 @@ fn attribute(message: &[u8]) -> String {
     format!("{name}={text}")
 }
 
-/// The spans of an `ExportTraceServiceRequest`, and the attributes of who sent them.
+/// The spans of an `ExportTraceServiceRequest`, and the attributes of its resource.
 fn spans(body: &[u8]) -> (Vec<Span>, Vec<String>) {
     let (mut spans, mut resource) = (Vec::new(), Vec::new());
     for of_resource in all(body, 1) {
@@ -139,7 +139,7 @@ fn spans(body: &[u8]) -> (Vec<Span>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_request_and_its_operation_are_spans_of_the_caller_s_trace() {
+async fn spans_of_a_request_and_its_operation_join_the_callers_trace() {
     let (collector, bodies) = collector();
     let url = shared_url();
     let variables = [("REDIS_URL", url.as_str()), ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector)];
@@ -148,19 +148,19 @@ async fn a_request_and_its_operation_are_spans_of_the_caller_s_trace() {
         let body = json!({"businessId": "canary-b", "userId": "canary-u", "metadata": {"a": "canary-m"}});
         let request = Client::new().post(format!("{base}/api/sessions?canary")).json(&body);
         let request = request.header("traceparent", format!("00-{trace}-{CALLER}-{flags}"));
-        request.header("x-request-id", "the-id").send().await.expect("an answer")
+        request.header("x-request-id", "the-id").send().await.expect("a response")
     };
     assert!(create(UNSAMPLED_TRACE, "00").await.status().is_success());
     assert_eq!(create(TRACE, "01").await.status().as_u16(), 200);
     let active = format!("{base}/api/sessions/business/canary-b/user/canary-nobody/active");
-    let unknown = reqwest::get(active).await.expect("an answer");
+    let unknown = reqwest::get(active).await.expect("a response");
     assert_eq!(unknown.status().as_u16(), 404);
-    // The last spans are sent before it ends.
+    // The service sends the last spans before it exits.
     service.signal(Signal::TERM);
     assert_eq!(service.wait().code(), Some(0), "{:#?}", service.lines);
     let mut collected = Vec::new();
     while collected.len() < 4 {
-        let body = bodies.recv_timeout(PATIENCE).expect("spans");
+        let body = bodies.recv_timeout(TEST_TIMEOUT).expect("spans");
         assert!(!String::from_utf8_lossy(&body).contains("canary"), "{}", String::from_utf8_lossy(&body));
         let (spans, resource) = spans(&body);
         assert!(resource.contains(&"service.name=sessiond".to_owned()), "{resource:?}");
@@ -182,26 +182,26 @@ async fn a_request_and_its_operation_are_spans_of_the_caller_s_trace() {
     assert_eq!(request.attributes, expected);
     assert_eq!((operation.trace.as_str(), &operation.parent), (TRACE, &request.id));
     assert_eq!(operation.attributes, ["db.operation.name=get_or_create", "db.system.name=redis"]);
-    // Nobody's trace: one of its own.
+    // A request without `traceparent` starts a trace.
     let other = named("GET /api/sessions/business/{businessId}/user/{userId}/active");
     assert_eq!((other.parent.as_str(), named("get_active").parent), ("", other.id));
     assert_eq!(collected.len(), 4, "{collected:#?}");
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_is_told_and_does_not_matter() {
+async fn unreachable_collector_is_logged_and_requests_are_served() {
     let url = shared_url();
     let flags = ["--key-prefix", "sd:otel-away", "--request-deadline", "10s", "--otlp-endpoint", "http://127.0.0.1:1"];
     let (mut service, base) = Process::serve(&flags, &[("REDIS_URL", &url)]);
-    let answer = reqwest::get(format!("{base}/api/sessions/business/b/active")).await.expect("an answer");
-    assert_eq!(answer.status().as_u16(), 200);
+    let response = reqwest::get(format!("{base}/api/sessions/business/b/active")).await.expect("a response");
+    assert_eq!(response.status().as_u16(), 200);
     service.signal(Signal::TERM);
     assert_eq!(service.wait().code(), Some(0), "{:#?}", service.lines);
     assert!(service.lines.iter().any(|line| line.contains("spans were not sent")), "{:#?}", service.lines);
 }
 
 #[test]
-fn a_collector_that_cannot_be_reached_that_way_is_refused() {
+fn rejects_unsupported_collector_urls() {
     for bad in ["localhost:4318", "https://collector.example.com", "http://x/?a=b", "grpc://x"] {
         let mut process = Process::start(&["--otlp-endpoint", bad, "check-config"], &[]);
         assert_eq!(process.wait().code(), Some(2));

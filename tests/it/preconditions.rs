@@ -1,4 +1,4 @@
-//! `If-Match` and `If-None-Match`: whose version a client has, also when a proxy has changed its entity tag on the way.
+//! `If-Match` and `If-None-Match`, also with entity tags that a proxy has changed.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::support::credentials::api_key;
 use crate::support::raw::RawRequest;
 use crate::support::service::{Answer, Service};
 
-/// Every way in which a tag of version 2 comes back: as it is, weak (nginx), with a coding (Apache, Caddy, Jetty), in
-/// lists.
-const OF_VERSION_2: [&str; 13] = [
+/// Every form in which a client may send the tag of version 2: unchanged, weak (nginx), with a content coding (Apache,
+/// Caddy, Jetty), in lists.
+const TAGS_OF_VERSION_2: [&str; 13] = [
     "\"2\"",
     "W/\"2\"",
     "\"2-gzip\"",
@@ -28,10 +28,11 @@ const OF_VERSION_2: [&str; 13] = [
     "  \"2\"  ",
     ",\"2\",",
 ];
-const OF_OTHERS: [&str; 10] =
+/// Tags that do not name version 2.
+const OTHER_TAGS: [&str; 10] =
     ["\"1\"", "W/\"1\"", "\"3-gzip\"", "\"1\", \"3\"", "\"02\"", "2", "w/\"2\"", "\"2-x\"", "\"\"", ""];
 
-/// The path of a session of this user, of version 2.
+/// Creates a session of this user at version 2. Returns its path.
 async fn second_version(service: &Service, user: &str) -> String {
     let path = format!("/api/sessions/{}", service.session_of(user).await);
     service.patch(&path, json!({"title": "second"})).await.expect(200);
@@ -42,37 +43,39 @@ async fn read(service: &Service, method: &str, path: &str, tags: &str) -> Answer
     RawRequest::new(method, path).header("if-none-match", tags).send(&service.base).await
 }
 
-fn expect_not_modified(answer: &Answer, tag: &str, what: &str) {
-    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (304, ""), "{what}: {answer:?}");
-    assert_eq!(answer.header("etag"), Some(tag), "{what}: {answer:?}");
-    // RFC 9110, 15.4.5: nothing that describes a body, which there is none of.
-    assert_eq!((answer.header("content-type"), answer.header("content-length")), (None, None), "{what}: {answer:?}");
-    let usual = (answer.header("cache-control"), answer.header("x-content-type-options"));
-    assert_eq!(usual, (Some("no-store"), Some("nosniff")), "{what}: {answer:?}");
-    assert!(answer.header("x-request-id").is_some(), "{what}: {answer:?}");
+fn expect_not_modified(response: &Answer, tag: &str, what: &str) {
+    assert_eq!((response.status.as_u16(), response.text.as_str()), (304, ""), "{what}: {response:?}");
+    assert_eq!(response.header("etag"), Some(tag), "{what}: {response:?}");
+    // RFC 9110, 15.4.5: a 304 has no body, so no headers that describe one.
+    let body_headers = (response.header("content-type"), response.header("content-length"));
+    assert_eq!(body_headers, (None, None), "{what}: {response:?}");
+    let usual = (response.header("cache-control"), response.header("x-content-type-options"));
+    assert_eq!(usual, (Some("no-store"), Some("nosniff")), "{what}: {response:?}");
+    assert!(response.header("x-request-id").is_some(), "{what}: {response:?}");
 }
 
 #[tokio::test]
-async fn a_read_of_a_known_version_is_answered_without_the_session() {
+async fn reads_of_a_known_version_return_304() {
     let service = Service::start(&[]).await;
     let path = second_version(&service, "u").await;
     for method in ["GET", "HEAD"] {
-        for tags in OF_VERSION_2 {
+        for tags in TAGS_OF_VERSION_2 {
             expect_not_modified(&read(&service, method, &path, tags).await, "\"2\"", &format!("{method} {tags:?}"));
         }
-        for tags in OF_OTHERS {
-            let answer = read(&service, method, &path, tags).await;
-            assert_eq!((answer.status.as_u16(), answer.header("etag")), (200, Some("\"2\"")), "{tags:?}: {answer:?}");
-            assert_eq!(answer.text.is_empty(), method == "HEAD", "{tags:?}: {answer:?}");
+        for tags in OTHER_TAGS {
+            let response = read(&service, method, &path, tags).await;
+            let (status, etag) = (response.status.as_u16(), response.header("etag"));
+            assert_eq!((status, etag), (200, Some("\"2\"")), "{tags:?}: {response:?}");
+            assert_eq!(response.text.is_empty(), method == "HEAD", "{tags:?}: {response:?}");
         }
         let lines =
             RawRequest::new(method, path.as_str()).header("if-none-match", "\"1\"").header("if-none-match", "\"2\"");
         expect_not_modified(&lines.send(&service.base).await, "\"2\"", "two lines");
     }
-    // What is not there is not found, whatever the client has.
+    // A missing session is a 404 for every tag.
     let missing = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
     read(&service, "GET", missing, "*").await.expect_problem(404, "session_not_found");
-    // A change is a new version. A message is none.
+    // A change makes a new version, a message does not.
     service.post(&format!("{path}/messages"), json!({"role": "user", "content": 1})).await.expect(201);
     expect_not_modified(&read(&service, "GET", &path, "\"2\"").await, "\"2\"", "after a message");
     service.patch(&path, json!({"title": "third"})).await.expect(200);
@@ -81,7 +84,7 @@ async fn a_read_of_a_known_version_is_answered_without_the_session() {
 }
 
 #[tokio::test]
-async fn a_client_learns_of_an_expiry_and_of_another_session_whatever_tag_it_has() {
+async fn a_matching_tag_does_not_hide_an_expiry_or_another_session() {
     let service = Service::start(&[]).await;
     let active = "/api/sessions/business/b/user/u/active";
     let first = service.get_or_create("u").await.expect(201);
@@ -97,9 +100,9 @@ async fn a_client_learns_of_an_expiry_and_of_another_session_whatever_tag_it_has
 }
 
 #[tokio::test]
-async fn a_write_may_bring_a_tag_that_a_proxy_has_changed() {
+async fn if_match_accepts_tags_that_a_proxy_has_changed() {
     let service = Service::start(&[]).await;
-    for (number, tags) in OF_VERSION_2.into_iter().enumerate() {
+    for (number, tags) in TAGS_OF_VERSION_2.into_iter().enumerate() {
         let path = second_version(&service, &format!("patch-{number}")).await;
         let request = RawRequest::new("PATCH", path.as_str()).json(r#"{"title":"third"}"#).header("if-match", tags);
         let patched = request.send(&service.base).await.expect(200);
@@ -108,13 +111,13 @@ async fn a_write_may_bring_a_tag_that_a_proxy_has_changed() {
         RawRequest::new("DELETE", path).header("if-match", tags).send(&service.base).await.expect(204);
     }
     let path = second_version(&service, "kept").await;
-    for tags in OF_OTHERS {
+    for tags in OTHER_TAGS {
         for request in [RawRequest::new("PATCH", path.as_str()).json("{}"), RawRequest::new("DELETE", path.as_str())] {
-            let answer = request.header("if-match", tags).send(&service.base).await;
-            answer.expect_problem(412, "version_mismatch");
+            let response = request.header("if-match", tags).send(&service.base).await;
+            response.expect_problem(412, "version_mismatch");
         }
     }
-    // Writes do not look at If-None-Match.
+    // Writes ignore `If-None-Match`.
     for tags in ["*", "\"2\"", "\"1\""] {
         let request = RawRequest::new("PATCH", path.as_str()).json("{}").header("if-none-match", tags);
         request.send(&service.base).await.expect(200);
@@ -122,7 +125,7 @@ async fn a_write_may_bring_a_tag_that_a_proxy_has_changed() {
 }
 
 #[tokio::test]
-async fn a_304_tells_the_rate_limit_as_a_200_does() {
+async fn a_304_has_the_rate_limit_headers() {
     let folder = TempDir::new().expect("a folder");
     let (key, entry) = api_key("key", &["b"], &Scope::ALL, None);
     let keys = folder.path().join("keys.toml");
@@ -133,9 +136,9 @@ async fn a_304_tells_the_rate_limit_as_a_200_does() {
     let created = service.send(Method::POST, "/api/sessions", &headers, body).await.expect(201);
     let path = format!("/api/sessions/{}", created.string("sessionId"));
     let headers = [("x-api-key", key.as_str()), ("if-none-match", "\"1\"")];
-    let answer = service.send(Method::GET, &path, &headers, Vec::new()).await;
-    expect_not_modified(&answer, "\"1\"", "with a key");
-    assert!(answer.header("ratelimit").is_some() && answer.header("ratelimit-policy").is_some(), "{answer:?}");
-    // Without the credential nobody learns that a tag is right.
+    let response = service.send(Method::GET, &path, &headers, Vec::new()).await;
+    expect_not_modified(&response, "\"1\"", "with a key");
+    assert!(response.header("ratelimit").is_some() && response.header("ratelimit-policy").is_some(), "{response:?}");
+    // Without a credential, the response does not show whether a tag matches.
     service.send(Method::GET, &path, &[("if-none-match", "*")], Vec::new()).await.expect_problem(401, "unauthorized");
 }

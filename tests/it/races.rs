@@ -1,4 +1,5 @@
-//! Many callers at once, spread over processes of the service on one Redis: with hints, with place for few, and without.
+//! Many concurrent callers, spread over three service processes on one Redis: with 100,000 hints, with one, and with
+//! none.
 
 use std::collections::BTreeSet;
 
@@ -9,39 +10,39 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::process::Process;
-use crate::support::redis::{Look, shared, shared_url};
+use crate::support::redis::{RedisProbe, shared, shared_url};
 
 const CALLERS: usize = 10_000;
-/// Connections that are opened at once: a listener's queue is shorter than `CALLERS`.
+/// How many connections are opened at once. The backlog of a listener is shorter than `CALLERS`.
 const CONNECTS_AT_ONCE: usize = 500;
 
-/// Processes on the shared Redis, with one key prefix.
+/// Service processes on the shared Redis, with one key prefix.
 struct Processes {
     _running: [Process; 3],
     hosts: [String; 3],
-    look: Look,
+    probe: RedisProbe,
 }
 
 impl Processes {
     async fn start(prefix: &str) -> Self {
         let prefix = format!("sd:{prefix}-{}", std::process::id());
         let url = shared_url();
-        // Ten thousand callers take their time on a small machine.
-        let patient = ["--request-deadline", "60s", "--receive-timeout", "60s", "--max-wait", "60s"];
-        let flags = [&["--key-prefix", &prefix][..], &patient].concat();
+        // Requests of 10,000 callers take long on a small machine.
+        let timeouts = ["--request-deadline", "60s", "--receive-timeout", "60s", "--max-queue-wait", "60s"];
+        let flags = [&["--key-prefix", &prefix][..], &timeouts].concat();
         let [(first, first_url), (second, second_url), (third, third_url)] = ["100000", "1", "0"]
-            .map(|hints| Process::serve(&[&flags[..], &["--max-hints", hints]].concat(), &[("REDIS_URL", &url)]));
+            .map(|hints| Process::serve(&[&flags[..], &["--hint-cache-size", hints]].concat(), &[("REDIS_URL", &url)]));
         let hosts = [first_url, second_url, third_url].map(|url| url.trim_start_matches("http://").to_owned());
-        Self { _running: [first, second, third], hosts, look: Look::at(&shared(), &prefix).await }
+        Self { _running: [first, second, third], hosts, probe: RedisProbe::at(&shared(), &prefix).await }
     }
 
-    /// A connection to one of the processes, in turn.
+    /// Connects to one of the processes, round-robin by `turn`.
     async fn connect(&self, turn: usize) -> TcpStream {
         TcpStream::connect(&self.hosts[turn % self.hosts.len()]).await.expect("a connection")
     }
 }
 
-/// One request on a connection that is then closed. Returns the status and the body.
+/// Sends a request on a connection, which the service then closes. Returns the status and the body.
 async fn exchange(stream: &mut TcpStream, method: &str, path: &str, body: &Value) -> (u16, Value) {
     send(stream, method, path, body).await;
     receive(stream).await
@@ -54,18 +55,19 @@ async fn send(stream: &mut TcpStream, method: &str, path: &str, body: &Value) {
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n{body}"
     );
-    stream.write_all(request.as_bytes()).await.expect("a request sent");
+    stream.write_all(request.as_bytes()).await.expect("the request is sent");
 }
 
 async fn receive(stream: &mut TcpStream) -> (u16, Value) {
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("an answer");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.expect("a response");
+    let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
     (status, serde_json::from_str(body).unwrap_or_default())
 }
 
-/// Both ends of 10,000 connections need file descriptors; the services inherit this limit.
+/// Raises the soft limit of open files to the hard limit: both ends of 10,000 connections need file descriptors. The
+/// services inherit the limit.
 fn raise_open_files_limit() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the hard limit");
@@ -74,7 +76,7 @@ fn raise_open_files_limit() {
 }
 
 #[tokio::test]
-async fn ten_thousand_at_once_get_one_session() {
+async fn ten_thousand_concurrent_creates_return_one_session() {
     raise_open_files_limit();
     let processes = Processes::start("race-create").await;
     let mut streams = Vec::with_capacity(CALLERS);
@@ -83,31 +85,31 @@ async fn ten_thousand_at_once_get_one_session() {
         streams.extend(join_all(turns.map(|turn| processes.connect(turn))).await);
     }
     let body = json!({"businessId": "b", "userId": "everybody"});
-    // Everybody is connected; now everybody asks before anybody listens.
+    // All callers are connected. They all send their request before any of them reads a response.
     join_all(streams.iter_mut().map(|stream| send(stream, "POST", "/api/sessions", &body))).await;
-    let answers = join_all(streams.iter_mut().map(receive)).await;
+    let responses = join_all(streams.iter_mut().map(receive)).await;
 
-    let created = answers.iter().filter(|(status, _)| *status == 201).count();
-    let resumed = answers.iter().filter(|(status, _)| *status == 200).count();
+    let created = responses.iter().filter(|(status, _)| *status == 201).count();
+    let resumed = responses.iter().filter(|(status, _)| *status == 200).count();
     assert_eq!((created, resumed), (1, CALLERS - 1));
-    let ids: BTreeSet<_> = answers.iter().map(|(_, session)| session["sessionId"].to_string()).collect();
+    let ids: BTreeSet<_> = responses.iter().map(|(_, session)| session["sessionId"].to_string()).collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
 
-    let [session] = &processes.look.keys_of('s').await[..] else { panic!("one hash") };
-    let [pointer] = &processes.look.keys_of('a').await[..] else { panic!("one pointer") };
-    let [history] = &processes.look.keys_of('h').await[..] else { panic!("one history") };
-    let id = processes.look.text(&["GET", pointer]).await.expect("a pointer");
+    let [session] = &processes.probe.keys_of('s').await[..] else { panic!("one hash") };
+    let [pointer] = &processes.probe.keys_of('a').await[..] else { panic!("one pointer") };
+    let [history] = &processes.probe.keys_of('h').await[..] else { panic!("one history") };
+    let id = processes.probe.text(&["GET", pointer]).await.expect("a pointer");
     assert!(session.ends_with(&id) && ids.contains(&format!("{id:?}")), "{session} {id} {ids:?}");
-    assert_eq!(processes.look.texts(&["ZRANGE", history, "0", "-1"]).await, [id]);
+    assert_eq!(processes.probe.texts(&["ZRANGE", history, "0", "-1"]).await, [id]);
 }
 
-/// One of many callers: creates, replaces, ends and resumes in an order of its own.
+/// Creates, replaces, ends and resumes sessions, in an order that depends on the caller's number.
 async fn caller(processes: &Processes, number: usize) {
     let mut known = Vec::new();
     for step in 0..12 {
         let turn = number + step;
         let mut stream = processes.connect(turn).await;
-        // A fixed mix, another for each caller.
+        // A fixed mix, different for each caller.
         let last = known.last().cloned().unwrap_or_else(|| "none".to_owned());
         let change = |body: Value| ("PATCH", format!("/api/sessions/{last}"), body);
         let post = |body: Value| ("POST", "/api/sessions".to_owned(), body);
@@ -119,40 +121,40 @@ async fn caller(processes: &Processes, number: usize) {
             6 => change(json!({"status": "active", "ifActive": "replace"})),
             _ => change(json!({"metadata": {"caller": number}})),
         };
-        let (status, answer) = exchange(&mut stream, method, &path, &body).await;
-        assert!(matches!(status, 200 | 201 | 404 | 409), "{method} {path} {body}: {status} {answer}");
-        if let Some(id) = answer["sessionId"].as_str() {
+        let (status, response) = exchange(&mut stream, method, &path, &body).await;
+        assert!(matches!(status, 200 | 201 | 404 | 409), "{method} {path} {body}: {status} {response}");
+        if let Some(id) = response["sessionId"].as_str() {
             known.push(id.to_owned());
         }
     }
 }
 
 #[tokio::test]
-async fn after_a_race_of_all_verbs_at_most_one_session_is_active() {
+async fn concurrent_operations_leave_at_most_one_active_session() {
     let processes = Processes::start("race-mixed").await;
     join_all((0..128).map(|number| caller(&processes, number))).await;
 
     let mut active = Vec::new();
-    let sessions = processes.look.keys_of('s').await;
+    let sessions = processes.probe.keys_of('s').await;
     for key in &sessions {
-        let session = processes.look.hash(key).await;
+        let session = processes.probe.hash(key).await;
         if session["status"] == "active" {
             active.push(session["sessionId"].clone());
         }
     }
     let mut pointed = Vec::new();
-    for key in processes.look.keys_of('a').await {
-        pointed.extend(processes.look.text(&["GET", &key]).await);
+    for key in processes.probe.keys_of('a').await {
+        pointed.extend(processes.probe.text(&["GET", &key]).await);
     }
     let mut indexed = Vec::new();
-    for key in processes.look.keys_of('b').await {
-        indexed.extend(processes.look.texts(&["ZRANGE", &key, "0", "-1"]).await);
+    for key in processes.probe.keys_of('b').await {
+        indexed.extend(processes.probe.texts(&["ZRANGE", &key, "0", "-1"]).await);
     }
     assert!(active.len() <= 1, "{active:?}");
     assert_eq!(pointed, active);
     assert_eq!(indexed, active);
-    let [history] = &processes.look.keys_of('h').await[..] else { panic!("one history") };
-    let entries = processes.look.texts(&["ZRANGE", history, "0", "-1", "WITHSCORES"]).await;
+    let [history] = &processes.probe.keys_of('h').await[..] else { panic!("one history") };
+    let entries = processes.probe.texts(&["ZRANGE", history, "0", "-1", "WITHSCORES"]).await;
     assert_eq!(entries.len() / 2, sessions.len());
     let scores: BTreeSet<_> = entries.iter().skip(1).step_by(2).collect();
     assert_eq!(scores.len(), sessions.len(), "createdAt strictly increases");

@@ -1,35 +1,35 @@
-//! The connection for reads of sessions: what it cannot answer, the client does.
+//! The read connection: reads that it cannot serve go to the fred client.
 
 use std::time::Instant;
 
 use serde_json::json;
 
 use crate::support::acl;
-use crate::support::process::PATIENCE;
-use crate::support::server::{IN_MEMORY, RedisServer};
+use crate::support::process::TEST_TIMEOUT;
+use crate::support::redis_server::{IN_MEMORY, RedisServer};
 use crate::support::service::Service;
 
-/// The ids of Redis's connections whose last command was this one.
+/// The ids of the connections to Redis whose last command was this one.
 async fn connections(redis: &RedisServer, last_command: &str) -> Vec<String> {
-    let list = redis.look().await.text(&["CLIENT", "LIST"]).await.expect("a list");
+    let list = redis.probe().await.text(&["CLIENT", "LIST"]).await.expect("a list");
     let of_command = list.lines().filter(|line| line.contains(&format!(" cmd={last_command} ")));
     of_command.filter_map(|line| Some(line.strip_prefix("id=")?.split(' ').next()?.to_owned())).collect()
 }
 
 #[tokio::test]
-async fn a_read_whose_connection_is_gone_is_answered_by_the_client() {
+async fn reads_are_served_while_the_read_connection_is_closed() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &[]).await;
     let path = format!("/api/sessions/{}", service.session_of("u").await);
     let mut killed = Vec::new();
     let started = Instant::now();
-    // The client's own connection says PING, too; the other one reads and nothing else.
+    // The connection of the fred client also sends PING; the read connection sends HGETALL only.
     while killed.len() < 3 {
-        assert!(started.elapsed() < PATIENCE, "the connection is not opened again");
+        assert!(started.elapsed() < TEST_TIMEOUT, "the read connection is not opened again");
         service.get(&path).await.expect(200);
         for id in connections(&redis, "hgetall").await {
             if !killed.contains(&id) {
-                redis.look().await.command(&["CLIENT", "KILL", "ID", &id]).await;
+                redis.probe().await.command(&["CLIENT", "KILL", "ID", &id]).await;
                 killed.push(id);
             }
         }
@@ -38,22 +38,22 @@ async fn a_read_whose_connection_is_gone_is_answered_by_the_client() {
 }
 
 #[tokio::test]
-async fn a_read_that_is_refused_is_asked_of_the_client_which_says_why() {
+async fn reads_that_redis_rejects_are_repeated_by_the_client() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &[]).await;
     let path = format!("/api/sessions/{}", service.session_of("u").await);
-    let look = redis.look().await;
-    // Rules for a version that did not send it yet: the client asks for the fields by their names.
-    look.command(&["ACL", "SETUSER", acl::SERVICE, "-hgetall"]).await;
+    let probe = redis.probe().await;
+    // ACL rules of an older version do not allow HGETALL. The client then sends HMGET.
+    probe.command(&["ACL", "SETUSER", acl::SERVICE, "-hgetall"]).await;
     service.get(&path).await.expect(200);
-    look.command(&["ACL", "SETUSER", acl::SERVICE, "-hmget"]).await;
-    let refused = service.get(&path).await.expect(503).json();
-    assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("NOPERM")), "{refused}");
-    look.command(&["ACL", "SETUSER", acl::SERVICE, "+hgetall", "+hmget"]).await;
+    probe.command(&["ACL", "SETUSER", acl::SERVICE, "-hmget"]).await;
+    let rejected = service.get(&path).await.expect(503).json();
+    assert!(rejected["detail"].as_str().is_some_and(|detail| detail.contains("NOPERM")), "{rejected}");
+    probe.command(&["ACL", "SETUSER", acl::SERVICE, "+hgetall", "+hmget"]).await;
     service.get(&path).await.expect(200);
-    // What is no hash at all is an error of Redis, too.
-    let key = look.texts(&["KEYS", "*:s:*"]).await.remove(0);
-    look.command(&["DEL", &key]).await;
-    look.command(&["SET", &key, "text"]).await;
+    // Redis also replies with an error if the key is not a hash.
+    let key = probe.texts(&["KEYS", "*:s:*"]).await.remove(0);
+    probe.command(&["DEL", &key]).await;
+    probe.command(&["SET", &key, "text"]).await;
     assert_eq!(service.get(&path).await.expect(500).json()["code"], json!("internal"));
 }

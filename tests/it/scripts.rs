@@ -1,12 +1,14 @@
-//! The scripts of `lua/`: each is safe to run twice, keeps to one hash tag, and does what its header says.
+//! The scripts of `lua/`: each is safe to run twice, uses the keys of one hash tag, and matches its header.
 //!
-//! A connection that drops after a write looks like one that dropped before it, so a client may send a script again, now or
-//! after others changed the session. These tests catch the command that the service sent, and send the very same again.
+//! A connection that drops after a write looks like one that dropped before it. So a client may send a script again, at
+//! once or after others have changed the session. These tests record the command that the service sent, and send the
+//! same one again.
 
 mod headers;
 mod late;
 mod readme;
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
 use std::future::Future;
@@ -20,15 +22,15 @@ use sessiond::session::Timestamp;
 
 use self::headers::Header;
 use crate::support::monitor::{Command, Monitor};
-use crate::support::redis::{self, Look};
+use crate::support::redis::{self, RedisProbe};
 use crate::support::service::{Answer, Service};
 
-/// Commands of the scripts that only read.
-const READS: [&str; 10] =
-    ["EXISTS", "GET", "HGET", "HMGET", "PEXPIRETIME", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE"];
-/// Commands of the scripts that write.
+/// The commands that scripts may use to read.
+const READS: [&str; 11] =
+    ["EXISTS", "GET", "HGET", "HGETALL", "HMGET", "PEXPIRETIME", "XLEN", "XRANGE", "ZCARD", "ZRANGE", "ZSCORE"];
+/// The commands that scripts may use to write.
 const WRITES: [&str; 10] = ["DEL", "HDEL", "HSET", "PEXPIREAT", "SET", "UNLINK", "XADD", "XTRIM", "ZADD", "ZREM"];
-/// A business and a user that would open hash tags of their own and split keys if they were not encoded.
+/// Identifiers that would make hash tags and separators in keys if they were not encoded.
 const BUSINESS: &str = "{b}:%";
 const USER: &str = "a}:{u";
 
@@ -39,7 +41,7 @@ const EXPIRED: Duration = Duration::from_secs(31 * 60);
 
 /// One file of `lua/`.
 struct Script {
-    verb: String,
+    operation: String,
     source: String,
     sha1: String,
 }
@@ -48,13 +50,13 @@ struct Script {
 static SCRIPTS: LazyLock<Vec<Script>> = LazyLock::new(|| {
     let files = fs::read_dir(project().join("lua")).expect("lua/").map(|file| file.expect("a file").path());
     let scripts = files.filter(|path| path.extension().is_some_and(|extension| extension == "lua")).map(|path| {
-        let verb = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let operation = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let source = fs::read_to_string(path).expect("a script");
         let sha1 = fred::util::sha1_hash(&source);
-        Script { verb, source, sha1 }
+        Script { operation, source, sha1 }
     });
     let mut scripts: Vec<_> = scripts.collect();
-    scripts.sort_by(|one, other| one.verb.cmp(&other.verb));
+    scripts.sort_by(|one, other| one.operation.cmp(&other.operation));
     scripts
 });
 
@@ -62,32 +64,25 @@ fn project() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn script(verb: &str) -> &'static Script {
-    SCRIPTS.iter().find(|script| script.verb == verb).expect("a script of this name")
+fn script(operation: &str) -> &'static Script {
+    SCRIPTS.iter().find(|script| script.operation == operation).expect("a script of this name")
 }
 
-/// The `FIELDS` of a script, in their order.
-fn fields_of(verb: &str) -> Vec<String> {
-    let (_, rest) = script(verb).source.split_once("\nlocal FIELDS = {\n").expect("a table of fields");
-    let (table, _) = rest.split_once("\n}").expect("its end");
-    table.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
-}
-
-/// One run of a script, as the service asked for it.
+/// One run of a script that the service requested.
 #[derive(Clone, Debug)]
 struct Run {
-    verb: String,
+    operation: String,
     keys: Vec<String>,
     args: Vec<String>,
-    /// What the script sent.
+    /// The commands that the script sent.
     inner: Vec<Vec<String>>,
-    /// What the service answered its client.
-    answer: Answer,
+    /// What the service responded to its client.
+    response: Answer,
 }
 
 impl Run {
-    /// The run that a command is, if it is one of a script of ours.
-    fn of(command: &Command, answer: &Answer) -> Option<Self> {
+    /// The run of a script of `lua/` that this command requested. `None` for another command.
+    fn of(command: &Command, response: &Answer) -> Option<Self> {
         let text = command.words.get(1)?;
         let is_named = |script: &&Script| match command.words[0].to_uppercase().as_str() {
             "EVALSHA" => *text == script.sha1,
@@ -98,87 +93,86 @@ impl Run {
         let key_count: usize = command.words[2].parse().expect("a number of keys");
         let (keys, args) = command.words[3..].split_at(key_count);
         Some(Self {
-            verb: script.verb.clone(),
+            operation: script.operation.clone(),
             keys: keys.to_vec(),
             args: args.to_vec(),
             inner: command.inner.clone(),
-            answer: answer.clone(),
+            response: response.clone(),
         })
     }
 
-    /// Runs the script with the same arguments again. By its text: another test may flush the server's scripts.
-    async fn again(&self, look: &Look) -> Vec<Option<String>> {
+    /// Runs the script with the same arguments again. Uses EVAL, because another test may flush the server's scripts.
+    async fn again(&self, probe: &RedisProbe) -> Vec<Option<String>> {
         let key_count = self.keys.len().to_string();
-        let mut words = vec!["EVAL", &script(&self.verb).source, &key_count];
+        let mut words = vec!["EVAL", &script(&self.operation).source, &key_count];
         words.extend(self.keys.iter().chain(&self.args).map(String::as_str));
-        let reply = look.command(&words).await.into_array();
+        let reply = probe.command(&words).await.into_array();
         reply.into_iter().map(fred::types::Value::into_string).collect()
     }
 
-    /// The same run with another value for an argument of the header.
+    /// The same run with another value for the argument of this name.
     fn with(mut self, name: &str, value: &str) -> Self {
-        let place = Header::of(script(&self.verb)).args.iter().position(|arg| arg == name).expect("an argument");
-        value.clone_into(&mut self.args[place]);
+        let index = Header::of(script(&self.operation)).args.iter().position(|arg| arg == name).expect("an argument");
+        value.clone_into(&mut self.args[index]);
         self
     }
 }
 
-/// Every run of a script that a call to the service causes.
-async fn runs(service: &Service, verb: &str, status: u16, call: impl Future<Output = Answer>) -> Vec<Run> {
+/// Calls the service. Returns every run of the script that the call causes.
+async fn runs(service: &Service, operation: &str, status: u16, call: impl Future<Output = Answer>) -> Vec<Run> {
     let monitor = Monitor::start(&redis::shared());
-    let answer = call.await.expect(status);
-    let mut commands = monitor.finish(&service.look).await;
-    // `ready` has neither keys nor arguments: every service sends the same.
-    let own = format!("{}:", service.config.key_prefix);
-    commands.retain(|command| verb == "ready" || command.words.iter().any(|word| word.starts_with(&own)));
-    // A digest that the server does not know is followed by the text; only that one runs.
+    let response = call.await.expect(status);
+    let mut commands = monitor.finish(&service.probe).await;
+    // `ready` has neither keys nor arguments, so the runs of this service cannot be distinguished from those of others.
+    let own = format!("{}:", service.config.redis.key_prefix);
+    commands.retain(|command| operation == "ready" || command.words.iter().any(|word| word.starts_with(&own)));
+    // If the server does not know a digest, the service sends EVAL next, and only that runs the script.
     let is_repeated = |one: &Command, next: &Command| {
         one.words[0] == "EVALSHA" && next.words[0] == "EVAL" && one.words[2..] == next.words[2..]
     };
-    let ran = |&place: &usize| commands.get(place + 1).is_none_or(|next| !is_repeated(&commands[place], next));
-    let ran = (0..commands.len()).filter(ran).filter_map(|place| Run::of(&commands[place], &answer));
-    let runs: Vec<_> = ran.filter(|run| run.verb == verb).collect();
-    assert!(!runs.is_empty(), "{verb} did not run for {answer:?}");
+    let ran = |&index: &usize| commands.get(index + 1).is_none_or(|next| !is_repeated(&commands[index], next));
+    let ran = (0..commands.len()).filter(ran).filter_map(|index| Run::of(&commands[index], &response));
+    let runs: Vec<_> = ran.filter(|run| run.operation == operation).collect();
+    assert!(!runs.is_empty(), "{operation} did not run for {response:?}");
     runs
 }
 
-/// The one run of a script that a call to the service causes.
-async fn run(service: &Service, verb: &str, status: u16, call: impl Future<Output = Answer>) -> Run {
-    let mut runs = runs(service, verb, status, call).await;
-    assert!(runs.len() == 1 || verb == "ready", "{runs:#?}");
+/// Calls the service. Returns the only run of the script that the call causes.
+async fn run(service: &Service, operation: &str, status: u16, call: impl Future<Output = Answer>) -> Run {
+    let mut runs = runs(service, operation, status, call).await;
+    assert!(runs.len() == 1 || operation == "ready", "{runs:#?}");
     runs.remove(0)
 }
 
-/// The body of a get-or-create that begins a new conversation.
+/// The body of a get-or-create that replaces an active session.
 fn replacing(user_id: &str) -> Value {
     json!({"businessId": "b", "userId": user_id, "ifActive": "replace"})
 }
 
-// What each script is asked to do. Every check below is made right after the run, with the tag that a second run of the
-// same must answer.
+// The runs of each script. `check` is called right after each run, with the tag that a second run must return.
 
 async fn get_or_create_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     let service = Service::start(&[]).await;
-    let verb = "get_or_create";
+    let operation = "get_or_create";
     let body = json!({"businessId": BUSINESS, "userId": USER, "title": "t", "metadata": {"a": "\"\n💬"}});
     let replace = json!({"businessId": BUSINESS, "userId": USER, "ifActive": "replace"});
-    let created = run(&service, verb, 201, service.post("/api/sessions", body.clone())).await;
+    let created = run(&service, operation, 201, service.post("/api/sessions", body.clone())).await;
     check(&service, &created, "replayed").await;
-    // A service that has not seen the user yet cannot know without the script.
-    let sibling = service.sibling(&[]).await;
-    let resumed = run(&service, verb, 200, sibling.post("/api/sessions", body.clone())).await;
+    // Another service has no hint for the user, so it needs the script.
+    let without_hint = service.sibling(&[]).await;
+    let resumed = run(&service, operation, 200, without_hint.post("/api/sessions", body.clone())).await;
     check(&service, &resumed, "resumed").await;
     service.advance(TOUCH_DUE);
-    let touched = run(&service, verb, 200, service.post("/api/sessions", body.clone())).await;
+    let touched = run(&service, operation, 200, service.post("/api/sessions", body.clone())).await;
     check(&service, &touched, "resumed").await;
-    let replaced = run(&service, verb, 201, service.post("/api/sessions", replace.clone())).await;
+    let replaced = run(&service, operation, 201, service.post("/api/sessions", replace.clone())).await;
     check(&service, &replaced, "replayed").await;
     service.advance(EXPIRED);
-    let after_expiry = run(&service, verb, 201, service.post("/api/sessions", body)).await;
+    let after_expiry = run(&service, operation, 201, service.post("/api/sessions", body)).await;
     check(&service, &after_expiry, "replayed").await;
-    // What Redis does to a session whose retention is over. Its index entry is trimmed by the next create.
-    service.look.command(&["DEL", &session_key(&service, &created.answer.string("sessionId"))]).await;
-    let trimmed = run(&service, verb, 201, service.post("/api/sessions", replace)).await;
+    // Redis removes a session at the end of its retention. The next create removes its entry in the history.
+    service.probe.command(&["DEL", &session_key(&service, &created.response.string("sessionId"))]).await;
+    let trimmed = run(&service, operation, 201, service.post("/api/sessions", replace)).await;
     assert!(trimmed.inner.iter().any(|command| command[0] == "ZREM" && command[1].contains("}:h:")), "{trimmed:#?}");
     check(&service, &trimmed, "replayed").await;
 }
@@ -207,7 +201,7 @@ async fn update_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     patched(&first, json!({"status": "active"}), 409, "another_active").await;
     patched(&first, json!({"status": "active", "ifActive": "replace"}), 200, "updated").await;
     service.advance(EXPIRED);
-    // The first is expired, but nobody has written that down.
+    // The first session is expired, but its stored status is still active.
     patched(&second, json!({"status": "active"}), 200, "updated").await;
     service.advance(EXPIRED);
     patched(&second, json!({}), 200, "updated").await;
@@ -248,33 +242,33 @@ async fn delete_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     for (path, others_left) in [(ended, 1), (active, 0)] {
         let deleted = run(&service, "delete", 204, service.delete(&path)).await;
         check(&service, &deleted, "missing").await;
-        assert_eq!(service.look.keys_of('a').await.len(), others_left, "the pointer is the active session's");
+        assert_eq!(service.probe.keys_of('a').await.len(), others_left, "the pointer is the active session's");
     }
-    assert_eq!(service.look.keys().await, Vec::<String>::new(), "every key of the user is gone");
+    assert_eq!(service.probe.keys().await, Vec::<String>::new(), "every key of the user is removed");
 }
 
 async fn erase_user_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     let service = Service::start(&[]).await;
-    // More than one run removes.
+    // More sessions than one run erases.
     for _ in 0..102 {
         let user = json!({"businessId": BUSINESS, "userId": USER, "ifActive": "replace"});
         let created = service.post("/api/sessions", user).await.expect(201);
         let messages = format!("/api/sessions/{}/messages", created.string("sessionId"));
         service.post(&messages, json!({"role": "user", "content": 1})).await.expect(201);
     }
-    // What Redis does to a session whose retention is over. It is not erased, only forgotten.
-    let gone = service.look.keys_of('s').await.remove(0);
-    service.look.command(&["DEL", &gone, &gone.replace("}:s:", "}:m:"), &gone.replace("}:s:", "}:d:")]).await;
+    // Redis removes a session at the end of its retention. The erasure does not count it.
+    let gone = service.probe.keys_of('s').await.remove(0);
+    service.probe.command(&["DEL", &gone, &gone.replace("}:s:", "}:m:"), &gone.replace("}:s:", "}:d:")]).await;
     let path = format!("/api/sessions/business/{}/user/{}", "%7Bb%7D:%25", "a%7D:%7Bu");
     let erased = runs(&service, "erase_user", 200, service.delete(&path)).await;
-    assert_eq!((erased.len(), erased[0].answer.member("deletedSessions")), (2, json!(101)));
+    assert_eq!((erased.len(), erased[0].response.member("deletedSessions")), (2, json!(101)));
     for run in erased {
         check(&service, &run, "erased").await;
     }
     let nothing = run(&service, "erase_user", 200, service.delete(&path)).await;
-    assert_eq!(nothing.answer.member("deletedSessions"), 0);
+    assert_eq!(nothing.response.member("deletedSessions"), 0);
     check(&service, &nothing, "erased").await;
-    assert_eq!(service.look.keys().await, Vec::<String>::new(), "every key of the user is gone");
+    assert_eq!(service.probe.keys().await, Vec::<String>::new(), "every key of the user is removed");
 }
 
 async fn ready_runs(check: impl AsyncFn(&Service, &Run, &str)) {
@@ -285,73 +279,74 @@ async fn ready_runs(check: impl AsyncFn(&Service, &Run, &str)) {
 
 // Safe to run twice.
 
-/// Runs a script again at once: nothing changes, and it answers what is stored.
+/// Runs a script again at once. Panics unless it changes nothing and returns what is stored.
 async fn safe_to_run_twice(service: &Service, run: &Run, tag: &str) {
-    let before = service.look.digest().await;
-    let reply = run.again(&service.look).await;
-    assert_eq!(service.look.digest().await, before, "a second run wrote: {run:#?}");
+    let before = service.probe.digest().await;
+    let reply = run.again(&service.probe).await;
+    assert_eq!(service.probe.digest().await, before, "a second run wrote: {run:#?}");
     assert_eq!(reply[0].as_deref(), Some(tag), "{reply:?} to a second run of {run:#?}");
     match tag {
-        "replayed" | "resumed" if run.verb == "get_or_create" => assert_answers(service, run, &reply[1..]).await,
+        "replayed" | "resumed" if run.operation == "get_or_create" => assert_session(service, run, &reply[1..]).await,
         "updated" => {
             assert_eq!(reply[1..3], [Some(String::new()), Some(String::new())], "a second run changes nothing");
-            assert_answers(service, run, &reply[3..]).await;
+            assert_session(service, run, &reply[3..]).await;
         }
-        "another_active" => assert_eq!(run.answer.member("activeSessionId"), json!(reply[1])),
+        "another_active" => assert_eq!(run.response.member("activeSessionId"), json!(reply[1])),
         "replayed" => assert_messages(run, &reply[1..]),
         "conflict" => assert_eq!(reply[1..].len() % 3, 0, "{reply:?}"),
-        // Nothing is left to erase, and nothing remains.
+        // No session was erased, and none remains.
         "erased" => assert_eq!(reply[1..], [Some("0".to_owned()), Some("0".to_owned())]),
         "missing" | "not_active" | "ready" => assert_eq!(reply.len(), 1, "{reply:?}"),
-        _ => panic!("say what a second {tag} must answer"),
+        _ => panic!("no check for a second run with the tag {tag}"),
     }
 }
 
-/// The fields are what is stored, and what the client was answered.
-async fn assert_answers(service: &Service, run: &Run, fields: &[Option<String>]) {
-    assert_eq!(fields, stored_fields(service, fields[0].as_deref().expect("an id")).await);
-    let names = fields_of("get_or_create");
-    assert_eq!(fields.len(), names.len());
-    for (name, value) in names.iter().zip(fields) {
-        let answered = run.answer.member(name);
+/// Panics unless the fields (names and values in turn) are those that are stored, and those of the response.
+async fn assert_session(service: &Service, run: &Run, flat: &[Option<String>]) {
+    let fields = fields_of(flat);
+    assert_eq!(fields, stored_fields(service, &fields["sessionId"]).await);
+    let session = run.response.json();
+    for (name, actual) in session.as_object().expect("a session") {
         let time = |ms: &String| json!(Timestamp(ms.parse().expect("a time")).to_string());
-        let expected = match (name.as_str(), value) {
-            ("activeUntil" | "largestMessage", _) => continue,
+        let expected = match (name.as_str(), fields.get(name)) {
             (_, None) => Value::Null,
             ("messageCount" | "version", Some(number)) => json!(number.parse::<u64>().expect("a number")),
             ("metadata", Some(text)) => serde_json::from_str(text).expect("JSON"),
             (name, Some(ms)) if name.ends_with("At") => time(ms),
             (_, Some(text)) => json!(text),
         };
-        assert_eq!(answered, expected, "{name} of {run:#?}");
+        assert_eq!(*actual, expected, "{name} of {run:#?}");
     }
 }
 
-/// The messages are those that the client was answered.
+/// Panics unless the messages are those of the response.
 fn assert_messages(run: &Run, flat: &[Option<String>]) {
-    let answered = run.answer.json();
-    let answered = answered.as_array().cloned().unwrap_or_else(|| vec![answered]);
-    assert_eq!(flat.len(), answered.len() * 6);
-    for (stored, answered) in flat.chunks(6).zip(answered) {
-        let text = |place: usize| stored[place].as_deref().expect("a value");
+    let messages = run.response.json();
+    let messages = messages.as_array().cloned().unwrap_or_else(|| vec![messages]);
+    assert_eq!(flat.len(), messages.len() * 6);
+    for (stored, message) in flat.chunks(6).zip(messages) {
+        let text = |index: usize| stored[index].as_deref().expect("a value");
         assert_eq!(text(0), "known");
-        assert_eq!(answered["seq"], text(1).parse::<u64>().expect("a number"));
-        assert_eq!(answered["createdAt"], Timestamp(text(2).parse().expect("a time")).to_string());
-        assert_eq!(answered["role"], text(3));
-        assert_eq!(answered["content"].to_string(), text(4));
-        assert_eq!(answered["metadata"].to_string(), text(5));
+        assert_eq!(message["seq"], text(1).parse::<u64>().expect("a number"));
+        assert_eq!(message["createdAt"], Timestamp(text(2).parse().expect("a time")).to_string());
+        assert_eq!(message["role"], text(3));
+        assert_eq!(message["content"].to_string(), text(4));
+        assert_eq!(message["metadata"].to_string(), text(5));
     }
 }
 
-async fn stored_fields(service: &Service, id: &str) -> Vec<Option<String>> {
-    let (key, names) = (session_key(service, id), fields_of("get_or_create"));
-    let words: Vec<_> = ["HMGET", &key].into_iter().chain(names.iter().map(String::as_str)).collect();
-    let stored = service.look.command(&words).await.into_array();
-    stored.into_iter().map(fred::types::Value::into_string).collect()
+/// The fields of a reply, names and values in turn.
+fn fields_of(flat: &[Option<String>]) -> BTreeMap<String, String> {
+    flat.chunks(2).map(|pair| (pair[0].clone().expect("a name"), pair[1].clone().expect("a value"))).collect()
+}
+
+async fn stored_fields(service: &Service, id: &str) -> BTreeMap<String, String> {
+    let stored = service.probe.texts(&["HGETALL", &session_key(service, id)]).await;
+    stored.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
 }
 
 fn session_key(service: &Service, id: &str) -> String {
-    format!("{}:{{{}}}:s:{id}", service.config.key_prefix, &id[..4])
+    format!("{}:{{{}}}:s:{id}", service.config.redis.key_prefix, &id[..4])
 }
 
 #[tokio::test]
@@ -386,27 +381,27 @@ async fn ready_is_safe_to_run_twice() {
 
 // One hash tag.
 
-/// What Redis Cluster hashes: the text between the first `{` and the next `}`.
+/// The part of a key that Redis Cluster hashes: the text between the first `{` and the next `}`.
 fn hash_tag(key: &str) -> Option<&str> {
     let (_, rest) = key.split_once('{')?;
     rest.split_once('}').map(|(tag, _)| tag).filter(|tag| !tag.is_empty())
 }
 
-/// The keys of a command, as the server itself finds them.
-async fn keys_of(look: &Look, command: &[String]) -> Vec<String> {
+/// The keys of a command, according to the server.
+async fn keys_of(probe: &RedisProbe, command: &[String]) -> Vec<String> {
     let words: Vec<_> = ["COMMAND", "GETKEYS"].into_iter().chain(command.iter().map(String::as_str)).collect();
-    look.texts(&words).await
+    probe.texts(&words).await
 }
 
 async fn one_hash_tag(service: &Service, run: &Run, _: &str) {
     let mut keys = run.keys.clone();
     for command in &run.inner {
-        keys.extend(keys_of(&service.look, command).await);
+        keys.extend(keys_of(&service.probe, command).await);
     }
     assert!(keys.len() > run.keys.len(), "the script touched no key: {run:#?}");
-    let partition = format!("{}:{{{}}}:", service.config.key_prefix, hash_tag(&keys[0]).expect("a hash tag"));
+    let partition = format!("{}:{{{}}}:", service.config.redis.key_prefix, hash_tag(&keys[0]).expect("a hash tag"));
     for key in keys {
-        assert!(key.starts_with(&partition), "{key} is not of {partition}: in a cluster {} would fail", run.verb);
+        assert!(key.starts_with(&partition), "{key} is not of {partition}: {} would fail in a cluster", run.operation);
         assert!(!key[partition.len()..].contains(['{', '}']), "{key} has an identifier that is not encoded");
     }
 }
@@ -444,39 +439,39 @@ async fn ready_touches_no_key() {
     ready_runs(no_key).await;
 }
 
-/// A server of its own shows what the service sends, all of it and nothing else.
+/// Has a Redis of its own, so the monitor sees the commands of this service only.
 #[tokio::test]
 async fn no_endpoint_searches_the_keyspace() {
     let folder = tempfile::tempdir().expect("a folder");
-    let redis = redis::private(folder.path());
+    let redis = redis::embedded(folder.path());
     let service = Service::start_on(&redis.socket(), &[]).await;
-    service.until_reads_are_apart().await;
+    service.wait_for_read_connection().await;
     let monitor = Monitor::start(&redis.socket());
     let called = call_every_endpoint(&service).await;
-    let commands = monitor.finish(&service.look).await;
+    let commands = monitor.finish(&service.probe).await;
 
     let document = service.get("/openapi.json").await.json();
     let paths = document["paths"].as_object().expect("paths").iter();
     let operations = paths.flat_map(|(path, item)| {
         item.as_object().expect("operations").keys().map(move |method| format!("{} {path}", method.to_uppercase()))
     });
-    assert_eq!(called, operations.collect(), "every endpoint is to be called");
+    assert_eq!(called, operations.collect(), "every endpoint must be called");
 
     let all = commands.iter().flat_map(|command| std::iter::once(&command.words).chain(&command.inner));
     let names: BTreeSet<_> = all.map(|words| words[0].to_uppercase()).collect();
     for needed in ["EVALSHA", "HGETALL", "HMGET", "HSET", "XRANGE"] {
         assert!(names.contains(needed), "the monitor missed {needed}: {names:?}");
     }
-    // None of these is bounded by its arguments, or belongs to a request.
+    // The cost of these commands is not bounded by their arguments, or no request should send them.
     for banned in ["FLUSHALL", "FLUSHDB", "HSCAN", "KEYS", "RANDOMKEY", "SCAN", "SMEMBERS", "SSCAN", "ZSCAN"] {
         assert!(!names.contains(banned), "an endpoint sends {banned}");
     }
-    // A session's hash has a fixed set of fields; the other one has as many as there are messages.
+    // A session's hash has a fixed set of fields; the hash of message ids has one field per message.
     let whole = commands.iter().filter(|command| command.words[0].eq_ignore_ascii_case("HGETALL"));
     assert!(whole.clone().all(|command| command.words[1].contains("}:s:")), "{:#?}", whole.collect::<Vec<_>>());
 }
 
-/// Calls every endpoint once or more. Returns each as `METHOD /path/{parameter}`.
+/// Calls every endpoint at least once. Returns each as `METHOD /path/{parameter}`.
 async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
     let id = service.session_of("u").await;
     let mut called = BTreeSet::new();
@@ -512,7 +507,7 @@ async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
     called
 }
 
-// A server that forgot the scripts.
+// A server without the scripts.
 
 #[tokio::test]
 async fn a_script_flush_is_not_visible_to_a_client() {
@@ -530,15 +525,15 @@ async fn a_script_flush_is_not_visible_to_a_client() {
             (Method::POST, &messages, json!([{"role": "user", "content": 1}]), 201),
             (Method::DELETE, "/api/sessions/business/b/user/w", json!(null), 200),
         ] {
-            // A touch that is due cannot be answered without the script.
+            // With activity due, the service needs the script even if it has a hint.
             service.advance(TOUCH_DUE);
-            service.look.command(&["SCRIPT", "FLUSH"]).await;
+            service.probe.command(&["SCRIPT", "FLUSH"]).await;
             let body = body.to_string().into_bytes();
             service.send(method, path, &[("content-type", "application/json")], body).await.expect(status);
         }
     }
     let listed = service.get(&messages).await.json();
     assert_eq!(listed.as_array().map(Vec::len), Some(3), "each append ran once: {listed}");
-    service.look.command(&["SCRIPT", "FLUSH"]).await;
+    service.probe.command(&["SCRIPT", "FLUSH"]).await;
     service.delete(&path).await.expect(204);
 }

@@ -1,5 +1,5 @@
-//! Random histories: whatever clients do in whatever order at whatever time, every answer is the one that a plain model
-//! of the contract gives. A case that fails is made as short as it can be, and shown as a list of operations.
+//! Random sequences of calls and times: every response must be that of a simple model of the contract (`docs/api.md`).
+//! proptest shortens a failing case and prints its operations.
 
 mod model;
 mod operation;
@@ -16,12 +16,12 @@ use self::model::{Expected, Lifetimes, Model, Owner};
 use self::operation::{IfMatch, Json, Moment, Operation, Range, Step, USERS, Which, operations};
 use crate::support::service::{Answer, Service};
 
-/// How many cases each test has, unless `PROPTEST_CASES` asks for more.
+/// How many cases each test has, unless `PROPTEST_CASES` is larger.
 const CASES_MIN: u32 = 1000;
 const MINUTE_MS: i64 = 60_000;
-/// More pages than any list of a case has: links that lead in a circle fail a case too.
+/// More pages than any list of a case has, so links in a circle make a case fail.
 const PAGES_MAX: usize = 200;
-/// What a run must have come across, or it draws the wrong operations.
+/// Outcomes that each run must have, or the operations are drawn badly.
 const OUTCOMES: &[&str] = &[
     "200 active",
     "200 ended client",
@@ -43,12 +43,12 @@ const OUTCOMES: &[&str] = &[
 const LIFETIMES: [&str; 6] = ["--idle-timeout", "10m", "--max-lifetime", "35m", "--retention", "2h"];
 
 #[test]
-fn every_answer_is_the_models_if_all_activity_is_written() {
+fn responses_match_the_model_if_all_activity_is_written() {
     run(&[&LIFETIMES[..], &["--activity-resolution", "0"]].concat(), 0);
 }
 
 #[test]
-fn every_answer_is_the_models_with_the_default_activity_resolution() {
+fn responses_match_the_model_with_the_default_activity_resolution() {
     // The smaller of 60 s and a twentieth of the idle timeout.
     run(&LIFETIMES, MINUTE_MS / 2);
 }
@@ -58,17 +58,18 @@ fn run(flags: &[&str], resolution: i64) {
         Lifetimes { idle: 10 * MINUTE_MS, max_lifetime: 35 * MINUTE_MS, retention: 120 * MINUTE_MS, resolution };
     let mut config = Config { failure_persistence: None, ..Config::default() };
     config.cases = config.cases.max(CASES_MIN);
-    // A seed that is known can be told when a case fails.
+    // A fixed seed, so the message of a failing case can name it.
     if matches!(config.rng_seed, RngSeed::Random) {
         config.rng_seed = RngSeed::Fixed(getrandom::u64().expect("random bytes"));
     }
     let seed = config.rng_seed;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    // On one Redis and by one clock: with hints, with place for few, and without. What one does makes the others' stale.
+    // Three services on one Redis, with one clock: with hints, with one hint, and without. The calls of one make the
+    // hints of the others stale.
     let services = runtime.block_on(async {
         let service = Service::start(flags).await;
-        let few = service.sibling(&[flags, &["--max-hints", "1"]].concat()).await;
-        let none = service.sibling(&[flags, &["--max-hints", "0"]].concat()).await;
+        let few = service.sibling(&[flags, &["--hint-cache-size", "1"]].concat()).await;
+        let none = service.sibling(&[flags, &["--hint-cache-size", "0"]].concat()).await;
         [service, few, none]
     });
     let drawn = RefCell::new(Drawn::default());
@@ -84,42 +85,42 @@ fn run(flags: &[&str], resolution: i64) {
         }
         Err(TestError::Fail(reason, operations)) => {
             let lines: Vec<_> = operations.iter().enumerate().map(|(n, step)| format!("{n:>4} {step:?}")).collect();
-            panic!("{reason}\nThe operations:\n{}\nPROPTEST_RNG_SEED={seed} finds it again", lines.join("\n"));
+            panic!("{reason}\nThe operations:\n{}\nPROPTEST_RNG_SEED={seed} repeats this", lines.join("\n"));
         }
         Err(error) => panic!("{error}"),
     }
 }
 
-/// What the cases so far were and had.
+/// The number of cases so far, and their outcomes.
 #[derive(Default)]
 struct Drawn {
     cases: u32,
-    /// How often each outcome was there.
+    /// How often each outcome occurred.
     outcomes: BTreeMap<String, u32>,
 }
 
-/// One sequence of operations, done to the service and to the model.
+/// One sequence of operations, run on the services and on the model.
 struct Case<'a> {
     services: &'a [Service; 3],
-    /// The one that is asked next.
+    /// The service of the current operation.
     service: &'a Service,
     drawn: &'a RefCell<Drawn>,
     lifetimes: Lifetimes,
     model: Model,
     owners: [Owner; USERS],
-    /// Every session that was ever created here.
+    /// The ids of all sessions that this case created.
     ids: Vec<String>,
 }
 
-/// Why an answer is wrong.
+/// The error says why a response is wrong.
 type Outcome = Result<(), String>;
 
 impl<'a> Case<'a> {
     fn new(services: &'a [Service; 3], lifetimes: Lifetimes, drawn: &'a RefCell<Drawn>) -> Self {
         drawn.borrow_mut().cases += 1;
         let number = drawn.borrow().cases;
-        // Users of its own, so that each case starts from nothing: two of one business, and one of the same name in
-        // another. Their names would break careless keys and paths.
+        // Each case has new users, so it starts without sessions: two users of one business, and one with the same id
+        // in another business. Their ids have characters with a meaning in keys and paths.
         let owner = |business: &str, user: &str| Owner {
             business: format!("{business}:{number}"),
             user: format!("{user}|{number}"),
@@ -180,8 +181,8 @@ impl<'a> Case<'a> {
             Step::To { session, moment, plus_ms } => {
                 let at = self.model.session(&self.id(session)).map_or(0, |session| match moment {
                     Moment::Expiry => session.expires,
-                    Moment::MaxLifetime => session.lives_until,
-                    Moment::EndOfRetention => session.gone(self.lifetimes),
+                    Moment::MaxLifetime => session.max_lifetime_end,
+                    Moment::EndOfRetention => session.retention_end(self.lifetimes),
                 });
                 (at + plus_ms - self.model.now).max(0)
             }
@@ -217,14 +218,14 @@ impl<'a> Case<'a> {
         let mut sent = body.0.clone();
         sent["businessId"] = owner.business.as_str().into();
         sent["userId"] = owner.user.as_str().into();
-        let answer = self.service.post("/api/sessions", sent).await;
-        let id = if answer.status == 201 { answer.string("sessionId") } else { String::new() };
+        let response = self.service.post("/api/sessions", sent).await;
+        let id = if response.status == 201 { response.string("sessionId") } else { String::new() };
         if self.ids.contains(&id) {
-            return Err(format!("not a new id: {answer:?}"));
+            return Err(format!("not a new id: {response:?}"));
         }
         let expected = self.model.get_or_create(owner, &body.0, &id);
-        self.check(&answer, &expected)?;
-        if answer.status == 201 {
+        self.check(&response, &expected)?;
+        if response.status == 201 {
             self.ids.push(id);
         }
         Ok(())
@@ -236,18 +237,18 @@ impl<'a> Case<'a> {
 
     async fn patch(&mut self, session: Which, if_match: IfMatch, body: &Json) -> Outcome {
         let id = self.id(session);
-        let (header, admitted) = self.if_match(&id, if_match);
-        let answer = self.send(Method::PATCH, &id, header, body.0.to_string()).await;
-        let expected = self.model.patch(&id, admitted, &body.0);
-        self.check(&answer, &expected)
+        let (header, is_match) = self.if_match(&id, if_match);
+        let response = self.send(Method::PATCH, &id, header, body.0.to_string()).await;
+        let expected = self.model.patch(&id, is_match, &body.0);
+        self.check(&response, &expected)
     }
 
     async fn delete(&mut self, session: Which, if_match: IfMatch) -> Outcome {
         let id = self.id(session);
-        let (header, admitted) = self.if_match(&id, if_match);
-        let answer = self.send(Method::DELETE, &id, header, String::new()).await;
-        let expected = self.model.delete(&id, admitted);
-        self.check(&answer, &expected)
+        let (header, is_match) = self.if_match(&id, if_match);
+        let response = self.send(Method::DELETE, &id, header, String::new()).await;
+        let expected = self.model.delete(&id, is_match);
+        self.check(&response, &expected)
     }
 
     async fn send(&self, method: Method, id: &str, if_match: Option<String>, body: String) -> Answer {
@@ -257,18 +258,18 @@ impl<'a> Case<'a> {
     }
 
     async fn append(&mut self, id: &str, body: &Json) -> Outcome {
-        let answer = self.service.post(&format!("/api/sessions/{id}/messages"), body.0.clone()).await;
+        let response = self.service.post(&format!("/api/sessions/{id}/messages"), body.0.clone()).await;
         let count = body.0.as_array().map_or(1, Vec::len);
-        let made_ids: Vec<_> = (0..count)
+        let new_ids: Vec<_> = (0..count)
             .map(|index| {
-                let answered = answer.json();
-                let message = if body.0.is_array() { &answered[index] } else { &answered };
-                let made = message["messageId"].as_str().filter(|id| !id.is_empty());
-                made.map_or_else(|| format!("none {index}"), str::to_owned)
+                let returned = response.json();
+                let message = if body.0.is_array() { &returned[index] } else { &returned };
+                let new_id = message["messageId"].as_str().filter(|id| !id.is_empty());
+                new_id.map_or_else(|| format!("none {index}"), str::to_owned)
             })
             .collect();
-        let expected = self.model.append(id, &body.0, &made_ids);
-        self.check(&answer, &expected)
+        let expected = self.model.append(id, &body.0, &new_ids);
+        self.check(&response, &expected)
     }
 
     async fn list_messages(&self, id: &str, range: Range, limit: Option<usize>) -> Outcome {
@@ -279,13 +280,13 @@ impl<'a> Case<'a> {
         }];
         query.extend(limit.map(|limit| format!("limit={limit}")));
         query.retain(|parameter| !parameter.is_empty());
-        let answer = self.service.get(&format!("/api/sessions/{id}/messages?{}", query.join("&"))).await;
+        let response = self.service.get(&format!("/api/sessions/{id}/messages?{}", query.join("&"))).await;
         let Some(session) = self.model.session(id) else {
-            return self.check(&answer, &self.model.get(id));
+            return self.check(&response, &self.model.get(id));
         };
         let all = &session.messages;
         let limit = limit.unwrap_or(50);
-        // seq counts from 1: the places of the messages that the page may have, and of those that it has.
+        // The bounds of the page as indexes into `all`. `seq` counts from 1.
         let (from, to) = match range {
             Range::Newest => (all.len().saturating_sub(limit), all.len()),
             Range::Before(seq) => {
@@ -297,27 +298,27 @@ impl<'a> Case<'a> {
                 (from, (from + limit).min(all.len()))
             }
         };
-        self.check(&answer, &Expected::Body { status: 200, body: all[from..to].into() })?;
-        let announced = (answer.link("prev").is_some(), answer.link("next").is_some());
+        self.check(&response, &Expected::Body { status: 200, body: all[from..to].into() })?;
+        let announced = (response.link("prev").is_some(), response.link("next").is_some());
         same("links to older and newer messages", &announced, &(from > 0, to < all.len()))
     }
 
-    /// Follows the links of one relation from a page on. Returns all messages, page by page.
+    /// Follows the links of one relation, starting at a page. Returns all messages, page by page.
     async fn message_pages(&self, path: String, relation: &str) -> Vec<Vec<Value>> {
         let mut pages = Vec::new();
         let mut next = Some(path);
         while let Some(path) = next.filter(|_| pages.len() < PAGES_MAX) {
-            let answer = self.service.get(&path).await.expect(200);
-            pages.push(answer.json().as_array().cloned().unwrap_or_default());
-            next = answer.link(relation);
+            let response = self.service.get(&path).await.expect(200);
+            pages.push(response.json().as_array().cloned().unwrap_or_default());
+            next = response.link(relation);
         }
         pages
     }
 
     async fn get_active(&self, user: usize) -> Outcome {
         let owner = &self.owners[user];
-        let answer = self.service.get(&format!("{}/active", user_path(owner))).await;
-        self.check(&answer, &self.model.active(owner))
+        let response = self.service.get(&format!("{}/active", user_path(owner))).await;
+        self.check(&response, &self.model.active(owner))
     }
 
     async fn list_history(&self, user: usize, limit: usize) -> Outcome {
@@ -334,24 +335,24 @@ impl<'a> Case<'a> {
         let mut pages = self.pages(path, limit, Some(expected.len())).await?;
         let expiries = |list: &[Value]| list.iter().map(|session| session["expiresAt"].clone()).collect::<Vec<_>>();
         same("the order of the active sessions", &expiries(&pages), &expiries(&expected))?;
-        // Which of two comes first that expire at once is not said.
+        // The order of sessions that expire at the same moment is not specified.
         for list in [&mut pages, &mut expected] {
             list.sort_by_key(|session| session["sessionId"].to_string());
         }
         same("the active sessions", &pages, &expected)
     }
 
-    /// All entries of a list of sessions. Every page but the last must be full, and only that one may announce no other.
+    /// All entries of a list of sessions. Every page but the last must be full and must have a link to the next.
     async fn pages(&self, path: String, limit: usize, total: Option<usize>) -> Result<Vec<Value>, String> {
         let mut entries = Vec::new();
         let mut next = Some(path);
         while let Some(path) = next {
-            let answer = self.service.get(&path).await;
-            let page = answer.json();
+            let response = self.service.get(&path).await;
+            let page = response.json();
             let page =
-                page.as_array().filter(|_| answer.status == 200).ok_or_else(|| format!("no list: {answer:?}"))?;
-            same("X-Total-Count", &answer.header("x-total-count"), &total.map(|total| total.to_string()).as_deref())?;
-            next = answer.link("next");
+                page.as_array().filter(|_| response.status == 200).ok_or_else(|| format!("no list: {response:?}"))?;
+            same("X-Total-Count", &response.header("x-total-count"), &total.map(|total| total.to_string()).as_deref())?;
+            next = response.link("next");
             let fits = if next.is_some() { page.len() == limit } else { page.len() <= limit };
             if !fits || (page.is_empty() && !entries.is_empty()) || entries.len() > PAGES_MAX * limit {
                 return Err(format!("{path}: a page of {} of {limit}, next {next:?}", page.len()));
@@ -363,13 +364,13 @@ impl<'a> Case<'a> {
 
     async fn erase_user(&mut self, user: usize) -> Outcome {
         let owner = &self.owners[user];
-        let answer = self.service.delete(&user_path(owner)).await;
+        let response = self.service.delete(&user_path(owner)).await;
         let expected = self.model.erase(owner);
-        self.check(&answer, &expected)
+        self.check(&response, &expected)
     }
 
-    /// Compares, and notes what the contract wants here.
-    fn check(&self, answer: &Answer, expected: &Expected) -> Outcome {
+    /// Compares a response with the expected one, and counts the expected outcome.
+    fn check(&self, response: &Answer, expected: &Expected) -> Outcome {
         let outcome = match expected {
             Expected::Session { status, document } => {
                 format!("{status} {} {}", text(document, "status"), text(document, "endReason")).trim_end().to_owned()
@@ -382,10 +383,10 @@ impl<'a> Case<'a> {
             Expected::Problem { status, code, .. } => format!("{status} {code}"),
         };
         *self.drawn.borrow_mut().outcomes.entry(outcome).or_default() += 1;
-        compare(answer, expected)
+        compare(response, expected)
     }
 
-    /// Compares all that the service has to say about this case.
+    /// Reads all sessions, messages and lists of this case, and compares them with the model.
     async fn read_everything(&self) -> Outcome {
         for id in &self.ids {
             self.get(id).await?;
@@ -409,10 +410,10 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Whether an answer is what the contract wants, to the last member.
-fn compare(answer: &Answer, expected: &Expected) -> Outcome {
-    let etag = answer.header("etag").map(str::to_owned);
-    let location = answer.header("location").map(str::to_owned);
+/// Compares a response with the expected one, including every member of the body.
+fn compare(response: &Answer, expected: &Expected) -> Outcome {
+    let etag = response.header("etag").map(str::to_owned);
+    let location = response.header("location").map(str::to_owned);
     let (media_type, wanted_etag, wanted_location) = match expected {
         Expected::Session { status, document } => {
             let created = (*status == 201).then(|| format!("/api/sessions/{}", text(document, "sessionId")));
@@ -422,30 +423,30 @@ fn compare(answer: &Answer, expected: &Expected) -> Outcome {
         Expected::NoContent => (None, None, None),
         Expected::Problem { .. } => (Some("application/problem+json"), None, None),
     };
-    let status = answer.status.as_u16();
-    let answered = match expected {
-        Expected::Session { .. } => Expected::Session { status, document: answer.json() },
-        Expected::Body { .. } => Expected::Body { status, body: answer.json() },
-        Expected::NoContent if answer.text.is_empty() && status == 204 => Expected::NoContent,
-        Expected::Problem { code, .. } if answer.json()["code"] == *code => {
-            let active = answer.json().get("activeSessionId").and_then(Value::as_str).map(str::to_owned);
+    let status = response.status.as_u16();
+    let actual = match expected {
+        Expected::Session { .. } => Expected::Session { status, document: response.json() },
+        Expected::Body { .. } => Expected::Body { status, body: response.json() },
+        Expected::NoContent if response.text.is_empty() && status == 204 => Expected::NoContent,
+        Expected::Problem { code, .. } if response.json()["code"] == *code => {
+            let active = response.json().get("activeSessionId").and_then(Value::as_str).map(str::to_owned);
             Expected::Problem { status, code, active }
         }
-        _ => return Err(format!("\n  expected {expected:?}\n  answered {answer:?}")),
+        _ => return Err(format!("\n  expected {expected:?}\n  actual   {response:?}")),
     };
-    if answered != *expected {
-        return Err(format!("\n  expected {expected:?}\n  answered {answered:?}"));
+    if actual != *expected {
+        return Err(format!("\n  expected {expected:?}\n  actual   {actual:?}"));
     }
-    same("Content-Type", &answer.header("content-type"), &media_type)?;
+    same("Content-Type", &response.header("content-type"), &media_type)?;
     same("ETag", &etag, &wanted_etag)?;
     same("Location", &location, &wanted_location)
 }
 
-fn same<T: PartialEq + std::fmt::Debug + ?Sized>(what: &str, answered: &T, expected: &T) -> Outcome {
-    if answered == expected {
+fn same<T: PartialEq + std::fmt::Debug + ?Sized>(what: &str, actual: &T, expected: &T) -> Outcome {
+    if actual == expected {
         return Ok(());
     }
-    Err(format!("{what}:\n  expected {expected:?}\n  answered {answered:?}"))
+    Err(format!("{what}:\n  expected {expected:?}\n  actual   {actual:?}"))
 }
 
 fn text<'a>(document: &'a Value, name: &str) -> &'a str {
@@ -456,7 +457,7 @@ fn user_path(owner: &Owner) -> String {
     format!("/api/sessions/business/{}/user/{}", encoded(&owner.business), encoded(&owner.user))
 }
 
-/// Percent-encodes whatever is not a letter or a digit.
+/// Percent-encodes every byte that is not an ASCII letter or digit.
 fn encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),

@@ -1,9 +1,10 @@
-//! What the tests stand on: a Redis, services in this process with a clock that the test sets, and services of their own
-//! process.
+//! Shared test support: Redis servers, services in this process with a clock that the test sets, and services in their
+//! own process.
 
 pub mod acl;
 pub mod audit;
 pub mod credentials;
+pub mod faulty_redis;
 pub mod ledger;
 pub mod load;
 pub mod monitor;
@@ -13,11 +14,9 @@ pub mod proxy;
 pub mod random;
 pub mod raw;
 pub mod redis;
+pub mod redis_server;
 pub mod reply_proxy;
 pub mod scrape;
-pub mod server;
-pub mod servers;
 pub mod service;
 pub mod sinks;
 pub mod unlogged;
-pub mod victim;

@@ -1,4 +1,4 @@
-//! Every way to reach one Redis, by `REDIS_URL` alone; and the servers that are refused or warned of.
+//! Every way to reach a Redis with `REDIS_URL`, and the servers that the service rejects or warns about.
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +10,9 @@ use tempfile::TempDir;
 
 use crate::support::acl;
 use crate::support::process::{self, Process};
-use crate::support::servers::{RedisServer, cli, free_port, wait_for};
+use crate::support::redis_server::{RedisServer, cli, free_port, wait_for};
 
-/// Walks through the life of a session on a service with these variables, then audits what it left.
+/// Starts a service with these variables, creates, reads and deletes a session, and audits the stored data.
 async fn expect_service(variables: &[(&str, &str)]) -> Process {
     let (service, base) = Process::serve(&[], variables);
     let audit_variables: Vec<_> = variables.iter().map(|&(name, value)| (name, audit_value(name, value))).collect();
@@ -21,8 +21,8 @@ async fn expect_service(variables: &[(&str, &str)]) -> Process {
     let call = |method: Method, path: String, body: Value| {
         let request = client.request(method, format!("{base}{path}")).json(&body);
         async move {
-            let answer = request.send().await.expect("an answer");
-            (answer.status(), answer.json::<Value>().await.unwrap_or_default())
+            let response = request.send().await.expect("a response");
+            (response.status(), response.json::<Value>().await.unwrap_or_default())
         }
     };
     let user = json!({"businessId": "b", "userId": "u"});
@@ -43,32 +43,32 @@ async fn expect_service(variables: &[(&str, &str)]) -> Process {
     service
 }
 
-/// An audit has a user of its own, if a service has one.
+/// The value of the variable for an audit, which has another Redis user if the service has one.
 fn audit_value(name: &str, value: &str) -> String {
     let is_url = name == "REDIS_URL" && value.contains("//sessiond:");
     if is_url { acl::audit_url(value) } else { value.to_owned() }
 }
 
-/// Starts a service that is to end by itself. Returns its exit status and its one line on why.
-fn expect_refusal(url: &str) -> (Option<i32>, String) {
+/// Starts a service that must exit because it rejects its Redis. Returns the exit status and the line with the reason.
+fn expect_rejection(url: &str) -> (Option<i32>, String) {
     let mut service = Process::start(&["--listen", "127.0.0.1:0"], &[("REDIS_URL", url)]);
     let status = service.wait().code();
     let why: Vec<_> = service.lines.iter().filter(|line| !line.starts_with('{')).cloned().collect();
-    assert_eq!(why.len(), 1, "one line says why: {:#?}", service.lines);
+    assert_eq!(why.len(), 1, "one line has the reason: {:#?}", service.lines);
     (status, why[0].clone())
 }
 
 #[tokio::test]
-async fn by_tcp_by_socket_and_with_a_password() {
+async fn connects_by_tcp_by_socket_and_with_a_password() {
     let folder = TempDir::new().expect("a folder");
     let socket = folder.path().join("redis.sock");
     let socket = socket.to_str().expect("a path");
-    let server = RedisServer::start(folder.path(), &["--unixsocket", socket]);
+    let server = RedisServer::on_tcp(folder.path(), &["--unixsocket", socket]);
     // The password has characters that a URL has to encode.
     let service = expect_service(&[("REDIS_URL", &server.url())]).await;
-    assert!(!service.lines.join("\n").contains("horse"), "a password is told: {:#?}", service.lines);
+    assert!(!service.lines.join("\n").contains("horse"), "a password is logged: {:#?}", service.lines);
     expect_service(&[("REDIS_URL", &acl::url(Path::new(socket)))]).await;
-    // Another database is another keyspace.
+    // Another database has another keyspace.
     expect_service(&[("REDIS_URL", &format!("{}/3", server.url()))]).await;
     let sent = server.sent();
     assert!(acl::WITH_A_DATABASE.iter().all(|&command| sent.contains(command)), "{sent:?}");
@@ -79,12 +79,12 @@ async fn by_tcp_by_socket_and_with_a_password() {
     expect_service(&[("REDIS_URL", &format!("redis+unix://default:other@localhost{socket}"))]).await;
 }
 
-/// A URL gives some characters a meaning, and encodes others: the socket's name has them all the same.
+/// A socket's path may have characters that have a meaning in URLs, or that URLs must encode.
 #[tokio::test]
-async fn by_a_socket_whose_name_a_url_has_to_encode() {
+async fn connects_by_a_socket_whose_path_needs_encoding() {
     let folder = TempDir::new().expect("a folder");
     let socket = folder.path().join("redis.sock");
-    let _server = RedisServer::start(folder.path(), &["--unixsocket", socket.to_str().expect("a path")]);
+    let _server = RedisServer::on_tcp(folder.path(), &["--unixsocket", socket.to_str().expect("a path")]);
     let names = [
         ("with space", "with space"),
         ("with%20space", "with space"),
@@ -108,7 +108,7 @@ async fn by_a_socket_whose_name_a_url_has_to_encode() {
     }
     let spelled = format!("redis+unix://{}localhost{}/with space/r.sock", acl::credentials(), folder.path().display());
     let service = expect_service(&[("REDIS_URL", &spelled)]).await;
-    assert!(!service.lines.join("\n").contains("horse"), "a password is told: {:#?}", service.lines);
+    assert!(!service.lines.join("\n").contains("horse"), "a password is logged: {:#?}", service.lines);
 }
 
 /// A private CA with a certificate and its key, as files.
@@ -123,7 +123,8 @@ impl Certificates {
     fn make(folder: &Path, host: &str) -> Self {
         let ca_key = KeyPair::generate().expect("a key");
         let mut ca_params = CertificateParams::new(Vec::new()).expect("parameters");
-        // Certificates name their CA: one of the same name with another key would be a bad signature, not an unknown issuer.
+        // Certificates name their CA. A CA of the same name with another key would cause a bad signature instead of an
+        // unknown issuer.
         ca_params.distinguished_name.push(DnType::CommonName, format!("CA of {host}"));
         ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = ca_params.self_signed(&ca_key).expect("a CA");
@@ -143,7 +144,7 @@ impl Certificates {
         }
     }
 
-    /// Settings of a server or a sentinel that takes TLS on this port, and speaks it to others.
+    /// Settings of a server or a sentinel that accepts TLS on this port, and uses TLS to connect to others.
     fn settings(&self, tls_port: u16) -> [(&'static str, String); 5] {
         let path = |path: &Path| path.to_str().expect("a path").to_owned();
         [
@@ -155,18 +156,19 @@ impl Certificates {
         ]
     }
 
-    /// Starts a server that takes TLS, too. Returns the port for that.
+    /// Starts a server that also accepts TLS. Returns it and its TLS port.
     fn server(&self, folder: &Path, more: &[&str]) -> (RedisServer, u16) {
         let tls_port = free_port();
         let settings = self.settings(tls_port).map(|(name, value)| [format!("--{name}"), value]);
         let arguments: Vec<_> = settings.iter().flatten().map(String::as_str).chain(more.iter().copied()).collect();
-        (RedisServer::start(folder, &arguments), tls_port)
+        (RedisServer::on_tcp(folder, &arguments), tls_port)
     }
 }
 
-/// The certificate is made out to a name, and the cluster calls its members by addresses, so the name has to be asked for.
+/// The certificate is for a host name, but the cluster announces addresses by default, so the service has to use the
+/// announced host names.
 #[tokio::test]
-async fn a_cluster_by_tls() {
+async fn connects_to_a_cluster_by_tls() {
     let folder = TempDir::new().expect("a folder");
     let certificates = Certificates::make(folder.path(), "localhost");
     let bus_port = free_port().to_string();
@@ -183,13 +185,13 @@ async fn a_cluster_by_tls() {
 }
 
 #[tokio::test]
-async fn a_sentinel_and_its_master_by_tls() {
+async fn connects_to_a_sentinel_and_its_master_by_tls() {
     let folder = TempDir::new().expect("a folder");
     let certificates = Certificates::make(folder.path(), "localhost");
     let (_master, port) = certificates.server(folder.path(), &["--tls-replication", "yes"]);
     let sentinel_port = free_port();
     let settings = certificates.settings(sentinel_port).map(|(name, value)| format!("{name} {value}\n")).concat();
-    let sentinel = RedisServer::start_sentinel(
+    let sentinel = RedisServer::sentinel(
         folder.path(),
         &format!(
             "{settings}tls-replication yes\nsentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
@@ -203,7 +205,7 @@ async fn a_sentinel_and_its_master_by_tls() {
 }
 
 #[tokio::test]
-async fn by_tls_with_a_private_ca_and_neither_another_ca_nor_another_name() {
+async fn tls_accepts_a_private_ca_and_rejects_another_ca_or_name() {
     let folder = TempDir::new().expect("a folder");
     let good = Certificates::make(folder.path(), "localhost");
     let other_name = Certificates::make(folder.path(), "redis.internal");
@@ -214,14 +216,14 @@ async fn by_tls_with_a_private_ca_and_neither_another_ca_nor_another_name() {
     expect_service(&[("REDIS_URL", &url), ("SSL_CERT_FILE", ca)]).await;
 
     let other_url = format!("rediss://localhost:{other_port}");
-    let refused = [(&url, other_ca, "UnknownIssuer"), (&other_url, other_ca, "NotValidForName")];
-    for (url, ca, why) in refused {
+    let rejected = [(&url, other_ca, "UnknownIssuer"), (&other_url, other_ca, "NotValidForName")];
+    for (url, ca, why) in rejected {
         let (mut service, base) = Process::serve(&[], &[("REDIS_URL", url), ("SSL_CERT_FILE", ca)]);
         service.wait_for_line(why);
-        let answer = reqwest::get(format!("{base}/api/sessions/business/b/active")).await.expect("an answer");
-        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{why}");
+        let response = reqwest::get(format!("{base}/api/sessions/business/b/active")).await.expect("a response");
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{why}");
     }
-    // A CA file that is not there is a bad setting, not a service that never gets ready.
+    // A missing CA file is a bad setting: the service does not start.
     let (status, lines) = {
         let variables = [("REDIS_URL", url.as_str()), ("SSL_CERT_FILE", "/nowhere/ca.pem")];
         let output = process::run(&["check-config"], &variables);
@@ -232,36 +234,36 @@ async fn by_tls_with_a_private_ca_and_neither_another_ca_nor_another_name() {
 }
 
 #[test]
-fn a_redis_that_evicts_or_has_another_layout_is_refused() {
+fn servers_that_evict_or_have_another_layout_are_rejected() {
     let folder = TempDir::new().expect("a folder");
-    let server = RedisServer::start(folder.path(), &["--maxmemory-policy", "allkeys-lru"]);
+    let server = RedisServer::on_tcp(folder.path(), &["--maxmemory-policy", "allkeys-lru"]);
     let url = server.url();
-    let (status, why) = expect_refusal(&url);
+    let (status, why) = expect_rejection(&url);
     assert_eq!(status, Some(1), "{why}");
     assert!(why.contains("allkeys-lru") && why.contains("noeviction"), "{why}");
     assert_eq!(server.ask(&["KEYS", "*"]).trim(), "", "nothing was written");
 
     server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     server.ask(&["SET", "sd:layout", "2"]);
-    let (status, why) = expect_refusal(&url);
+    let (status, why) = expect_rejection(&url);
     assert_eq!(status, Some(1), "{why}");
     assert!(why.contains("layout version, \"2\""), "{why}");
     assert_eq!(server.ask(&["KEYS", "*"]).trim(), "sd:layout", "nothing was written");
 }
 
 #[tokio::test]
-async fn a_master_that_may_lose_what_it_acknowledged_is_warned_of() {
+async fn warns_about_a_master_that_may_lose_acknowledged_writes() {
     let folder = TempDir::new().expect("a folder");
-    let master = RedisServer::start(folder.path(), &[]);
+    let master = RedisServer::on_tcp(folder.path(), &[]);
     let port = master.port.to_string();
-    let _replica = RedisServer::start(folder.path(), &["--replicaof", "127.0.0.1", &port]);
+    let _replica = RedisServer::on_tcp(folder.path(), &["--replicaof", "127.0.0.1", &port]);
     wait_for("a replica", || master.info("connected_slaves") == "1");
     let url = master.url();
     let (mut service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
     wait_for("service", || cli(master.port, &["EXISTS", "sd:layout"]).trim() == "1");
-    // It serves all the same.
-    let answer = reqwest::get(format!("{base}/readyz")).await.expect("an answer");
-    assert_eq!(answer.status(), StatusCode::OK);
+    // It is a warning only: the service serves.
+    let response = reqwest::get(format!("{base}/readyz")).await.expect("a response");
+    assert_eq!(response.status(), StatusCode::OK);
     service.signal(Signal::TERM);
     assert_eq!(service.wait().code(), Some(0), "{:#?}", service.lines);
     let warned = |line: &&String| line.contains("WARN") && line.contains("min-replicas-to-write");

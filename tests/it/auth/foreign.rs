@@ -1,19 +1,19 @@
-//! Another tenant's session is a missing one, whatever is asked of it.
+//! Sessions of other tenants: every call treats them like missing sessions.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use sessiond::auth::Scope;
-use sessiond::store::embedded::EmbeddedRedis;
+use sessiond::embedded_redis::EmbeddedRedis;
 use tempfile::TempDir;
 
 use crate::support::credentials::api_key;
 use crate::support::monitor::Monitor;
-use crate::support::redis::private;
+use crate::support::redis::embedded;
 use crate::support::service::Service;
 
 const UNKNOWN_ID: &str = "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
 
-/// A service on a Redis that nobody else uses, and a key for business `b` and one for `c`.
+/// A service on its own Redis, with an API key for business `b` and one for business `c`.
 struct Fixture {
     service: Service,
     ours: String,
@@ -29,7 +29,7 @@ impl Fixture {
         let (theirs, their_entry) = api_key("theirs", &["c"], &Scope::ALL, None);
         let keys = folder.path().join("keys.toml");
         std::fs::write(&keys, format!("{our_entry}\n{their_entry}")).expect("a file");
-        let redis = private(&folder.path().join("redis"));
+        let redis = embedded(&folder.path().join("redis"));
         let flags = ["--api-keys-file", keys.to_str().expect("a path")];
         Self { service: Service::start_on(&redis.socket(), &flags).await, ours, theirs, redis, _folder: folder }
     }
@@ -42,14 +42,14 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn a_foreign_session_costs_and_tells_what_a_missing_one_does() {
+async fn a_foreign_session_is_indistinguishable_from_a_missing_one() {
     let fixture = Fixture::start().await;
     let ended = fixture.create("u", "c").await;
     let active = fixture.create("u", "c").await;
     let message = json!({"messageId": "m", "role": "user", "content": "theirs"});
     let path = format!("/api/sessions/{active}/messages");
     fixture.service.bearer(&fixture.theirs, Method::POST, &path, message).await.expect(201);
-    // Each would be answered otherwise if the session were looked at before its owner: 412, 409, 200, 400.
+    // Each call would get another status (412, 409, 200 or 400) if the service checked the session before its owner.
     let calls = [
         (Method::GET, "", Value::Null, &active),
         (Method::GET, "/messages", Value::Null, &active),
@@ -62,8 +62,8 @@ async fn a_foreign_session_costs_and_tells_what_a_missing_one_does() {
         (Method::POST, "/messages", json!({"messageId": "m", "role": "user", "content": "theirs"}), &active),
         (Method::DELETE, "", Value::Null, &active),
     ];
-    fixture.service.until_reads_are_apart().await;
-    let before = fixture.service.look.digest().await;
+    fixture.service.wait_for_read_connection().await;
+    let before = fixture.service.probe.digest().await;
     for (method, rest, body, session) in calls {
         for condition in [None, Some("\"0\""), Some("\"1\""), Some("*")] {
             let mut seen = Vec::new();
@@ -74,25 +74,25 @@ async fn a_foreign_session_costs_and_tells_what_a_missing_one_does() {
                 headers.extend(condition.map(|condition| ("if-match", condition)));
                 let path = format!("/api/sessions/{id}{rest}");
                 let body = Some(&body).filter(|body| !body.is_null());
-                let answer = fixture.service.call_as(&headers, method.clone(), &path, body).await;
-                answer.expect_problem(404, "session_not_found");
-                let commands = monitor.finish(&fixture.service.look).await;
+                let response = fixture.service.call_as(&headers, method.clone(), &path, body).await;
+                response.expect_problem(404, "session_not_found");
+                let commands = monitor.finish(&fixture.service.probe).await;
                 let of_session =
                     commands.into_iter().filter(|command| command.words.iter().any(|word| word.contains(id)));
                 let verbs: Vec<_> = of_session.map(|command| command.words[0].to_uppercase()).collect();
                 assert_eq!(verbs, ["HGETALL"], "{method} {path}");
-                let mut headers = answer.headers.clone();
+                let mut headers = response.headers.clone();
                 headers.remove("date");
-                seen.push((answer.status, headers, answer.text.replace(id, "<session>")));
+                seen.push((response.status, headers, response.text.replace(id, "<session>")));
             }
             assert_eq!(seen[0], seen[1], "{method} {rest} {condition:?}");
         }
     }
-    assert!(fixture.service.look.digest().await == before, "a foreign session was changed");
+    assert!(fixture.service.probe.digest().await == before, "a foreign session was changed");
 }
 
 #[tokio::test]
-async fn a_cursor_or_a_link_leads_nobody_further() {
+async fn cursors_and_links_do_not_extend_the_tenant_scope() {
     let fixture = Fixture::start().await;
     let service = &fixture.service;
     for user in ["u", "v"] {
@@ -105,7 +105,7 @@ async fn a_cursor_or_a_link_leads_nobody_further() {
         let page = service.get_as(&fixture.theirs, &path("c")).await.expect(200);
         let link = page.link("next").expect("a next page");
         service.get_as(&fixture.theirs, &link).await.expect(200);
-        // Their link is theirs, and their cursor does not fit our list.
+        // The link needs their credential, and their cursor does not fit our list.
         service.get_as(&fixture.ours, &link).await.expect_problem(403, "forbidden");
         let (_, cursor) = link.split_once("&cursor=").expect("a cursor");
         let ours = format!("{}&cursor={cursor}", path("b"));
@@ -114,7 +114,7 @@ async fn a_cursor_or_a_link_leads_nobody_further() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_the_same_whether_or_not_anything_is_there() {
+async fn forbidden_responses_do_not_depend_on_stored_data() {
     let fixture = Fixture::start().await;
     fixture.create("u", "c").await;
     let bearer = format!("Bearer {}", fixture.ours);
@@ -131,11 +131,11 @@ async fn a_refusal_is_the_same_whether_or_not_anything_is_there() {
             seen.push(fixture.service.call_as(&headers, Method::POST, "/api/sessions", Some(&body)).await);
         }
     }
-    for answer in &seen {
-        answer.expect_problem(403, "forbidden");
-        assert_eq!(answer.text, seen[0].text);
+    for response in &seen {
+        response.expect_problem(403, "forbidden");
+        assert_eq!(response.text, seen[0].text);
     }
-    // An encoded spelling of our own business is our own business.
+    // A percent-encoded name of our own business is accepted.
     fixture.service.get_as(&fixture.ours, "/api/sessions/business/%62/active").await.expect(200);
 }
 
@@ -152,9 +152,9 @@ async fn the_credential_is_checked_before_the_scope_and_the_scope_before_the_bod
             [("Bearer x.y", 401, "unauthorized"), (&format!("Bearer {reader}"), 403, "forbidden")]
         {
             let headers = [("authorization", credential), ("content-type", "text/plain")];
-            let answer = service.send(Method::POST, "/api/sessions", &headers, body.as_bytes().to_vec()).await;
-            answer.expect_problem(status, code);
+            let response = service.send(Method::POST, "/api/sessions", &headers, body.as_bytes().to_vec()).await;
+            response.expect_problem(status, code);
         }
     }
-    assert_eq!(service.look.keys().await, Vec::<String>::new());
+    assert_eq!(service.probe.keys().await, Vec::<String>::new());
 }

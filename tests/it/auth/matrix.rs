@@ -1,5 +1,5 @@
-//! The tenant matrix, generated from the `OpenAPI` document: every operation, by every kind of caller. A new operation fails
-//! it until it is told here what the operation needs.
+//! The tenant matrix, generated from the `OpenAPI` document: every operation with every kind of caller. The test fails
+//! for a new operation until `needs` lists it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,52 +13,52 @@ use crate::support::service::{Answer, Service};
 
 const UNKNOWN_ID: &str = "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
 
-/// What an operation says about whose sessions it is about.
+/// How an operation determines whose sessions it uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum About {
-    /// Nobody's: it needs no credential.
-    Nobody,
+enum Target {
+    /// It is public and needs no credential.
+    Public,
     /// Its path names a business.
     Business,
-    /// The caller's own: it needs a credential, and none of its scopes.
-    Caller,
+    /// It reports on the caller. It needs a credential, but no scope.
+    Principal,
     /// Its path or body names a user.
     User,
     /// It names a session by its id.
     Session,
 }
 
-/// What an operation needs, in the tests' own words: the service's table is what is tested.
+/// What an operation needs. This table is independent of the service's table, which is under test.
 struct Need {
     operation: &'static str,
-    about: About,
+    target: Target,
     scope: Scope,
     body: Value,
     success: u16,
 }
 
 fn needs() -> Vec<Need> {
-    let need = |operation, about, scope, success| Need { operation, about, scope, body: Value::Null, success };
+    let need = |operation, target, scope, success| Need { operation, target, scope, body: Value::Null, success };
     let user = json!({"businessId": "b", "userId": "u"});
     vec![
-        Need { body: user, ..need("getOrCreateSession", About::User, Scope::Write, 200) },
-        need("getSession", About::Session, Scope::Read, 200),
-        Need { body: json!({"title": "t"}), ..need("updateSession", About::Session, Scope::Write, 200) },
-        need("deleteSession", About::Session, Scope::Write, 204),
-        need("listMessages", About::Session, Scope::Read, 200),
+        Need { body: user, ..need("getOrCreateSession", Target::User, Scope::Write, 200) },
+        need("getSession", Target::Session, Scope::Read, 200),
+        Need { body: json!({"title": "t"}), ..need("updateSession", Target::Session, Scope::Write, 200) },
+        need("deleteSession", Target::Session, Scope::Write, 204),
+        need("listMessages", Target::Session, Scope::Read, 200),
         Need {
             body: json!({"role": "user", "content": 1}),
-            ..need("appendMessages", About::Session, Scope::Write, 201)
+            ..need("appendMessages", Target::Session, Scope::Write, 201)
         },
-        need("listActiveSessions", About::Business, Scope::Read, 200),
-        need("getActiveSession", About::User, Scope::Read, 200),
-        need("listSessionHistory", About::User, Scope::Read, 200),
-        need("eraseUser", About::User, Scope::Admin, 200),
-        need("whoami", About::Caller, Scope::Read, 200),
-        need("livez", About::Nobody, Scope::Read, 200),
-        need("readyz", About::Nobody, Scope::Read, 200),
-        need("openapi", About::Nobody, Scope::Read, 200),
-        need("docs", About::Nobody, Scope::Read, 200),
+        need("listActiveSessions", Target::Business, Scope::Read, 200),
+        need("getActiveSession", Target::User, Scope::Read, 200),
+        need("listSessionHistory", Target::User, Scope::Read, 200),
+        need("eraseUser", Target::User, Scope::Admin, 200),
+        need("whoami", Target::Principal, Scope::Read, 200),
+        need("livez", Target::Public, Scope::Read, 200),
+        need("readyz", Target::Public, Scope::Read, 200),
+        need("openapi", Target::Public, Scope::Read, 200),
+        need("docs", Target::Public, Scope::Read, 200),
     ]
 }
 
@@ -81,7 +81,7 @@ impl Case {
         Self::WrongBusiness,
         Self::WrongUser,
         Self::MissingScope,
-        // Last, because it may change something.
+        // Last, because it may change data.
         Self::Right,
     ];
 }
@@ -94,7 +94,7 @@ enum Kind {
     Jwt,
 }
 
-/// A service with credentials of both kinds, and callers of every case.
+/// A service with credentials of both kinds, for the callers of every case.
 struct Fixture {
     service: Service,
     api_keys: BTreeMap<&'static str, String>,
@@ -120,7 +120,7 @@ impl Fixture {
         let entries: Vec<_> = keys.iter().map(|(_, (_, entry))| entry.as_str()).collect();
         std::fs::write(&keys_file, entries.join("\n")).expect("a file");
         let mut api_keys: BTreeMap<_, _> = keys.into_iter().map(|(name, (credential, _))| (name, credential)).collect();
-        // A good id with another key's secret.
+        // A valid id with the secret of another key.
         let (_, secret) = api_keys["all"].split_once('.').expect("a secret");
         api_keys.insert("bad", format!("right.{secret}"));
         let (signer, stranger) = (Signer::new(JwtAlgorithm::EdDsa), Signer::new(JwtAlgorithm::EdDsa));
@@ -132,7 +132,8 @@ impl Fixture {
         Self { service: Service::start(&flags).await, api_keys, signer, stranger, _folder: folder }
     }
 
-    /// The active session of user `u` in business `b`, with a message; also one in business `c`, which is nobody's business.
+    /// Prepares an active session of user `u` in business `b` with a message, and a session in business `c`. Returns
+    /// the id of the first one.
     async fn session(&self) -> String {
         let all = &self.api_keys["all"];
         let post = |body: Value| self.service.bearer(all, Method::POST, "/api/sessions", body);
@@ -146,7 +147,7 @@ impl Fixture {
         session
     }
 
-    /// The credential of a case, or `None` if there is no such caller.
+    /// The credential of a case, or `None` if the case does not exist for this kind.
     fn credential(&self, need: &Need, kind: Kind, case: Case) -> Option<String> {
         if kind == Kind::Jwt { Some(self.token(need, case)) } else { self.api_key(need, case) }
     }
@@ -157,7 +158,7 @@ impl Fixture {
             Case::Bad => "bad",
             Case::Expired => "expired",
             Case::WrongBusiness => "wrong business",
-            // A key is of a server, which may act for every user of its businesses.
+            // An API key belongs to a server, which may act for every user of its businesses.
             Case::WrongUser => return None,
             Case::MissingScope => match need.scope {
                 Scope::Read => "without read",
@@ -172,8 +173,8 @@ impl Fixture {
     fn token(&self, need: &Need, case: Case) -> String {
         let now = self.service.now();
         let own = claims("b", "u", now);
-        // What is about more than one user takes more than a user's token.
-        let is_for_all = need.about == About::Business || need.scope == Scope::Admin;
+        // An operation on more than one user needs more than a user's token.
+        let is_for_all = need.target == Target::Business || need.scope == Scope::Admin;
         let right = if is_for_all { with(&own, "scope", "read write admin profile") } else { own.clone() };
         let claims = match case {
             Case::None => return String::new(),
@@ -192,29 +193,29 @@ impl Fixture {
     }
 }
 
-/// The status and code that a caller has to get.
+/// The expected status and code.
 fn expected(need: &Need, case: Case) -> (u16, &'static str) {
     match case {
-        _ if need.about == About::Nobody => (need.success, ""),
+        _ if need.target == Target::Public => (need.success, ""),
         Case::Right => (need.success, ""),
         Case::None | Case::Bad | Case::Expired => (401, "unauthorized"),
-        _ if need.about == About::Caller => (need.success, ""),
-        Case::WrongBusiness | Case::WrongUser if need.about == About::Session => (404, "session_not_found"),
+        _ if need.target == Target::Principal => (need.success, ""),
+        Case::WrongBusiness | Case::WrongUser if need.target == Target::Session => (404, "session_not_found"),
         Case::WrongBusiness | Case::WrongUser | Case::MissingScope => (403, "forbidden"),
     }
 }
 
-/// An answer without what differs from call to call: the request's id, the time, the session's id.
-fn alike(answer: &Answer, session: &str) -> (u16, BTreeMap<String, String>, String) {
-    let request_id = answer.header("x-request-id").unwrap_or_default();
-    let headers = answer.headers.iter().filter(|(name, _)| !["date", "x-request-id"].contains(&name.as_str()));
+/// A response without the values that differ between calls: request id, time and session id.
+fn normalized(response: &Answer, session: &str) -> (u16, BTreeMap<String, String>, String) {
+    let request_id = response.header("x-request-id").unwrap_or_default();
+    let headers = response.headers.iter().filter(|(name, _)| !["date", "x-request-id"].contains(&name.as_str()));
     let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned()));
-    let text = answer.text.replace(request_id, "<request>").replace(session, "<session>");
-    (answer.status.as_u16(), headers.collect(), text)
+    let text = response.text.replace(request_id, "<request>").replace(session, "<session>");
+    (response.status.as_u16(), headers.collect(), text)
 }
 
 #[tokio::test]
-async fn every_operation_admits_whom_it_must_and_nobody_else() {
+async fn every_operation_accepts_only_authorized_callers() {
     let fixture = Fixture::start().await;
     let document = serde_json::to_value(sessiond::http::document()).expect("JSON");
     let (mut covered, mut cells, mut denied) = (BTreeSet::new(), 0, 0);
@@ -222,7 +223,7 @@ async fn every_operation_admits_whom_it_must_and_nobody_else() {
         for (method, operation) in operations.as_object().expect("operations") {
             let id = operation["operationId"].as_str().expect("an id");
             let need = needs().into_iter().find(|need| need.operation == id);
-            let need = need.unwrap_or_else(|| panic!("{method} {path} is new: say in `needs` what {id} takes"));
+            let need = need.unwrap_or_else(|| panic!("{method} {path} is new: add {id} to `needs`"));
             covered.insert(need.operation);
             expect_documented(&need, operation);
             let method: Method = method.to_uppercase().parse().expect("a method");
@@ -234,32 +235,32 @@ async fn every_operation_admits_whom_it_must_and_nobody_else() {
                     cells += 1;
                     let (status, _) = expected(&need, case);
                     denied += u32::from(status >= 400);
-                    try_cell(&fixture, &need, (&method, path), (kind, case), &credential).await;
+                    check_cell(&fixture, &need, (&method, path), (kind, case), &credential).await;
                 }
             }
         }
     }
     let all: BTreeSet<_> = needs().iter().map(|need| need.operation).collect();
-    assert_eq!(covered, all, "an operation that there is no more");
-    // The last one is refused to nobody who has a good credential.
+    assert_eq!(covered, all, "an operation does not exist any more");
+    // The last term is `whoami`, which accepts every valid credential.
     assert_eq!((cells, denied), (15 * (7 + 6 + 6), 10 * (6 + 5 + 5) + 3 * 3));
 }
 
-/// The document says what the test says.
+/// Panics unless the document lists the security requirements in `need`.
 fn expect_documented(need: &Need, operation: &Value) {
-    if need.about == About::Nobody {
+    if need.target == Target::Public {
         assert_eq!(operation["security"], Value::Null, "{} is public", need.operation);
         return;
     }
-    let is_callers = need.about == About::Caller;
+    let is_callers = need.target == Target::Principal;
     let scopes = if is_callers { vec![] } else { vec![need.scope.as_str()] };
     assert_eq!(operation["security"], json!([{"bearer": scopes}, {"apiKey": scopes}]), "{}", need.operation);
     assert!(operation["responses"]["401"].is_object(), "{}", need.operation);
     assert_eq!(operation["responses"]["403"].is_object(), !is_callers, "{}", need.operation);
 }
 
-/// One call by one caller.
-async fn try_cell(
+/// Makes one call with one credential and checks the response.
+async fn check_cell(
     fixture: &Fixture,
     need: &Need,
     (method, template): (&Method, &str),
@@ -278,15 +279,15 @@ async fn try_cell(
         async move { fixture.service.call_as(&headers, method, &path, body).await }
     };
     let (status, code) = expected(need, case);
-    let before = fixture.service.look.digest().await;
-    let answer = call(&session).await;
-    assert_eq!(answer.status.as_u16(), status, "{what}: {answer:?}");
+    let before = fixture.service.probe.digest().await;
+    let response = call(&session).await;
+    assert_eq!(response.status.as_u16(), status, "{what}: {response:?}");
     if status < 400 {
         return;
     }
-    assert!(fixture.service.look.digest().await == before, "{what} changed Redis");
-    answer.expect_problem(status, code);
-    let challenge = answer.header("www-authenticate");
+    assert!(fixture.service.probe.digest().await == before, "{what} changed Redis");
+    response.expect_problem(status, code);
+    let challenge = response.header("www-authenticate");
     let wanted = match (status, case) {
         (401, Case::None) => Some("Bearer realm=\"sessiond\"".to_owned()),
         (401, _) => Some("Bearer realm=\"sessiond\", error=\"invalid_token\"".to_owned()),
@@ -294,15 +295,19 @@ async fn try_cell(
         _ => None,
     };
     let scope = format!(", scope=\"{}\"", need.scope.as_str());
-    assert_eq!(challenge.map(|text| text.trim_end_matches(&scope).to_owned()), wanted, "{what}: {answer:?}");
+    assert_eq!(challenge.map(|text| text.trim_end_matches(&scope).to_owned()), wanted, "{what}: {response:?}");
     if status == 404 {
         let missing = call(UNKNOWN_ID).await;
-        assert_eq!(alike(&answer, &session), alike(&missing, UNKNOWN_ID), "{what}: tells that the session is there");
+        assert_eq!(
+            normalized(&response, &session),
+            normalized(&missing, UNKNOWN_ID),
+            "{what}: the response discloses that the session exists"
+        );
     }
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_behind_a_credential_too() {
+async fn unknown_routes_require_a_credential() {
     let fixture = Fixture::start().await;
     let service = &fixture.service;
     for path in ["/", "/metrics", "/api", "/api/sessions/", "/api/sessions/a/b/c", "/docs/../api", "//livez", "/LIVEZ"]
@@ -310,11 +315,11 @@ async fn what_is_not_there_is_behind_a_credential_too() {
         service.get(path).await.expect_problem(401, "unauthorized");
         service.get_as(&fixture.api_keys["right"], path).await.expect_problem(404, "route_not_found");
     }
-    // A method that a path does not have: of a protected one it takes a credential to hear of it, of a public one not.
+    // A 405 for a protected path needs a credential. A 405 for a public path does not.
     service.delete("/api/sessions").await.expect_problem(401, "unauthorized");
     let other = service.bearer(&fixture.api_keys["right"], Method::DELETE, "/api/sessions", Value::Null).await;
     other.expect_problem(405, "method_not_allowed");
     service.delete("/livez").await.expect_problem(405, "method_not_allowed");
-    // What the page at /docs loads.
+    // A file that the page at /docs loads.
     service.get("/docs/swagger-ui.css").await.expect(200);
 }

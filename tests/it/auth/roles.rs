@@ -1,4 +1,4 @@
-//! As whom a caller may speak: a user's token is not the assistant.
+//! The message roles that a caller may use: a user's token may not write messages of the assistant.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use crate::support::service::{Answer, Service};
 
 const ROLES: [&str; 4] = ["user", "assistant", "system", "tool"];
 
-/// A service, an API key that may do everything, and a signer of tokens.
+/// A service, an API key with every scope, and a signer of tokens.
 struct Fixture {
     service: Service,
     key: String,
@@ -38,7 +38,7 @@ impl Fixture {
         self.signer.token(&claims("b", "u", self.service.now()))
     }
 
-    /// The path of the messages of a session of user `u`.
+    /// The path of the messages of user `u`'s active session.
     async fn messages(&self) -> String {
         let body = json!({"businessId": "b", "userId": "u"});
         let session = self.service.bearer(&self.key, Method::POST, "/api/sessions", body).await;
@@ -49,15 +49,15 @@ impl Fixture {
         self.service.bearer(credential, Method::POST, path, body).await
     }
 
-    /// A refusal that says which field is wrong, and stores nothing.
-    async fn expect_refused(&self, path: &str, body: Value, field: &str) {
-        let before = self.service.look.digest().await;
-        let answer = self.append(&self.user(), path, body.clone()).await;
-        let detail = answer.expect_problem(403, "forbidden").string("detail");
+    /// Panics unless the append is rejected with the name of the wrong field and changes nothing.
+    async fn expect_rejected(&self, path: &str, body: Value, field: &str) {
+        let before = self.service.probe.digest().await;
+        let response = self.append(&self.user(), path, body.clone()).await;
+        let detail = response.expect_problem(403, "forbidden").string("detail");
         assert!(detail.starts_with(&format!("{field} is ")) && detail.contains("API key"), "{body}: {detail}");
-        let challenge = answer.header("www-authenticate");
+        let challenge = response.header("www-authenticate");
         assert_eq!(challenge, Some("Bearer realm=\"sessiond\", error=\"insufficient_scope\""), "{body}");
-        assert!(self.service.look.digest().await == before, "{body} changed Redis");
+        assert!(self.service.probe.digest().await == before, "{body} changed Redis");
     }
 }
 
@@ -66,26 +66,26 @@ fn message(role: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_users_token_speaks_as_the_user_only() {
+async fn a_users_token_may_append_only_user_messages() {
     let fixture = Fixture::start(&[]).await;
     let path = fixture.messages().await;
     fixture.append(&fixture.user(), &path, message("user")).await.expect(201);
     fixture.append(&fixture.user(), &path, json!([message("user"), message("user")])).await.expect(201);
     for role in &ROLES[1..] {
-        fixture.expect_refused(&path, message(role), "role").await;
-        fixture.expect_refused(&path, json!([message(role)]), "[0].role").await;
-        fixture.expect_refused(&path, json!([message("user"), message("user"), message(role)]), "[2].role").await;
-        // Not even what is there already is answered.
+        fixture.expect_rejected(&path, message(role), "role").await;
+        fixture.expect_rejected(&path, json!([message(role)]), "[0].role").await;
+        fixture.expect_rejected(&path, json!([message("user"), message("user"), message(role)]), "[2].role").await;
+        // A repeated message with such a role is rejected, too.
         let known = json!({"messageId": format!("m-{role}"), "role": role, "content": "hello"});
         fixture.append(&fixture.key, &path, known.clone()).await.expect(201);
-        fixture.expect_refused(&path, known.clone(), "role").await;
+        fixture.expect_rejected(&path, known.clone(), "role").await;
         fixture.append(&fixture.key, &path, known.clone()).await.expect(200);
-        // The id of such a message, as the user, is the conflict that it always is.
+        // The `messageId` of such a message with the role user is the usual conflict.
         let as_user = with(&known, "role", "user");
         fixture.append(&fixture.user(), &path, as_user).await.expect_problem(409, "message_id_conflict");
-        // A session that is not there, or another user's, is no way to learn anything.
+        // The response does not disclose whether the session exists.
         let unknown = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e/messages";
-        fixture.expect_refused(unknown, message(role), "role").await;
+        fixture.expect_rejected(unknown, message(role), "role").await;
     }
     let scoped = with(&claims("b", "u", fixture.service.now()), "scope", "read write");
     let scoped = fixture.signer.token(&scoped);
@@ -93,10 +93,10 @@ async fn a_users_token_speaks_as_the_user_only() {
 }
 
 #[tokio::test]
-async fn api_keys_and_tokens_of_a_business_speak_as_everybody() {
+async fn api_keys_and_business_tokens_may_append_messages_of_every_role() {
     let fixture = Fixture::start(&[]).await;
     let path = fixture.messages().await;
-    // With the scope admin a token is of the business, also if it names who holds it.
+    // A token with the scope admin belongs to the business, also if it names a user.
     let admin = with(&claims("b", "u", fixture.service.now()), "scope", "read write admin");
     let of_business = fixture.signer.token(&without(&admin, "sub"));
     for credential in [&fixture.key, &of_business, &fixture.signer.token(&admin)] {
@@ -108,14 +108,14 @@ async fn api_keys_and_tokens_of_a_business_speak_as_everybody() {
 }
 
 #[tokio::test]
-async fn without_credentials_everybody_speaks_as_everybody() {
+async fn without_credentials_every_role_is_allowed() {
     let service = Service::start(&[]).await;
     let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
     service.post(&path, json!(ROLES.map(message))).await.expect(201);
 }
 
 #[tokio::test]
-async fn the_roles_of_users_are_a_setting() {
+async fn the_roles_of_users_are_configurable() {
     let fixture = Fixture::start(&["--user-roles", "tool, user"]).await;
     let path = fixture.messages().await;
     for role in ["user", "tool"] {
@@ -123,8 +123,8 @@ async fn the_roles_of_users_are_a_setting() {
     }
     fixture.append(&fixture.user(), &path, json!([message("tool"), message("user")])).await.expect(201);
     for role in ["assistant", "system"] {
-        fixture.expect_refused(&path, message(role), "role").await;
-        fixture.expect_refused(&path, json!([message("tool"), message(role)]), "[1].role").await;
+        fixture.expect_rejected(&path, message(role), "role").await;
+        fixture.expect_rejected(&path, json!([message("tool"), message(role)]), "[1].role").await;
     }
     for bad in ["bot", "User", "user;tool", "user,admin", ",", " "] {
         let output = run(&["check-config", "--user-roles", bad], &[]);

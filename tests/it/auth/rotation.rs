@@ -1,4 +1,5 @@
-//! Keys come and go while the service runs: nobody with a good one is refused, and a withdrawn one is good for 5 s at most.
+//! Key rotation while the service runs: calls with a valid key are never rejected, and a removed key is valid for at
+//! most 5 s.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,24 +8,24 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sessiond::auth::{AuthSettings, Credentials, JwtAlgorithm, Scope};
-use sessiond::server::system_now;
+use sessiond::bootstrap::system_now;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::support::credentials::{Signer, api_key, claims, jwt_flags, replace};
-use crate::support::process::{Process, patiently};
+use crate::support::process::{Process, with_timeout};
 use crate::support::redis::shared_url;
 
-/// How long a change may take to be in force.
+/// The time within which a change of a file must take effect.
 const IN_FORCE: Duration = Duration::from_secs(5);
 const ACTIVE: &str = "/api/sessions/business/b/user/u/active";
 
 async fn status(client: &reqwest::Client, base: &str, credential: &str) -> u16 {
     let request = client.get(format!("{base}{ACTIVE}")).bearer_auth(credential);
-    request.send().await.expect("an answer").status().as_u16()
+    request.send().await.expect("a response").status().as_u16()
 }
 
-/// Calls without a pause, each of which has to be admitted.
+/// Calls without a pause. Each of them must be accepted.
 struct Load {
     stop: Arc<AtomicBool>,
     task: JoinHandle<u64>,
@@ -37,7 +38,7 @@ impl Load {
         let task = tokio::spawn(async move {
             let (client, mut calls) = (reqwest::Client::new(), 0);
             while !stopped.load(Ordering::Relaxed) {
-                assert_eq!(status(&client, &base, &credential).await, 404, "a good key was refused");
+                assert_eq!(status(&client, &base, &credential).await, 404, "a valid key was rejected");
                 calls += 1;
             }
             calls
@@ -48,40 +49,40 @@ impl Load {
     async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         let calls = self.task.await.expect("no call failed");
-        assert!(calls > 10, "{calls} calls are no load");
+        assert!(calls > 10, "{calls} calls are too few");
     }
 }
 
-/// Waits until a credential gets this status, which has to be in time.
-async fn becomes(base: &str, credential: &str, wanted: u16) {
+/// Waits until a credential gets this status. Panics if that takes longer than `IN_FORCE`.
+async fn wait_for_status(base: &str, credential: &str, wanted: u16) {
     let (client, started) = (reqwest::Client::new(), Instant::now());
-    patiently(async { while status(&client, base, credential).await != wanted {} }).await;
+    with_timeout(async { while status(&client, base, credential).await != wanted {} }).await;
     assert!(started.elapsed() <= IN_FORCE, "it took {:?}", started.elapsed());
 }
 
-/// From a file with the first key, over one with both, to one with the second.
+/// Replaces a file with the first key by one with both keys, and that by one with the second key.
 async fn rotate(flags: &[&str], file: &Path, contents: [&str; 3], credentials: [&str; 2]) -> (Process, String) {
     let [first, second] = credentials;
     replace(file, contents[0]);
     let url = shared_url();
     let (service, base) = Process::serve(flags, &[("REDIS_URL", &url)]);
-    becomes(&base, first, 404).await;
-    becomes(&base, second, 401).await;
+    wait_for_status(&base, first, 404).await;
+    wait_for_status(&base, second, 401).await;
     let load = Load::start(&base, first);
     replace(file, contents[1]);
-    becomes(&base, second, 404).await;
-    becomes(&base, first, 404).await;
+    wait_for_status(&base, second, 404).await;
+    wait_for_status(&base, first, 404).await;
     load.stop().await;
     let load = Load::start(&base, second);
-    // Written in place, for once.
+    // This file is written in place instead of being replaced.
     std::fs::write(file, contents[2]).expect("a file written");
-    becomes(&base, first, 401).await;
+    wait_for_status(&base, first, 401).await;
     load.stop().await;
     (service, base)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn api_keys_are_rotated_without_a_refusal_and_revoked_in_time() {
+async fn api_keys_are_rotated_without_rejections_and_revoked_in_time() {
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("keys.toml");
     let (first, first_entry) = api_key("first", &["b"], &[Scope::Read], None);
@@ -97,20 +98,20 @@ async fn api_keys_are_rotated_without_a_refusal_and_revoked_in_time() {
     service.wait_for_line("is not TOML in line");
     std::fs::remove_file(&file).expect("a file");
     service.wait_for_line("cannot be read");
-    becomes(&base, &first, 401).await;
+    wait_for_status(&base, &first, 401).await;
     load.stop().await;
-    // What was good before it was broken is taken again, and no key at all is a good file too.
+    // A valid file after an invalid one is loaded, and so is a file without keys.
     replace(&file, &first_entry);
-    becomes(&base, &first, 404).await;
-    becomes(&base, &second, 401).await;
+    wait_for_status(&base, &first, 404).await;
+    wait_for_status(&base, &second, 401).await;
     replace(&file, "# nobody\n");
-    becomes(&base, &first, 401).await;
+    wait_for_status(&base, &first, 401).await;
     let log = service.lines.join("\n");
     assert!(log.contains("stays in force") && log.contains("2 API keys") && !log.contains(pasted), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_a_key_set_are_rotated_without_a_refusal_and_revoked_in_time() {
+async fn keys_of_a_jwk_set_are_rotated_without_rejections_and_revoked_in_time() {
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("jwks.json");
     let signers = [Signer::new(JwtAlgorithm::Es256), Signer::new(JwtAlgorithm::Es256)];
@@ -129,7 +130,7 @@ async fn keys_of_a_key_set_are_rotated_without_a_refusal_and_revoked_in_time() {
 }
 
 #[test]
-fn half_of_a_file_is_no_file() {
+fn partially_written_key_files_are_not_loaded() {
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("keys.toml");
     let (first, first_entry) = api_key("first", &["b"], &[Scope::Read], None);
@@ -139,11 +140,11 @@ fn half_of_a_file_is_no_file() {
     let settings = AuthSettings { api_keys_file: Some(file.clone()), ..AuthSettings::default() };
     let credentials = Credentials::load(&settings).expect("good keys");
     let good = |credential: &str| credentials.of_api_key(credential, system_now()).is_ok();
-    // Every part of the file, as a writer that takes its time leaves it behind: some of them are whole keys.
+    // Prefixes of the file, as a slow writer leaves them behind. Some of them contain complete keys.
     for length in (0..both.len()).step_by(both.len() / 20) {
         std::fs::write(&file, &both[..length]).expect("a file");
         credentials.reload();
-        assert!(good(&first) && good(&second), "{length} bytes of {} were taken", both.len());
+        assert!(good(&first) && good(&second), "the first {length} of {} bytes were loaded", both.len());
     }
     std::fs::write(&file, &second_entry).expect("a file");
     credentials.reload();

@@ -1,4 +1,4 @@
-//! The canary: secrets are planted wherever one goes in, and looked for wherever something comes out.
+//! Canary test for secrets: secrets are passed in every input, and no output may contain them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,26 +7,26 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
 use sessiond::auth::{JwtAlgorithm, Scope};
-use sessiond::server::system_now;
+use sessiond::bootstrap::system_now;
+use sessiond::embedded_redis::EmbeddedRedis;
 use sessiond::store::RedisAddress;
-use sessiond::store::embedded::EmbeddedRedis;
-use sessiond::{http, server};
+use sessiond::{bootstrap, http, server};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use crate::support::credentials::{Signer, api_key, claims, jwt_flags, replace, with};
 use crate::support::process::Process;
-use crate::support::redis::{Look, server_program, shared};
+use crate::support::redis::{RedisProbe, server_program, shared};
 use crate::support::service::Service;
 
 const PASSWORD: &str = "canary-redis-password";
 const USER: &str = "canary-user";
 
 #[tokio::test]
-async fn no_secret_comes_out_of_the_program() {
+async fn no_output_contains_a_secret() {
     let folder = TempDir::new().expect("a folder");
-    let redis = EmbeddedRedis::start(&server_program(), &folder.path().join("redis")).expect("a private Redis");
-    Look::at(&redis.socket(), "sd").await.command(&["CONFIG", "SET", "requirepass", PASSWORD]).await;
+    let redis = EmbeddedRedis::start(&server_program(), &folder.path().join("redis")).expect("an embedded Redis");
+    RedisProbe::at(&redis.socket(), "sd").await.command(&["CONFIG", "SET", "requirepass", PASSWORD]).await;
     let url = format!("redis+unix://default:{PASSWORD}@localhost{}", redis.socket().display());
     let (good, good_entry) = api_key("canary-key", &["b"], &Scope::ALL, None);
     let (expired, expired_entry) = api_key("old", &["b"], &Scope::ALL, Some("2020-01-01T00:00:00Z"));
@@ -52,7 +52,7 @@ async fn no_secret_comes_out_of_the_program() {
     let unknown = "unknown.canary-secret-of-nobody".to_owned();
     let credentials: Vec<_> = [good.clone(), expired.clone(), unknown].into_iter().chain(tokens.clone()).collect();
     let mut out = call_with_each(&base, &credentials).await;
-    // A broken file has all of the good one in it, and a secret besides.
+    // The invalid file contains the valid one and a secret in addition.
     replace(&keys, format!("{good_entry}\n{good}\nsecret = \"{good}\""));
     service.wait_for_line("stays in force");
     replace(&secret_file, format!("{{\"keys\": [{:?}]}}", String::from_utf8(signer.key_file()).expect("text")));
@@ -60,7 +60,7 @@ async fn no_secret_comes_out_of_the_program() {
     let metrics = service.lines.iter().find(|line| line.contains("/metrics\"")).expect("the metrics' address").clone();
     let start = metrics.find("http://").expect("an address");
     let metrics = metrics[start..].split('"').next().expect("an address");
-    let metrics = reqwest::get(metrics).await.expect("an answer").text().await.expect("text");
+    let metrics = reqwest::get(metrics).await.expect("a response").text().await.expect("text");
     assert!(metrics.contains("sessiond_credentials_refused_total{reason=\"invalid\"}"), "{metrics}");
     out.push(metrics);
     service.signal(Signal::TERM);
@@ -82,13 +82,13 @@ async fn no_secret_comes_out_of_the_program() {
         }
     }
     assert!(service.lines.iter().any(|line| line.contains("\"TRACE\"")), "nothing was logged at trace");
-    assert!(service.lines.iter().any(|line| line.contains("admitted")), "what is admitted was not logged");
+    assert!(service.lines.iter().any(|line| line.contains("admitted")), "accepted calls were not logged");
 }
 
-/// Answers to calls of many kinds with each credential, in each place where one can be.
+/// Sends each credential in every header that can carry one, with several kinds of calls. Returns the responses.
 async fn call_with_each(base: &str, credentials: &[String]) -> Vec<String> {
     let client = reqwest::Client::new();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for credential in credentials {
         for (name, value) in [
             ("authorization", format!("Bearer {credential}")),
@@ -105,16 +105,16 @@ async fn call_with_each(base: &str, credentials: &[String]) -> Vec<String> {
             ] {
                 let request = client.request(method.clone(), format!("{base}{path}")).header(name, &value);
                 let request = if method == Method::POST { request.body("{\"broken\"") } else { request };
-                let answer = request.send().await.expect("an answer");
-                answers.push(format!("{:?} {}", answer.headers().clone(), answer.text().await.expect("text")));
+                let response = request.send().await.expect("a response");
+                responses.push(format!("{:?} {}", response.headers().clone(), response.text().await.expect("text")));
             }
         }
     }
-    answers
+    responses
 }
 
 #[tokio::test]
-async fn what_holds_secrets_shows_none_in_a_debug_print() {
+async fn debug_output_contains_no_secret() {
     let folder = TempDir::new().expect("a folder");
     let (credential, entry) = api_key("canary-key", &["canary-business"], &Scope::ALL, None);
     let keys = folder.path().join("keys.toml");
@@ -132,9 +132,9 @@ async fn what_holds_secrets_shows_none_in_a_debug_print() {
     let prints = [
         format!("{:?} {:?}", service.config, service.app),
         format!("{credentials:?} {credentials}"),
-        format!("{:?}", credentials.of_api_key(&credential, service.now()).expect("a good key")),
-        format!("{:?}", credentials.of_bearer(&token, service.now()).expect("a good token")),
-        format!("{:?}", credentials.of_bearer(&format!("{token}x"), service.now()).expect_err("a bad token")),
+        format!("{:?}", credentials.of_api_key(&credential, service.now()).expect("a valid key")),
+        format!("{:?}", credentials.of_bearer(&token, service.now()).expect("a valid token")),
+        format!("{:?}", credentials.of_bearer(&format!("{token}x"), service.now()).expect_err("an invalid token")),
     ];
     let secret = String::from_utf8(signer.key_file()).expect("text");
     for text in &prints {
@@ -143,25 +143,25 @@ async fn what_holds_secrets_shows_none_in_a_debug_print() {
 }
 
 #[tokio::test]
-async fn a_panic_while_a_credential_is_checked_tells_nothing_of_it() {
+async fn a_panic_during_a_credential_check_discloses_nothing() {
     let folder = TempDir::new().expect("a folder");
     let (credential, entry) = api_key("canary-key", &[], &Scope::ALL, None);
     let keys = folder.path().join("keys.toml");
     replace(&keys, entry);
     let service = Service::start(&["--api-keys-file", keys.to_str().expect("a path")]).await;
-    // Whoever checks a credential asks the clock, and that is the test's: here is one that is broken.
+    // The credential check reads the clock that the test injects. This clock panics.
     let broken = Arc::new(|| panic!("the clock is broken"));
     let (redis, credentials) = (RedisAddress::Socket(shared()), service.app.credentials.clone());
-    let app = server::app(&service.config, redis, credentials, broken).expect("an app");
+    let app = bootstrap::app_state(&service.config, redis, credentials, broken).expect("an app");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}", listener.local_addr().expect("an address"));
-    let (connections, grace) = (server::connections(&service.config), Duration::ZERO);
+    let (connections, grace) = (bootstrap::connection_settings(&service.config), Duration::ZERO);
     tokio::spawn(server::serve(listener, http::Api::new(app), connections, grace, std::future::pending()));
     let request = reqwest::Client::new().get(format!("{base}/api/sessions/1")).bearer_auth(&credential);
-    let answer = request.send().await.expect("an answer");
-    assert_eq!(answer.status().as_u16(), 500);
-    let text = answer.text().await.expect("text");
+    let response = request.send().await.expect("a response");
+    assert_eq!(response.status().as_u16(), 500);
+    let text = response.text().await.expect("text");
     let (id, secret) = credential.split_once('.').expect("a secret");
     assert!(!text.contains(id) && !text.contains(secret) && !text.contains("clock"), "{text}");
-    assert_eq!(reqwest::get(format!("{base}/livez")).await.expect("an answer").status().as_u16(), 200);
+    assert_eq!(reqwest::get(format!("{base}/livez")).await.expect("a response").status().as_u16(), 200);
 }

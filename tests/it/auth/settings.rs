@@ -1,4 +1,4 @@
-//! What the program needs to start with credentials, what it says if something is missing, and how keys are made.
+//! Settings of credentials: what the program needs to start, how it reports what is missing, and `keygen`.
 
 use serde_json::json;
 use sessiond::auth::{JwtAlgorithm, Scope};
@@ -8,7 +8,7 @@ use crate::support::credentials::{Signer, api_key, jwt_flags};
 use crate::support::process::{Process, run};
 use crate::support::redis::shared_url;
 
-/// Runs `check-config`, and returns its exit status with all that it printed.
+/// Runs `check-config`. Returns its exit status and all of its output.
 fn check(arguments: &[&str]) -> (Option<i32>, String) {
     let arguments: Vec<_> = arguments.iter().copied().chain(["check-config"]).collect();
     let output = run(&arguments, &[]);
@@ -16,7 +16,7 @@ fn check(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn without_credentials_only_loopback_is_served() {
+fn without_credentials_only_loopback_addresses_are_allowed() {
     for local in ["127.0.0.1:0", "127.9.9.9:1", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
         let (status, text) = check(&["--listen", local]);
         assert_eq!(status, Some(0), "{local}: {text}");
@@ -31,7 +31,7 @@ fn without_credentials_only_loopback_is_served() {
         assert_eq!(check(&["--listen", reachable, "--allow-unauthenticated"]).0, Some(0));
         assert_eq!(check(&["--listen", reachable, "--allow-unauthenticated=false"]).0, Some(2));
     }
-    // The service says the same, before it starts anything.
+    // `serve` reports the same before it starts anything.
     let output = run(&["serve", "--listen", "0.0.0.0:0", "--redis-server", "/nowhere"], &[]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("there are no credentials"), "{output:?}");
@@ -40,7 +40,7 @@ fn without_credentials_only_loopback_is_served() {
 }
 
 #[test]
-fn with_credentials_any_address_is_served() {
+fn with_credentials_any_address_is_allowed() {
     let folder = TempDir::new().expect("a folder");
     let keys = folder.path().join("keys.toml");
     std::fs::write(&keys, api_key("a", &[], &Scope::ALL, None).1).expect("a file");
@@ -58,15 +58,15 @@ fn with_credentials_any_address_is_served() {
 }
 
 #[test]
-fn serving_everybody_is_warned_about() {
+fn serving_without_authentication_is_logged_as_a_warning() {
     let url = shared_url();
     let (service, _) = Process::serve(&["--allow-unauthenticated"], &[("REDIS_URL", &url)]);
     let log = service.lines.join("\n");
-    assert!(log.contains("WARN") && log.contains("whoever reaches this address may do everything"), "{log}");
+    assert!(log.contains("WARN") && log.contains("anyone who reaches this address may do everything"), "{log}");
 }
 
 #[test]
-fn every_problem_of_a_file_of_api_keys_is_told_by_its_number_and_without_its_text() {
+fn errors_in_an_api_key_file_name_the_entry_and_not_its_text() {
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("keys.toml");
     let (credential, entry) = api_key("good", &["b"], &[Scope::Read], None);
@@ -97,7 +97,7 @@ fn every_problem_of_a_file_of_api_keys_is_told_by_its_number_and_without_its_tex
         assert!(text.contains("--api-keys-file (SESSIOND_API_KEYS_FILE)") && text.contains(path), "{text}");
         assert!(!text.contains(secret), "{text}");
     }
-    // All of them at once, also with those of the other file.
+    // All errors of both files are reported together.
     let entries = problems[1..4].join("\n");
     std::fs::write(&file, entries).expect("a file");
     let mut flags = jwt_flags(JwtAlgorithm::EdDsa, &folder.path().join("nowhere"));
@@ -117,7 +117,7 @@ fn every_problem_of_a_file_of_api_keys_is_told_by_its_number_and_without_its_tex
 }
 
 #[test]
-fn a_key_for_tokens_must_be_one_for_the_algorithm() {
+fn jwt_keys_must_fit_the_algorithm() {
     use JwtAlgorithm::{EdDsa, Es256, Hs256, Rs256};
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("key");
@@ -158,7 +158,7 @@ fn a_key_for_tokens_must_be_one_for_the_algorithm() {
 }
 
 #[test]
-fn tokens_need_all_of_their_settings() {
+fn jwt_settings_are_required_together() {
     let all = ["--jwt-key-file", "--jwt-algorithm", "--jwt-issuer", "--jwt-audience"];
     for given in all {
         let value = if given == "--jwt-algorithm" { "RS256" } else { "x" };
@@ -176,7 +176,7 @@ fn tokens_need_all_of_their_settings() {
 }
 
 #[tokio::test]
-async fn keygen_makes_a_key_that_works_and_prints_its_secret_once() {
+async fn keygen_creates_a_working_key_and_prints_its_secret_once() {
     let folder = TempDir::new().expect("a folder");
     let (file, url) = (folder.path().join("keys.toml"), shared_url());
     let (mut content, mut credentials) = (String::new(), Vec::new());
@@ -184,11 +184,11 @@ async fn keygen_makes_a_key_that_works_and_prints_its_secret_once() {
         &["--id", "orders", "--business", "b", "--business", "a \"b\"\\", "--scope", "read"][..],
         &["--all-businesses", "--expires", "2999-01-31T00:00:00Z"],
     ] {
-        // A bad setting of the service is none of its business.
+        // `keygen` ignores the settings of the service, also invalid ones.
         let output = run(&[&["keygen"], arguments].concat(), &[("SESSIOND_LISTEN", "nowhere")]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
-        let (entry, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        let credential = told.trim().rsplit(' ').next().expect("a credential").to_owned();
+        let (entry, message) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let credential = message.trim().rsplit(' ').next().expect("a credential").to_owned();
         let (_, secret) = credential.split_once('.').expect("a secret");
         assert!(secret.len() == 43 && !entry.contains(secret), "{entry}");
         content.push_str(&entry);
@@ -201,11 +201,11 @@ async fn keygen_makes_a_key_that_works_and_prints_its_secret_once() {
     for (credential, business, status) in [(0, "b", 200), (0, "c", 403), (1, "c", 200)] {
         let url = format!("{base}/api/sessions/business/{business}/active");
         let request = reqwest::Client::new().get(url).bearer_auth(&credentials[credential]);
-        assert_eq!(request.send().await.expect("an answer").status().as_u16(), status);
+        assert_eq!(request.send().await.expect("a response").status().as_u16(), status);
     }
     let help = String::from_utf8_lossy(&run(&["keygen", "--help"], &[]).stdout).into_owned();
-    for taught in ["--api-keys-file", ">> keys.toml", "X-API-Key", "within 5 s", "Erasing a user needs admin"] {
-        assert!(help.contains(taught), "{taught}: {help}");
+    for text in ["--api-keys-file", ">> keys.toml", "X-API-Key", "within 5 s", "Erasing a user needs admin"] {
+        assert!(help.contains(text), "{text}: {help}");
     }
     for wrong in [
         &["keygen"][..],

@@ -1,4 +1,4 @@
-//! Forged, stale and broken tokens, for every algorithm: each is a `401`, and never a `500`.
+//! Forged, expired and malformed tokens of every algorithm: each is rejected with `401`, never with `500`.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -21,22 +21,22 @@ async fn start(signer: &Signer, key_file: &[u8]) -> (Service, TempDir) {
     (Service::start(&flags).await, folder)
 }
 
-async fn expect_good(service: &Service, token: &str, why: &str) {
-    let answer = service.get_as(token, ACTIVE).await;
+async fn expect_accepted(service: &Service, token: &str, why: &str) {
+    let response = service.get_as(token, ACTIVE).await;
     assert_eq!(
-        (answer.status.as_u16(), answer.string("code").as_str()),
+        (response.status.as_u16(), response.string("code").as_str()),
         (404, "no_active_session"),
-        "{why}: {answer:?}"
+        "{why}: {response:?}"
     );
 }
 
-async fn expect_refused(service: &Service, token: &str, why: &str) {
-    let answer = service.get_as(token, ACTIVE).await;
-    assert_eq!(answer.status.as_u16(), 401, "{why}: {answer:?}");
-    answer.expect_problem(401, "unauthorized");
+async fn expect_rejected(service: &Service, token: &str, why: &str) {
+    let response = service.get_as(token, ACTIVE).await;
+    assert_eq!(response.status.as_u16(), 401, "{why}: {response:?}");
+    response.expect_problem(401, "unauthorized");
 }
 
-/// What neither a text nor a list of texts is.
+/// Values that are neither a string nor a list of strings.
 fn bad_scopes() -> Vec<Value> {
     let nested = json!([["read"]]);
     vec![
@@ -51,7 +51,7 @@ fn bad_scopes() -> Vec<Value> {
     ]
 }
 
-/// Claims that no token may have, with what is wrong.
+/// Invalid claims, each with a description.
 fn bad_claims(good: &Value, now_secs: i64) -> Vec<(String, Value)> {
     let mut bad: Vec<_> = ["iss", "aud", "exp", "businessId", "sub"]
         .map(|name| (format!("without {name}"), without(good, name)))
@@ -100,7 +100,7 @@ fn bad_claims(good: &Value, now_secs: i64) -> Vec<(String, Value)> {
     bad
 }
 
-/// Headers that no token may have, though its signature fits.
+/// Invalid token headers. The signature of the tokens is valid.
 fn bad_headers(algorithm: JwtAlgorithm) -> Vec<Value> {
     let others = [
         "none", "None", "NONE", "", "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "ES256", "ES384",
@@ -125,23 +125,23 @@ fn bad_headers(algorithm: JwtAlgorithm) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn every_forged_or_broken_token_is_refused() {
+async fn forged_and_malformed_tokens_are_rejected() {
     for algorithm in JwtAlgorithm::ALL {
         let signer = Signer::new(algorithm);
         let (service, _folder) = start(&signer, &signer.key_file()).await;
         let now_secs = service.now().0 / 1000;
         let good = claims("b", "u", service.now());
-        expect_good(&service, &signer.token(&good), "a good token").await;
+        expect_accepted(&service, &signer.token(&good), "a good token").await;
         for (why, claims) in bad_claims(&good, now_secs) {
-            expect_refused(&service, &signer.token(&claims), &format!("{algorithm:?} {why}")).await;
+            expect_rejected(&service, &signer.token(&claims), &format!("{algorithm:?} {why}")).await;
         }
         for header in bad_headers(algorithm) {
             let why = format!("{algorithm:?} {header}");
-            expect_refused(&service, &signer.token_with(&header, &good), &why).await;
+            expect_rejected(&service, &signer.token_with(&header, &good), &why).await;
             let unsigned = unsigned(&header.to_string(), &good.to_string());
-            expect_refused(&service, &format!("{unsigned}."), &why).await;
+            expect_rejected(&service, &format!("{unsigned}."), &why).await;
         }
-        // The public key is no secret: a token that is signed with it as one must not pass (RFC 8725, 2.1).
+        // A token whose HMAC uses the public key as its secret must be rejected (RFC 8725, 2.1).
         let header = json!({"alg": "HS256", "typ": "JWT"}).to_string();
         let message = unsigned(&header, &good.to_string());
         let pem = signer.key_file();
@@ -149,20 +149,20 @@ async fn every_forged_or_broken_token_is_refused() {
         for secret in [pem.as_slice(), pem.trim_ascii(), &shortest, &der, b""] {
             if algorithm != JwtAlgorithm::Hs256 || secret.is_empty() {
                 let forged = format!("{message}.{}", URL_SAFE_NO_PAD.encode(hmac_sha256(secret, message.as_bytes())));
-                expect_refused(&service, &forged, &format!("{algorithm:?}: HS256 with the public key")).await;
+                expect_rejected(&service, &forged, &format!("{algorithm:?}: HS256 with the public key")).await;
             }
         }
         for other in JwtAlgorithm::ALL {
             if (algorithm, other) != (JwtAlgorithm::Rs256, JwtAlgorithm::Rs256) {
                 let token = Signer::new(other).token(&good);
-                expect_refused(&service, &token, &format!("{algorithm:?}: another {other:?} key")).await;
+                expect_rejected(&service, &token, &format!("{algorithm:?}: another {other:?} key")).await;
             }
         }
     }
 }
 
 #[tokio::test]
-async fn every_damaged_token_is_refused() {
+async fn damaged_tokens_are_rejected() {
     for algorithm in JwtAlgorithm::ALL {
         let signer = Signer::new(algorithm);
         let (service, _folder) = start(&signer, &signer.key_file()).await;
@@ -198,20 +198,20 @@ async fn every_damaged_token_is_refused() {
             signer.token_of(&format!("{{\"alg\":\"{}\"}}", algorithm.as_str()), &"[".repeat(5000)),
             signer.token_of(&format!("{{\"alg\":\"{}\"}}", algorithm.as_str()), "not JSON"),
             signer.token_of(&"[".repeat(5000), &good.to_string()),
-            // Twice the same claim: whom is it about?
+            // The claim `sub` twice.
             signer.token_of(
                 &format!("{{\"alg\":\"{}\"}}", algorithm.as_str()),
                 &good.to_string().replacen('{', "{\"sub\":\"v\",", 1),
             ),
         ];
         for token in damaged {
-            expect_refused(&service, &token, &format!("{algorithm:?} {token:.300}")).await;
+            expect_rejected(&service, &token, &format!("{algorithm:?} {token:.300}")).await;
         }
     }
 }
 
 #[tokio::test]
-async fn clocks_may_differ_a_little_and_claims_may_be_more_than_asked_for() {
+async fn clock_leeway_and_additional_claims_are_accepted() {
     let signer = Signer::new(JwtAlgorithm::Es256);
     let (service, _folder) = start(&signer, &signer.key_file()).await;
     let now_secs = service.now().0 / 1000;
@@ -226,21 +226,21 @@ async fn clocks_may_differ_a_little_and_claims_may_be_more_than_asked_for() {
         ("scope", json!("openid profile read")),
         ("email", json!("u@example.com")),
     ] {
-        expect_good(&service, &signer.token(&with(&good, name, value.clone())), &format!("{name} {value}")).await;
+        expect_accepted(&service, &signer.token(&with(&good, name, value.clone())), &format!("{name} {value}")).await;
     }
     for name in ["nbf", "iat"] {
-        expect_good(&service, &signer.token(&without(&good, name)), &format!("without {name}")).await;
+        expect_accepted(&service, &signer.token(&without(&good, name)), &format!("without {name}")).await;
     }
     let with_kid = json!({"alg": "ES256", "kid": "any", "typ": "at+jwt", "x5t": "x"});
-    expect_good(&service, &signer.token_with(&with_kid, &good), "a kid where there is one key").await;
-    // Without a user of its own, a token is of somebody who may do everything in the business.
+    expect_accepted(&service, &signer.token_with(&with_kid, &good), "a kid for a single key").await;
+    // A token without a user is valid only with the scope admin, which covers the whole business.
     let admin = with(&without(&good, "sub"), "scope", "read admin");
-    expect_good(&service, &signer.token(&admin), "an admin").await;
-    expect_refused(&service, &signer.token(&with(&without(&good, "sub"), "scope", "read write")), "nobody's").await;
+    expect_accepted(&service, &signer.token(&admin), "an admin").await;
+    expect_rejected(&service, &signer.token(&with(&without(&good, "sub"), "scope", "read write")), "no user").await;
 }
 
 #[tokio::test]
-async fn scope_and_scp_say_what_a_token_may_do() {
+async fn scope_and_scp_determine_the_scopes_of_a_token() {
     let signer = Signer::new(JwtAlgorithm::EdDsa);
     let (service, _folder) = start(&signer, &signer.key_file()).await;
     let good = claims("b", "u", service.now());
@@ -261,7 +261,7 @@ async fn scope_and_scp_say_what_a_token_may_do() {
         (json!([]), none),
         (json!("openid profile"), none),
         (json!("READ"), none),
-        // One word each.
+        // Each member of a list is one scope.
         (json!(["read write"]), none),
     ];
     let mut cases = vec![(good.clone(), both)];
@@ -281,15 +281,15 @@ async fn scope_and_scp_say_what_a_token_may_do() {
     }
     for (claims, may) in cases {
         let token = signer.token(&claims);
-        let answers = [
+        let responses = [
             service.bearer(&token, Method::POST, "/api/sessions", user.clone()).await,
             service.get_as(&token, "/api/sessions/business/b/user/u/history").await,
             service.bearer(&token, Method::DELETE, erase, Value::Null).await,
         ];
-        let [created, seen, erased] = answers.map(|answer| match answer.status.as_u16() {
+        let [created, seen, erased] = responses.map(|response| match response.status.as_u16() {
             200 | 201 => true,
             status => {
-                assert_eq!(status, 403, "{claims}: {answer:?}");
+                assert_eq!(status, 403, "{claims}: {response:?}");
                 false
             }
         });
@@ -298,7 +298,7 @@ async fn scope_and_scp_say_what_a_token_may_do() {
 }
 
 #[tokio::test]
-async fn a_key_set_has_its_keys_chosen_by_kid() {
+async fn keys_of_a_jwk_set_are_selected_by_kid() {
     for algorithm in JwtAlgorithm::ALL {
         let (first, second) = (Signer::new(algorithm), Signer::new(algorithm));
         let other = if algorithm == JwtAlgorithm::EdDsa { JwtAlgorithm::Es256 } else { JwtAlgorithm::EdDsa };
@@ -310,62 +310,62 @@ async fn a_key_set_has_its_keys_chosen_by_kid() {
         let good = claims("b", "u", service.now());
         let token =
             |signer: &Signer, kid: Value| signer.token_with(&json!({"alg": algorithm.as_str(), "kid": kid}), &good);
-        expect_good(&service, &token(&first, json!("1")), "the first key").await;
-        expect_good(&service, &token(&second, json!("2")), "the second key").await;
+        expect_accepted(&service, &token(&first, json!("1")), "the first key").await;
+        expect_accepted(&service, &token(&second, json!("2")), "the second key").await;
         if algorithm != JwtAlgorithm::Rs256 {
-            expect_refused(&service, &token(&first, json!("2")), "the wrong kid").await;
+            expect_rejected(&service, &token(&first, json!("2")), "the wrong kid").await;
         }
         for kid in [json!("3"), json!(""), json!("encryption"), json!("other"), json!(1), json!(null)] {
-            expect_refused(&service, &token(&first, kid.clone()), &format!("{algorithm:?} {kid}")).await;
+            expect_rejected(&service, &token(&first, kid.clone()), &format!("{algorithm:?} {kid}")).await;
         }
-        expect_refused(&service, &first.token(&good), "no kid, and two keys").await;
+        expect_rejected(&service, &first.token(&good), "no kid and two keys").await;
         let (service, _folder) = start(&first, json!({"keys": [first.jwk("1")]}).to_string().as_bytes()).await;
-        expect_good(&service, &first.token(&good), "no kid, and one key").await;
-        expect_refused(&service, &token(&first, json!("2")), "another kid than the only key's").await;
+        expect_accepted(&service, &first.token(&good), "no kid and one key").await;
+        expect_rejected(&service, &token(&first, json!("2")), "a kid that differs from the only key's").await;
     }
 }
 
 #[tokio::test]
-async fn a_request_has_one_credential_in_one_place() {
+async fn requests_must_have_exactly_one_credential() {
     let signer = Signer::new(JwtAlgorithm::EdDsa);
     let (service, _folder) = start(&signer, &signer.key_file()).await;
     let token = signer.token(&claims("b", "u", service.now()));
     let bearer = format!("Bearer {token}");
     let (lower, spaced) = (format!("bearer {token}"), format!("BEARER   {token} "));
     for good in [&bearer, &lower, &spaced] {
-        let answer = service.call_as(&[("authorization", good)], Method::GET, ACTIVE, None).await;
-        answer.expect_problem(404, "no_active_session");
+        let response = service.call_as(&[("authorization", good)], Method::GET, ACTIVE, None).await;
+        response.expect_problem(404, "no_active_session");
     }
     let basic = format!("Basic {token}");
-    let refused: [&[(&str, &str)]; 9] = [
+    let rejected: [&[(&str, &str)]; 9] = [
         &[("authorization", &token)],
         &[("authorization", "Bearer")],
         &[("authorization", "Bearer ")],
         &[("authorization", &basic)],
         &[("authorization", &bearer), ("authorization", &bearer)],
         &[("authorization", &bearer), ("x-api-key", "a.b")],
-        // A token is no API key, and there are none here.
+        // A token is not an API key, and this service has no API keys.
         &[("x-api-key", &token)],
         &[("x-api-key", "")],
         &[("cookie", &bearer)],
     ];
-    for headers in refused {
-        let answer = service.call_as(headers, Method::GET, ACTIVE, None).await;
-        answer.expect_problem(401, "unauthorized");
-        let challenge = answer.header("www-authenticate").expect("a challenge");
+    for headers in rejected {
+        let response = service.call_as(headers, Method::GET, ACTIVE, None).await;
+        response.expect_problem(401, "unauthorized");
+        let challenge = response.header("www-authenticate").expect("a challenge");
         assert!(challenge.starts_with("Bearer realm=\"sessiond\""), "{challenge}");
     }
-    // Without an API key, another scheme is a credential that is not good.
+    // Without an API key, another scheme counts as an invalid credential.
     for scheme in ["Basic dTpw", "Digest username=\"u\"", "Negotiate", "Bearer"] {
-        let answer = service.call_as(&[("authorization", scheme)], Method::GET, ACTIVE, None).await;
-        answer.expect_problem(401, "unauthorized");
+        let response = service.call_as(&[("authorization", scheme)], Method::GET, ACTIVE, None).await;
+        response.expect_problem(401, "unauthorized");
     }
     let in_query = format!("{ACTIVE}?access_token={token}");
     service.get(&in_query).await.expect_problem(401, "unauthorized");
 }
 
 #[tokio::test]
-async fn an_api_key_decides_beside_the_authorization_of_a_proxy() {
+async fn an_api_key_takes_precedence_over_the_authorization_of_a_proxy() {
     let folder = TempDir::new().expect("a folder");
     let (key, entry) = api_key("key", &["b"], &[Scope::Read], None);
     let keys = folder.path().join("keys.toml");
@@ -390,7 +390,7 @@ async fn an_api_key_decides_beside_the_authorization_of_a_proxy() {
     for other in of_proxies {
         let headers = [("x-api-key", key.as_str()), ("authorization", other)];
         service.call_as(&headers, Method::GET, ACTIVE, None).await.expect_problem(404, "no_active_session");
-        // The key alone decides: also when it is not good, or lacks the scope.
+        // The service checks only the API key, also if the key is invalid or lacks the scope.
         let headers = [("x-api-key", "key.wrong"), ("authorization", other)];
         service.call_as(&headers, Method::GET, ACTIVE, None).await.expect_problem(401, "unauthorized");
         let headers = [("x-api-key", key.as_str()), ("authorization", other)];
@@ -405,8 +405,8 @@ async fn an_api_key_decides_beside_the_authorization_of_a_proxy() {
         &[("x-api-key", &key), ("x-api-key", &key), ("authorization", "Basic dTpw")],
     ];
     for headers in several {
-        let answer = service.call_as(headers, Method::GET, ACTIVE, None).await;
-        let detail = answer.expect_problem(401, "unauthorized").string("detail");
-        assert!(detail.contains("more than one credential"), "{headers:?}: {answer:?}");
+        let response = service.call_as(headers, Method::GET, ACTIVE, None).await;
+        let detail = response.expect_problem(401, "unauthorized").string("detail");
+        assert!(detail.contains("more than one credential"), "{headers:?}: {response:?}");
     }
 }

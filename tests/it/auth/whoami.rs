@@ -1,4 +1,4 @@
-//! `GET /api/whoami`: each caller hears what it may do, word for word.
+//! `GET /api/whoami`: it returns the grant of the caller.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,19 +11,19 @@ use crate::support::service::Service;
 const WHOAMI: &str = "/api/whoami";
 
 #[tokio::test]
-async fn a_service_without_credentials_lets_everybody_do_everything() {
+async fn without_credentials_whoami_returns_every_scope() {
     let service = Service::start(&[]).await;
-    let answer = service.get(WHOAMI).await.expect(200);
-    assert_eq!(answer.text, r#"{"businesses":"*","userId":null,"scopes":["read","write","admin"]}"#);
-    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let response = service.get(WHOAMI).await.expect(200);
+    assert_eq!(response.text, r#"{"businesses":"*","userId":null,"scopes":["read","write","admin"]}"#);
+    assert_eq!(response.header("content-type"), Some("application/json"));
     let head = service.send(Method::HEAD, WHOAMI, &[], Vec::new()).await.expect(200);
-    assert_eq!((head.text.as_str(), head.header("content-length")), ("", answer.header("content-length")));
-    // A credential changes nothing where none is asked for.
-    assert_eq!(service.get_as("a.b", WHOAMI).await.expect(200).text, answer.text);
+    assert_eq!((head.text.as_str(), head.header("content-length")), ("", response.header("content-length")));
+    // A service without credentials ignores a credential.
+    assert_eq!(service.get_as("a.b", WHOAMI).await.expect(200).text, response.text);
 }
 
 #[tokio::test]
-async fn every_credential_hears_what_it_may_do_whatever_its_scopes() {
+async fn whoami_returns_the_grant_of_every_credential() {
     let folder = TempDir::new().expect("a folder");
     let keys = [
         (api_key("all", &[], &Scope::ALL, None), json!("*"), vec!["read", "write", "admin"]),
@@ -48,9 +48,9 @@ async fn every_credential_hears_what_it_may_do_whatever_its_scopes() {
     for ((credential, _), businesses, scopes) in &keys {
         let wanted = json!({"businesses": businesses, "userId": null, "scopes": scopes});
         for headers in [("x-api-key", credential.clone()), ("authorization", format!("Bearer {credential}"))] {
-            let answer = service.call_as(&[(headers.0, &headers.1)], Method::GET, WHOAMI, None).await.expect(200);
-            assert_eq!(answer.json(), wanted);
-            assert!(answer.header("ratelimit").is_some(), "{answer:?}");
+            let response = service.call_as(&[(headers.0, &headers.1)], Method::GET, WHOAMI, None).await.expect(200);
+            assert_eq!(response.json(), wanted);
+            assert!(response.header("ratelimit").is_some(), "{response:?}");
         }
     }
     let user = claims("b", "auth0|123", service.now());
@@ -59,18 +59,18 @@ async fn every_credential_hears_what_it_may_do_whatever_its_scopes() {
         (user.clone(), json!("auth0|123"), vec!["read", "write"]),
         (with(&user, "scope", "write read openid"), json!("auth0|123"), vec!["read", "write"]),
         (with(&user, "scp", json!(["read"])), json!("auth0|123"), vec!["read"]),
-        // Nothing that it may do: this is how its holder finds out.
+        // A token without any known scope may still call whoami.
         (with(&user, "scope", "openid"), json!("auth0|123"), vec![]),
-        // A token of the business, whoever holds it.
+        // A token of the business, with or without a user.
         (admin.clone(), Value::Null, vec!["read", "admin"]),
         (without(&admin, "sub"), Value::Null, vec!["read", "admin"]),
     ];
     for (claims, user_id, scopes) in tokens {
-        let answer = service.get_as(&signer.token(&claims), WHOAMI).await.expect(200);
-        assert_eq!(answer.json(), json!({"businesses": ["b"], "userId": user_id, "scopes": scopes}), "{claims}");
+        let response = service.get_as(&signer.token(&claims), WHOAMI).await.expect(200);
+        assert_eq!(response.json(), json!({"businesses": ["b"], "userId": user_id, "scopes": scopes}), "{claims}");
     }
 
     service.get(WHOAMI).await.expect_problem(401, "unauthorized");
     service.get_as("one.wrong", WHOAMI).await.expect_problem(401, "unauthorized");
-    assert_eq!(service.look.keys().await, Vec::<String>::new(), "Redis is not asked");
+    assert_eq!(service.probe.keys().await, Vec::<String>::new(), "whoami wrote to Redis");
 }

@@ -1,24 +1,24 @@
-//! A network between the service and its Redis that cuts, swallows, delays and crawls.
+//! A network between the service and its Redis that cuts connections, drops, delays and throttles traffic.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::{expect_whole, one_message, ready};
+use super::{expect_intact, one_message, wait_until_ready};
 use crate::support::audit::expect_clean;
 use crate::support::ledger::Ledger;
-use crate::support::process::patiently;
+use crate::support::process::with_timeout;
 use crate::support::proxy::{Fault, Proxy};
-use crate::support::server::{IN_MEMORY, RedisServer};
+use crate::support::redis_server::{IN_MEMORY, RedisServer};
 use crate::support::service::{Answer, Service};
 
-/// Repeats a call until it succeeds, as a client would that is told to try again.
-async fn until_success(call: impl AsyncFn() -> Answer) -> Answer {
-    patiently(async {
+/// Repeats a call until the response is not a 503, like a client that honours `Retry-After`.
+async fn retry_until_served(call: impl AsyncFn() -> Answer) -> Answer {
+    with_timeout(async {
         loop {
-            let answer = call().await;
-            if answer.status != 503 {
-                break answer;
+            let response = call().await;
+            if response.status != 503 {
+                break response;
             }
         }
     })
@@ -26,30 +26,30 @@ async fn until_success(call: impl AsyncFn() -> Answer) -> Answer {
 }
 
 #[tokio::test]
-async fn a_create_whose_reply_is_lost_is_applied_once() {
+async fn create_with_lost_redis_reply_is_applied_once() {
     let server = RedisServer::start(IN_MEMORY);
     let proxy = Proxy::start(&server.socket());
     let service = Service::start_on(&proxy.socket(), &[]).await;
     service.session_of("somebody").await;
     for (user, if_active) in [("returns", "return"), ("replaces", "replace")] {
         proxy.once(Fault::CutAfter, &format!(":{user}"));
-        let struck = proxy.struck();
+        let fault_count = proxy.fault_count();
         let body = json!({"businessId": "b", "userId": user, "ifActive": if_active});
         let unknown = service.post("/api/sessions", body).await;
         unknown.expect_problem(503, "store_unavailable");
-        assert_eq!(proxy.struck(), struck + 1);
-        let stored = server.look().await.texts(&["KEYS", &format!("*:a:b:{user}")]).await;
-        assert_eq!(stored.len(), 1, "it was delivered and applied");
-        let answer = until_success(async || service.get_or_create(user).await).await.expect(200);
+        assert_eq!(proxy.fault_count(), fault_count + 1);
+        let stored = server.probe().await.texts(&["KEYS", &format!("*:a:b:{user}")]).await;
+        assert_eq!(stored.len(), 1, "the create was not applied");
+        let response = retry_until_served(async || service.get_or_create(user).await).await.expect(200);
         let history = service.get(&format!("/api/sessions/business/b/user/{user}/history")).await.json();
         assert_eq!(history.as_array().map(Vec::len), Some(1), "{history}");
-        assert_eq!(history[0]["sessionId"], answer.string("sessionId"));
+        assert_eq!(history[0]["sessionId"], response.string("sessionId"));
     }
     expect_clean(&service).await;
 }
 
 #[tokio::test]
-async fn a_message_whose_reply_is_lost_is_stored_once() {
+async fn append_with_lost_redis_reply_is_stored_once() {
     let server = RedisServer::start(IN_MEMORY);
     let proxy = Proxy::start(&server.socket());
     let service = Service::start_on(&proxy.socket(), &[]).await;
@@ -57,13 +57,13 @@ async fn a_message_whose_reply_is_lost_is_stored_once() {
     let path = format!("/api/sessions/{id}/messages");
     service.post(&path, one_message("before")).await.expect(201);
 
-    // Delivered, and then not: the retry finds the first one, and makes the second one.
+    // The first append reaches Redis, so its retry finds the message. The second does not, so its retry stores it.
     for (message_id, fault, status) in [("delivered", Fault::CutAfter, 200), ("lost", Fault::CutBefore, 201)] {
         proxy.once(fault, message_id);
-        let struck = proxy.struck();
+        let fault_count = proxy.fault_count();
         service.post(&path, one_message(message_id)).await.expect_problem(503, "store_unavailable");
-        assert_eq!(proxy.struck(), struck + 1);
-        until_success(async || service.post(&path, one_message(message_id)).await).await.expect(status);
+        assert_eq!(proxy.fault_count(), fault_count + 1);
+        retry_until_served(async || service.post(&path, one_message(message_id)).await).await.expect(status);
     }
     let messages = service.get(&path).await.expect(200).json();
     let stored: Vec<_> = messages.as_array().expect("a list").iter().map(|one| &one["messageId"]).collect();
@@ -71,7 +71,7 @@ async fn a_message_whose_reply_is_lost_is_stored_once() {
     expect_clean(&service).await;
 }
 
-/// A load before, during and after a fault. Returns the ledger, complete.
+/// Runs a load before, during and after a fault, and checks the result. Returns the ledger.
 async fn load_through(fault: Fault, flags: &[&str]) -> Ledger {
     let server = RedisServer::start(IN_MEMORY);
     let proxy = Proxy::start(&server.socket());
@@ -80,49 +80,49 @@ async fn load_through(fault: Fault, flags: &[&str]) -> Ledger {
     ledger.load(5).await;
     proxy.set(fault);
     ledger.load(10).await;
-    assert!(proxy.struck() > 0, "no request met the fault: this shows nothing");
+    assert!(proxy.fault_count() > 0, "no request met the fault, so the test shows nothing");
     proxy.set(Fault::Pass);
-    ready(&service).await;
+    wait_until_ready(&service).await;
     ledger.load(5).await;
-    expect_whole(&service, &mut ledger).await;
+    expect_intact(&service, &mut ledger).await;
     ledger
 }
 
-/// Short, so that commands time out soon; a fault lasts longer.
-const SHORT: [&str; 2] = ["--request-deadline", "400ms"];
+/// Shorter than the faults, so that commands time out.
+const SHORT_DEADLINE: [&str; 2] = ["--request-deadline", "400ms"];
 
-fn expect_some_refused(ledger: &Ledger) {
+fn expect_some_unavailable(ledger: &Ledger) {
     assert!(ledger.answered("503 store_unavailable") > 0, "{:?}", ledger.answers());
 }
 
 #[tokio::test]
-async fn requests_that_are_cut_off_before_they_arrive_are_refused() {
-    expect_some_refused(&load_through(Fault::CutBefore, &SHORT).await);
+async fn connections_cut_before_delivery_give_503() {
+    expect_some_unavailable(&load_through(Fault::CutBefore, &SHORT_DEADLINE).await);
 }
 
 #[tokio::test]
-async fn requests_that_are_cut_off_after_they_arrive_are_refused() {
-    expect_some_refused(&load_through(Fault::CutAfter, &SHORT).await);
+async fn connections_cut_after_delivery_give_503() {
+    expect_some_unavailable(&load_through(Fault::CutAfter, &SHORT_DEADLINE).await);
 }
 
 #[tokio::test]
-async fn a_black_hole_is_noticed() {
-    expect_some_refused(&load_through(Fault::BlackHole, &SHORT).await);
+async fn unresponsive_redis_is_detected() {
+    expect_some_unavailable(&load_through(Fault::BlackHole, &SHORT_DEADLINE).await);
 }
 
 #[tokio::test]
-async fn replies_that_come_too_late_are_nobodys() {
-    // Longer than a command may take, and not so long that the connection is given up.
-    expect_some_refused(&load_through(Fault::Delay(Duration::from_millis(350)), &SHORT).await);
+async fn late_redis_replies_are_discarded() {
+    // Longer than the command timeout, and too short for the connection to count as unresponsive.
+    expect_some_unavailable(&load_through(Fault::Delay(Duration::from_millis(350)), &SHORT_DEADLINE).await);
 }
 
 #[tokio::test]
-async fn a_slow_line_is_bounded() {
-    expect_some_refused(&load_through(Fault::Throttle(2_000), &SHORT).await);
+async fn requests_over_a_throttled_network_time_out() {
+    expect_some_unavailable(&load_through(Fault::Throttle(2_000), &SHORT_DEADLINE).await);
 }
 
 #[tokio::test]
-async fn one_byte_at_a_time_is_no_fault() {
+async fn fragmented_redis_replies_are_parsed() {
     let ledger = load_through(Fault::ByteByByte, &[]).await;
     assert_eq!(ledger.answered("503 store_unavailable"), 0, "{:?}", ledger.answers());
 }

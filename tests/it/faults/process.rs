@@ -1,4 +1,4 @@
-//! The service itself, as it is shipped, killed and stopped; and its memory while Redis hangs.
+//! The service binary when it is killed or stopped, and its memory while Redis hangs.
 
 use std::time::Duration;
 
@@ -10,43 +10,43 @@ use tokio::net::TcpStream;
 
 use crate::support::acl;
 use crate::support::ledger::Ledger;
-use crate::support::process::{self, Process, patiently};
-use crate::support::server::{AOF, IN_MEMORY, RedisServer};
+use crate::support::process::{self, Process, with_timeout};
+use crate::support::redis_server::{AOF, IN_MEMORY, RedisServer};
 
-/// Connections on each of which a request is under way when the service is told to stop.
-const UNDER_WAY: usize = 64;
+/// Connections that each have one request in flight when the service gets the signal.
+const IN_FLIGHT: usize = 64;
 const REQUESTS: usize = 20_000;
 const CALLERS: usize = 2_000;
 const GROWTH_BYTES_MAX: u64 = 100 * 1024 * 1024;
 
 fn serve(server: &RedisServer) -> (Process, String) {
-    // Thousands of requests that were not served are not of interest.
+    // Keeps thousands of 503 responses out of the log.
     Process::serve(&["--log", "info,sessiond::http=error"], &[("REDIS_URL", &server.url())])
 }
 
-/// The audit that is shipped with the service.
+/// Runs `sessiond audit` and panics unless it finds nothing.
 fn expect_clean(server: &RedisServer) {
     let audited =
         process::run(&["audit", "--max-keys-per-second", "1000000"], &[("REDIS_URL", &acl::audit_url(&server.url()))]);
     assert_eq!(audited.status.code(), Some(0), "{audited:?}");
 }
 
-/// The next service finds everything that was acknowledged.
+/// Starts another service on the same Redis, which has to find everything that was acknowledged.
 async fn expect_nothing_lost(mut ledger: Ledger, server: &RedisServer) {
     let (_service, base) = serve(server);
     ledger.base = base;
     ledger.load(5).await;
-    patiently(ledger.expect_complete()).await;
+    with_timeout(ledger.expect_complete()).await;
     expect_clean(server);
 }
 
 #[tokio::test]
-async fn a_killed_service_loses_nothing() {
+async fn killed_service_loses_no_acknowledged_write() {
     let server = RedisServer::start(AOF);
     let (mut service, base) = serve(&server);
     let mut ledger = Ledger::new(&base);
     let fault = async {
-        // For as long as every user makes a few calls.
+        // Gives every user time for a few calls.
         tokio::time::sleep(Duration::from_secs(1)).await;
         service.signal(Signal::KILL);
     };
@@ -57,12 +57,12 @@ async fn a_killed_service_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_told_to_stop_answers_what_it_was_sent() {
+async fn sigterm_lets_requests_in_flight_finish() {
     stop_under_load(Signal::TERM).await;
 }
 
 #[tokio::test]
-async fn a_service_whose_terminal_is_closed_answers_what_it_was_sent() {
+async fn sighup_lets_requests_in_flight_finish() {
     stop_under_load(Signal::HUP).await;
 }
 
@@ -72,9 +72,9 @@ async fn stop_under_load(signal: Signal) {
     let mut ledger = Ledger::new(&base);
     let host = base.trim_start_matches("http://");
     let fault = async {
-        // For as long as every user makes a few calls.
+        // Gives every user time for a few calls.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let under_way = (0..UNDER_WAY).map(async |number| {
+        let requests = (0..IN_FLIGHT).map(async |number| {
             let body = json!({"businessId": "b", "userId": format!("last{number}")}).to_string();
             let mut stream = TcpStream::connect(host).await.expect("a connection");
             let length = body.len();
@@ -83,19 +83,19 @@ async fn stop_under_load(signal: Signal) {
             stream.write_all(request.as_bytes()).await.expect("a request sent");
             stream
         });
-        let streams = join_all(under_way).await;
+        let streams = join_all(requests).await;
         service.signal(signal);
-        let answers = streams.into_iter().map(async |mut stream| {
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.expect("an answer");
-            answer
+        let responses = streams.into_iter().map(async |mut stream| {
+            let mut response = String::new();
+            stream.read_to_string(&mut response).await.expect("a response");
+            response
         });
-        patiently(join_all(answers)).await
+        with_timeout(join_all(responses)).await
     };
-    let ((), answers) = tokio::join!(ledger.load(10), fault);
-    for answer in answers {
-        // A machine that is busy with other tests may miss the deadline: that is an answer, too.
-        assert!(answer.starts_with("HTTP/1.1 201") || answer.starts_with("HTTP/1.1 503"), "{answer:?}");
+    let ((), responses) = tokio::join!(ledger.load(10), fault);
+    for response in responses {
+        // A machine that is busy with other tests may miss the deadline, so a 503 is accepted.
+        assert!(response.starts_with("HTTP/1.1 201") || response.starts_with("HTTP/1.1 503"), "{response:?}");
     }
     assert_eq!(service.wait().code(), Some(0), "{:#?}", service.lines);
     expect_nothing_lost(ledger, &server).await;
@@ -113,9 +113,9 @@ async fn memory_is_bounded_while_redis_hangs() {
     let create = async |user: String| {
         let body = json!({"businessId": "b", "userId": user});
         let request = client.post(format!("{base}/api/sessions")).json(&body);
-        request.send().await.expect("an answer").status().as_u16()
+        request.send().await.expect("a response").status().as_u16()
     };
-    // Connections and code take memory, too: not what this is about.
+    // Opens all connections first, so that their memory is not counted as growth.
     join_all((0..CALLERS).map(|caller| create(format!("u{caller}")))).await;
     let before = service.resident_bytes();
     server.signal(Signal::STOP);
@@ -124,10 +124,10 @@ async fn memory_is_bounded_while_redis_hangs() {
             assert_eq!(create(format!("u{caller}")).await, 503);
         }
     });
-    patiently(join_all(callers)).await;
+    with_timeout(join_all(callers)).await;
     let growth = service.resident_bytes().saturating_sub(before);
     server.signal(Signal::CONT);
-    patiently(async { while !matches!(create("again".to_owned()).await, 200 | 201) {} }).await;
+    with_timeout(async { while !matches!(create("again".to_owned()).await, 200 | 201) {} }).await;
     assert!(growth < GROWTH_BYTES_MAX, "{REQUESTS} requests took {growth} bytes");
     expect_clean(&server);
 }

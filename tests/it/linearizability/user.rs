@@ -1,4 +1,4 @@
-//! What one user's sessions are, one call after the other: the specification that histories are checked against.
+//! The sequential specification of one user's sessions, against which histories are checked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ pub type Text = Arc<str>;
 
 /// One call of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum Operation {
     GetOrCreate,
     Replace,
     GetActive,
@@ -25,16 +25,16 @@ pub enum Verb {
     EraseUser,
 }
 
-impl Verb {
-    /// Whether it leaves everything as it is, whatever it answers.
-    pub fn only_reads(&self) -> bool {
+impl Operation {
+    /// Whether the operation never changes anything.
+    pub fn is_read_only(&self) -> bool {
         matches!(self, Self::GetActive | Self::Get(_) | Self::ListMessages(_))
     }
 }
 
-/// A session as an answer shows it.
+/// A session as a response shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct SessionView {
     pub id: Text,
     pub active: bool,
     pub version: u64,
@@ -42,26 +42,28 @@ pub struct Shown {
     pub messages: usize,
 }
 
-/// What a call was answered.
+/// The result of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    Created(Shown),
-    Found(Shown),
+    Created(SessionView),
+    Found(SessionView),
     NotFound,
     AnotherActive(Text),
     NotActive,
-    /// The message's seq, new or as it was stored before.
+    /// The seq of a new message.
     Appended(usize),
+    /// The seq of a message that was stored before.
     Replayed(usize),
     Messages(Vec<Text>),
     Deleted,
+    /// The number of deleted sessions.
     Erased(usize),
 }
 
-/// A call with its answer; without one if the client was not told what came of it.
+/// An operation and its result, or `None` if the client does not know the outcome.
 #[derive(Clone, Debug)]
 pub struct Step {
-    pub verb: Verb,
+    pub operation: Operation,
     pub answer: Option<Answer>,
 }
 
@@ -70,20 +72,21 @@ pub struct Step {
 pub struct User {
     active: Option<Text>,
     sessions: BTreeMap<Text, Document>,
-    /// Sessions that ended before any client was told their id.
-    nameless_ended: usize,
+    /// How many sessions ended before a client learned their id.
+    unknown_ended: usize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Document {
     version: u64,
     title: Option<Text>,
-    /// The message with seq 1 is the first.
+    /// The message ids in the order of seq, starting with seq 1.
     messages: Vec<Text>,
 }
 
-/// The id of a session whose creator was not told it. Only an active one can still become known.
-const NAMELESS: &str = "?";
+/// Stands for the id of a session whose create got no response. A client can learn the id only while the session is
+/// active.
+const UNKNOWN_ID: &str = "?";
 
 impl Specification for User {
     type State = Self;
@@ -94,42 +97,43 @@ impl Specification for User {
     }
 
     fn apply(step: &Step, user: &Self) -> (bool, Self) {
+        budget::spend();
         let mut user = user.clone();
-        // The service chooses ids: the answer says which.
+        // The service chooses the id, so it is taken from the result.
         let new_id = match &step.answer {
-            Some(Answer::Created(shown)) => shown.id.clone(),
-            _ => NAMELESS.into(),
+            Some(Answer::Created(view)) => view.id.clone(),
+            _ => UNKNOWN_ID.into(),
         };
-        if let Some(Answer::Found(Shown { id, .. }) | Answer::AnotherActive(id)) = &step.answer {
-            user.name(id);
+        if let Some(Answer::Found(SessionView { id, .. }) | Answer::AnotherActive(id)) = &step.answer {
+            user.learn_id(id);
         }
-        let answer = user.step(&step.verb, &new_id);
-        (step.answer.as_ref().is_none_or(|given| *given == answer), user)
+        let answer = user.step(&step.operation, &new_id);
+        (step.answer.as_ref().is_none_or(|recorded| *recorded == answer), user)
     }
 }
 
 impl User {
-    /// If nobody knows this id, it can only be the one that nobody was told.
-    fn name(&mut self, id: &Text) {
-        if self.active.as_deref() == Some(NAMELESS) && !self.sessions.contains_key(id) {
-            let document = self.sessions.remove(NAMELESS).expect("the active session");
+    /// Gives the active session this id if its own is unknown and no other session has this one.
+    fn learn_id(&mut self, id: &Text) {
+        if self.active.as_deref() == Some(UNKNOWN_ID) && !self.sessions.contains_key(id) {
+            let document = self.sessions.remove(UNKNOWN_ID).expect("the active session");
             self.sessions.insert(id.clone(), document);
             self.active = Some(id.clone());
         }
     }
 
-    fn shown(&self, id: &Text) -> Shown {
+    fn view(&self, id: &Text) -> SessionView {
         let document = &self.sessions[id];
         let active = self.active.as_ref() == Some(id);
         let (version, title) = (document.version, document.title.clone());
-        Shown { id: id.clone(), active, version, title, messages: document.messages.len() }
+        SessionView { id: id.clone(), active, version, title, messages: document.messages.len() }
     }
 
     fn end_active(&mut self) {
         if let Some(id) = self.active.take() {
-            if &*id == NAMELESS {
+            if &*id == UNKNOWN_ID {
                 self.sessions.remove(&id);
-                self.nameless_ended += 1;
+                self.unknown_ended += 1;
             } else {
                 self.change(&id);
             }
@@ -142,61 +146,61 @@ impl User {
         document
     }
 
-    fn step(&mut self, verb: &Verb, new_id: &Text) -> Answer {
-        match verb {
-            Verb::Get(id)
-            | Verb::End(id)
-            | Verb::Resume(id)
-            | Verb::ResumeReplacing(id)
-            | Verb::Retitle(id, _)
-            | Verb::Append(id, _)
-            | Verb::ListMessages(id)
-            | Verb::Delete(id)
+    fn step(&mut self, operation: &Operation, new_id: &Text) -> Answer {
+        match operation {
+            Operation::Get(id)
+            | Operation::End(id)
+            | Operation::Resume(id)
+            | Operation::ResumeReplacing(id)
+            | Operation::Retitle(id, _)
+            | Operation::Append(id, _)
+            | Operation::ListMessages(id)
+            | Operation::Delete(id)
                 if !self.sessions.contains_key(id) =>
             {
                 Answer::NotFound
             }
-            Verb::GetOrCreate if self.active.is_some() => self.found_active(),
-            Verb::GetOrCreate | Verb::Replace => {
+            Operation::GetOrCreate if self.active.is_some() => self.found_active(),
+            Operation::GetOrCreate | Operation::Replace => {
                 self.end_active();
                 self.sessions.insert(new_id.clone(), Document { version: 1, ..Document::default() });
                 self.active = Some(new_id.clone());
-                Answer::Created(self.shown(new_id))
+                Answer::Created(self.view(new_id))
             }
-            Verb::GetActive => self.found_active(),
-            Verb::Get(id) => Answer::Found(self.shown(id)),
-            Verb::End(id) => {
+            Operation::GetActive => self.found_active(),
+            Operation::Get(id) => Answer::Found(self.view(id)),
+            Operation::End(id) => {
                 if self.active.as_ref() == Some(id) {
                     self.end_active();
                 }
-                Answer::Found(self.shown(id))
+                Answer::Found(self.view(id))
             }
-            Verb::Resume(id) | Verb::ResumeReplacing(id) => {
+            Operation::Resume(id) | Operation::ResumeReplacing(id) => {
                 if self.active.as_ref() != Some(id) {
-                    if let (Verb::Resume(_), Some(other)) = (verb, &self.active) {
+                    if let (Operation::Resume(_), Some(other)) = (operation, &self.active) {
                         return Answer::AnotherActive(other.clone());
                     }
                     self.end_active();
                     self.active = Some(id.clone());
                     self.change(id);
                 }
-                Answer::Found(self.shown(id))
+                Answer::Found(self.view(id))
             }
-            Verb::Retitle(id, title) => {
+            Operation::Retitle(id, title) => {
                 if self.sessions[id].title.as_ref() != Some(title) {
                     self.change(id).title = Some(title.clone());
                 }
-                Answer::Found(self.shown(id))
+                Answer::Found(self.view(id))
             }
-            Verb::Append(id, message_id) => self.append(id, message_id),
-            Verb::ListMessages(id) => Answer::Messages(self.sessions[id].messages.clone()),
-            Verb::Delete(id) => {
+            Operation::Append(id, message_id) => self.append(id, message_id),
+            Operation::ListMessages(id) => Answer::Messages(self.sessions[id].messages.clone()),
+            Operation::Delete(id) => {
                 self.sessions.remove(id);
                 self.active.take_if(|active| active == id);
                 Answer::Deleted
             }
-            Verb::EraseUser => {
-                let erased = self.sessions.len() + self.nameless_ended;
+            Operation::EraseUser => {
+                let erased = self.sessions.len() + self.unknown_ended;
                 *self = Self::default();
                 Answer::Erased(erased)
             }
@@ -204,19 +208,53 @@ impl User {
     }
 
     fn found_active(&self) -> Answer {
-        self.active.as_ref().map_or(Answer::NotFound, |id| Answer::Found(self.shown(id)))
+        self.active.as_ref().map_or(Answer::NotFound, |id| Answer::Found(self.view(id)))
     }
 
     fn append(&mut self, id: &Text, message_id: &Text) -> Answer {
         let is_active = self.active.as_ref() == Some(id);
         let messages = &mut self.sessions.get_mut(id).expect("a session").messages;
-        if let Some(place) = messages.iter().position(|known| known == message_id) {
-            return Answer::Replayed(place + 1);
+        if let Some(index) = messages.iter().position(|known| known == message_id) {
+            return Answer::Replayed(index + 1);
         }
         if !is_active {
             return Answer::NotActive;
         }
         messages.push(message_id.clone());
         Answer::Appended(messages.len())
+    }
+}
+
+/// Limits the steps of one check, and thereby its memory: the checker keeps the state after each step.
+pub mod budget {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+    /// A check of 30 calls usually takes a few hundred steps. In the worst case the number is exponential in the calls.
+    pub const STEPS_MAX: usize = 300_000;
+
+    thread_local! {
+        static STEPS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    struct BudgetExceeded;
+
+    /// Runs one check. Returns `None` if it exceeds `STEPS_MAX`. The second value is the number of steps.
+    pub fn within<T>(check: impl FnOnce() -> T) -> (Option<T>, usize) {
+        STEPS.set(0);
+        let verdict = match catch_unwind(AssertUnwindSafe(check)) {
+            Ok(verdict) => Some(verdict),
+            Err(payload) if payload.is::<BudgetExceeded>() => None,
+            Err(payload) => resume_unwind(payload),
+        };
+        (verdict, STEPS.get())
+    }
+
+    pub fn spend() {
+        STEPS.set(STEPS.get() + 1);
+        if STEPS.get() > STEPS_MAX {
+            // Unlike `panic!`, this prints nothing.
+            resume_unwind(Box::new(BudgetExceeded));
+        }
     }
 }

@@ -1,23 +1,24 @@
-//! The canary: what users say is planted wherever it goes in, and looked for in the log, in errors and in the metrics.
+//! Sends the text `canary` in every place that accepts user data, and searches for it in the log, in error responses
+//! and in the metrics.
 
 use reqwest::{Client, Method};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::process::{Process, patiently};
+use crate::support::process::{Process, with_timeout};
+use crate::support::redis_server::{IN_MEMORY, RedisServer};
 use crate::support::scrape::Scrape;
-use crate::support::server::{IN_MEMORY, RedisServer};
 
 const USER_PATH: &str = "/api/sessions/business/canary-business/user/canary-user";
 
-/// A client that keeps what it is told in errors.
-struct Caller {
+/// A client that keeps the error responses.
+struct CanaryClient {
     client: Client,
     base: String,
     errors: Vec<String>,
 }
 
-impl Caller {
+impl CanaryClient {
     async fn call(&mut self, method: Method, path: &str, body: Value) -> (u16, Value) {
         let request = self.client.request(method, format!("{}{path}", self.base));
         let request = request.header("if-none-match", "canary-etag").header("cookie", "canary-cookie");
@@ -26,17 +27,17 @@ impl Caller {
             Value::String(text) => request.header("content-type", "application/json").body(text),
             body => request.json(&body),
         };
-        let answer = request.send().await.expect("an answer");
-        let (status, head) = (answer.status().as_u16(), format!("{:?}", answer.headers()));
-        let text = answer.text().await.expect("text");
+        let response = request.send().await.expect("a response");
+        let (status, head) = (response.status().as_u16(), format!("{:?}", response.headers()));
+        let text = response.text().await.expect("text");
         if status >= 400 {
             self.errors.push(format!("{status} {head} {text}"));
         }
         (status, serde_json::from_str(&text).unwrap_or_default())
     }
 
-    /// Every verb once, well and badly. Returns the session's path.
-    async fn work(&mut self) -> String {
+    /// Makes valid and invalid calls of every endpoint. Returns the session's path.
+    async fn call_all(&mut self) -> String {
         let create = json!({
             "businessId": "canary-business", "userId": "canary-user", "locationId": "canary-location",
             "sessionType": "canary-type", "title": "canary-title", "metadata": {"canary-key": {"a": "canary-value"}},
@@ -46,7 +47,7 @@ impl Caller {
         let id = session["sessionId"].as_str().unwrap_or("00000000-0000-8000-8000-000000000000");
         let path = format!("/api/sessions/{id}");
         let messages = format!("{path}/messages");
-        // Which of the messages it is that conflicts, whoever sent them is told.
+        // This id is not a canary: the error response names the id of the conflicting message.
         let message = json!({"messageId": "message-1", "role": "user", "content": {"canary-a": "canary-content"}});
         self.call(Method::POST, &messages, message).await;
         let other = json!({"messageId": "message-1", "role": "user", "content": "canary-other"});
@@ -80,43 +81,43 @@ impl Caller {
 }
 
 #[tokio::test]
-async fn nothing_that_users_say_comes_out() {
+async fn user_data_is_not_in_logs_errors_or_metrics() {
     let redis = RedisServer::start(IN_MEMORY);
     let flags = ["--request-deadline", "500ms", "--log", "trace"];
     let (mut service, base) = Process::serve(&flags, &[("REDIS_URL", &redis.url())]);
-    let mut caller = Caller { client: Client::new(), base, errors: Vec::new() };
-    patiently(async { while caller.call(Method::GET, "/readyz", Value::Null).await.0 != 200 {} }).await;
-    let path = caller.work().await;
-    let of_bugs = |errors: &[String]| errors.iter().filter(|error| error.starts_with("500")).count();
-    assert_eq!(of_bugs(&caller.errors), 0, "{:#?}", caller.errors);
+    let mut client = CanaryClient { client: Client::new(), base, errors: Vec::new() };
+    with_timeout(async { while client.call(Method::GET, "/readyz", Value::Null).await.0 != 200 {} }).await;
+    let path = client.call_all().await;
+    let count_500 = |errors: &[String]| errors.iter().filter(|error| error.starts_with("500")).count();
+    assert_eq!(count_500(&client.errors), 0, "{:#?}", client.errors);
 
-    // What others wrote into Redis, or what a connection mixes up, is not repeated either.
-    let look = redis.look().await;
+    // Corrupt values in Redis are not repeated either.
+    let probe = redis.probe().await;
     let of_kind = |keys: &[String], kind: &str| keys.iter().find(|key| key.contains(kind)).expect("a key").clone();
-    let keys = look.keys().await;
+    let keys = probe.keys().await;
     let (session, pointer) = (of_kind(&keys, "}:s:"), of_kind(&keys, "}:a:"));
-    look.command(&["HSET", &session, "metadata", "\"canary-stored\""]).await;
-    caller.call(Method::PATCH, &path, json!({"metadata": {"a": 1}})).await;
+    probe.command(&["HSET", &session, "metadata", "\"canary-stored\""]).await;
+    client.call(Method::PATCH, &path, json!({"metadata": {"a": 1}})).await;
     for field in ["messageCount", "status", "createdAt", "endReason", "sessionId"] {
-        look.command(&["HSET", &session, field, "canary-field"]).await;
-        caller.call(Method::GET, &path, Value::Null).await;
+        probe.command(&["HSET", &session, field, "canary-field"]).await;
+        client.call(Method::GET, &path, Value::Null).await;
     }
-    look.command(&["SET", &pointer, "canary-pointer"]).await;
-    caller.call(Method::GET, &format!("{USER_PATH}/active"), Value::Null).await;
-    look.command(&["DEL", &pointer]).await;
-    look.command(&["HSET", &pointer, "canary-a", "canary-b"]).await;
-    caller.call(Method::GET, &format!("{USER_PATH}/active"), Value::Null).await;
-    caller.work().await;
-    assert!(of_bugs(&caller.errors) > 6, "{:#?}", caller.errors);
+    probe.command(&["SET", &pointer, "canary-pointer"]).await;
+    client.call(Method::GET, &format!("{USER_PATH}/active"), Value::Null).await;
+    probe.command(&["DEL", &pointer]).await;
+    probe.command(&["HSET", &pointer, "canary-a", "canary-b"]).await;
+    client.call(Method::GET, &format!("{USER_PATH}/active"), Value::Null).await;
+    client.call_all().await;
+    assert!(count_500(&client.errors) > 6, "{:#?}", client.errors);
 
     redis.signal(Signal::STOP);
-    caller.call(Method::GET, &format!("{USER_PATH}/active"), Value::Null).await;
-    caller.call(Method::POST, "/api/sessions", json!({"businessId": "canary-business", "userId": "canary-user"})).await;
+    client.call(Method::GET, &format!("{USER_PATH}/active"), Value::Null).await;
+    client.call(Method::POST, "/api/sessions", json!({"businessId": "canary-business", "userId": "canary-user"})).await;
     redis.signal(Signal::CONT);
-    caller.errors.push(Scrape::of(&service).await.text);
+    client.errors.push(Scrape::of(&service).await.text);
     service.signal(Signal::TERM);
     service.wait();
-    let found = service.lines.iter().chain(&caller.errors).filter(|text| text.contains("canary"));
+    let found = service.lines.iter().chain(&client.errors).filter(|text| text.contains("canary"));
     let found: Vec<_> = found.collect();
     assert!(found.is_empty(), "{found:#?}");
     for logged in ["internal error", "could not serve", "\"answered\"", "\"TRACE\""] {

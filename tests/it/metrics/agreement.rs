@@ -1,4 +1,4 @@
-//! The metrics say what the clients know: every answer is counted, once, as what it was.
+//! The metrics agree with the clients: each response is counted exactly once, in the right series.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
@@ -8,7 +8,7 @@ use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::serve;
-use crate::support::process::patiently;
+use crate::support::process::with_timeout;
 use crate::support::scrape::Scrape;
 
 const CLIENTS: usize = 8;
@@ -22,7 +22,7 @@ const ACTIVE: &str = "/api/sessions/business/{businessId}/user/{userId}/active";
 const HISTORY: &str = "/api/sessions/business/{businessId}/user/{userId}/history";
 const USER: &str = "/api/sessions/business/{businessId}/user/{userId}";
 
-/// What a client counts: series without `sessiond_`, each with how often it must have counted.
+/// The counts that a client expects: the series, without `sessiond_`, and the value of each.
 #[derive(Default)]
 struct Tally(BTreeMap<String, u64>);
 
@@ -32,8 +32,8 @@ impl Tally {
     }
 }
 
-/// A client, its one user, and what it knows.
-struct Caller {
+/// A client with one user. It counts its calls.
+struct CountingClient {
     client: Client,
     base: String,
     user_id: String,
@@ -41,8 +41,9 @@ struct Caller {
     tally: Tally,
 }
 
-impl Caller {
-    /// Makes a call of a route, which asks the store for `op` once, if it asks it at all. The answer must have this status.
+impl CountingClient {
+    /// Calls a route and counts the call. The route runs the store operation `op` once, or none. Panics unless the
+    /// response has this status.
     async fn call(&mut self, method: &str, route: &str, op: Option<&str>, body: Value, status: u16) -> Value {
         let path = route.replace("{sessionId}", &self.session_id).replace("{businessId}", "b");
         let path = path.replace("{userId}", &self.user_id);
@@ -61,17 +62,17 @@ impl Caller {
         let request = self
             .client
             .request(Method::from_bytes(method.as_bytes()).expect("a method"), format!("{}{path}", self.base));
-        // `If-Match` of no version.
+        // No session has version 0.
         let request = if status == 412 { request.header("if-match", "\"0\"") } else { request };
         let request = match &body {
             Value::Null => request,
             Value::String(text) => request.header("content-type", "application/json").body(text.clone()),
             body => request.json(body),
         };
-        let answer = request.send().await.expect("an answer");
-        let answered = answer.status();
-        let text = answer.text().await.expect("text");
-        assert_eq!(answered, StatusCode::from_u16(status).expect("a status"), "{method} {path} {body}: {text}");
+        let response = request.send().await.expect("a response");
+        let actual = response.status();
+        let text = response.text().await.expect("text");
+        assert_eq!(actual, StatusCode::from_u16(status).expect("a status"), "{method} {path} {body}: {text}");
         let known = ["GET", "HEAD", "POST", "PATCH", "DELETE"].contains(&method);
         let method = if known { method } else { "other" };
         let labels = format!("method=\"{method}\",route=\"{route}\"");
@@ -88,14 +89,14 @@ impl Caller {
         self.tally.count(series, times);
     }
 
-    /// Creates a session of the user, and goes on with that one.
+    /// Creates a session of the user, which the following calls use.
     async fn create(&mut self, body: Value) {
         let created = self.call("POST", SESSIONS, Some("get_or_create"), body, 201).await;
         created["sessionId"].as_str().expect("an id").clone_into(&mut self.session_id);
         self.count("sessions_created_total", 1);
     }
 
-    /// One session's life after the other. The user has none when it begins, and none when it ends.
+    /// Makes one round of calls. The user has no session before and after it.
     async fn round(&mut self, first: bool) {
         let create = json!({"businessId": "b", "userId": self.user_id});
         let replace = json!({"businessId": "b", "userId": self.user_id, "ifActive": "replace"});
@@ -121,7 +122,7 @@ impl Caller {
         assert_eq!(erased, json!({"deletedSessions": 2}));
         self.count("sessions_deleted_total", 2);
         self.call("DELETE", USER, Some("erase_user"), Value::Null, 200).await;
-        self.refused().await;
+        self.rejected_calls().await;
     }
 
     async fn reads(&mut self) {
@@ -148,7 +149,7 @@ impl Caller {
         self.call("GET", MESSAGES, Some("list_messages"), Value::Null, 200).await;
     }
 
-    /// Ends with two sessions that are ended.
+    /// Changes and replaces sessions. The user has two ended sessions after it.
     async fn changes(&mut self, replace: &Value) {
         let update = Some("update");
         self.call("PATCH", SESSION, update, json!({"title": "t"}), 200).await;
@@ -168,15 +169,15 @@ impl Caller {
         self.call("PATCH", SESSION, update, json!({"status": "active", "ifActive": "replace"}), 200).await;
         self.count("sessions_ended_total{reason=\"replaced\"}", 1);
         self.count("sessions_resumed_total", 1);
-        // The second time it is ended already.
+        // The second call finds an ended session, so only the first is counted.
         self.call("PATCH", SESSION, update, json!({"status": "ended"}), 200).await;
         self.call("PATCH", SESSION, update, json!({"status": "ended"}), 200).await;
         self.count("sessions_ended_total{reason=\"client\"}", 1);
         self.call("GET", ACTIVE, Some("get_active"), Value::Null, 404).await;
     }
 
-    /// What never gets to the store, or finds nothing there.
-    async fn refused(&mut self) {
+    /// Makes calls that are rejected before the store, or find no session.
+    async fn rejected_calls(&mut self) {
         let unknown = "/api/sessions/00000000-0000-8000-8000-000000000000";
         self.call_at("GET", SESSION, unknown, Some("get"), Value::Null, 404).await;
         self.call_at("PATCH", SESSION, unknown, Some("update"), json!({}), 404).await;
@@ -192,28 +193,28 @@ impl Caller {
 }
 
 #[tokio::test]
-async fn the_metrics_are_what_the_clients_counted() {
+async fn metrics_equal_the_counts_of_the_clients() {
     let (service, base) = serve("agreement", &[]);
     let callers = (0..CLIENTS).map(async |number| {
         let tally = Tally::default();
         let (client, user_id) = (Client::new(), format!("u{number}"));
-        let mut caller = Caller { client, base: base.clone(), user_id, session_id: String::new(), tally };
+        let mut caller = CountingClient { client, base: base.clone(), user_id, session_id: String::new(), tally };
         for round in 0..ROUNDS {
             caller.round(round == 0).await;
         }
         caller.tally
     });
     let mut expected = BTreeMap::<String, u64>::new();
-    for tally in patiently(join_all(callers)).await {
+    for tally in with_timeout(join_all(callers)).await {
         for (series, times) in tally.0 {
             expected.entry(series).or_default().add_assign(times);
         }
     }
-    // The clients are gone; the connection that asks is counted, too.
-    let at_rest = |scrape: &Scrape| {
+    // The clients have disconnected. The connection of the scrape itself is counted.
+    let idle = |scrape: &Scrape| {
         scrape.value("sessiond_http_requests_in_flight") == 0 && scrape.value("sessiond_http_connections") == 1
     };
-    let scrape = Scrape::until(&service, at_rest).await;
+    let scrape = Scrape::until(&service, idle).await;
     let counters = [
         "http_requests_total",
         "http_request_duration_seconds_count",
@@ -228,20 +229,20 @@ async fn the_metrics_are_what_the_clients_counted() {
     ];
     let mut counted = BTreeMap::new();
     for name in counters {
-        let of_name = scrape.counted(&format!("sessiond_{name}"));
+        let of_name = scrape.nonzero(&format!("sessiond_{name}"));
         counted.extend(of_name.into_iter().map(|(labels, value)| (format!("{name}{labels}"), value)));
     }
     assert!(expected.len() > 50 && expected.keys().any(|series| series.contains("status=\"413\"")), "{expected:#?}");
     assert_eq!(counted, expected);
     for name in ["store_errors_total", "store_reconnects_total", "http_panics_total", "http_requests_shed_total"] {
-        assert_eq!(scrape.counted(&format!("sessiond_{name}")), BTreeMap::new());
+        assert_eq!(scrape.nonzero(&format!("sessiond_{name}")), BTreeMap::new());
     }
     assert_eq!(scrape.value("sessiond_store_up"), 1);
 }
 
-/// An end of these reasons is counted when it is written down, by the next call that changes something.
+/// An expiry is counted when it is written, which the next change does.
 #[tokio::test]
-async fn a_session_that_expired_is_counted_once_by_what_it_expired_of() {
+async fn expired_sessions_are_counted_once_by_reason() {
     let limits: [(&str, &[&str]); 2] =
         [("idle", &["--idle-timeout", "20ms"]), ("max_lifetime", &["--max-lifetime", "20ms"])];
     for (reason, flags) in limits {
@@ -249,17 +250,17 @@ async fn a_session_that_expired_is_counted_once_by_what_it_expired_of() {
         let client = Client::new();
         let create = async || {
             let request = client.post(format!("{base}{SESSIONS}")).json(&json!({"businessId": "b", "userId": "u"}));
-            request.send().await.expect("an answer").json::<Value>().await.expect("a session")
+            request.send().await.expect("a response").json::<Value>().await.expect("a session")
         };
         let first = create().await;
         let url = format!("{base}{SESSIONS}/{}", first["sessionId"].as_str().expect("an id"));
-        let get = async || reqwest::get(&url).await.expect("an answer").json::<Value>().await.expect("a session");
-        patiently(async { while get().await["status"] != "expired" {} }).await;
+        let get = async || reqwest::get(&url).await.expect("a response").json::<Value>().await.expect("a session");
+        with_timeout(async { while get().await["status"] != "expired" {} }).await;
         let ended = "sessiond_sessions_ended_total";
-        assert_eq!(Scrape::of(&service).await.counted(ended), BTreeMap::new(), "reading writes nothing down");
+        assert_eq!(Scrape::of(&service).await.nonzero(ended), BTreeMap::new(), "a read wrote the expiry");
         assert_ne!(create().await["sessionId"], first["sessionId"]);
         assert_eq!(get().await["endReason"], reason);
         let expected = BTreeMap::from([(format!("{{reason=\"{reason}\"}}"), 1)]);
-        assert_eq!(Scrape::of(&service).await.counted(ended), expected);
+        assert_eq!(Scrape::of(&service).await.nonzero(ended), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! How many series there are is for the code to say, and not for clients.
+//! The number of series is bounded by the code; clients cannot increase it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
 use super::serve;
-use crate::support::process::patiently;
+use crate::support::process::with_timeout;
 use crate::support::random::Random;
 use crate::support::raw::RawRequest;
 use crate::support::scrape::Scrape;
 
 const REQUESTS: usize = 10_000;
 const CALLERS: usize = 16;
-/// In all that the crawl makes up.
+/// Part of every random text, so that it can be found in the metrics.
 const CANARY: &str = "canary";
 
-/// Where a request goes, with `*` for what is made up.
+/// The paths of the requests. Each `*` is replaced by a random text.
 const PATHS: [&str; 19] = [
     "/api/sessions",
     "/api/sessions/*",
@@ -43,8 +43,8 @@ const PATHS: [&str; 19] = [
 ];
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS", "TRACE", "*"];
 
-/// Something that no request had before.
-fn invented(random: &mut Random) -> String {
+/// A random text that no other request contains.
+fn random_text(random: &mut Random) -> String {
     format!("{CANARY}{:x}", random.below(usize::MAX))
 }
 
@@ -52,22 +52,22 @@ fn filled(template: &str, random: &mut Random) -> String {
     let mut filled = String::new();
     for (index, part) in template.split('*').enumerate() {
         if index > 0 {
-            filled += &invented(random);
+            filled += &random_text(random);
         }
         filled += part;
     }
     filled
 }
 
-/// A kind of request: a path, a method, and one of the bodies.
+/// Every combination of a path, a method and a kind of body.
 fn kinds() -> Vec<(&'static str, &'static str, usize)> {
     let paths = PATHS.iter().flat_map(|path| METHODS.iter().map(move |method| (*path, *method)));
     paths.flat_map(|(path, method)| (0..4).map(move |body| (path, method, body))).collect()
 }
 
-/// A body; `kind` says how good it is for a path.
+/// A body of one of four kinds: none, a create, a message, or a patch with an unknown member.
 fn body(kind: usize, random: &mut Random) -> Option<Value> {
-    let mut text = || Value::from(invented(random));
+    let mut text = || Value::from(random_text(random));
     match kind {
         0 => None,
         1 => Some(json!({"businessId": text(), "userId": text(), "locationId": text(), "metadata": {"a": text()}})),
@@ -80,24 +80,25 @@ async fn send(client: &Client, base: &str, (path, method, body_kind): (&str, &st
     let method = filled(method, random).to_uppercase();
     let method = Method::from_bytes(method.as_bytes()).expect("a token");
     let mut request = client.request(method, format!("{base}{}", filled(path, random)));
-    request = request.header(invented(random), invented(random)).header("x-request-id", invented(random));
-    request = request.header("user-agent", invented(random)).header("if-match", format!("\"{}\"", invented(random)));
-    request = request.header("authorization", format!("Bearer {}", invented(random)));
+    request = request.header(random_text(random), random_text(random)).header("x-request-id", random_text(random));
+    request =
+        request.header("user-agent", random_text(random)).header("if-match", format!("\"{}\"", random_text(random)));
+    request = request.header("authorization", format!("Bearer {}", random_text(random)));
     if let Some(body) = body(body_kind, random) {
         request = request.json(&body);
     }
-    let answer = request.send().await.expect("an answer");
-    assert!(answer.status().as_u16() < 500, "{answer:?}");
-    answer.bytes().await.expect("a body");
+    let response = request.send().await.expect("a response");
+    assert!(response.status().as_u16() < 500, "{response:?}");
+    response.bytes().await.expect("a body");
 }
 
-/// What HTTP clients do not send: the service's own server refuses it.
+/// Sends requests that HTTP clients do not produce and that the server rejects.
 async fn send_malformed(base: &str, random: &mut Random) {
     let requests = [
-        RawRequest::new(&invented(random), "no-path"),
-        RawRequest::new("GET", "/livez").header(&format!("{} {}", invented(random), invented(random)), "x"),
-        RawRequest::new("GET", format!("/{}", invented(random).repeat(7_000))),
-        RawRequest::new("GET", "/livez").header("x", invented(random).repeat(7_000)),
+        RawRequest::new(&random_text(random), "no-path"),
+        RawRequest::new("GET", "/livez").header(&format!("{} {}", random_text(random), random_text(random)), "x"),
+        RawRequest::new("GET", format!("/{}", random_text(random).repeat(7_000))),
+        RawRequest::new("GET", "/livez").header("x", random_text(random).repeat(7_000)),
     ];
     for request in requests {
         assert!(request.send(base).await.status.is_client_error(), "{request}");
@@ -126,16 +127,16 @@ async fn ten_thousand_random_requests_add_no_series() {
             send(&client, &base, *random.one_of(&kinds), &mut random).await;
         }
     });
-    patiently(join_all(callers)).await;
+    with_timeout(join_all(callers)).await;
     send_malformed(&base, &mut random).await;
     let scrape = Scrape::of(&service).await;
-    let answered = scrape.sum("sessiond_http_requests_total", &[]);
-    assert!(usize::try_from(answered).expect("few") > REQUESTS, "{answered}");
+    let handled = scrape.sum("sessiond_http_requests_total", &[]);
+    assert!(usize::try_from(handled).expect("few") > REQUESTS, "{handled}");
     assert_eq!(names(&scrape), names(&warm));
     assert!(!scrape.text.to_lowercase().contains(CANARY), "{}", scrape.text);
 
     let document: Value =
-        reqwest::get(format!("{base}/openapi.json")).await.expect("an answer").json().await.expect("JSON");
+        reqwest::get(format!("{base}/openapi.json")).await.expect("a response").json().await.expect("JSON");
     let mut routes: Vec<_> = document["paths"].as_object().expect("paths").keys().cloned().collect();
     routes.extend(["/docs/{file}", "unmatched"].map(str::to_owned));
     routes.sort();

@@ -1,6 +1,6 @@
-//! What an expression of `PromQL` names: metrics, and labels to group by. Whether it is one at all, Prometheus says.
+//! The names in a `PromQL` expression: metrics, and labels to group by. Prometheus itself checks the syntax.
 
-/// A metric that an expression reads, with what is asked of its labels.
+/// A metric that an expression reads, with the matchers of its labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector {
     pub metric: String,
@@ -15,7 +15,7 @@ pub struct Matcher {
     pub value: String,
 }
 
-/// What an expression names.
+/// The names in an expression.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Names {
     pub selectors: Vec<Selector>,
@@ -23,7 +23,7 @@ pub struct Names {
 }
 
 impl Selector {
-    /// As it is written.
+    /// The selector in `PromQL`, with empty braces if it has no matchers.
     pub fn text(&self) -> String {
         let matchers = self.matchers.iter();
         let matchers: Vec<_> = matchers.map(|one| format!("{}{}{:?}", one.label, one.operator, one.value)).collect();
@@ -35,7 +35,7 @@ impl Selector {
     }
 }
 
-/// Reads an expression from left to right.
+/// Finds the names in an expression.
 pub fn names(expression: &str) -> Names {
     let mut names = Names::default();
     let mut rest = expression;
@@ -68,18 +68,19 @@ pub fn names(expression: &str) -> Names {
     names
 }
 
-/// Operators, and aggregations before their labels.
+/// Whether a word is an operator, or an aggregation followed by its labels.
 fn is_keyword(word: &str, after: &str) -> bool {
     matches!(word, "and" | "or" | "unless" | "bool" | "offset")
         || after.starts_with("by")
         || after.starts_with("without")
 }
 
-fn split_at_end(text: &str, goes_on: impl Fn(char) -> bool) -> (&str, &str) {
-    text.split_at(text.find(|character| !goes_on(character)).unwrap_or(text.len()))
+fn split_at_end(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
+    text.split_at(text.find(|character| !belongs(character)).unwrap_or(text.len()))
 }
 
-/// What is between the braces, and what comes after them. No value of ours has a quote or a backslash in it.
+/// Reads the matchers up to the closing brace. Returns them and the rest of the text. Values must not contain a quote
+/// or a backslash, and none of the shipped ones does.
 fn read_matchers(mut text: &str) -> (Vec<Matcher>, &str) {
     let mut matchers = Vec::new();
     loop {
@@ -97,7 +98,7 @@ fn read_matchers(mut text: &str) -> (Vec<Matcher>, &str) {
 }
 
 #[test]
-fn names_are_found_wherever_they_are() {
+fn names_are_found_anywhere_in_an_expression() {
     let expression = r#"(sum by (job, le) (rate(a_total{x=~"1|2", y!="{z}"}[$__range])) or vector(0)) / 0.5 > bool 1e3
         and on (job) topk(3, up) unless absent(job:c:rate5m) offset 1h"#;
     let names = names(expression);

@@ -1,4 +1,4 @@
-//! Callers of every kind and faults of every kind, so that each metric has something to tell.
+//! The workload of the monitoring test: every kind of call and of fault, so that each metric has data.
 
 use std::fs;
 use std::time::Instant;
@@ -7,34 +7,34 @@ use reqwest::{Client, Method};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sessiond::auth::{JwtAlgorithm, Scope};
-use sessiond::server::system_now;
+use sessiond::bootstrap::system_now;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::support::credentials::{Signer, api_key, claims, jwt_flags};
-use crate::support::process::{PATIENCE, Process};
+use crate::support::process::{Process, TEST_TIMEOUT};
 use crate::support::prometheus::Prometheus;
-use crate::support::server::{AOF, RedisServer};
-use crate::support::servers::POLL;
+use crate::support::redis_server::POLL;
+use crate::support::redis_server::{AOF, RedisServer};
 
-/// Requests that a user with a token may make a second; five times as many at once.
+/// The rate limit of a user with a token, in requests per second. The burst is five times as large.
 const USER_RATE_LIMIT: &str = "1";
-/// Connections at once.
-const CONNECTIONS: &str = "40";
+/// The limit of concurrent connections.
+const CONNECTIONS_MAX: &str = "40";
 const USERS: u32 = 10;
 
-/// A service as it is shipped, and one that ends sessions soon, on a Redis of their own.
-pub struct Stage {
+/// A service with the default timeouts, and one whose sessions expire soon, on a Redis of this test.
+pub struct Workload {
     pub redis: RedisServer,
     pub services: Vec<Service>,
     _folder: TempDir,
 }
 
-/// One service.
+/// A running service.
 pub struct Service {
     _process: Process,
     base: String,
-    /// `host:port` of its metrics.
+    /// The address of its metrics, as `host:port`.
     pub metrics: String,
     keys: Keys,
     client: Client,
@@ -44,13 +44,13 @@ pub struct Service {
 struct Keys {
     all: String,
     reader: String,
-    /// A user's token.
+    /// The token of the user who exceeds the rate limit.
     greedy: String,
 }
 
-impl Stage {
-    /// Starts everything.
-    pub fn set() -> Self {
+impl Workload {
+    /// Starts the Redis and the services.
+    pub fn start() -> Self {
         let folder = TempDir::new().expect("a folder");
         let redis = RedisServer::start(AOF);
         let (all, all_entry) = api_key("all", &[], &Scope::ALL, None);
@@ -63,7 +63,7 @@ impl Stage {
         let greedy = signer.token(&claims("b0", "greedy", system_now()));
         let keys = Keys { all, reader, greedy };
         let file = file.to_str().expect("a path of text");
-        let limits = ["--user-rate-limit", USER_RATE_LIMIT, "--max-connections", CONNECTIONS];
+        let limits = ["--user-rate-limit", USER_RATE_LIMIT, "--max-connections", CONNECTIONS_MAX];
         let jwt = jwt_flags(JwtAlgorithm::Hs256, &secret);
         let jwt = jwt.iter().map(String::as_str);
         let common: Vec<_> = ["--api-keys-file", file].into_iter().chain(limits).chain(jwt).collect();
@@ -73,32 +73,32 @@ impl Stage {
         Self { redis, services: services.into(), _folder: folder }
     }
 
-    /// Everything that callers do, then everything that happens to Redis.
-    pub async fn play(&mut self, prometheus: &Prometheus) {
-        let [usual, brief] = self.services.as_slice() else { panic!("two services") };
+    /// Makes every kind of call, then causes every fault of Redis.
+    pub async fn run(&mut self, prometheus: &Prometheus) {
+        let [usual, short_lived] = self.services.as_slice() else { panic!("two services") };
         for user in 0..USERS {
-            usual.live(user).await;
+            usual.call_every_route(user).await;
         }
-        usual.look_around().await;
-        usual.be_refused().await;
-        usual.crowd().await;
-        brief.expire().await;
+        usual.call_unscoped_paths().await;
+        usual.exceed_permissions_and_rate_limit().await;
+        usual.exceed_connection_limit().await;
+        short_lived.expire_sessions().await;
 
-        let look = self.redis.look().await;
-        look.command(&["SCRIPT", "FLUSH"]).await;
+        let probe = self.redis.probe().await;
+        probe.command(&["SCRIPT", "FLUSH"]).await;
         usual.expect(201, Method::POST, "/api/sessions", session("b1", "after-flush")).await;
         self.redis.signal(Signal::STOP);
-        usual.fail(prometheus).await;
+        usual.call_without_redis(prometheus).await;
         self.redis.signal(Signal::CONT);
         self.redis.kill();
         usual.until(503, "/readyz").await;
-        usual.fail(prometheus).await;
+        usual.call_without_redis(prometheus).await;
         self.redis.start_again();
         for service in &self.services {
             service.until(200, "/readyz").await;
         }
         for user in 0..USERS {
-            self.services[0].live(user).await;
+            self.services[0].call_every_route(user).await;
         }
     }
 }
@@ -116,40 +116,40 @@ impl Service {
         Self { _process: process, base, metrics, keys: keys.clone(), client: Client::new() }
     }
 
-    /// What it tells of itself.
+    /// Returns its metrics.
     pub async fn scrape(&self) -> String {
-        let answer = reqwest::get(format!("http://{}/metrics", self.metrics)).await.expect("an answer");
-        answer.text().await.expect("text")
+        let response = reqwest::get(format!("http://{}/metrics", self.metrics)).await.expect("a response");
+        response.text().await.expect("text")
     }
 
     async fn call(&self, key: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
         let request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(key).json(&body);
-        let answer = request.send().await.expect("an answer");
-        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
+        let response = request.send().await.expect("a response");
+        (response.status().as_u16(), response.json().await.unwrap_or_default())
     }
 
     async fn expect(&self, status: u16, method: Method, path: &str, body: Value) -> Value {
-        let (answered, body) = self.call(&self.keys.all, method.clone(), path, body).await;
-        assert_eq!(answered, status, "{method} {path}: {body}");
+        let (actual, body) = self.call(&self.keys.all, method.clone(), path, body).await;
+        assert_eq!(actual, status, "{method} {path}: {body}");
         body
     }
 
-    /// Asks until the answer has this status.
+    /// Repeats a GET until the response has this status.
     async fn until(&self, status: u16, path: &str) -> Value {
         let started = Instant::now();
         loop {
-            let (answered, body) = self.call(&self.keys.all, Method::GET, path, Value::Null).await;
-            if answered == status {
+            let (actual, body) = self.call(&self.keys.all, Method::GET, path, Value::Null).await;
+            if actual == status {
                 return body;
             }
-            assert!(started.elapsed() < PATIENCE, "waited in vain for {status} of {path}: {answered} {body}");
+            assert!(started.elapsed() < TEST_TIMEOUT, "{path} never returned {status}, but {actual}: {body}");
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Calls that need Redis, before and after a scrape: a kind of error is counted from its first time on, and an increase
-    /// is what comes after.
-    async fn fail(&self, prometheus: &Prometheus) {
+    /// Makes calls that need Redis, before and after a scrape. The series of a kind of error starts at its first error,
+    /// so only later errors are an increase.
+    async fn call_without_redis(&self, prometheus: &Prometheus) {
         for _ in 0..2 {
             self.expect(503, Method::GET, "/api/sessions/business/b1/user/u1/active", Value::Null).await;
             self.expect(503, Method::POST, "/api/sessions", session("b1", "nobody")).await;
@@ -157,12 +157,12 @@ impl Service {
         }
     }
 
-    /// A user's life with sessions, every route of it.
-    async fn live(&self, user: u32) {
+    /// Calls every route for one user, including errors.
+    async fn call_every_route(&self, user: u32) {
         let (business_id, user_id) = (format!("b{}", user % 3), format!("u{user}"));
         let of_user = format!("/api/sessions/business/{business_id}/user/{user_id}");
-        let made = self.expect(201, Method::POST, "/api/sessions", session(&business_id, &user_id)).await;
-        let path = format!("/api/sessions/{}", made["sessionId"].as_str().expect("an id"));
+        let created = self.expect(201, Method::POST, "/api/sessions", session(&business_id, &user_id)).await;
+        let path = format!("/api/sessions/{}", created["sessionId"].as_str().expect("an id"));
         let messages = format!("{path}/messages");
         self.expect(200, Method::POST, "/api/sessions", session(&business_id, &user_id)).await;
         self.expect(200, Method::GET, &path, Value::Null).await;
@@ -181,12 +181,12 @@ impl Service {
         self.expect(204, Method::DELETE, &path, Value::Null).await;
         self.expect(404, Method::GET, &path, Value::Null).await;
         self.expect(200, Method::DELETE, &of_user, Value::Null).await;
-        // The service's hint of the user leads nowhere now.
+        // The service's hint for the user is stale now.
         self.expect(201, Method::POST, "/api/sessions", session(&business_id, &user_id)).await;
         self.expect(200, Method::DELETE, &of_user, Value::Null).await;
     }
 
-    async fn look_around(&self) {
+    async fn call_unscoped_paths(&self) {
         for path in ["/livez", "/readyz", "/openapi.json", "/docs"] {
             self.expect(200, Method::GET, path, Value::Null).await;
         }
@@ -195,47 +195,47 @@ impl Service {
         self.expect(405, Method::PUT, "/api/sessions", Value::Null).await;
     }
 
-    /// Credentials of several bad kinds, and a user who calls too often.
-    async fn be_refused(&self) {
+    /// Uses an unknown API key, keys without the scope or business, and a user who exceeds the rate limit.
+    async fn exceed_permissions_and_rate_limit(&self) {
         let list = "/api/sessions/business/b0/active";
-        let answers = [
+        let responses = [
             self.call("no.key", Method::GET, list, Value::Null).await,
             self.call(&self.keys.reader, Method::POST, "/api/sessions", session("b0", "u")).await,
             self.call(&self.keys.reader, Method::GET, "/api/sessions/business/b1/active", Value::Null).await,
         ];
-        assert_eq!(answers.map(|answer| answer.0), [401, 403, 403]);
+        assert_eq!(responses.map(|response| response.0), [401, 403, 403]);
         let started = Instant::now();
         let own = "/api/sessions/business/b0/user/greedy/active";
         while self.call(&self.keys.greedy, Method::GET, own, Value::Null).await.0 != 429 {
-            assert!(started.elapsed() < PATIENCE, "never over the rate limit");
+            assert!(started.elapsed() < TEST_TIMEOUT, "no 429 from the rate limit");
         }
     }
 
-    /// More connections than there may be.
-    async fn crowd(&self) {
+    /// Opens twice as many connections as the limit allows.
+    async fn exceed_connection_limit(&self) {
         let address = self.base.strip_prefix("http://").expect("an address");
-        let mut crowd = Vec::new();
-        for _ in 0..2 * CONNECTIONS.parse::<u32>().expect("a number") {
-            crowd.push(TcpStream::connect(address).await.expect("a connection"));
+        let mut connections = Vec::new();
+        for _ in 0..2 * CONNECTIONS_MAX.parse::<u32>().expect("a number") {
+            connections.push(TcpStream::connect(address).await.expect("a connection"));
         }
         let started = Instant::now();
         while self.scrape().await.contains("sessiond_http_connections_refused_total{limit=\"total\"} 0\n") {
-            assert!(started.elapsed() < PATIENCE, "no connection was refused");
+            assert!(started.elapsed() < TEST_TIMEOUT, "no connection was rejected");
             tokio::time::sleep(POLL).await;
         }
-        drop(crowd);
+        drop(connections);
         self.until(200, "/livez").await;
     }
 
-    /// Sessions that end by themselves: one is left alone, the other kept busy until its lifetime is over. A hint of each
-    /// leads nowhere when its user comes back.
-    async fn expire(&self) {
+    /// Lets two sessions expire: one by the idle timeout, the other, which is kept active, by its maximum lifetime.
+    /// After that the hints of both users are stale.
+    async fn expire_sessions(&self) {
         for (user_id, busy) in [("idle", false), ("busy", true)] {
-            let made = self.expect(201, Method::POST, "/api/sessions", session("b2", user_id)).await;
-            let path = format!("/api/sessions/{}", made["sessionId"].as_str().expect("an id"));
+            let created = self.expect(201, Method::POST, "/api/sessions", session("b2", user_id)).await;
+            let path = format!("/api/sessions/{}", created["sessionId"].as_str().expect("an id"));
             let started = Instant::now();
             while self.expect(200, Method::GET, &path, Value::Null).await["status"] == "active" {
-                assert!(started.elapsed() < PATIENCE, "it never expired");
+                assert!(started.elapsed() < TEST_TIMEOUT, "the session did not expire");
                 if busy {
                     self.call(&self.keys.all, Method::PATCH, &path, json!({})).await;
                 }

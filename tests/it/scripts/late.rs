@@ -1,55 +1,55 @@
-//! Scripts that run again after somebody else changed the session: what came in between stays.
+//! Scripts that run a second time after another client changed the session: the second run does not undo that change.
 
 use serde_json::json;
 
-use super::{EXPIRED, Run, TOUCH_DUE, assert_messages, replacing, run, session_key, stored_fields};
+use super::{EXPIRED, Run, TOUCH_DUE, assert_messages, fields_of, replacing, run, session_key, stored_fields};
 use crate::support::service::Service;
 
-/// The session that is active by its own hash, by a pointer and by the business's index: each says the same.
+/// The active session. Panics unless the session hashes, the pointers and the business's index agree.
 async fn active_session(service: &Service) -> Option<String> {
-    let (look, now) = (&service.look, service.now().0);
+    let (probe, now) = (&service.probe, service.now().0);
     let (mut by_hash, mut by_pointer, mut by_index) = (Vec::new(), Vec::new(), Vec::new());
-    for key in look.keys_of('s').await {
-        let mut session = look.hash(&key).await;
+    for key in probe.keys_of('s').await {
+        let mut session = probe.hash(&key).await;
         let expires: i64 = session["expiresAt"].parse().expect("a time");
         if session["status"] == "active" && now < expires {
             by_hash.extend(session.remove("sessionId"));
         }
     }
-    for key in look.keys_of('a').await {
-        by_pointer.extend(look.text(&["GET", &key]).await);
+    for key in probe.keys_of('a').await {
+        by_pointer.extend(probe.text(&["GET", &key]).await);
     }
-    for key in look.keys_of('b').await {
-        by_index.extend(look.texts(&["ZRANGE", &key, &format!("({now}"), "+inf", "BYSCORE"]).await);
+    for key in probe.keys_of('b').await {
+        by_index.extend(probe.texts(&["ZRANGE", &key, &format!("({now}"), "+inf", "BYSCORE"]).await);
     }
     assert_eq!((&by_hash, &by_hash), (&by_pointer, &by_index), "hash, pointer and index differ");
     assert!(by_hash.len() <= 1, "two active sessions: {by_hash:?}");
     by_hash.pop()
 }
 
-/// Runs a script again and expects that nothing changes. Returns its reply.
+/// Runs a script again. Panics if that changes anything. Returns the reply.
 async fn again_without_effect(service: &Service, run: &Run) -> Vec<Option<String>> {
-    let before = service.look.digest().await;
-    let reply = run.again(&service.look).await;
-    assert_eq!(service.look.digest().await, before, "a late second run wrote: {run:#?}");
+    let before = service.probe.digest().await;
+    let reply = run.again(&service.probe).await;
+    assert_eq!(service.probe.digest().await, before, "a late second run wrote: {run:#?}");
     active_session(service).await;
     reply
 }
 
 #[tokio::test]
-async fn a_late_second_create_answers_its_own_session_and_activates_nothing() {
+async fn a_late_second_create_returns_its_own_session_and_activates_nothing() {
     let service = Service::start(&[]).await;
     let create = run(&service, "get_or_create", 201, service.post("/api/sessions", replacing("u"))).await;
-    let first = create.answer.string("sessionId");
+    let first = create.response.string("sessionId");
     let replace = run(&service, "get_or_create", 201, service.post("/api/sessions", replacing("u"))).await;
-    let second = replace.answer.string("sessionId");
+    let second = replace.response.string("sessionId");
 
-    // Each of the two had a successor since; a create that replaces must not do so a second time.
+    // Both sessions have been replaced since. The second run must not replace the active session.
     let third = service.post("/api/sessions", replacing("u")).await.string("sessionId");
     for (run, id) in [(create, first), (replace, second)] {
         let reply = again_without_effect(&service, &run).await;
         assert_eq!(reply[0].as_deref(), Some("replayed"));
-        assert_eq!(reply[1..], stored_fields(&service, &id).await, "it answers the session as it is now");
+        assert_eq!(fields_of(&reply[1..]), stored_fields(&service, &id).await, "the reply is the session as it is now");
         assert!(reply.contains(&Some("replaced".to_owned())), "{reply:?}");
     }
     assert_eq!(active_session(&service).await, Some(third));
@@ -59,39 +59,40 @@ async fn a_late_second_create_answers_its_own_session_and_activates_nothing() {
 async fn a_late_second_create_after_an_end_leaves_it_ended() {
     let service = Service::start(&[]).await;
     let create = run(&service, "get_or_create", 201, service.get_or_create("u")).await;
-    let path = format!("/api/sessions/{}", create.answer.string("sessionId"));
+    let path = format!("/api/sessions/{}", create.response.string("sessionId"));
     service.patch(&path, json!({"status": "ended"})).await.expect(200);
     again_without_effect(&service, &create).await;
     assert_eq!(active_session(&service).await, None);
 }
 
-/// Nothing is left that could tell that it ran before, so the second run is a create that came after the delete. What was
-/// deleted stays so: the session is empty.
+/// The delete removes every trace of the first run, so the second run creates the session. It does not restore deleted
+/// data: the session is empty.
 #[tokio::test]
-async fn a_late_second_create_after_a_delete_brings_nothing_back() {
+async fn a_late_second_create_after_a_delete_restores_no_data() {
     let service = Service::start(&[]).await;
     let create = run(&service, "get_or_create", 201, service.get_or_create("u")).await;
-    let id = create.answer.string("sessionId");
+    let id = create.response.string("sessionId");
     let path = format!("/api/sessions/{id}");
     service.patch(&path, json!({"title": "secret"})).await.expect(200);
     service.post(&format!("{path}/messages"), json!({"role": "user", "content": "secret"})).await.expect(201);
     service.delete(&path).await.expect(204);
 
-    assert_eq!(create.again(&service.look).await[0].as_deref(), Some("created"));
+    assert_eq!(create.again(&service.probe).await[0].as_deref(), Some("created"));
     assert_eq!(active_session(&service).await, Some(id.clone()));
-    assert_eq!(service.get(&path).await.expect(200).json(), create.answer.json());
+    assert_eq!(service.get(&path).await.expect(200).json(), create.response.json());
     assert_eq!(service.get(&format!("{path}/messages")).await.json(), json!([]));
 
-    // If somebody else came first, that one is the user's session, and this one is not created at all.
+    // If another create came first, its session is the user's, and the second run creates none.
     service.delete(&path).await.expect(204);
     let other = service.session_of("u").await;
     let reply = again_without_effect(&service, &create).await;
-    assert_eq!(reply[..2], [Some("resumed".to_owned()), Some(other)]);
+    assert_eq!(reply[0].as_deref(), Some("resumed"));
+    assert_eq!(fields_of(&reply[1..])["sessionId"], other);
     service.get(&path).await.expect_problem(404, "session_not_found");
 }
 
 #[tokio::test]
-async fn a_late_second_touch_does_not_turn_back_time() {
+async fn a_late_second_touch_does_not_move_times_back() {
     let service = Service::start(&[]).await;
     let id = service.session_of("u").await;
     service.advance(TOUCH_DUE);
@@ -105,7 +106,8 @@ async fn a_late_second_touch_does_not_turn_back_time() {
     }
     assert_eq!(service.get(&path).await.json(), newer.json());
 
-    // Nor does it wake a session that has a successor by now, whatever its own clock says.
+    // It does not reactivate a session that has a successor either, although the session was active at the time of the
+    // first run.
     service.advance(EXPIRED);
     let successor = service.session_of("u").await;
     again_without_effect(&service, &heartbeat).await;
@@ -113,12 +115,12 @@ async fn a_late_second_touch_does_not_turn_back_time() {
 }
 
 #[tokio::test]
-async fn a_late_second_update_does_not_bring_its_values_back() {
+async fn a_late_second_update_does_not_restore_its_values() {
     let service = Service::start(&[]).await;
     let path = format!("/api/sessions/{}", service.session_of("u").await);
     let body = json!({"title": "first", "metadata": {"by": "first"}});
     let update = run(&service, "update", 200, service.patch(&path, body)).await;
-    // As many as the session remembers beside the first.
+    // As many later updates as the session remembers beside the first.
     for title in ["second", "third", "last"] {
         let last = service.patch(&path, json!({"title": title, "metadata": {"by": title}})).await.expect(200);
         let reply = again_without_effect(&service, &update).await;
@@ -128,7 +130,7 @@ async fn a_late_second_update_does_not_bring_its_values_back() {
 }
 
 #[tokio::test]
-async fn a_late_second_end_or_resume_leaves_what_came_after_it() {
+async fn a_late_second_end_or_resume_keeps_later_changes() {
     let service = Service::start(&[]).await;
     let first = service.session_of("u").await;
     let path = format!("/api/sessions/{first}");
@@ -178,8 +180,8 @@ async fn a_late_second_run_does_not_touch_a_deleted_session_or_its_successor() {
     }
 }
 
-/// An erasure goes on until nothing remains, so a session that is created before it is answered may be erased as well.
-/// Whichever it is, it is so as a whole.
+/// An erasure runs until no session remains, so it may also erase a session that is created before the response. It
+/// erases such a session completely or not at all.
 #[tokio::test]
 async fn a_late_second_erasure_erases_whole_sessions() {
     let service = Service::start(&[]).await;
@@ -188,18 +190,18 @@ async fn a_late_second_erasure_erases_whole_sessions() {
     let path = format!("/api/sessions/{}", service.session_of("u").await);
     service.post(&format!("{path}/messages"), json!({"role": "user", "content": "c"})).await.expect(201);
     let neighbour = service.session_of("other").await;
-    let reply = erase.again(&service.look).await;
+    let reply = erase.again(&service.probe).await;
     assert_eq!(reply, ["erased", "1", "0"].map(|word| Some(word.to_owned())));
     assert_eq!(active_session(&service).await.as_ref(), Some(&neighbour));
-    assert_eq!(service.look.keys_of('s').await, [session_key(&service, &neighbour)]);
+    assert_eq!(service.probe.keys_of('s').await, [session_key(&service, &neighbour)]);
     for kind in ['m', 'd'] {
-        assert_eq!(service.look.keys_of(kind).await, Vec::<String>::new());
+        assert_eq!(service.probe.keys_of(kind).await, Vec::<String>::new());
     }
 }
 
-/// Refusals that a client causes only by a race: the version moved after the service read it.
+/// Rejections that clients cause only by a race: the version changed after the service read it.
 #[tokio::test]
-async fn a_version_that_moved_is_refused_and_nothing_is_written() {
+async fn a_changed_version_is_rejected_and_nothing_is_written() {
     let service = Service::start(&[]).await;
     let path = format!("/api/sessions/{}", service.session_of("u").await);
     let update = run(&service, "update", 200, service.patch(&path, json!({"title": "t"}))).await;

@@ -1,4 +1,4 @@
-//! What `lua/README.md` shows.
+//! The table and the example of `lua/README.md`.
 
 use std::fs;
 use std::time::Duration;
@@ -18,15 +18,15 @@ fn readme() -> String {
 fn the_readme_lists_exactly_the_scripts() {
     let text = readme();
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(".lua` |"));
-    let listed: Vec<_> = rows.map(|(verb, _)| verb.to_owned()).collect();
-    let files: Vec<_> = SCRIPTS.iter().map(|script| script.verb.clone()).collect();
+    let listed: Vec<_> = rows.map(|(operation, _)| operation.to_owned()).collect();
+    let files: Vec<_> = SCRIPTS.iter().map(|script| script.operation.clone()).collect();
     let mut sorted = listed.clone();
     sorted.sort();
     assert_eq!(sorted, files, "the table of lua/README.md and the files");
 }
 
 #[tokio::test]
-async fn the_readme_shows_one_life_as_redis_sees_it() {
+async fn the_readme_shows_the_commands_of_a_session() {
     let service = Service::start(&[]).await;
     let start = service.now().0;
     let monitor = Monitor::start(&redis::shared());
@@ -39,26 +39,26 @@ async fn the_readme_shows_one_life_as_redis_sees_it() {
     service.post(&format!("/api/sessions/{id}/messages"), message).await.expect(201);
     service.advance(Duration::from_secs(60));
     service.patch(&format!("/api/sessions/{id}"), json!({"status": "ended"})).await.expect(200);
-    let commands = monitor.finish(&service.look).await;
+    let commands = monitor.finish(&service.probe).await;
 
-    // Random and changing parts as the document has them: its session starts at 2026-11-22T10:00:00.000Z.
+    // Replaces random and changing parts by those of the example, which starts at 2026-11-22T10:00:00.000Z.
     let shown = |word: &String| {
         let word = word.replace(&id, "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e");
-        let word = word.replace(&format!("{}:{{", service.config.key_prefix), "sd:{");
+        let word = word.replace(&format!("{}:{{", service.config.redis.key_prefix), "sd:{");
         match word.parse::<i64>() {
             Ok(ms) if ms >= start => (ms - start + 1_795_341_600_000).to_string(),
             _ if word.is_empty() || word.contains([' ', '"', '{']) && !word.starts_with("sd:") => format!("'{word}'"),
             _ => word,
         }
     };
-    let own = format!("{}:", service.config.key_prefix);
+    let own = format!("{}:", service.config.redis.key_prefix);
     let inner = commands.iter().flat_map(|command| &command.inner);
     let writes = inner.filter(|words| WRITES.contains(&words[0].as_str()) && words[1].starts_with(&own));
     let lines: Vec<_> = writes
         .map(|words| {
             let mut words: Vec<_> = words.iter().map(shown).collect();
-            if let Some(place) = words.iter().position(|word| word == "mutations") {
-                words[place + 1] = "'0x2mR7vQk1s '".to_owned();
+            if let Some(index) = words.iter().position(|word| word == "mutations") {
+                words[index + 1] = "'0x2mR7vQk1s '".to_owned();
             }
             words.join(" ")
         })
@@ -66,5 +66,5 @@ async fn the_readme_shows_one_life_as_redis_sees_it() {
     let text = readme();
     let shown: Vec<_> =
         text.lines().filter(|line| WRITES.iter().any(|name| line.starts_with(&format!("{name} ")))).collect();
-    assert_eq!(shown, lines, "lua/README.md is to show:\n{}", lines.join("\n"));
+    assert_eq!(shown, lines, "lua/README.md must show:\n{}", lines.join("\n"));
 }

@@ -1,5 +1,5 @@
-//! The contract, once more, as plainly as it can be said: a list of sessions, one rule a method. Not a line of it comes
-//! from the service, so where both agree, both say what the contract says.
+//! A model of the contract (`docs/api.md`), as simple as possible: a list of sessions, and one method per operation. It
+//! shares no logic with the service, so an error in one of them shows as a difference.
 
 use serde_json::{Map, Value, json};
 use sessiond::session::Timestamp;
@@ -13,18 +13,18 @@ pub struct Lifetimes {
     pub resolution: i64,
 }
 
-/// Who has a session.
+/// The owner of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub business: String,
     pub user: String,
 }
 
-/// Everything that there is.
+/// The state of the service.
 pub struct Model {
     pub now: i64,
     lifetimes: Lifetimes,
-    /// In the order in which they were created.
+    /// In the order of their creation.
     sessions: Vec<Session>,
 }
 
@@ -34,9 +34,9 @@ pub struct Session {
     pub owner: Owner,
     pub version: u64,
     pub expires: i64,
-    /// When the maximum lifetime is over.
-    pub lives_until: i64,
-    /// The conversation, from the first message on.
+    /// The end of the maximum lifetime.
+    pub max_lifetime_end: i64,
+    /// The messages, oldest first.
     pub messages: Vec<Value>,
     location: Value,
     kind: Value,
@@ -45,20 +45,20 @@ pub struct Session {
     created: i64,
     updated: i64,
     last_activity: i64,
-    /// When and why, if it was ended; an expired one was not.
+    /// When and why the session was ended. `None` for an expired session.
     ended: Option<(i64, &'static str)>,
 }
 
-/// What the contract wants for an answer.
+/// The response that the contract requires.
 #[derive(Debug, PartialEq)]
 pub enum Expected {
-    /// The session, with its version as `ETag`; with its `Location` if it was created.
+    /// A session, with its version as `ETag`, and with its `Location` if it was created.
     Session { status: u16, document: Value },
-    /// JSON.
+    /// Another JSON body.
     Body { status: u16, body: Value },
-    /// Nothing.
+    /// No body.
     NoContent,
-    /// A problem with this code, and the session that it names.
+    /// A problem with this code, and the active session that it names.
     Problem { status: u16, code: &'static str, active: Option<String> },
 }
 
@@ -75,8 +75,8 @@ impl Session {
         self.ended.is_none() && now < self.expires
     }
 
-    /// The end of its retention, as things stand.
-    pub fn gone(&self, lifetimes: Lifetimes) -> i64 {
+    /// The end of the retention, unless activity moves it.
+    pub fn retention_end(&self, lifetimes: Lifetimes) -> i64 {
         self.ended.map_or(self.expires, |(at, _)| at) + lifetimes.retention
     }
 
@@ -88,14 +88,14 @@ impl Session {
 
     fn touch(&mut self, now: i64, lifetimes: Lifetimes) {
         self.last_activity = self.last_activity.max(now);
-        self.expires = self.lives_until.min(self.last_activity + lifetimes.idle);
+        self.expires = self.max_lifetime_end.min(self.last_activity + lifetimes.idle);
     }
 
     fn document(&self, now: i64) -> Value {
         let (status, ended) = match self.ended {
             Some(ended) => ("ended", Some(ended)),
             None if self.is_active(now) => ("active", None),
-            None if self.expires == self.lives_until => ("expired", Some((self.expires, "max_lifetime"))),
+            None if self.expires == self.max_lifetime_end => ("expired", Some((self.expires, "max_lifetime"))),
             None => ("expired", Some((self.expires, "idle"))),
         };
         json!({
@@ -108,7 +108,7 @@ impl Session {
         })
     }
 
-    fn answer(&self, status: u16, now: i64) -> Expected {
+    fn response(&self, status: u16, now: i64) -> Expected {
         Expected::Session { status, document: self.document(now) }
     }
 }
@@ -120,39 +120,39 @@ impl Model {
 
     /// The session with this id, if it can still be read.
     pub fn session(&self, id: &str) -> Option<&Session> {
-        self.place(id).map(|place| &self.sessions[place])
+        self.index(id).map(|index| &self.sessions[index])
     }
 
-    fn place(&self, id: &str) -> Option<usize> {
+    fn index(&self, id: &str) -> Option<usize> {
         let id = id.to_lowercase();
         self.sessions.iter().position(|session| session.id == id && self.is_readable(session))
     }
 
     fn is_readable(&self, session: &Session) -> bool {
-        self.now < session.gone(self.lifetimes)
+        self.now < session.retention_end(self.lifetimes)
     }
 
-    fn active_place(&self, owner: &Owner) -> Option<usize> {
+    fn active_index(&self, owner: &Owner) -> Option<usize> {
         self.sessions.iter().position(|session| session.owner == *owner && session.is_active(self.now))
     }
 
-    /// POST /api/sessions. `new_id` is what the service calls the session if it creates one.
+    /// POST /api/sessions. `new_id` is the id that the service chose, if it created a session.
     pub fn get_or_create(&mut self, owner: &Owner, body: &Value, new_id: &str) -> Expected {
-        let active = self.active_place(owner);
+        let active = self.active_index(owner);
         let replaces = body.get("ifActive") == Some(&json!("replace"));
-        if let Some(place) = active.filter(|_| !replaces) {
+        if let Some(index) = active.filter(|_| !replaces) {
             let (now, lifetimes) = (self.now, self.lifetimes);
-            let session = &mut self.sessions[place];
+            let session = &mut self.sessions[index];
             if now - session.last_activity >= lifetimes.resolution {
                 session.touch(now, lifetimes);
             }
-            return session.answer(200, now);
+            return session.response(200, now);
         }
         let newest =
             self.sessions.iter().filter(|session| session.owner == *owner).map(|session| session.created).max();
         let at = newest.map_or(self.now, |newest| self.now.max(newest + 1));
-        if let Some(place) = active {
-            let old = &mut self.sessions[place];
+        if let Some(index) = active {
+            let old = &mut self.sessions[index];
             old.end(self.now.max(old.updated), "replaced");
         }
         let member = |name: &str, default: Value| body.get(name).cloned().unwrap_or(default);
@@ -161,7 +161,7 @@ impl Model {
             owner: owner.clone(),
             version: 1,
             expires: 0,
-            lives_until: self.now + self.lifetimes.max_lifetime,
+            max_lifetime_end: self.now + self.lifetimes.max_lifetime,
             messages: Vec::new(),
             location: member("locationId", json!("L0100001")),
             kind: member("sessionType", json!("general")),
@@ -173,28 +173,28 @@ impl Model {
             ended: None,
         };
         session.touch(self.now, self.lifetimes);
-        let answer = session.answer(201, self.now);
+        let response = session.response(201, self.now);
         self.sessions.push(session);
-        answer
+        response
     }
 
     /// GET /api/sessions/{sessionId}
     pub fn get(&self, id: &str) -> Expected {
-        self.session(id).map_or(problem(404, "session_not_found"), |session| session.answer(200, self.now))
+        self.session(id).map_or(problem(404, "session_not_found"), |session| session.response(200, self.now))
     }
 
-    /// PATCH. `admitted` says whether `If-Match` names the current version.
-    pub fn patch(&mut self, id: &str, admitted: bool, body: &Value) -> Expected {
-        let Some(place) = self.place(id) else {
+    /// PATCH. `is_match` says whether `If-Match` allows the current version.
+    pub fn patch(&mut self, id: &str, is_match: bool, body: &Value) -> Expected {
+        let Some(index) = self.index(id) else {
             return problem(404, "session_not_found");
         };
-        if !admitted {
+        if !is_match {
             return problem(412, "version_mismatch");
         }
         let (now, lifetimes) = (self.now, self.lifetimes);
-        let was_active = self.sessions[place].is_active(now);
+        let was_active = self.sessions[index].is_active(now);
         let resumes = body.get("status") == Some(&json!("active")) && !was_active;
-        if resumes && let Some(other) = self.active_place(&self.sessions[place].owner) {
+        if resumes && let Some(other) = self.active_index(&self.sessions[index].owner) {
             let other = &mut self.sessions[other];
             if body.get("ifActive") != Some(&json!("replace")) {
                 let active = Some(other.id.clone());
@@ -202,7 +202,7 @@ impl Model {
             }
             other.end(now.max(other.updated), "replaced");
         }
-        let session = &mut self.sessions[place];
+        let session = &mut self.sessions[index];
         let before = session.patchable();
         session.merge(body);
         if before != session.patchable() || resumes {
@@ -211,7 +211,7 @@ impl Model {
         }
         if resumes {
             session.ended = None;
-            session.lives_until = session.last_activity.max(now) + lifetimes.max_lifetime;
+            session.max_lifetime_end = session.last_activity.max(now) + lifetimes.max_lifetime;
         }
         if body.get("status") == Some(&json!("ended")) && was_active {
             if before == session.patchable() {
@@ -222,40 +222,41 @@ impl Model {
         } else if was_active || resumes {
             session.touch(now, lifetimes);
         }
-        session.answer(200, now)
+        session.response(200, now)
     }
 
     /// DELETE /api/sessions/{sessionId}
-    pub fn delete(&mut self, id: &str, admitted: bool) -> Expected {
-        match self.place(id) {
+    pub fn delete(&mut self, id: &str, is_match: bool) -> Expected {
+        match self.index(id) {
             None => problem(404, "session_not_found"),
-            Some(_) if !admitted => problem(412, "version_mismatch"),
-            Some(place) => {
-                self.sessions.remove(place);
+            Some(_) if !is_match => problem(412, "version_mismatch"),
+            Some(index) => {
+                self.sessions.remove(index);
                 Expected::NoContent
             }
         }
     }
 
-    /// POST messages. `made_ids` is what the service calls the messages that have no id, one for each message of the call.
-    pub fn append(&mut self, id: &str, body: &Value, made_ids: &[String]) -> Expected {
+    /// POST messages. `new_ids` has one id per message of the call: the one that the service chose if the message has
+    /// none.
+    pub fn append(&mut self, id: &str, body: &Value, new_ids: &[String]) -> Expected {
         let sent = body.as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
         let same = |one: &Value, other: &Value| one["role"] == other["role"] && one["content"] == other["content"];
-        let Some(place) = self.place(id) else {
+        let Some(index) = self.index(id) else {
             return problem(404, "session_not_found");
         };
         let (now, lifetimes) = (self.now, self.lifetimes);
-        let session = &mut self.sessions[place];
+        let session = &mut self.sessions[index];
         let at = session.last_activity.max(now);
         let mut messages = session.messages.clone();
-        let mut answered = Vec::new();
-        for (message, made_id) in sent.iter().zip(made_ids) {
-            let message_id = message.get("messageId").cloned().unwrap_or_else(|| made_id.clone().into());
+        let mut returned = Vec::new();
+        for (message, new_id) in sent.iter().zip(new_ids) {
+            let message_id = message.get("messageId").cloned().unwrap_or_else(|| new_id.clone().into());
             if let Some(known) = messages.iter().find(|known| known["messageId"] == message_id) {
                 if !same(known, message) {
                     return problem(409, "message_id_conflict");
                 }
-                answered.push(known.clone());
+                returned.push(known.clone());
                 continue;
             }
             messages.push(json!({
@@ -263,7 +264,7 @@ impl Model {
                 "content": message["content"], "metadata": message.get("metadata").cloned().unwrap_or(json!({})),
                 "createdAt": time(at),
             }));
-            answered.extend(messages.last().cloned());
+            returned.extend(messages.last().cloned());
         }
         let has_new = messages.len() > session.messages.len();
         if has_new {
@@ -273,14 +274,14 @@ impl Model {
             session.messages = messages;
             session.touch(now, lifetimes);
         }
-        let body = if body.is_array() { answered.into() } else { answered.remove(0) };
+        let body = if body.is_array() { returned.into() } else { returned.remove(0) };
         Expected::Body { status: if has_new { 201 } else { 200 }, body }
     }
 
-    /// GET .../active of a user.
+    /// GET .../user/{userId}/active
     pub fn active(&self, owner: &Owner) -> Expected {
-        let active = self.active_place(owner).map(|place| &self.sessions[place]);
-        active.map_or(problem(404, "no_active_session"), |session| session.answer(200, self.now))
+        let active = self.active_index(owner).map(|index| &self.sessions[index]);
+        active.map_or(problem(404, "no_active_session"), |session| session.response(200, self.now))
     }
 
     /// All of the user's sessions, newest first.
@@ -308,7 +309,7 @@ impl Model {
 }
 
 impl Session {
-    /// What a PATCH can set, but for the status.
+    /// The members that a PATCH can set, except the status.
     fn patchable(&self) -> [Value; 4] {
         [self.location.clone(), self.kind.clone(), self.title.clone(), self.metadata.clone()]
     }
@@ -330,7 +331,7 @@ impl Session {
     }
 }
 
-/// RFC 7396, section 2, word by word.
+/// The algorithm of RFC 7396, section 2.
 fn merge_patch(target: &Value, patch: &Value) -> Value {
     let Value::Object(patch) = patch else {
         return patch.clone();

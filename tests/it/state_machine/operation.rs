@@ -1,4 +1,5 @@
-//! What the state machine may do next, and how it is drawn. Values come from small pools, so that they meet again.
+//! The operations of the state machine, and how they are drawn. Values come from small pools, so they repeat within a
+//! case.
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use serde_json::{Map, Value};
 
 /// How many users a case has.
 pub const USERS: usize = 3;
-/// How many operations a case has at the most.
+/// How many operations a case has at most.
 const OPERATIONS_MAX: usize = 35;
 
 /// One step of a case.
@@ -56,7 +57,7 @@ pub enum Operation {
         user: usize,
     },
     Advance(Step),
-    /// So many times: time passes, then an empty PATCH. The only way to live to the maximum lifetime.
+    /// Advances time and sends an empty PATCH, `times` times. Only this lets a session reach its maximum lifetime.
     KeepAlive {
         session: Which,
         times: usize,
@@ -64,29 +65,29 @@ pub enum Operation {
     },
 }
 
-/// A session of the case, or an id that is none.
+/// A session of the case, or an id without a session.
 #[derive(Clone, Copy, Debug)]
 pub enum Which {
-    /// Counted back from the one that was created last, deleted ones included, round and round.
+    /// The n-th newest session, deleted ones included. Starts over at the newest if there are fewer.
     Newest(usize),
-    /// The same, its id in upper-case.
+    /// The same, with its id in upper case.
     UpperCase(usize),
-    /// A UUID of nobody.
+    /// A UUID without a session.
     Unknown,
-    /// Not even a UUID.
+    /// Not a UUID.
     NoUuid,
 }
 
-/// The header of that name.
+/// The `If-Match` header.
 #[derive(Clone, Copy, Debug)]
 pub enum IfMatch {
     Absent,
     Current,
-    /// A list that has the current version in it.
+    /// A list that contains the current version.
     AmongOthers,
     Star,
     Other,
-    /// The current version, as a proxy that compresses sends it back.
+    /// The current version as a weak tag, as a compressing proxy makes it.
     Weak,
 }
 
@@ -105,7 +106,7 @@ pub enum Step {
     Seconds(i64),
     Minutes(i64),
     Hours(i64),
-    /// To a moment of a session and so many milliseconds more; nowhere if that has passed.
+    /// To `plus_ms` after a moment of a session. Does not move if that is in the past.
     To {
         session: Which,
         moment: Moment,
@@ -113,7 +114,7 @@ pub enum Step {
     },
 }
 
-/// A moment that a rule hangs on.
+/// A moment of a session at which a rule takes effect.
 #[derive(Clone, Copy, Debug)]
 pub enum Moment {
     Expiry,
@@ -121,7 +122,7 @@ pub enum Moment {
     EndOfRetention,
 }
 
-/// JSON that shows itself as such when a case fails.
+/// JSON that is printed as JSON when a case fails.
 #[derive(Clone)]
 pub struct Json(pub Value);
 
@@ -159,7 +160,7 @@ fn operation() -> BoxedStrategy<Operation> {
     .boxed()
 }
 
-/// Most are the first, so that one user has several sessions.
+/// Mostly the first user, so one user has several sessions.
 fn user() -> impl Strategy<Value = usize> {
     prop_oneof![3 => Just(0), 2 => 0..USERS]
 }
@@ -204,7 +205,7 @@ fn step() -> BoxedStrategy<Step> {
     .boxed()
 }
 
-/// Without `businessId` and `userId`, which are the user's.
+/// A body without `businessId` and `userId`, which the case adds.
 fn get_or_create_body() -> impl Strategy<Value = Json> {
     (
         weighted(0.2, json(LOCATIONS)),
@@ -245,7 +246,7 @@ fn patch_body() -> impl Strategy<Value = Json> {
         })
 }
 
-/// One message, or an array of a few; ids and contents often meet again.
+/// One message, or an array of up to four. Ids and contents repeat often.
 fn append_body() -> BoxedStrategy<Json> {
     let one = || {
         (
@@ -292,6 +293,6 @@ const METADATA_PATCHES: &[&str] = &[
     r#"{"n":1.5,"a":"b"}"#,
 ];
 const MESSAGE_IDS: &[&str] = &[r#""m1""#, r#""m2""#, r#""m:{3}%""#];
-/// The last two say the same.
+/// The last two are the same JSON value.
 const CONTENTS: &[&str] =
     &[r#""Hello!""#, r#""""#, "false", "-0.5", r#"{"x":1,"y":[null,{}]}"#, r#"{"y":[null,{}],"x":1}"#];

@@ -1,15 +1,15 @@
-//! The audit as an oracle: whatever a test did to a service, what it left must be whole.
+//! The audit as a test oracle: the data that a test leaves in Redis must satisfy every invariant.
 
 use sessiond::audit::{AuditOptions, Report, audit as run};
 
 use super::service::Service;
 
-/// Audits everything that a service has stored, at its time.
+/// Audits all data of a service, at the time of the service's clock.
 pub async fn audit(service: &Service) -> Report {
     audit_with(service, false).await
 }
 
-/// The same, and repairs what is safe to repair.
+/// Audits all data of a service and repairs what is safe to repair.
 pub async fn repair(service: &Service) -> Report {
     audit_with(service, true).await
 }

@@ -1,4 +1,4 @@
-//! Credentials of every kind: files of API keys, and tokens signed as another service would sign them.
+//! Credentials of every kind: API key files, and JWTs signed as an external identity provider would sign them.
 
 use std::path::Path;
 
@@ -16,15 +16,16 @@ use sessiond::session::Timestamp;
 
 pub const ISSUER: &str = "https://login.example.com/";
 pub const AUDIENCE: &str = "sessiond";
-/// For these tests alone: nothing can generate an RSA key here.
+/// A fixed test key, because `ring` cannot generate RSA keys.
 const RSA_KEY: &str = include_str!("../auth/rsa-test-key.pem");
 
-/// What comes before the bytes of a public key in its DER form (`SubjectPublicKeyInfo`, RFC 5280).
+/// The bytes before the public key in its DER form (`SubjectPublicKeyInfo`, RFC 5280).
 const RSA_2048_PREFIX: &str = "30820122300d06092a864886f70d01010105000382010f00";
 const P256_PREFIX: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
 const ED25519_PREFIX: &str = "302a300506032b6570032100";
 
-/// An API key: what its caller sends, and its entry for the file. No business is every business.
+/// Generates an API key. Returns the credential and its entry for the key file. An empty `businesses` means all
+/// businesses.
 pub fn api_key(id: &str, businesses: &[&str], scopes: &[Scope], expires: Option<&str>) -> (String, String) {
     let new = NewApiKey {
         id: Some(id.to_owned()),
@@ -35,21 +36,21 @@ pub fn api_key(id: &str, businesses: &[&str], scopes: &[Scope], expires: Option<
     generate(&new).expect("a key")
 }
 
-/// Replaces a file in one step, as `mv` does.
+/// Replaces a file atomically by renaming, as `mv` does.
 pub fn replace(path: &Path, content: impl AsRef<[u8]>) {
     let new = path.with_extension("new");
     std::fs::write(&new, content).expect("a file written");
     std::fs::rename(&new, path).expect("a file replaced");
 }
 
-/// The settings of a service that takes tokens of this algorithm.
+/// The flags of a service that accepts tokens of this algorithm.
 pub fn jwt_flags(algorithm: JwtAlgorithm, key_file: &Path) -> Vec<String> {
     let key_file = key_file.to_str().expect("a path of text");
     let flags = ["--jwt-key-file", key_file, "--jwt-algorithm", algorithm.as_str()];
     flags.into_iter().chain(["--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE]).map(str::to_owned).collect()
 }
 
-/// The claims of a user's token that is good for five minutes.
+/// The claims of a user's token that is valid for five minutes.
 pub fn claims(business_id: &str, user_id: &str, now: Timestamp) -> Value {
     let now_secs = now.0 / 1000;
     json!({
@@ -58,17 +59,17 @@ pub fn claims(business_id: &str, user_id: &str, now: Timestamp) -> Value {
     })
 }
 
-/// `claims` with one more, or with another value of one.
+/// `claims` with the claim `name` added or replaced.
 pub fn with(claims: &Value, name: &str, value: impl Into<Value>) -> Value {
     let mut claims = claims.clone();
     claims[name] = value.into();
     claims
 }
 
-/// `claims` but one.
+/// `claims` without the claim `name`.
 pub fn without(claims: &Value, name: &str) -> Value {
     let mut claims = claims.clone();
-    claims.as_object_mut().expect("claims").remove(name).expect("a claim to leave out");
+    claims.as_object_mut().expect("claims").remove(name).expect("a claim to remove");
     claims
 }
 
@@ -86,7 +87,7 @@ enum Key {
 }
 
 impl Signer {
-    /// A signer with a key of its own; for RS256 there is only one.
+    /// A signer with a new key. All RS256 signers share one key.
     pub fn new(algorithm: JwtAlgorithm) -> Self {
         let random = SystemRandom::new();
         let key = match algorithm {
@@ -113,7 +114,7 @@ impl Signer {
         Self { algorithm, key }
     }
 
-    /// The public key in its shortest form, and in DER; of a secret, nothing.
+    /// The public key in its raw form and in DER. Both are empty for a shared secret.
     pub fn public_key(&self) -> [Vec<u8>; 2] {
         let (prefix, public) = match &self.key {
             Key::Secret(_) => return [vec![], vec![]],
@@ -125,7 +126,7 @@ impl Signer {
         [public.to_vec(), prefix.chain(public.iter().copied()).collect()]
     }
 
-    /// What the service's key file holds: the secret, or the public key in PEM.
+    /// The content of the service's key file: the shared secret, or the public key in PEM.
     pub fn key_file(&self) -> Vec<u8> {
         if let Key::Secret(secret) = &self.key {
             return secret.clone();
@@ -135,7 +136,7 @@ impl Signer {
         [b"-----BEGIN PUBLIC KEY-----\n", lines.join(&b'\n').as_slice(), b"\n-----END PUBLIC KEY-----\n"].concat()
     }
 
-    /// The key as one of a JWK set.
+    /// The key as a member of a JWK set.
     pub fn jwk(&self, kid: &str) -> Value {
         let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let mut jwk = match &self.key {
@@ -180,7 +181,7 @@ impl Signer {
         self.token_of(&header.to_string(), &claims.to_string())
     }
 
-    /// A token of these texts, which need not be JSON.
+    /// A token with this header and these claims as raw text, which need not be JSON.
     pub fn token_of(&self, header: &str, claims: &str) -> String {
         let message = unsigned(header, claims);
         let signature = self.sign(message.as_bytes());
@@ -188,7 +189,7 @@ impl Signer {
     }
 }
 
-/// A token but for the last dot and the signature.
+/// A token without the last dot and the signature.
 pub fn unsigned(header: &str, claims: &str) -> String {
     format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims))
 }

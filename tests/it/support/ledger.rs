@@ -1,5 +1,5 @@
-//! A load, and a ledger of everything that it was promised: what was acknowledged must be there, once, whatever happened
-//! meanwhile; what was not may or may not.
+//! A load generator with a ledger of every acknowledged write. Each acknowledged write must be stored exactly once,
+//! whatever faults happened meanwhile. A write without acknowledgement may be stored or not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,35 +8,36 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::process::PATIENCE;
+use super::process::TEST_TIMEOUT;
 
 const USERS: usize = 16;
-/// Between two calls of one user: all of them together make 100 calls a second.
+/// The time between two calls of one user. All users together make 100 calls per second.
 const CALL_INTERVAL: Duration = Duration::from_millis(160);
-/// What a call without a readable answer is counted as.
+/// The name under which a call without a readable response is counted.
 const NO_ANSWER: &str = "no answer";
 
-/// Users, each of whom makes one call after the other, all of them at once.
+/// Concurrent users, each of which makes one call at a time.
 pub struct Ledger {
-    /// Where the service is.
+    /// The base URL of the service.
     pub base: String,
     client: reqwest::Client,
     users: Vec<User>,
 }
 
-/// What one user was promised.
+/// What is known of one user's data.
 struct User {
     name: String,
     calls: usize,
-    /// The active session, if that is certain.
+    /// The id of the active session, if it is certain.
     current: Option<String>,
-    /// Creates of unknown outcome: as many sessions may be there that nobody was told of.
+    /// The number of creates of unknown outcome: at most this many sessions may exist that are not in `sessions`.
     unknown_creates: usize,
     sessions: BTreeMap<String, SessionRecord>,
+    /// How many calls had each outcome, by status and error code.
     answers: BTreeMap<String, usize>,
 }
 
-/// How certain something is. A call without an answer stays in doubt for ever: it may be applied late.
+/// How certain a change is. A change without a response stays at `Maybe`, because Redis may apply it late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Certainty {
     #[default]
@@ -45,12 +46,13 @@ enum Certainty {
     Yes,
 }
 
-/// What was promised of one session.
+/// What is known of one session.
 #[derive(Debug, Default)]
 struct SessionRecord {
     version: u64,
-    /// The last acknowledged title, and those of unknown outcome: one of them must be stored.
+    /// The last acknowledged title.
     title: Value,
+    /// Titles of unknown outcome. Either `title` or one of these must be stored.
     unknown_titles: Vec<Value>,
     ended: Certainty,
     deleted: Certainty,
@@ -59,7 +61,7 @@ struct SessionRecord {
     unknown_messages: BTreeSet<String>,
 }
 
-/// An answer, or `None` if the outcome is unknown.
+/// The status and body of a response, or `None` if the outcome is unknown.
 type Outcome = Option<(u16, Value)>;
 
 impl Ledger {
@@ -72,36 +74,36 @@ impl Ledger {
             sessions: BTreeMap::new(),
             answers: BTreeMap::new(),
         };
-        let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        let client = reqwest::Client::builder().timeout(TEST_TIMEOUT).build().expect("a client");
         Self { base: base.to_owned(), client, users: (0..USERS).map(user).collect() }
     }
 
-    /// Has every user make so many calls, a hundred a second in all.
+    /// Makes `calls_per_user` calls for every user, at a total rate of 100 calls per second.
     pub async fn load(&mut self, calls_per_user: usize) {
         let Self { base, client, users } = self;
         join_all(users.iter_mut().map(|user| user.load(client, base, calls_per_user))).await;
     }
 
-    /// How many calls were answered so (`503 store_unavailable`).
+    /// How many calls had this outcome, such as `503 store_unavailable`.
     pub fn answered(&self, how: &str) -> usize {
         self.users.iter().map(|user| user.answers.get(how).copied().unwrap_or(0)).sum()
     }
 
-    /// Every kind of answer.
+    /// Every outcome that occurred.
     pub fn answers(&self) -> BTreeSet<&str> {
         self.users.iter().flat_map(|user| user.answers.keys().map(String::as_str)).collect()
     }
 
-    /// Panics if a call had no answer.
+    /// Panics if a call had no response.
     pub fn expect_all_answered(&self) {
         assert_eq!(self.answered(NO_ANSWER), 0, "{:?}", self.answers());
     }
 
-    /// Repeats what is unknown, then compares everything with what is stored.
+    /// Repeats the appends of unknown outcome, then compares the ledger with the stored data.
     pub async fn expect_complete(&mut self) {
         let Self { base, client, users } = self;
         let acknowledged: usize = users.iter().map(User::acknowledged_messages).sum();
-        assert!(acknowledged > 0, "nothing was acknowledged: this shows nothing");
+        assert!(acknowledged > 0, "no write was acknowledged, so the test proves nothing");
         join_all(users.iter_mut().map(|user| async {
             user.repeat_unknown_appends(client, base).await;
             user.expect_complete(client, base).await;
@@ -148,13 +150,13 @@ impl User {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let answer = async {
-            let answer = request.send().await?;
-            let (status, retry_after) = (answer.status().as_u16(), answer.headers().contains_key("retry-after"));
-            Ok::<_, reqwest::Error>((status, retry_after, answer.bytes().await?))
+        let response = async {
+            let response = request.send().await?;
+            let (status, retry_after) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
+            Ok::<_, reqwest::Error>((status, retry_after, response.bytes().await?))
         };
-        let (status, retry_after, body) = match answer.await {
-            Ok(answer) => answer,
+        let (status, retry_after, body) = match response.await {
+            Ok(response) => response,
             Err(error) => {
                 assert!(!error.is_timeout(), "{method} {path} hangs");
                 *self.answers.entry(NO_ANSWER.to_owned()).or_default() += 1;
@@ -185,7 +187,7 @@ impl User {
             }
             _ => {
                 let known = self.sessions.get(&id).is_some_and(SessionRecord::may_be_active);
-                assert!(status == 201 || known || self.unknown_creates > 0, "nobody made {session}");
+                assert!(status == 201 || known || self.unknown_creates > 0, "no call created {session}");
             }
         }
         let record = self.sessions.entry(id.clone()).or_default();
@@ -207,14 +209,14 @@ impl User {
                 record.messages.insert(message_id.to_owned(), message["seq"].as_u64().expect("a seq"));
                 record.unknown_messages.remove(message_id);
             }
-            // It had not arrived, and now it cannot any more.
+            // The earlier append was not applied, and cannot be any more.
             Some((409, _)) if record.ended != Certainty::No => {
                 record.unknown_messages.remove(message_id);
             }
             Some((404, _)) if record.deleted != Certainty::No => {
                 record.unknown_messages.remove(message_id);
             }
-            Some((status, answer)) => panic!("{message_id} of {id}: {status} {answer}"),
+            Some((status, response)) => panic!("{message_id} of {id}: {status} {response}"),
         }
     }
 
@@ -228,7 +230,7 @@ impl User {
                 record.title = title.into();
                 record.version = session["version"].as_u64().expect("a version");
             }
-            Some((status, answer)) => panic!("{title} of {id}: {status} {answer}"),
+            Some((status, response)) => panic!("{title} of {id}: {status} {response}"),
         }
     }
 
@@ -243,7 +245,7 @@ impl User {
                 record.version = session["version"].as_u64().expect("a version");
             }
             Some((404, _)) if record.deleted == Certainty::Maybe => {}
-            Some((status, answer)) => panic!("end of {id}: {status} {answer}"),
+            Some((status, response)) => panic!("end of {id}: {status} {response}"),
         }
         self.current = None;
     }
@@ -255,7 +257,7 @@ impl User {
             None => Certainty::Maybe,
             Some((204, _)) => Certainty::Yes,
             Some((404, _)) if record.deleted == Certainty::Maybe => Certainty::Yes,
-            Some((status, answer)) => panic!("delete of {id}: {status} {answer}"),
+            Some((status, response)) => panic!("delete of {id}: {status} {response}"),
         };
         self.current = None;
     }
@@ -280,17 +282,17 @@ impl User {
         let history = self.read(client, base, &path).await.expect("a history");
         let stored: BTreeSet<_> =
             history.as_array().expect("a list").iter().map(|one| text(&one["sessionId"])).collect();
-        let strangers = stored.iter().filter(|id| !self.sessions.contains_key(*id)).count();
-        assert!(strangers <= self.unknown_creates, "{}: {stored:?}, of {:?}", self.name, self.sessions.keys());
+        let unknown = stored.iter().filter(|id| !self.sessions.contains_key(*id)).count();
+        assert!(unknown <= self.unknown_creates, "{}: {stored:?}, of {:?}", self.name, self.sessions.keys());
         let active = history.as_array().expect("a list").iter().filter(|one| one["status"] == "active").count();
         assert!(active <= 1, "{history}");
 
         for (id, record) in std::mem::take(&mut self.sessions) {
             let session = self.read(client, base, &format!("/{id}")).await;
-            assert_eq!(session.is_some(), stored.contains(&id), "{id} and the history");
+            assert_eq!(session.is_some(), stored.contains(&id), "{id}: the session and the history differ");
             match (&session, record.deleted) {
                 (None, Certainty::No) => panic!("{id} was acknowledged and is lost: {record:?}"),
-                (Some(_), Certainty::Yes) => panic!("{id} was deleted and is there"),
+                (Some(_), Certainty::Yes) => panic!("{id} was deleted and still exists"),
                 (Some(session), _) => {
                     record.expect_in(session);
                     let messages = self.read(client, base, &format!("/{id}/messages?limit=1000")).await;
@@ -301,13 +303,13 @@ impl User {
         }
     }
 
-    /// What is stored, or `None` if nothing is.
+    /// Reads a resource, or `None` if it does not exist. Repeats the call on a `503`.
     async fn read(&mut self, client: &reqwest::Client, base: &str, path: &str) -> Option<Value> {
         loop {
             match self.call(client, base, Method::GET, path, None).await {
                 Some((200, body)) => return Some(body),
                 Some((404, _)) => return None,
-                // A machine that is busy with other tests may miss a deadline here, too.
+                // A machine that is busy with other tests may miss a deadline.
                 None => {}
                 other => panic!("GET {path}: {other:?}"),
             }
@@ -341,7 +343,7 @@ impl SessionRecord {
         assert_eq!(seqs, (1..=messages.len() as u64).collect::<Vec<_>>(), "{messages:?}");
         assert_eq!(session["messageCount"], messages.len(), "{session}");
         let stored: BTreeMap<_, _> = messages.iter().map(|one| (text(&one["messageId"]), one)).collect();
-        assert_eq!(stored.len(), messages.len(), "a message is there twice: {messages:?}");
+        assert_eq!(stored.len(), messages.len(), "a message is stored twice: {messages:?}");
         for (message_id, seq) in &self.messages {
             let message = stored.get(message_id).unwrap_or_else(|| panic!("{message_id} was acknowledged and is lost"));
             assert_eq!(message["seq"], *seq, "{message}");
@@ -350,7 +352,7 @@ impl SessionRecord {
         for message_id in stored.keys() {
             assert!(
                 self.messages.contains_key(message_id),
-                "{message_id}: nobody sent it, or its repetition is unknown"
+                "{message_id}: it was never sent, or its repetition has an unknown outcome"
             );
         }
     }

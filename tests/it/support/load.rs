@@ -1,4 +1,4 @@
-//! Users who work at a low, steady rate while something breaks, and a ledger of every write that was acknowledged.
+//! A low, steady load of several users during a fault, with a record of every acknowledged write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,40 +9,40 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-/// What a user waits between two calls.
+/// The pause of a user between two groups of calls.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// One answer: to which call, its status, how long it took.
+/// One call: its duration, its operation and the status of its response.
 #[derive(Clone, Debug)]
 pub struct Call {
     pub took: Duration,
-    pub verb: &'static str,
+    pub operation: &'static str,
     pub status: u16,
 }
 
-/// A user with one session that stays, and what is known of it.
+/// A user with one permanent session, and what is known of that session.
 #[derive(Debug)]
 pub struct User {
     pub business_id: String,
-    #[expect(clippy::struct_field_names, reason = "the name that it has everywhere")]
+    #[expect(clippy::struct_field_names, reason = "the name in the API")]
     pub user_id: String,
     pub session_id: String,
     sent: BTreeSet<String>,
     /// Acknowledged messages: `messageId` and `seq`.
     acknowledged: BTreeMap<String, u64>,
     pub calls: Vec<Call>,
-    /// Answers that are neither right nor a `503`.
+    /// Responses that are neither correct nor a `503`.
     pub wrong: Vec<String>,
 }
 
-/// Users at work.
+/// Users that are making calls.
 pub struct Load {
     stop: Arc<AtomicBool>,
     users: Vec<JoinHandle<User>>,
 }
 
 impl Load {
-    /// Creates the sessions of these users, then starts to work.
+    /// Creates the sessions of these users, then starts their calls.
     pub async fn start(base: &str, users: &[(String, String)]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut working = Vec::new();
@@ -65,7 +65,7 @@ impl Load {
         Self { stop, users: working }
     }
 
-    /// Stops when every user has finished the round.
+    /// Stops after every user has finished its round. Returns the users.
     pub async fn stop(self) -> Vec<User> {
         self.stop.store(true, Ordering::Relaxed);
         let mut users = Vec::new();
@@ -89,76 +89,84 @@ impl User {
         }
     }
 
-    async fn call(&mut self, base: &str, verb: &'static str, method: Method, path: &str, body: Value) -> (u16, Value) {
+    async fn call(
+        &mut self,
+        base: &str,
+        operation: &'static str,
+        method: Method,
+        path: &str,
+        body: Value,
+    ) -> (u16, Value) {
         thread_local!(static CLIENT: Client = Client::new());
         let started = Instant::now();
         let request = CLIENT.with(Client::clone).request(method, format!("{base}{path}")).json(&body);
-        let answer = request.send().await.expect("an answer");
-        let status = answer.status().as_u16();
-        let body = answer.json().await.unwrap_or_default();
-        self.calls.push(Call { took: started.elapsed(), verb, status });
+        let response = request.send().await.expect("a response");
+        let status = response.status().as_u16();
+        let body = response.json().await.unwrap_or_default();
+        self.calls.push(Call { took: started.elapsed(), operation, status });
         (status, body)
     }
 
-    fn check(&mut self, verb: &str, (status, body): &(u16, Value), right: bool) {
-        if *status != 503 && !right {
-            self.wrong.push(format!("{verb} of {} {}: {status} {body}", self.user_id, self.session_id));
+    fn check(&mut self, operation: &str, (status, body): &(u16, Value), is_correct: bool) {
+        if *status != 503 && !is_correct {
+            self.wrong.push(format!("{operation} of {} {}: {status} {body}", self.user_id, self.session_id));
         }
     }
 
-    /// Every verb once, with another session of another user, [`guest_of`], that comes and goes.
+    /// Calls every operation once. Creates and deletes a session of a second user, [`guest_of`].
     async fn work(&mut self, base: &str, round: u32) {
         let path = format!("/api/sessions/{}", self.session_id);
         let id = Value::from(self.session_id.clone());
         let message_id = format!("{}-{round}", self.user_id);
         let message = json!({"messageId": message_id, "role": "user", "content": message_id});
         self.sent.insert(message_id.clone());
-        let answer = self.call(base, "append", Method::POST, &format!("{path}/messages"), message).await;
-        let is_ours = answer.1["sessionId"] == id && answer.1["messageId"] == message_id.as_str();
-        self.check("append", &answer, matches!(answer.0, 200 | 201) && is_ours);
-        if let (true, Some(seq)) = (is_ours, answer.1["seq"].as_u64()) {
+        let response = self.call(base, "append", Method::POST, &format!("{path}/messages"), message).await;
+        let is_ours = response.1["sessionId"] == id && response.1["messageId"] == message_id.as_str();
+        self.check("append", &response, matches!(response.0, 200 | 201) && is_ours);
+        if let (true, Some(seq)) = (is_ours, response.1["seq"].as_u64()) {
             self.acknowledged.insert(message_id, seq);
         }
         tokio::time::sleep(PAUSE).await;
 
-        let answer = self.call(base, "get", Method::GET, &path, Value::Null).await;
-        self.check("get", &answer, answer.0 == 200 && answer.1["sessionId"] == id);
+        let response = self.call(base, "get", Method::GET, &path, Value::Null).await;
+        self.check("get", &response, response.0 == 200 && response.1["sessionId"] == id);
         let body = json!({"businessId": self.business_id, "userId": self.user_id});
-        let answer = self.call(base, "resume", Method::POST, "/api/sessions", body).await;
-        self.check("resume", &answer, answer.0 == 200 && answer.1["sessionId"] == id);
+        let response = self.call(base, "resume", Method::POST, "/api/sessions", body).await;
+        self.check("resume", &response, response.0 == 200 && response.1["sessionId"] == id);
         let list = format!("/api/sessions/business/{}/user/{}/history", self.business_id, self.user_id);
-        let answer = self.call(base, "history", Method::GET, &list, Value::Null).await;
-        self.check("history", &answer, answer.0 == 200 && answer.1[0]["sessionId"] == id);
+        let response = self.call(base, "history", Method::GET, &list, Value::Null).await;
+        self.check("history", &response, response.0 == 200 && response.1[0]["sessionId"] == id);
         tokio::time::sleep(PAUSE).await;
 
-        // Sessions that come and go. After a 503 nobody knows what is there, so then it ends.
+        // A session that is created and deleted in this round. After a 503 its state is unknown, so the round ends.
         let guest = guest_of(&self.user_id);
         let body = json!({"businessId": self.business_id, "userId": guest, "ifActive": "replace"});
-        let answer = self.call(base, "replace", Method::POST, "/api/sessions", body).await;
-        self.check("replace", &answer, answer.0 == 201 && answer.1["userId"] == guest.as_str());
-        let Some(guest_id) = answer.1["sessionId"].as_str().map(str::to_owned) else { return };
+        let response = self.call(base, "replace", Method::POST, "/api/sessions", body).await;
+        self.check("replace", &response, response.0 == 201 && response.1["userId"] == guest.as_str());
+        let Some(guest_id) = response.1["sessionId"].as_str().map(str::to_owned) else { return };
         let guest_path = format!("/api/sessions/{guest_id}");
-        let answer = self.call(base, "update", Method::PATCH, &guest_path, json!({"title": guest_id})).await;
-        self.check("update", &answer, answer.0 == 200 && answer.1["title"] == guest_id.as_str());
-        let answer = self.call(base, "delete", Method::DELETE, &guest_path, Value::Null).await;
-        self.check("delete", &answer, answer.0 == 204);
+        let response = self.call(base, "update", Method::PATCH, &guest_path, json!({"title": guest_id})).await;
+        self.check("update", &response, response.0 == 200 && response.1["title"] == guest_id.as_str());
+        let response = self.call(base, "delete", Method::DELETE, &guest_path, Value::Null).await;
+        self.check("delete", &response, response.0 == 204);
         tokio::time::sleep(PAUSE).await;
     }
 
-    /// The share of calls in this time that were answered by 2xx, in percent.
+    /// The percentage of this user's calls with a 2xx response.
     pub fn served_percent(&self) -> f64 {
         let served = self.calls.iter().filter(|call| call.status < 300).count();
         100.0 * f64::from(u32::try_from(served).expect("few"))
             / f64::from(u32::try_from(self.calls.len()).expect("few"))
     }
 
-    /// Acknowledged messages that are not stored as they were acknowledged. Panics if what is stored is not whole.
+    /// Acknowledged messages that are missing or stored with another `seq`. Panics if the stored messages have a gap, a
+    /// duplicate, or an unexpected content.
     pub async fn lost(&self, base: &str) -> Vec<String> {
         let mut stored = BTreeMap::new();
         let mut after = 0;
         loop {
             let url = format!("{base}/api/sessions/{}/messages?limit=1000&after={after}", self.session_id);
-            let page = reqwest::get(url).await.expect("an answer").json::<Value>().await.expect("JSON");
+            let page = reqwest::get(url).await.expect("a response").json::<Value>().await.expect("JSON");
             let page = page.as_array().unwrap_or_else(|| panic!("no messages of {}: {page}", self.session_id));
             if page.is_empty() {
                 break;
@@ -181,21 +189,21 @@ impl User {
     }
 }
 
-/// The user whose sessions come and go.
+/// The second user, whose sessions are created and deleted in every round.
 pub fn guest_of(user_id: &str) -> String {
     format!("{user_id}-guest")
 }
 
-/// How many calls had which status, by verb.
+/// The number of calls by status and operation.
 pub fn statuses<'a>(users: impl IntoIterator<Item = &'a User>) -> BTreeMap<(u16, &'static str), u32> {
     let mut statuses = BTreeMap::new();
     for call in users.into_iter().flat_map(|user| &user.calls) {
-        *statuses.entry((call.status, call.verb)).or_default() += 1;
+        *statuses.entry((call.status, call.operation)).or_default() += 1;
     }
     statuses
 }
 
-/// Panics if any answer was wrong.
+/// Panics if any response was wrong.
 pub fn expect_right<'a>(users: impl IntoIterator<Item = &'a User>) {
     let wrong: Vec<_> = users.into_iter().flat_map(|user| &user.wrong).take(20).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

@@ -1,32 +1,32 @@
-//! What a server is sent, as its `MONITOR` shows it.
+//! The commands that a server receives, read with `MONITOR`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::process::PATIENCE;
-use super::redis::Look;
+use super::process::TEST_TIMEOUT;
+use super::redis::RedisProbe;
 
-/// A command of a client, and what it made a script send.
+/// A command of a client, with the commands of the script that it runs.
 #[derive(Clone, Debug, Default)]
 pub struct Command {
     /// Its name and arguments.
     pub words: Vec<String>,
-    /// The commands of its script, in their order.
+    /// The commands that its script sends, in order.
     pub inner: Vec<Vec<String>>,
 }
 
-/// Sees every command that a server is sent, by whomever.
+/// Records every command that a server receives from any client.
 pub struct Monitor {
     lines: BufReader<UnixStream>,
 }
 
 impl Monitor {
-    /// Sees what the server at `socket` is sent from now on.
+    /// Starts to record the commands that the server at `socket` receives.
     pub fn start(socket: &Path) -> Self {
         let mut stream = UnixStream::connect(socket).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket that can time out");
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a socket that can time out");
         stream.write_all(b"MONITOR\r\n").expect("a server that listens");
         let mut monitor = Self { lines: BufReader::new(stream) };
         assert_eq!(monitor.line(), "+OK");
@@ -39,11 +39,11 @@ impl Monitor {
         line.trim_end_matches("\r\n").to_owned()
     }
 
-    /// Every command until now. The server shows them in its order, so one that is sent now marks the end.
-    pub async fn finish(mut self, look: &Look) -> Vec<Command> {
+    /// Returns every command until now. MONITOR reports commands in order, so an ECHO that is sent now marks the end.
+    pub async fn finish(mut self, probe: &RedisProbe) -> Vec<Command> {
         static FINISHED: AtomicU32 = AtomicU32::new(0);
         let mark = format!("mark-{}-{}", std::process::id(), FINISHED.fetch_add(1, Ordering::Relaxed));
-        look.command(&["ECHO", &mark]).await;
+        probe.command(&["ECHO", &mark]).await;
         let mut commands: Vec<Command> = Vec::new();
         loop {
             let line = self.line();
@@ -55,7 +55,7 @@ impl Monitor {
             }
             match commands.last_mut() {
                 Some(caller) if origin.ends_with(" lua") => caller.inner.push(words),
-                // What began before the monitor is nobody's.
+                // A script that started before the monitor has no known caller.
                 None if origin.ends_with(" lua") => {}
                 _ => commands.push(Command { words, inner: Vec::new() }),
             }
@@ -91,7 +91,7 @@ fn unquote(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn quoted_arguments_come_back_as_they_were_sent() {
+fn quoted_arguments_are_unquoted() {
     let line = r#""SET" "a b" "" "\"\\\n\r\t\a\b\x00\xf0\x9f\x92\xac]""#;
     assert_eq!(unquote(line), ["SET", "a b", "", "\"\\\n\r\t\u{7}\u{8}\0💬]"]);
 }

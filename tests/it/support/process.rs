@@ -1,4 +1,4 @@
-//! A service in a process of its own: the program as it is shipped.
+//! The `sessiond` program in its own process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long anything may take that a test waits for. Reached only by a test that fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit of every wait in a test. Only a failing test reaches it.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs the program to its end with these arguments and variables, and no others of ours.
+/// Runs the program to its end with these arguments and variables, and no other settings.
 pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     command(arguments, variables).output().expect("the program")
 }
 
-/// The program with these arguments and variables, and no others of ours.
+/// A command of the program with these arguments and variables, and no other settings.
 pub fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     command_under(&[], arguments, variables)
 }
 
-/// The same, run by a wrapper: a program whose last arguments are the program and its arguments.
+/// The same, run by a wrapper: a command line to which the program and its arguments are appended.
 pub fn command_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     let words = [wrapper, &[env!("CARGO_BIN_EXE_sessiond")], arguments].concat();
     let mut command = Command::new(words[0]);
@@ -34,12 +34,12 @@ pub fn command_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &
 pub struct Process {
     child: Child,
     log: Receiver<String>,
-    /// Every line it logged that was read so far.
+    /// Every log line that was read so far.
     pub lines: Vec<String>,
 }
 
 impl Process {
-    /// Starts the program with these arguments and variables, and no others of ours.
+    /// Starts the program with these arguments and variables, and no other settings.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         Self::start_under(&[], arguments, variables)
     }
@@ -53,7 +53,7 @@ impl Process {
         Self { child, log, lines: Vec::new() }
     }
 
-    /// Starts a service on a free port, and returns it with its base URL once it serves.
+    /// Starts a service on a free port. Returns it with its base URL once it serves.
     pub fn serve(arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
         Self::serve_under(&[], arguments, variables)
     }
@@ -71,14 +71,14 @@ impl Process {
         (process, line[start..start + length].to_owned())
     }
 
-    /// Waits until it logs a line that contains `text`.
+    /// Waits until the program logs a line that contains `text`. Returns the line.
     pub fn wait_for_line(&mut self, text: &str) -> String {
         self.wait_for_any(&[text])
     }
 
-    /// Waits until it logs a line that contains one of `texts`.
+    /// Waits until the program logs a line that contains one of `texts`. Returns the line.
     pub fn wait_for_any(&mut self, texts: &[&str]) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let line = self.log.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             let line = line.unwrap_or_else(|_| panic!("never logged {texts:?}: {:#?}", self.lines));
@@ -89,7 +89,7 @@ impl Process {
         }
     }
 
-    /// Where a service that serves has its metrics.
+    /// The URL of the metrics, from the log of a service that serves.
     pub fn metrics_url(&self) -> String {
         let line = self.lines.iter().find(|line| line.contains("metrics on http")).expect("the address of the metrics");
         let start = line.find("http://").expect("an address");
@@ -97,12 +97,12 @@ impl Process {
         line[start..start + length].to_owned()
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the program.
     pub fn signal(&self, signal: Signal) {
         signal_child(&self.child, signal);
     }
 
-    /// Sends a signal to its child processes.
+    /// Sends a signal to the program's child processes.
     pub fn signal_children(&self, signal: Signal) {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a running process");
         for thread in threads {
@@ -114,14 +114,14 @@ impl Process {
         }
     }
 
-    /// The memory that it has resident, in bytes.
+    /// The resident memory of the program in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
-    /// Waits until it ended and its log is read.
+    /// Waits until the program has ended, and reads the rest of its log.
     pub fn wait(&mut self) -> ExitStatus {
         let status = self.child.wait().expect("an exit status");
         self.lines.extend(self.log.iter());
@@ -129,20 +129,20 @@ impl Process {
     }
 }
 
-/// Signals a child that was not waited for yet.
+/// Sends a signal to a child process that has not been waited for.
 pub fn signal_child(child: &Child, signal: Signal) {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a process id");
     kill_process(pid, signal).expect("a running process");
 }
 
-/// Fails instead of waiting for ever.
-pub async fn patiently<T>(wait: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, wait).await.expect("it came in time")
+/// Waits for a future for at most [`TEST_TIMEOUT`], then panics.
+pub async fn with_timeout<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TEST_TIMEOUT, wait).await.expect("no timeout")
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! A Prometheus of a test's own, with the configuration and the rules that are shipped, and promtool.
+//! A Prometheus server of one test, with the configuration and the rules in `deploy/prometheus`, and promtool.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,12 +10,12 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::process::{PATIENCE, patiently};
-use super::servers::POLL;
+use super::process::{TEST_TIMEOUT, with_timeout};
+use super::redis_server::POLL;
 
-/// Between two scrapes, and two evaluations of the rules.
+/// The interval of scrapes and of rule evaluations.
 const INTERVAL: &str = "1s";
-/// Has the kernel kill it with the thread that started it, which is the test's.
+/// Makes the kernel kill Prometheus when the thread that started it ends, which is the thread of the test.
 const WITH_PARENT: [&str; 3] = ["--pdeathsig", "KILL", "prometheus"];
 const ADVICE: &str = "prometheus and promtool; `make test` installs them";
 
@@ -24,22 +24,22 @@ pub struct Prometheus {
     child: Child,
     base: String,
     targets: usize,
-    /// The moment that queries look at, in seconds: that of a scrape. None looks at now.
+    /// The evaluation time of queries, in seconds: the time of a scrape. `None` means the current time.
     time: Option<String>,
     _folder: TempDir,
 }
 
-/// A series of an answer: its labels, and its value now.
+/// One series of a query result: its labels and its value at the evaluation time.
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub labels: BTreeMap<String, String>,
     pub value: f64,
-    /// In seconds.
+    /// The evaluation time in seconds.
     pub time: String,
 }
 
 impl Prometheus {
-    /// Starts one that scrapes these addresses as the job `sessiond`.
+    /// Starts a Prometheus that scrapes these addresses as the job `sessiond`.
     pub fn start(targets: &[String]) -> Self {
         let folder = TempDir::new().expect("a folder");
         let config = folder.path().join("prometheus.yml");
@@ -55,7 +55,7 @@ impl Prometheus {
         let mut log = BufReader::new(child.stderr.take().expect("its log")).lines().map_while(Result::ok);
         let mut address = None;
         for line in log.by_ref() {
-            // Quoted or not, by its version.
+            // The address is quoted or not, depending on the version.
             if let Some((_, rest)) = line.split_once("Listening on").and_then(|(_, rest)| rest.split_once("address=")) {
                 address = Some(rest.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned());
             }
@@ -63,7 +63,7 @@ impl Prometheus {
                 break;
             }
         }
-        // Nobody reads the rest, but it has to go somewhere.
+        // Drain the rest of the log, so that Prometheus does not block on a full pipe.
         std::thread::spawn(move || log.for_each(drop));
         let base = format!("http://{}/api/v1", address.expect("a Prometheus that starts"));
         Self { child, base, targets: targets.len(), time: None, _folder: folder }
@@ -71,12 +71,12 @@ impl Prometheus {
 
     async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
         let query = encoded(parameters);
-        let answer = reqwest::get(format!("{}/{path}?{query}", self.base)).await.expect("an answer");
-        let answer: Value = answer.json().await.expect("JSON");
-        if answer["status"] == "success" { Ok(answer["data"].clone()) } else { Err(answer["error"].to_string()) }
+        let response = reqwest::get(format!("{}/{path}?{query}", self.base)).await.expect("a response");
+        let response: Value = response.json().await.expect("JSON");
+        if response["status"] == "success" { Ok(response["data"].clone()) } else { Err(response["error"].to_string()) }
     }
 
-    /// What an expression is now, or why it is none.
+    /// Evaluates an expression to a vector. Returns the error message if that fails.
     pub async fn query(&self, expression: &str) -> Result<Vec<Sample>, String> {
         let mut parameters = vec![("query", expression)];
         parameters.extend(self.time.as_deref().map(|time| ("time", time)));
@@ -91,16 +91,16 @@ impl Prometheus {
         Ok(series.iter().map(sample).collect())
     }
 
-    /// Waits until each target was scraped so many times more.
+    /// Waits until each target has been scraped `times` more times.
     pub async fn scraped(&self, times: f64) {
-        // A target that was not scraped yet has no series: it counts as 0.
+        // A target that was not scraped yet has no series and counts as 0.
         let count = async || {
             let counts = self.query("sum_over_time(up{job=\"sessiond\"}[1h])").await.expect("counts");
             let least = counts.iter().map(|sample| sample.value).fold(f64::INFINITY, f64::min);
             if counts.len() == self.targets { least } else { 0.0 }
         };
         let before = count().await;
-        patiently(async {
+        with_timeout(async {
             while count().await < before + times {
                 tokio::time::sleep(POLL).await;
             }
@@ -108,18 +108,19 @@ impl Prometheus {
         .await;
     }
 
-    /// Waits until an expression has a value, and looks at that moment from now on: a scrape that comes late later on does
-    /// not matter. If it never has one, the moment is when patience ends: what is missing, others tell better.
+    /// Waits until an expression has a value, and evaluates all later queries at that time, so that late scrapes do not
+    /// matter. After [`TEST_TIMEOUT`] without a value, queries keep using the current time: later checks report better
+    /// what is missing.
     pub async fn stop_the_clock_when(&mut self, expression: &str) {
         let started = Instant::now();
-        while started.elapsed() < PATIENCE && self.time.is_none() {
+        while started.elapsed() < TEST_TIMEOUT && self.time.is_none() {
             let found = self.query(expression).await.expect("an expression");
             self.time = found.first().map(|sample| sample.time.clone());
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// The labels of all series that a selector selects, of whatever time.
+    /// The labels of all series that a selector matches, at any time.
     pub async fn series(&self, selector: &str) -> Vec<BTreeMap<String, String>> {
         let data = self.get("series", &[("match[]", selector)]).await;
         let data = data.unwrap_or_else(|error| panic!("{selector}: {error}"));
@@ -144,7 +145,7 @@ fn encoded(parameters: &[(&str, &str)]) -> String {
     query.extend_pairs(parameters).finish()
 }
 
-/// The shipped configuration in a hurry: with short intervals, and these targets. JSON is YAML.
+/// The shipped configuration with short intervals and these targets, as JSON, which is valid YAML.
 fn adapted(targets: &[String], folder: &Path) -> Value {
     let mut config = yaml(&shipped("prometheus.yml"));
     config["global"] =
@@ -166,12 +167,12 @@ fn adapted(targets: &[String], folder: &Path) -> Value {
     config
 }
 
-/// A path below `deploy/prometheus/`.
+/// A path in `deploy/prometheus/`.
 pub fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus").join(path)
 }
 
-/// The YAML files of a folder of it.
+/// The YAML files of a folder in `deploy/prometheus/`.
 pub fn files_in(folder: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(shipped(folder)).expect("a folder").map(|entry| entry.expect("an entry").path());
     let files: Vec<_> = entries.filter(|path| path.extension().is_some_and(|extension| extension == "yml")).collect();
@@ -179,20 +180,20 @@ pub fn files_in(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A YAML file as JSON.
+/// Reads a YAML file as JSON.
 pub fn yaml(path: &Path) -> Value {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_yaml_ng::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Runs promtool. Panics with what it says if it is not content.
+/// Runs promtool. Panics with its output if it fails.
 pub fn promtool(arguments: &[&str], files: &[PathBuf], input: &str) {
     let mut command = Command::new("promtool");
     command.args(arguments).args(files).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect(ADVICE);
     let sent = child.stdin.take().expect("its input").write_all(input.as_bytes());
     let output = child.wait_with_output().expect("its output");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success() && sent.is_ok(), "promtool {arguments:?}: {}\n{said}", output.status);
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(output.status.success() && sent.is_ok(), "promtool {arguments:?}: {}\n{text}", output.status);
 }

@@ -1,4 +1,4 @@
-//! A network between a service and its Redis that does what networks do: one Unix socket in front of another.
+//! A proxy between a service and its Redis that simulates network faults. It forwards one Unix socket to another.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -11,31 +11,33 @@ use tokio::sync::watch;
 
 const CHUNK_BYTES: usize = 16 * 1024;
 
-/// What the proxy does with what it is given.
+/// What the proxy does with requests and replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing: everything arrives.
+    /// Forwards everything.
     Pass,
-    /// Closes the connection instead of delivering a request.
+    /// Closes the connection instead of forwarding a request.
     CutBefore,
-    /// Delivers a request, waits for its reply, drops that and closes the connection.
+    /// Forwards a request, waits for its reply, drops the reply and closes the connection.
     CutAfter,
-    /// Takes requests and says nothing. A connection that lost one stays so: a stream has no holes.
+    /// Reads requests and never forwards them. A connection that lost a request stays in this state, because a stream
+    /// has no gaps.
     BlackHole,
-    /// Holds back every chunk, of either direction, for so long.
+    /// Delays every chunk in both directions.
     Delay(Duration),
-    /// Delivers one byte at a time.
+    /// Forwards one byte at a time.
     ByteByByte,
-    /// So many bytes a second, of either direction.
+    /// Limits both directions to this many bytes per second.
     Throttle(u32),
 }
 
 #[derive(Debug)]
 struct Plan {
     fault: Fault,
-    /// The fault strikes once, at the first request that contains this.
+    /// If set, the fault applies once, to the first request that contains this.
     marker: Option<Vec<u8>>,
-    struck: u32,
+    /// How many requests had a fault.
+    fault_count: u32,
 }
 
 /// A running proxy. It ends with the test's runtime.
@@ -50,7 +52,7 @@ impl Proxy {
     pub fn start(target: &Path) -> Self {
         let folder = TempDir::new().expect("a folder");
         let listener = UnixListener::bind(folder.path().join("proxy.sock")).expect("a socket");
-        let plan = Arc::new(Mutex::new(Plan { fault: Fault::Pass, marker: None, struck: 0 }));
+        let plan = Arc::new(Mutex::new(Plan { fault: Fault::Pass, marker: None, fault_count: 0 }));
         let (target, targets) = watch::channel(target.to_owned());
         tokio::spawn({
             let plan = plan.clone();
@@ -67,12 +69,12 @@ impl Proxy {
         self.folder.path().join("proxy.sock")
     }
 
-    /// From now on.
+    /// Applies `fault` to all requests from now on.
     pub fn set(&self, fault: Fault) {
         self.replace(fault, None);
     }
 
-    /// Once, for the first request that contains `marker`.
+    /// Applies `fault` once, to the first request that contains `marker`.
     pub fn once(&self, fault: Fault, marker: &str) {
         self.replace(fault, Some(marker.as_bytes().to_vec()));
     }
@@ -82,13 +84,13 @@ impl Proxy {
         (plan.fault, plan.marker) = (fault, marker);
     }
 
-    /// How many requests met a fault.
-    pub fn struck(&self) -> u32 {
-        self.plan.lock().expect("no panic").struck
+    /// How many requests had a fault.
+    pub fn fault_count(&self) -> u32 {
+        self.plan.lock().expect("no panic").fault_count
     }
 
-    /// Leads to another server from now on, and cuts what leads to the old one.
-    pub fn lead_to(&self, target: &Path) {
+    /// Forwards new connections to another server, and closes the existing ones.
+    pub fn set_target(&self, target: &Path) {
         self.target.send_replace(target.to_owned());
     }
 }
@@ -102,17 +104,17 @@ impl Plan {
             }
             (self.fault, self.marker) = (Fault::Pass, None);
         }
-        self.struck += u32::from(fault != Fault::Pass);
+        self.fault_count += u32::from(fault != Fault::Pass);
         fault
     }
 
-    /// Cuts and holes are for requests; a reply only comes late or in pieces.
+    /// The fault of a reply. `deliver` applies only delays and fragmentation: cuts and black holes apply to requests.
     fn for_reply(&self) -> Fault {
         if self.marker.is_some() { Fault::Pass } else { self.fault }
     }
 }
 
-/// One connection, to its end: returning closes both sides.
+/// Forwards one connection to its end. Returning closes both sides.
 async fn connection(mut client: UnixStream, mut targets: watch::Receiver<PathBuf>, plan: Arc<Mutex<Plan>>) {
     let target = targets.borrow_and_update().clone();
     let Ok(mut server) = UnixStream::connect(target).await else {
@@ -134,7 +136,7 @@ async fn connection(mut client: UnixStream, mut targets: watch::Receiver<PathBuf
                     return;
                 }
                 if fault == Fault::CutAfter {
-                    // The reply says that it was applied.
+                    // The reply shows that Redis has applied the request.
                     let _ = server.read(&mut reply).await;
                     return;
                 }
@@ -162,7 +164,7 @@ async fn deliver(to: &mut UnixStream, bytes: &[u8], fault: Fault) -> std::io::Re
         Fault::ByteByByte => {
             for byte in bytes {
                 to.write_all(std::slice::from_ref(byte)).await?;
-                // The other side gets to read it.
+                // Let the other side read the byte.
                 tokio::task::yield_now().await;
             }
             return Ok(());

@@ -1,5 +1,5 @@
-//! Choices that a printed seed repeats. What runs at the same time interleaves as it likes: the seed repeats what was
-//! tried, not what came of it.
+//! Random choices that a printed seed reproduces. The seed reproduces what a test tries, but not how concurrent tasks
+//! interleave.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Random(u64);
 
 impl Random {
-    /// The seed of `SESSIOND_SEED`, or a new one; printed, so that a failed run can be tried again.
+    /// Uses the seed in `SESSIOND_SEED`, or a new one. Prints the seed, so that a failed run can be repeated.
     pub fn seeded() -> Self {
         let seed = match std::env::var("SESSIOND_SEED") {
             Ok(seed) => seed.parse().expect("SESSIOND_SEED is a number"),
@@ -18,7 +18,7 @@ impl Random {
         Self(seed)
     }
 
-    /// Choices of their own that follow from these.
+    /// A generator whose seed is taken from this one.
     pub fn fork(&mut self) -> Self {
         Self(self.next())
     }
@@ -31,18 +31,18 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0 to `end`, without it.
+    /// A number from 0 to `end`, exclusive.
     pub fn below(&mut self, end: usize) -> usize {
         let end = u64::try_from(end).expect("a small number");
         usize::try_from(self.next() % end).expect("less than a usize")
     }
 
-    /// One of them.
+    /// One of the choices.
     pub fn one_of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.below(choices.len())]
     }
 
-    /// From `min_ms` to `max_ms` milliseconds, without the last.
+    /// A duration from `min_ms` to `max_ms` milliseconds, exclusive.
     pub fn pause(&mut self, min_ms: u64, max_ms: u64) -> Duration {
         Duration::from_millis(min_ms + self.next() % (max_ms - min_ms))
     }

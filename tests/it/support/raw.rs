@@ -1,4 +1,4 @@
-//! Requests byte for byte as the test wrote them: HTTP clients tidy up what they are given.
+//! HTTP requests sent byte for byte as a test defines them. HTTP client libraries would normalize them.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -7,10 +7,10 @@ use std::net::{Shutdown, TcpStream};
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::process::PATIENCE;
+use super::process::TEST_TIMEOUT;
 use super::service::Answer;
 
-/// A request to be written as it stands.
+/// A request that is sent without normalization.
 #[derive(Clone, Debug)]
 pub struct RawRequest {
     pub method: String,
@@ -21,12 +21,12 @@ pub struct RawRequest {
     pub framing: Framing,
 }
 
-/// How the body's length is told.
+/// How a request declares the length of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     ContentLength,
     Chunked,
-    /// A `Content-Length` of one byte more than there is; then the client says no more.
+    /// A `Content-Length` of one byte more than the body has. The client then shuts down its side of the connection.
     CutOff,
 }
 
@@ -41,7 +41,7 @@ impl RawRequest {
         self
     }
 
-    /// A body, and nothing that says what it is.
+    /// Sets a body without a `Content-Type`.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
@@ -81,19 +81,19 @@ impl RawRequest {
         bytes
     }
 
-    /// Sends it on a connection of its own to the service at `base` (`http://address`).
+    /// Sends the request on a new connection to the service at `base` (`http://address`).
     pub async fn send(&self, base: &str) -> Answer {
         let (request, base) = (self.clone(), base.to_owned());
-        tokio::task::spawn_blocking(move || request.exchange(&base)).await.expect("an answer")
+        tokio::task::spawn_blocking(move || request.exchange(&base)).await.expect("a response")
     }
 
     fn exchange(&self, base: &str) -> Answer {
         let mut stream = TcpStream::connect(base.strip_prefix("http://").expect("a base URL")).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("a timeout");
         let (bytes, cut_off) = (self.bytes(), self.framing == Framing::CutOff);
         let mut writing = stream.try_clone().expect("a second handle");
         std::thread::spawn(move || {
-            // The service may answer, and close, before it has read everything: that is its right.
+            // The service may respond and close the connection before it has read the whole request.
             let _ = writing.write_all(&bytes);
             if cut_off {
                 let _ = writing.shutdown(Shutdown::Write);
@@ -102,40 +102,41 @@ impl RawRequest {
         let mut received = Vec::new();
         let mut buffer = [0; 16 * 1024];
         loop {
-            if let Some((answer, _)) = parse(&received, self.method == "HEAD") {
-                // Ends the writer too, wherever it is.
+            if let Some((response, _)) = parse(&received, self.method == "HEAD") {
+                // Also ends the writing thread.
                 let _ = stream.shutdown(Shutdown::Both);
-                return answer;
+                return response;
             }
             let read =
-                stream.read(&mut buffer).unwrap_or_else(|error| panic!("{error} instead of an answer to {self}"));
-            assert!(read > 0, "the answer to {self} ended early: {:?}", String::from_utf8_lossy(&received));
+                stream.read(&mut buffer).unwrap_or_else(|error| panic!("{error} instead of a response to {self}"));
+            assert!(read > 0, "the response to {self} ended early: {:?}", String::from_utf8_lossy(&received));
             received.extend_from_slice(&buffer[..read]);
         }
     }
 }
 
 impl fmt::Display for RawRequest {
-    /// The start of what is sent.
+    /// The first 600 bytes of the request.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.bytes();
         write!(formatter, "{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(600)]))
     }
 }
 
-/// All answers of a connection, to its end.
+/// All responses of a connection until its end.
 pub fn answers(mut received: &[u8]) -> Vec<Answer> {
     let mut answers = Vec::new();
     while !received.is_empty() {
         let whole = parse(received, false);
-        let (answer, length) = whole.unwrap_or_else(|| panic!("cut off: {:?}", String::from_utf8_lossy(received)));
-        answers.push(answer);
+        let (response, length) = whole.unwrap_or_else(|| panic!("cut off: {:?}", String::from_utf8_lossy(received)));
+        answers.push(response);
         received = &received[length..];
     }
     answers
 }
 
-/// A whole answer and its length, or `None` if there is more to come. The service always says how long its answers are.
+/// A complete response and its length in bytes, or `None` if the response is incomplete. The service sends a
+/// `Content-Length` with every body.
 pub fn parse(received: &[u8], head_only: bool) -> Option<(Answer, usize)> {
     let end = received.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&received[..end]).expect("a head of visible characters");
@@ -151,12 +152,12 @@ pub fn parse(received: &[u8], head_only: bool) -> Option<(Answer, usize)> {
     let length = headers.get("content-length").and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
     let body = &received[end + 4..];
     let body = if head_only { &[] } else { body.get(..length)? };
-    let answer = Answer { status, headers, text: String::from_utf8(body.to_vec()).expect("a body of UTF-8") };
-    Some((answer, end + 4 + body.len()))
+    let response = Answer { status, headers, text: String::from_utf8(body.to_vec()).expect("a body of UTF-8") };
+    Some((response, end + 4 + body.len()))
 }
 
-/// `text` as one path segment or query value: all but letters, digits, `-`, `_` and `~` percent-encoded. Dots are too, for
-/// `.` and `..` mean something else in a path.
+/// `text` as one path segment or query value. Percent-encodes all bytes except letters, digits, `-`, `_` and `~`. Dots
+/// are encoded because `.` and `..` have a meaning in a path.
 pub fn encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {

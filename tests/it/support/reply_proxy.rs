@@ -1,4 +1,4 @@
-//! A connection to Redis that goes wrong in ways that a server cannot be asked for.
+//! A proxy in front of Redis that injects faults which a real server cannot produce on demand.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -9,37 +9,37 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::acl;
 
-/// What is in a reply that is a session's hash: the name of its first field.
+/// The name of a session hash's first field in a reply. Identifies replies that contain a session.
 const SESSION: &[u8] = b"\r\n$9\r\nsessionId\r\n";
 
-/// What happens next, once.
+/// The next fault. It happens once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
     None,
-    /// Nothing does, when a command with this text comes.
-    Nothing(&'static str),
-    /// The next two sessions that are read by one connection change places.
+    /// No fault. It is disarmed by the next command that contains this text, so a test can detect that command.
+    Observe(&'static str),
+    /// Swaps the next two sessions that are read over one connection.
     SwapSessions,
-    /// The connection ends after a command with this text in it was carried out, before its reply.
+    /// Closes the connection after Redis has run a command that contains this text, before the reply is forwarded.
     CutAfter(&'static str),
 }
 
-/// Forwards connections to one Redis. Ends with the test's runtime.
+/// A proxy in front of one Redis. It ends with the test's runtime.
 #[derive(Clone)]
 pub struct ReplyProxy {
-    /// The service's URL of it.
+    /// The URL with which a service connects to the proxy.
     pub url: String,
-    /// Its port on 127.0.0.1.
+    /// The port of the proxy on 127.0.0.1.
     pub port: u16,
     fault: Arc<Mutex<Fault>>,
-    /// By how many seconds the clock of the Redis seems to be ahead.
+    /// How many seconds are added to the clock in replies to TIME.
     clock_ahead: Arc<AtomicI64>,
-    /// Whether the Redis says that it is of version 6.
+    /// Whether replies to INFO report version 6.
     seems_old: Arc<AtomicBool>,
 }
 
-/// Where a proxy leads to.
+/// The server behind a proxy.
 #[derive(Clone)]
 enum Target {
     Socket(PathBuf),
@@ -47,12 +47,12 @@ enum Target {
 }
 
 impl ReplyProxy {
-    /// A proxy of the Redis at `socket`.
+    /// Starts a proxy in front of the Redis at `socket`.
     pub async fn start(socket: PathBuf) -> Self {
         Self::start_to(Target::Socket(socket)).await
     }
 
-    /// A proxy of the Redis at this port.
+    /// Starts a proxy in front of the Redis on this port of 127.0.0.1.
     pub async fn start_to_port(port: u16) -> Self {
         Self::start_to(Target::Port(port)).await
     }
@@ -89,17 +89,17 @@ impl ReplyProxy {
         proxy
     }
 
-    /// Has the clock of the Redis seem to be ahead by so many seconds, from now on.
+    /// Makes the clock of the Redis appear to be `seconds` ahead.
     pub fn set_clock_ahead(&self, seconds: i32) {
         self.clock_ahead.store(seconds.into(), Ordering::SeqCst);
     }
 
-    /// Has the Redis say that it is of version 6, from now on.
+    /// Makes the Redis report version 6.
     pub fn set_old(&self, seems_old: bool) {
         self.seems_old.store(seems_old, Ordering::SeqCst);
     }
 
-    /// A reply as the service is to get it.
+    /// A reply with the changes for the clock and the version.
     fn altered(&self, mut reply: Vec<u8>) -> Vec<u8> {
         let ahead = self.clock_ahead.load(Ordering::SeqCst);
         if let Some((seconds, microseconds)) = time(&reply).filter(|_| ahead != 0) {
@@ -108,19 +108,20 @@ impl ReplyProxy {
             return format!("*2\r\n${}\r\n{seconds}\r\n${length}\r\n{microseconds}\r\n", seconds.len()).into_bytes();
         }
         for version in [&b"redis_version:"[..], b"valkey_version:"] {
-            let place = reply.windows(version.len()).position(|window| window == version);
-            if let Some(place) = place.filter(|_| self.seems_old.load(Ordering::SeqCst)) {
-                reply[place + version.len()] = b'6';
+            let start = reply.windows(version.len()).position(|window| window == version);
+            if let Some(start) = start.filter(|_| self.seems_old.load(Ordering::SeqCst)) {
+                reply[start + version.len()] = b'6';
             }
         }
         reply
     }
 
+    /// Sets the next fault.
     pub fn arm(&self, fault: Fault) {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
-    /// What is still to happen.
+    /// The fault that has not happened yet.
     pub fn armed(&self) -> Fault {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -135,7 +136,7 @@ impl ReplyProxy {
                     let Ok(1..) = read else { return };
                     let bytes = &sent[..read.unwrap_or_default()];
                     let armed = self.armed();
-                    if let Fault::CutAfter(text) | Fault::Nothing(text) = armed
+                    if let Fault::CutAfter(text) | Fault::Observe(text) = armed
                         && has(bytes, text.as_bytes())
                     {
                         self.arm(Fault::None);
@@ -168,7 +169,7 @@ fn has(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// The seconds and microseconds of a reply to TIME.
+/// The seconds and microseconds if `reply` is a reply to TIME.
 fn time(reply: &[u8]) -> Option<(i64, &str)> {
     let mut lines = std::str::from_utf8(reply).ok()?.strip_prefix("*2\r\n$10\r\n")?.split("\r\n");
     let seconds = lines.next()?.parse().ok()?;
@@ -178,7 +179,7 @@ fn time(reply: &[u8]) -> Option<(i64, &str)> {
     (lines.next() == Some("") && lines.next().is_none()).then_some((seconds, microseconds))
 }
 
-/// How long the first reply is (RESP2), if all of it is there.
+/// The length in bytes of the first reply (RESP2), or `None` if it is incomplete.
 fn reply_length(bytes: &[u8]) -> Option<usize> {
     let end = bytes.windows(2).position(|window| window == b"\r\n")? + 2;
     let count = || std::str::from_utf8(&bytes[1..end - 2]).ok()?.parse::<i64>().ok();

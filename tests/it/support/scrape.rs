@@ -1,14 +1,14 @@
-//! What Prometheus would read of a service.
+//! The metrics of a service, read as Prometheus reads them.
 
 use std::collections::BTreeMap;
 
-use super::process::{Process, patiently};
+use super::process::{Process, with_timeout};
 
-/// One look at the metrics.
+/// One scrape of the metrics.
 #[derive(Clone, Debug)]
 pub struct Scrape {
     pub text: String,
-    /// The value of each series as it is written, by its name and labels as they are written.
+    /// The value of each series as text, by the series' name and labels as text.
     pub series: BTreeMap<String, String>,
 }
 
@@ -18,9 +18,9 @@ impl Scrape {
     }
 
     pub async fn at(url: &str) -> Self {
-        let answer = reqwest::get(url).await.expect("an answer");
-        assert_eq!(answer.status().as_u16(), 200);
-        let text = answer.text().await.expect("text");
+        let response = reqwest::get(url).await.expect("a response");
+        assert_eq!(response.status().as_u16(), 200);
+        let text = response.text().await.expect("text");
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         let series = lines.map(|line| {
             let (series, value) = line.rsplit_once(' ').expect("a series and its value");
@@ -30,9 +30,9 @@ impl Scrape {
         Self { text, series }
     }
 
-    /// Looks again and again, until it is as it is to be.
+    /// Scrapes until `is_so` returns true for a scrape. Returns that scrape.
     pub async fn until(service: &Process, is_so: impl Fn(&Self) -> bool) -> Self {
-        patiently(async {
+        with_timeout(async {
             loop {
                 let scrape = Self::of(service).await;
                 if is_so(&scrape) {
@@ -43,31 +43,31 @@ impl Scrape {
         .await
     }
 
-    /// The value of a series that counts, if it is there.
+    /// The value of an integer series, if it exists.
     pub fn find(&self, series: &str) -> Option<u64> {
         self.series.get(series).map(|value| value.parse().expect("a whole number"))
     }
 
-    /// The value of a series that counts.
+    /// The value of an integer series. Panics if it does not exist.
     pub fn value(&self, series: &str) -> u64 {
         self.find(series).unwrap_or_else(|| panic!("no {series} in\n{}", self.text))
     }
 
     /// The sum of all series of a metric that have all of these labels.
     pub fn sum(&self, name: &str, labels: &[&str]) -> u64 {
-        let counted = self.counted(name);
-        let of_labels = counted.iter().filter(|(series, _)| labels.iter().all(|label| series.contains(label)));
+        let nonzero = self.nonzero(name);
+        let of_labels = nonzero.iter().filter(|(series, _)| labels.iter().all(|label| series.contains(label)));
         of_labels.map(|(_, value)| value).sum()
     }
 
-    /// The series of a metric that are not 0, by their labels as they are written.
-    pub fn counted(&self, name: &str) -> BTreeMap<String, u64> {
+    /// The values of a metric's series that are not 0, by the series' labels as text.
+    pub fn nonzero(&self, name: &str) -> BTreeMap<String, u64> {
         let of_name = self.series.keys().filter(|series| series.split('{').next() == Some(name));
-        let counted = of_name.map(|series| (series[name.len()..].to_owned(), self.value(series)));
-        counted.filter(|(_, value)| *value > 0).collect()
+        let values = of_name.map(|series| (series[name.len()..].to_owned(), self.value(series)));
+        values.filter(|(_, value)| *value > 0).collect()
     }
 
-    /// Every value that a label has.
+    /// Every value of a label, sorted.
     pub fn label_values(&self, label: &str) -> Vec<String> {
         let start = format!("{label}=\"");
         let mut values: Vec<_> = self

@@ -1,4 +1,4 @@
-//! A service in this process: the real router on a real socket, with a clock that stands until the test moves it.
+//! A service in this process: the real router on a real socket, with a clock that only the test moves.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,32 +10,32 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sessiond::config::{Cli, Config};
-use sessiond::http::App;
-use sessiond::session::{Partition, Reach, SessionId, Timestamp};
+use sessiond::http::AppState;
+use sessiond::session::{Partition, SessionId, TenantScope, Timestamp};
 use sessiond::store::{RedisAddress, StoreError};
-use sessiond::{http, server};
+use sessiond::{bootstrap, http, server};
 use tokio::net::TcpListener;
 
 use super::acl;
 use super::monitor::Monitor;
-use super::process::PATIENCE;
-use super::redis::{self, Look};
+use super::process::TEST_TIMEOUT;
+use super::redis::{self, RedisProbe};
 
-/// Injected time is ahead of the real one, so that Redis, which has its own clock, expires nothing during a test.
+/// The injected clock is this far ahead of the real one. Redis uses its own clock, so no key expires during a test.
 const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// A running service. It ends with the test's runtime.
 pub struct Service {
     pub base: String,
     pub config: Box<Config>,
-    pub look: Look,
-    pub app: Arc<App>,
+    pub probe: RedisProbe,
+    pub app: Arc<AppState>,
     socket: PathBuf,
     clock_ms: Arc<AtomicI64>,
     client: reqwest::Client,
 }
 
-/// An answer, read to its end.
+/// A complete HTTP response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -44,7 +44,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON; null if it is empty.
+    /// The body as JSON, or null if it is empty.
     pub fn json(&self) -> Value {
         if self.text.is_empty() {
             return Value::Null;
@@ -59,7 +59,7 @@ impl Answer {
 
     /// A member of the body that is a string.
     pub fn string(&self, name: &str) -> String {
-        self.member(name).as_str().unwrap_or_else(|| panic!("{name} is no string: {self:?}")).to_owned()
+        self.member(name).as_str().unwrap_or_else(|| panic!("{name} is not a string: {self:?}")).to_owned()
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -74,7 +74,7 @@ impl Answer {
         Some(link.trim_end_matches(&wanted).trim_matches(['<', '>']).to_owned())
     }
 
-    /// Panics unless this is an error of the contract's shape with this status and code.
+    /// Panics unless this is an error response in the shape of docs/api.md with this status and code.
     pub fn expect_problem(&self, status: u16, code: &str) -> &Self {
         assert_eq!((self.status.as_u16(), self.string("code").as_str()), (status, code), "{self:?}");
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
@@ -90,7 +90,7 @@ impl Answer {
         self
     }
 
-    /// Panics unless the status is this one.
+    /// Panics unless the response has this status.
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status.as_u16(), status, "{self:?}");
         self
@@ -98,37 +98,37 @@ impl Answer {
 }
 
 impl Service {
-    /// A service on the shared Redis with these flags and a key prefix of its own.
+    /// Starts a service on the shared Redis with these flags and its own key prefix.
     pub async fn start(flags: &[&str]) -> Self {
         Self::start_on(&redis::shared(), flags).await
     }
 
-    /// A service on the Redis at `socket`.
+    /// Starts a service on the Redis at `socket` with these flags and its own key prefix.
     pub async fn start_on(socket: &Path, flags: &[&str]) -> Self {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("sd:t{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
-        let clock_ms = Arc::new(AtomicI64::new(server::system_now().0 + AHEAD_MS));
+        let clock_ms = Arc::new(AtomicI64::new(bootstrap::system_now().0 + AHEAD_MS));
         Self::start_sharing(socket, &prefix, clock_ms, flags).await
     }
 
-    /// Another service on the same Redis, with the same keys and the same clock, and other flags.
+    /// Starts another service on the shared Redis, with the same keys, the same clock and other flags.
     pub async fn sibling(&self, flags: &[&str]) -> Self {
-        Self::start_sharing(&redis::shared(), &self.config.key_prefix, self.clock_ms.clone(), flags).await
+        Self::start_sharing(&redis::shared(), &self.config.redis.key_prefix, self.clock_ms.clone(), flags).await
     }
 
-    /// Another service with the same keys, whose clock is ahead of this one's.
+    /// Starts another service on the shared Redis, with the same keys and a clock that is ahead of this one's.
     pub async fn sibling_ahead(&self, ahead: Duration) -> Self {
         let ahead_ms = i64::try_from(ahead.as_millis()).expect("a short duration");
         let clock_ms = Arc::new(AtomicI64::new(self.now().0 + ahead_ms));
-        Self::start_sharing(&redis::shared(), &self.config.key_prefix, clock_ms, &[]).await
+        Self::start_sharing(&redis::shared(), &self.config.redis.key_prefix, clock_ms, &[]).await
     }
 
     async fn start_sharing(socket: &Path, prefix: &str, clock_ms: Arc<AtomicI64>, flags: &[&str]) -> Self {
         let own_flags = ["sessiond", "--key-prefix", prefix];
-        // Long, for machines that are busy with other tests; not for tests of the deadline itself.
+        // Long, because the machine may be busy with other tests. Tests of the deadline pass their own flag.
         let deadline: &[&str] =
             if flags.contains(&"--request-deadline") { &[] } else { &["--request-deadline", "10s"] };
-        // The injected clock is not Redis's; tests of the difference have flags of their own.
+        // The injected clock differs from the clock of Redis. Tests of the clock skew pass their own flag.
         let skew: &[&str] = if flags.contains(&"--max-clock-skew") { &[] } else { &["--max-clock-skew", "0"] };
         let cli = Cli::try_parse_from(own_flags.iter().chain(deadline).chain(skew).chain(flags)).expect("good flags");
         let config = Box::new(cli.settings.check().expect("good settings"));
@@ -136,50 +136,50 @@ impl Service {
             let clock_ms = clock_ms.clone();
             Arc::new(move || Timestamp(clock_ms.load(Ordering::SeqCst)))
         };
-        let credentials = server::credentials(&config).expect("good credentials");
+        let credentials = bootstrap::credentials(&config).expect("good credentials");
         let redis = RedisAddress::from_url(&acl::url(socket)).expect("a good URL");
-        let app = server::app(&config, redis, credentials, clock).expect("an app");
+        let app = bootstrap::app_state(&config, redis, credentials, clock).expect("an app");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
-        let (connections, grace) = (server::connections(&config), config.shutdown_grace);
+        let (connections, grace) = (bootstrap::connection_settings(&config), config.connections.shutdown_grace);
         tokio::spawn(server::serve(listener, http::Api::new(app.clone()), connections, grace, std::future::pending()));
-        // Commands wait for the first connection, so this returns as soon as the service can serve, or says why not.
+        // Commands wait for the first connection, so `ready` returns as soon as the service can serve, or an error.
         while !matches!(app.store.ready().await, Ok(()) | Err(StoreError::ClockSkew { .. })) {}
-        let look = Look::at(socket, prefix).await;
+        let probe = RedisProbe::at(socket, prefix).await;
         let socket = socket.to_owned();
-        Self { base, config, look, app, socket, clock_ms, client: reqwest::Client::new() }
+        Self { base, config, probe, app, socket, clock_ms, client: reqwest::Client::new() }
     }
 
-    /// Returns once sessions are read by the connection for that, which opens soon after the client's.
-    pub async fn until_reads_are_apart(&self) {
+    /// Waits until the service reads sessions over its read connection, which opens soon after the connection of fred.
+    pub async fn wait_for_read_connection(&self) {
         let started = Instant::now();
         let id = SessionId::random(Partition(0)).expect("random bytes");
         loop {
             let monitor = Monitor::start(&self.socket);
-            self.app.store.get(id, &Reach::Everything, self.now()).await.expect("an answer");
-            let commands = monitor.finish(&self.look).await;
+            self.app.store.get(id, &TenantScope::Everything, self.now()).await.expect("a reply");
+            let commands = monitor.finish(&self.probe).await;
             let read = commands.iter().find(|command| command.words.iter().any(|word| word.contains(&id.to_string())));
             if read.is_some_and(|read| read.words[0].eq_ignore_ascii_case("HGETALL")) {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "no connection for reads");
+            assert!(started.elapsed() < TEST_TIMEOUT, "no read connection");
         }
     }
 
-    /// A store as an audit has it, on the same Redis.
-    pub fn audit_store(&self) -> Arc<App> {
+    /// An app state whose store connects to the same Redis as the user of audits.
+    pub fn audit_store(&self) -> Arc<AppState> {
         let redis = RedisAddress::from_url(&acl::audit_url(&acl::url(&self.socket))).expect("a good URL");
         let now = self.now();
-        server::app(&self.config, redis, self.app.credentials.clone(), Arc::new(move || now)).expect("an app")
+        bootstrap::app_state(&self.config, redis, self.app.credentials.clone(), Arc::new(move || now)).expect("an app")
     }
 
-    /// Moves the service's clock on.
+    /// Moves the service's clock forward.
     pub fn advance(&self, duration: Duration) {
         let ms = i64::try_from(duration.as_millis()).expect("a short duration");
         self.clock_ms.fetch_add(ms, Ordering::SeqCst);
     }
 
-    /// What the service takes for now.
+    /// The time of the service's clock.
     pub fn now(&self) -> Timestamp {
         Timestamp(self.clock_ms.load(Ordering::SeqCst))
     }
@@ -195,7 +195,7 @@ impl Service {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = request.send().await.expect("an answer");
+        let response = request.send().await.expect("a response");
         let (status, headers) = (response.status(), response.headers().clone());
         Answer { status, headers, text: response.text().await.expect("a body") }
     }

@@ -1,4 +1,4 @@
-//! Descriptors for the program's output that cannot be written, or that nobody reads.
+//! Unwritable or unread file descriptors for the program's output.
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, pipe};
@@ -20,7 +20,7 @@ pub fn read_only() -> File {
     File::open("/dev/null").expect("/dev/null")
 }
 
-/// A pipe whose reader has ended.
+/// A pipe whose reading end is closed.
 pub fn broken_pipe() -> PipeWriter {
     pipe().expect("a pipe").1
 }
@@ -39,14 +39,14 @@ pub fn stuck_non_blocking_pipe() -> (PipeReader, PipeWriter) {
     (reader, writer)
 }
 
-/// A full socket that is not read, as a stuck journal's.
+/// A full socket that is not read, like the socket of a stuck journal.
 pub fn stuck_socket() -> (UnixStream, OwnedFd) {
     let (reader, writer) = UnixStream::pair().expect("sockets");
     fill(&writer);
     (reader, writer.into())
 }
 
-/// A terminal that shows nothing more, as after Ctrl-S: its other side, and itself.
+/// A terminal whose output is suspended, as after Ctrl-S. Returns the controlling side and the terminal.
 pub fn stuck_terminal() -> (OwnedFd, File) {
     let other_side = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
     grantpt(&other_side).and_then(|()| unlockpt(&other_side)).expect("a terminal that can be opened");
@@ -57,7 +57,7 @@ pub fn stuck_terminal() -> (OwnedFd, File) {
     (other_side, terminal)
 }
 
-/// Writes until there is no room for another byte.
+/// Writes until the descriptor cannot take another byte.
 fn fill(descriptor: &impl AsFd) {
     ioctl_fionbio(descriptor, true).expect("a non-blocking descriptor");
     for lines in [[b'\n'; 4096].as_slice(), b"\n"] {

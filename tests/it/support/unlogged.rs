@@ -1,13 +1,13 @@
-//! A service whose log is not read by the test.
+//! A service in its own process whose log the test does not read.
 
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 
-use super::process::{command_under, patiently, signal_child};
+use super::process::{command_under, signal_child, with_timeout};
+use super::redis_server::POLL;
 use super::scrape::Scrape;
-use super::servers::POLL;
 
 /// A running service. Killed when dropped.
 pub struct Unlogged {
@@ -17,8 +17,8 @@ pub struct Unlogged {
 }
 
 impl Unlogged {
-    /// Starts a service, run by a wrapper, and returns it once it answers. It listens on an address of its own, because there
-    /// is no log to learn the address from.
+    /// Starts a service, run by a wrapper, and waits until it is ready. It listens on an address of its own, because
+    /// the test cannot read the address from the log.
     pub async fn serve(
         wrapper: &[&str],
         arguments: &[&str],
@@ -33,10 +33,10 @@ impl Unlogged {
         let mut service =
             Self { child, base: format!("http://{api}"), metrics_url: format!("http://{metrics}/metrics") };
         let url = format!("{}/readyz", service.base);
-        patiently(async {
-            while !reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success()) {
+        with_timeout(async {
+            while !reqwest::get(&url).await.is_ok_and(|response| response.status().is_success()) {
                 let ended = service.child.try_wait().expect("a child");
-                assert!(ended.is_none(), "it ended as it started: {ended:?}");
+                assert!(ended.is_none(), "the service ended at startup: {ended:?}");
                 tokio::time::sleep(POLL).await;
             }
         })
@@ -52,9 +52,9 @@ impl Unlogged {
         signal_child(&self.child, signal);
     }
 
-    /// Waits until it ended.
+    /// Waits until the service has ended.
     pub async fn wait(&mut self) -> ExitStatus {
-        patiently(async {
+        with_timeout(async {
             loop {
                 if let Some(status) = self.child.try_wait().expect("a child") {
                     return status;
@@ -68,13 +68,13 @@ impl Unlogged {
 
 impl Drop for Unlogged {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A loopback address that no other test uses, in this process or another.
+/// A loopback address that no other test of this or another process uses.
 fn own_address() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let [_, _, high, low] = std::process::id().to_be_bytes();

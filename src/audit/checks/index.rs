@@ -1,0 +1,96 @@
+//! Checks the indexes: the history of a user, and the active sessions of a business.
+
+use futures_util::future::try_join_all;
+
+use super::{Inspection, Inspector, is_over};
+use crate::session::Timestamp;
+use crate::store::keyspace::{Expiry, FoundKey, INDEX_PAGE, RepairTarget, SessionRef};
+use crate::store::{StoreError, score_of};
+
+impl Inspector<'_> {
+    /// Checks a user's history, or the active sessions of a business. `owner` is the business and, for a history, the
+    /// user.
+    pub(super) async fn index(
+        &self,
+        key: &FoundKey,
+        owner: (&str, Option<&str>),
+        expiry: Expiry,
+        now: Timestamp,
+        out: &mut Inspection,
+    ) -> Result<(), StoreError> {
+        let mut latest = (Timestamp(i64::MIN), String::new());
+        let mut place = 0;
+        loop {
+            let entries = self.store.index_page(&key.name, place).await?;
+            self.throttle.spend(entries.len()).await;
+            let named = try_join_all(entries.iter().map(|(id, _)| self.store.named(key.partition, id))).await?;
+            for ((session_id, score), named) in entries.iter().zip(&named) {
+                let subject = RepairTarget {
+                    partition: key.partition,
+                    session_id: session_id.clone(),
+                    business_id: owner.0.to_owned(),
+                    user_id: owner.1.map(str::to_owned),
+                };
+                if place == 0 && *session_id == entries[0].0 {
+                    // A repair finds the index by any of its entries.
+                    out.check_expires(key, expiry, Some(&subject));
+                }
+                self.entry(key, &subject, *score, named, now, out);
+                // An entry of a business's index is required only while its session is active.
+                let counts = owner.1.is_some() || !is_over(named);
+                if let Expiry::At(time) = named.expiry
+                    && counts
+                    && time > latest.0
+                {
+                    latest = (time, session_id.clone());
+                }
+            }
+            if entries.len() < INDEX_PAGE as usize {
+                break;
+            }
+            place += i64::from(INDEX_PAGE);
+        }
+        if let Expiry::At(time) = expiry
+            && time < latest.0
+        {
+            let detail = format!("expires at {time}, but its session {:?} at {}", latest.1, latest.0);
+            out.find("expiry-too-early", &key.name, detail);
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &self,
+        key: &FoundKey,
+        subject: &RepairTarget,
+        score: f64,
+        named: &SessionRef,
+        now: Timestamp,
+        out: &mut Inspection,
+    ) {
+        let session_id = &subject.session_id;
+        let of_user = subject.user_id.is_some();
+        let (dangling, of_another) = if of_user {
+            ("history-dangling", "history-of-another")
+        } else {
+            ("business-dangling", "business-of-another")
+        };
+        if !named.exists() {
+            // No score is later than the session's end, so Redis may have removed the session once score + retention
+            // has passed.
+            if score + score_of(self.store.retention_ms()) <= score_of(now.0) {
+                out.stale += 1;
+            } else {
+                let detail = format!("names {session_id:?}, which does not exist");
+                out.find_repairable(dangling, &key.name, detail, Some(subject));
+            }
+        } else if named.is_of_another(&subject.business_id, subject.user_id.as_deref()) {
+            out.find(of_another, &key.name, format!("names {session_id:?} of another owner"));
+        } else if !of_user && is_over(named) {
+            let detail = format!("names {session_id:?}, which is ended");
+            out.find_repairable("business-of-ended", &key.name, detail, Some(subject));
+        } else if !of_user && score <= score_of(now.0) {
+            out.stale += 1;
+        }
+    }
+}

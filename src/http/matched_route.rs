@@ -1,0 +1,36 @@
+//! Matches a path to its route before the router does. The route template labels metrics and logs, and determines the
+//! credential that a request needs.
+
+use matchit::Router;
+use utoipa::openapi::OpenApi;
+
+/// The templates of all routes.
+pub(super) struct RouteMatcher(Router<String>);
+
+impl RouteMatcher {
+    /// The templates in the document, and the one for the files of the documentation page.
+    pub(super) fn of(document: &OpenApi) -> Self {
+        let mut routes = Router::new();
+        for template in document.paths.paths.keys().map(String::as_str).chain(["/docs/{file}"]) {
+            // Cannot fail: the router has already rejected conflicting templates. A template that was missing here
+            // would have no route.
+            let _ = routes.insert(template, template.to_owned());
+        }
+        Self(routes)
+    }
+
+    /// The template of this path's route.
+    pub(super) fn matched(&self, path: &str) -> Option<&str> {
+        self.0.at(path).ok().map(|found| found.value.as_str())
+    }
+
+    /// The values of these parameters in a path, percent-encoded.
+    pub(super) fn parameters<'path, const N: usize>(
+        &self,
+        path: &'path str,
+        names: [&str; N],
+    ) -> [Option<&'path str>; N] {
+        let found = self.0.at(path).ok();
+        names.map(|name| found.as_ref()?.params.get(name))
+    }
+}

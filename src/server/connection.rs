@@ -1,0 +1,192 @@
+//! The I/O of one connection, between the socket and hyper: enforces timeouts, rejects request heads that proxies may
+//! parse differently, and adds a body to the error responses that hyper makes itself.
+
+mod error_body;
+mod strict_head;
+mod timeouts;
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+
+use self::error_body::ErrorBody;
+pub(super) use self::error_body::overloaded_response;
+use self::strict_head::StrictHead;
+pub use self::timeouts::ConnectionTimeouts;
+use self::timeouts::{Awaiting, Timers};
+
+/// The most bytes of a request's head that one read returns.
+const HEAD_READ_BYTES: usize = 4096;
+/// The most bytes that are read and discarded after an error response. Closing at once would reset the connection, and
+/// the client might lose the response.
+const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Whether a request is being served, shared by the connection's I/O and its service.
+///
+/// Counts the starts and ends of requests. The count is odd while one is served.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RequestPhase(Arc<AtomicU64>);
+
+impl RequestPhase {
+    /// Records that a request's head is complete, or that its response is.
+    pub(super) fn advance(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn number(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn is_serving(&self) -> bool {
+        self.number() % 2 == 1
+    }
+}
+
+/// The I/O of a connection. It fails with [`io::ErrorKind::TimedOut`] when the client is too slow.
+pub(super) struct ConnectionIo<T> {
+    io: T,
+    phase: RequestPhase,
+    phase_seen: u64,
+    timers: Timers,
+    head: StrictHead,
+    error_body: ErrorBody,
+    discarded_bytes: usize,
+}
+
+impl<T> ConnectionIo<T> {
+    pub(super) fn new(io: T, timeouts: ConnectionTimeouts, phase: RequestPhase) -> Self {
+        Self {
+            io,
+            phase,
+            phase_seen: 0,
+            timers: Timers::new(timeouts),
+            head: StrictHead::default(),
+            error_body: ErrorBody::default(),
+            discarded_bytes: 0,
+        }
+    }
+
+    /// Detects that a request began or ended since the last read.
+    fn update_phase(&mut self) {
+        let number = self.phase.number();
+        let has_changed = std::mem::replace(&mut self.phase_seen, number) != number;
+        if has_changed {
+            self.head = StrictHead::default();
+        }
+        if self.phase.is_serving() {
+            self.timers.wait_for(Awaiting::Nothing);
+        } else if has_changed {
+            // A whole request may have been served since the last read.
+            self.timers.wait_for(Awaiting::Request);
+        }
+    }
+}
+
+impl<T: Read + Unpin> ConnectionIo<T> {
+    /// Reads from the socket. Before a head is complete, checks its lines.
+    fn poll_read_checked(&mut self, context: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        // Bytes that arrive while a request is served belong to its body, or to a pipelined request.
+        if self.phase.is_serving() || self.head.is_complete() {
+            return Pin::new(&mut self.io).poll_read(context, buffer);
+        }
+        let mut bytes = [MaybeUninit::uninit(); HEAD_READ_BYTES];
+        let length = buffer.remaining().min(HEAD_READ_BYTES);
+        let mut part = ReadBuf::uninit(&mut bytes[..length]);
+        ready!(Pin::new(&mut self.io).poll_read(context, part.unfilled()))?;
+        buffer.put_slice(&self.head.receive(part.filled()));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: Write + Unpin> ConnectionIo<T> {
+    /// If `written` is an error response that hyper made itself, writes the service's response instead. Returns `None`
+    /// for anything else.
+    fn poll_write_error(&mut self, context: &mut Context<'_>, written: &[u8]) -> Poll<Option<io::Result<usize>>> {
+        // While a request is served, the response comes from the router.
+        if !self.phase.is_serving() {
+            self.error_body.recognise(written, &self.head);
+        }
+        while let Some(unsent) = self.error_body.unsent() {
+            let sent = Pin::new(&mut self.io).poll_write(context, unsent);
+            match ready!(self.timers.poll_sent(context, sent)) {
+                Ok(0) => return Poll::Ready(Some(Err(io::ErrorKind::WriteZero.into()))),
+                Ok(count) => self.error_body.advance(count),
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+        Poll::Ready(self.error_body.is_used().then_some(Ok(written.len())))
+    }
+}
+
+impl<T: Read + Unpin> Read for ConnectionIo<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.update_phase();
+        let read = this.poll_read_checked(context, buffer);
+        if read.is_ready() {
+            this.timers.received();
+            return read;
+        }
+        this.timers.poll_overdue(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<T: Read + Write + Unpin> Write for ConnectionIo<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(result) = ready!(self.poll_write_error(context, bytes)) {
+            return Poll::Ready(result);
+        }
+        let this = &mut *self;
+        let sent = Pin::new(&mut this.io).poll_write(context, bytes);
+        this.timers.poll_sent(context, sent)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let sent = Pin::new(&mut this.io).poll_flush(context);
+        this.timers.poll_sent(context, sent)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let sent = Pin::new(&mut this.io).poll_shutdown(context);
+        ready!(this.timers.poll_sent(context, sent))?;
+        while this.error_body.is_used() && this.discarded_bytes < DISCARD_BYTES_MAX {
+            let mut bytes = [MaybeUninit::uninit(); 8192];
+            let mut buffer = ReadBuf::uninit(&mut bytes);
+            // Ends at EOF or the read timeout.
+            match ready!(Pin::new(&mut *this).poll_read(context, buffer.unfilled())) {
+                Ok(()) if !buffer.filled().is_empty() => this.discarded_bytes += buffer.filled().len(),
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let first = buffers.first().map(|buffer| &**buffer).unwrap_or_default();
+        if let Some(result) = ready!(self.poll_write_error(context, first)) {
+            return Poll::Ready(result);
+        }
+        let this = &mut *self;
+        let sent = Pin::new(&mut this.io).poll_write_vectored(context, buffers);
+        this.timers.poll_sent(context, sent)
+    }
+}

@@ -1,0 +1,118 @@
+//! Writes sessions and messages as JSON.
+
+use std::ops::Range;
+
+use super::{SessionId, Timestamp};
+
+/// The name of a member with its comma, quotes and colon, so that one copy writes all of it.
+macro_rules! member {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
+pub(super) use member;
+
+/// Approximate number of bytes in the JSON of a session or message, without the texts of the client.
+pub(super) const JSON_OVERHEAD_BYTES: usize = 512;
+
+/// Writes one JSON object to a buffer, member by member.
+pub(super) struct JsonObject<'a> {
+    out: &'a mut Vec<u8>,
+    /// Position of the first byte: the comma of the first member, until `close` replaces it by the brace.
+    start: usize,
+    /// The last written time and its position. Many times of a session are equal, and copying is cheaper than
+    /// formatting.
+    last_time: Option<(Timestamp, Range<usize>)>,
+}
+
+impl<'a> JsonObject<'a> {
+    pub(super) fn open(out: &'a mut Vec<u8>) -> Self {
+        Self { start: out.len(), out, last_time: None }
+    }
+
+    /// Writes a name made by [`member`].
+    pub(super) fn name(&mut self, name: &'static str) {
+        self.out.extend_from_slice(name.as_bytes());
+    }
+
+    /// Writes a string of any characters, escaped.
+    pub(super) fn string(&mut self, name: &'static str, value: &str) {
+        self.name(name);
+        write_json_string(value, self.out);
+    }
+
+    /// Writes a string that needs no escaping, or null.
+    pub(super) fn word(&mut self, name: &'static str, value: Option<&str>) {
+        match value {
+            Some(word) => {
+                self.name(name);
+                self.out.push(b'"');
+                self.out.extend_from_slice(word.as_bytes());
+                self.out.push(b'"');
+            }
+            None => self.json(name, "null"),
+        }
+    }
+
+    pub(super) fn id(&mut self, name: &'static str, id: SessionId) {
+        self.word(name, Some(id.write(&mut [0; SessionId::TEXT_BYTES])));
+    }
+
+    pub(super) fn time(&mut self, name: &'static str, time: Timestamp) {
+        self.name(name);
+        self.out.push(b'"');
+        let start = self.out.len();
+        match &self.last_time {
+            Some((last, written)) if *last == time => self.out.extend_from_within(written.clone()),
+            _ => time.write_rfc3339(self.out),
+        }
+        self.last_time = Some((time, start..self.out.len()));
+        self.out.push(b'"');
+    }
+
+    pub(super) fn number(&mut self, name: &'static str, value: u64) {
+        self.json(name, itoa::Buffer::new().format(value));
+    }
+
+    /// Writes a value that is already JSON.
+    pub(super) fn json(&mut self, name: &'static str, text: &str) {
+        self.name(name);
+        self.out.extend_from_slice(text.as_bytes());
+    }
+
+    /// Completes the object, which must have at least one member.
+    pub(super) fn close(self) {
+        self.out[self.start] = b'{';
+        self.out.push(b'}');
+    }
+}
+
+/// Appends `text` as a JSON string (RFC 8259, section 7).
+fn write_json_string(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    let mut rest = text.as_bytes();
+    while let Some(place) = rest.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        let (plain, special) = rest.split_at(place);
+        out.extend_from_slice(plain);
+        match special[0] {
+            byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
+            byte => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+        }
+        rest = &special[1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_strings_are_escaped() {
+        let text = "\"\\\u{0}\n\u{1f}/é💬\u{7f}\u{2028}";
+        let mut out = Vec::new();
+        write_json_string(text, &mut out);
+        assert_eq!(serde_json::from_slice::<String>(&out).ok().as_deref(), Some(text));
+    }
+}

@@ -1,0 +1,54 @@
+//! The timeouts and the retention of sessions.
+
+use std::time::Duration;
+
+use super::Timestamp;
+
+/// The timeouts and the retention of sessions (docs/api.md, "The life of a session").
+#[derive(Clone, Copy, Debug)]
+pub struct Lifecycle {
+    /// Time without activity after which a session expires.
+    pub idle_timeout: Duration,
+    /// Time after its creation or last resume at which a session expires, even if it is in use.
+    pub max_lifetime: Duration,
+    /// Time for which a session stays readable after its end.
+    pub retention: Duration,
+    /// Minimum age of the last written activity at which a get-or-create writes activity again.
+    pub activity_resolution: Duration,
+}
+
+impl Lifecycle {
+    /// [`Self::idle_timeout`] in milliseconds.
+    #[must_use]
+    pub fn idle_ms(&self) -> i64 {
+        millis(self.idle_timeout)
+    }
+
+    /// [`Self::max_lifetime`] in milliseconds.
+    #[must_use]
+    pub fn max_lifetime_ms(&self) -> i64 {
+        millis(self.max_lifetime)
+    }
+
+    /// [`Self::retention`] in milliseconds.
+    #[must_use]
+    pub fn retention_ms(&self) -> i64 {
+        millis(self.retention)
+    }
+
+    /// [`Self::activity_resolution`] in milliseconds.
+    #[must_use]
+    pub fn resolution_ms(&self) -> i64 {
+        millis(self.activity_resolution)
+    }
+
+    /// Whether activity at `now` must be written if the last written activity is at `last`.
+    #[must_use]
+    pub fn is_touch_due(&self, last: Timestamp, now: Timestamp) -> bool {
+        now > last && now.0.saturating_sub(last.0) >= self.resolution_ms()
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

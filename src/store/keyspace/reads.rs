@@ -1,0 +1,206 @@
+//! Reads the content of keys.
+
+use fred::clients::Client;
+use fred::interfaces::{HashesInterface, KeysInterface, SortedSetsInterface, StreamsInterface};
+use fred::types::Value;
+
+use super::{
+    Expiry, KeyState, OPERATION, RelatedKeys, SessionRef, Stored, StoredMessage, elements, lossy, right_type,
+    unexpected,
+};
+use crate::session::{Partition, Session, SessionId, Status, Timestamp};
+use crate::store::keys::{OWNER_AND_STATUS, SESSION_FIELDS};
+use crate::store::reply::{MalformedField, Reply};
+use crate::store::{SessionStore, StoreError};
+
+/// Entries of an index, or message ids, that one command reads.
+pub const INDEX_PAGE: u32 = 500;
+/// Messages that one command reads. Each may be as large as a request body.
+const MESSAGES_PAGE: u64 = 50;
+
+impl SessionStore {
+    /// A key's type and expiry.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn key_state(&self, key: &str) -> Result<KeyState, StoreError> {
+        let type_name = self.topology.call(key, |client| async move { client.r#type::<String, _>(key).await });
+        let (type_name, expiry) = futures_util::try_join!(type_name, self.expiry(key))?;
+        Ok(KeyState { type_name, expiry })
+    }
+
+    async fn expiry(&self, key: &str) -> Result<Expiry, StoreError> {
+        Ok(match self.topology.call(key, |client| async move { client.pexpire_time(key).await }).await? {
+            -2 => Expiry::NoKey,
+            -1 => Expiry::Never,
+            ms => Expiry::At(Timestamp(ms)),
+        })
+    }
+
+    /// The content of a session's hash, which must exist.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn stored(&self, id: SessionId) -> Result<Stored, StoreError> {
+        let key = self.keys.session(id);
+        let (key, fields) = (key.as_str(), &self.fields);
+        let read = |client: Client| async move { client.hmget(key, fields.clone()).await };
+        let values = elements(self.topology.call(key, read).await)?;
+        if values.is_empty() {
+            return Ok(Stored::Malformed("it is not a hash".to_owned()));
+        }
+        let fields = Reply::new(OPERATION, Value::Array(values))?.field_values()?;
+        Ok(match fields.into_session() {
+            Ok(Some(session)) if session.session_id == id => Stored::Session(Box::new(session)),
+            Ok(Some(session)) => Stored::Malformed(format!("sessionId is {}", session.session_id)),
+            Ok(None) => Stored::Malformed("sessionId is missing".to_owned()),
+            Err(MalformedField { field, problem }) => {
+                Stored::Malformed(format!("{}: {problem}", SESSION_FIELDS[field as usize]))
+            }
+        })
+    }
+
+    /// Owner and state of the session that an index of this partition names.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn named(&self, partition: Partition, session_id: &str) -> Result<SessionRef, StoreError> {
+        let [key, ..] = self.keys.named(partition, session_id);
+        let key = key.as_str();
+        let read = |client: Client| async move { client.hmget(key, OWNER_AND_STATUS.to_vec()).await };
+        let fields = async { elements(self.topology.call(key, read).await) };
+        let (fields, expiry) = futures_util::try_join!(fields, self.expiry(key))?;
+        let mut fields = fields.into_iter().map(Value::into_string);
+        let mut next = || fields.next().flatten();
+        Ok(SessionRef {
+            business_id: next(),
+            user_id: next(),
+            status: next().as_deref().and_then(Status::from_word),
+            expiry,
+        })
+    }
+
+    /// The keys related to a session.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn related_keys(&self, session: &Session) -> Result<RelatedKeys, StoreError> {
+        let id = session.session_id;
+        let (messages, message_ids) = (self.keys.messages(id), self.keys.message_ids(id));
+        let pointer = self.keys.pointer(&session.business_id, &session.user_id);
+        let history = self.keys.history(&session.business_id, &session.user_id);
+        let business = self.keys.business(id.partition(), &session.business_id);
+        let (messages_expiry, message_ids_expiry, pointer_expiry, pointed_id) = futures_util::try_join!(
+            self.expiry(&messages),
+            self.expiry(&message_ids),
+            self.expiry(&pointer),
+            self.pointer_target(&pointer)
+        )?;
+        let stream = messages.as_str();
+        let read_newest = |client: Client| async move { client.xrevrange(stream, "+", "-", Some(1)).await };
+        let read_length = |client: Client| async move { client.xlen(stream).await };
+        let length = async { right_type::<u64>(self.topology.call(stream, read_length).await) };
+        let newest = async { elements(self.topology.call(stream, read_newest).await) };
+        let (history_score, business_score, length, newest) =
+            futures_util::try_join!(self.score(&history, id), self.score(&business, id), length, newest)?;
+        let newest_entry = newest.into_iter().next().and_then(entry_id);
+        Ok(RelatedKeys {
+            siblings: [(messages, messages_expiry), (message_ids, message_ids_expiry), (pointer, pointer_expiry)],
+            pointed_id,
+            history_score,
+            business_score,
+            messages: length.unwrap_or_default(),
+            newest_entry,
+        })
+    }
+
+    async fn score(&self, index: &str, id: SessionId) -> Result<Option<f64>, StoreError> {
+        let score = self.topology.call(index, |client| async move { client.zscore(index, id.to_string()).await }).await;
+        Ok(right_type::<Option<f64>>(score)?.flatten())
+    }
+
+    /// The text in a pointer, normally a session id.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn pointer_target(&self, pointer: &str) -> Result<Option<String>, StoreError> {
+        let value = self.topology.call(pointer, |client| async move { client.get(pointer).await }).await;
+        let value = right_type::<Value>(value)?;
+        Ok(value.filter(|value| !value.is_null()).map(lossy))
+    }
+
+    /// The key of a user's history.
+    #[must_use]
+    pub fn history_key(&self, business_id: &str, user_id: &str) -> String {
+        self.keys.history(business_id, user_id)
+    }
+
+    /// At most [`INDEX_PAGE`] entries of an index, starting at rank `start`: their members and scores.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn index_page(&self, index: &str, start: i64) -> Result<Vec<(String, f64)>, StoreError> {
+        let last = start + i64::from(INDEX_PAGE) - 1;
+        let read = |client: Client| async move { client.zrange(index, start, last, None, false, None, true).await };
+        let flat = elements(self.topology.call(index, read).await)?;
+        let mut entries = Vec::with_capacity(flat.len() / 2);
+        let mut flat = flat.into_iter();
+        while let (Some(member), Some(score)) = (flat.next(), flat.next()) {
+            let score = score.as_f64().ok_or_else(|| unexpected("a score is not a number"))?;
+            entries.push((lossy(member), score));
+        }
+        Ok(entries)
+    }
+
+    /// The oldest messages after an entry, or from the start. Empty at the end.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn messages_page(&self, id: SessionId, after: Option<&str>) -> Result<Vec<StoredMessage>, StoreError> {
+        let start = after.map_or_else(|| "-".to_owned(), |entry_id| format!("({entry_id}"));
+        let key = self.keys.messages(id);
+        let (key, start) = (key.as_str(), start.as_str());
+        let read = |client: Client| async move { client.xrange(key, start, "+", Some(MESSAGES_PAGE)).await };
+        let entries = elements(self.topology.call(key, read).await)?;
+        let mut messages = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let entry_id = entry_id(entry.clone());
+            let message = match Reply::new(OPERATION, Value::Array(vec![entry]))?.message(id) {
+                Ok(message) => Ok(message),
+                Err(StoreError::Reply { problem, .. }) => Err(problem.to_owned()),
+                Err(error) => return Err(error),
+            };
+            messages.push(StoredMessage { entry_id: entry_id.unwrap_or_default(), message });
+        }
+        Ok(messages)
+    }
+
+    /// The seqs that the session's message index holds for these message ids, and the number of ids in that index.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn indexed_seqs(
+        &self,
+        id: SessionId,
+        message_ids: Vec<String>,
+    ) -> Result<(Vec<Option<String>>, u64), StoreError> {
+        let key = self.keys.message_ids(id);
+        let (key, asked_for) = (key.as_str(), &message_ids);
+        let length = self.topology.call(key, |client| async move { client.hlen(key).await }).await;
+        let length = right_type::<u64>(length)?;
+        let asked = message_ids.len();
+        let seqs = if asked == 0 {
+            Vec::new()
+        } else {
+            let read = |client: Client| async move { client.hmget(key, asked_for.clone()).await };
+            elements(self.topology.call(key, read).await)?
+        };
+        let mut seqs: Vec<_> = seqs.into_iter().map(Value::into_string).collect();
+        seqs.resize(asked, None);
+        Ok((seqs, length.unwrap_or_default()))
+    }
+}
+
+fn entry_id(entry: Value) -> Option<String> {
+    entry.into_array().into_iter().next().and_then(Value::into_string)
+}

@@ -1,0 +1,148 @@
+//! The operations of [`SessionStore`], one file each, and their shared code.
+
+mod append_messages;
+mod delete;
+mod erase_user;
+mod get;
+mod get_active;
+mod get_or_create;
+mod list_active;
+mod list_history;
+mod list_messages;
+mod ready;
+mod session_page;
+mod update;
+
+use std::time::Instant;
+
+use fred::clients::Client;
+use fred::interfaces::HashesInterface;
+use fred::types::Value;
+use futures_util::FutureExt;
+
+pub use self::append_messages::Append;
+pub use self::delete::Delete;
+pub use self::get_or_create::GetOrCreate;
+pub use self::list_messages::{MessagePage, MessageRange};
+pub(crate) use self::session_page::score_of;
+pub use self::session_page::{Position, SessionPage};
+pub use self::update::Update;
+use super::reply::Reply;
+use super::{SessionStore, StoreError};
+use crate::metrics::{self, Operation};
+use crate::session::{EndReason, Session, SessionId, TenantScope, Timestamp};
+use crate::trace::Span;
+
+/// Which versions of a session a call accepts (`If-Match`; `docs/api.md`, Preconditions).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionCondition {
+    /// Any version.
+    Any,
+    /// One of these versions, as decimal text.
+    OneOf(Vec<String>),
+}
+
+impl VersionCondition {
+    fn accepts(&self, version: u64) -> bool {
+        match self {
+            Self::Any => true,
+            Self::OneOf(versions) => versions.contains(&version.to_string()),
+        }
+    }
+
+    /// The version that the script must find: the one that was read and accepted, or an empty string for any version.
+    fn expected_version(&self, version: u64) -> String {
+        match self {
+            Self::Any => String::new(),
+            Self::OneOf(_) => version.to_string(),
+        }
+    }
+}
+
+impl SessionStore {
+    /// The session, if it is readable and within `scope`.
+    ///
+    /// Every operation that takes a session id calls this first. A session outside the caller's tenant scope is
+    /// therefore treated as missing before anything else about it is examined, and costs the same: one `HGETALL`.
+    async fn get_in_scope(
+        &self,
+        id: SessionId,
+        scope: &TenantScope,
+        now: Timestamp,
+    ) -> Result<Option<Session>, StoreError> {
+        let session = self.read(id).await?.and_then(|session| session.as_of(now, &self.config.lifecycle));
+        Ok(session.filter(|session| scope.contains(session)))
+    }
+
+    /// Reads one session as it is stored.
+    async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
+        self.check().await?;
+        match self.topology.read_session(self.keys.session(id), id).await? {
+            Some(session) => Ok(session),
+            // Boxed to keep the future of every call small.
+            None => Box::pin(self.read_by_client(id)).await,
+        }
+    }
+
+    async fn read_by_client(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
+        let key = self.keys.session(id);
+        let (key, fields) = (key.as_str(), &self.fields);
+        let read = |client: Client| async move { client.hmget::<Value, _, _>(key, fields.clone()).await };
+        Reply::new("get", self.topology.call(key, read).await?)?.field_values()?.session("get", id)
+    }
+
+    /// The keys of a session and of its user, in the order of the scripts' KEYS.
+    fn keys_of(&self, session: &Session) -> Vec<String> {
+        let id = session.session_id;
+        vec![
+            self.keys.session(id),
+            self.keys.messages(id),
+            self.keys.message_ids(id),
+            self.keys.pointer(&session.business_id, &session.user_id),
+            self.keys.history(&session.business_id, &session.user_id),
+            self.keys.business(id.partition(), &session.business_id),
+        ]
+    }
+}
+
+/// Counts an operation, measures its duration and records its span.
+///
+/// Not an async function: that would store the operation's future twice.
+fn instrumented<T>(
+    operation: Operation,
+    future: impl Future<Output = Result<T, StoreError>>,
+) -> impl Future<Output = Result<T, StoreError>> {
+    let span = Span::of_operation(operation.as_str());
+    let future = span.around(future);
+    let running = RunningOperation { operation, span, started: Instant::now(), error_kind: Some("abandoned") };
+    future.inspect(move |result| running.end(result.as_ref().err().map(StoreError::kind)))
+}
+
+/// An operation in progress. If it is dropped before it ends, because the request deadline has passed, it counts as
+/// abandoned.
+struct RunningOperation {
+    operation: Operation,
+    span: Span,
+    started: Instant,
+    error_kind: Option<&'static str>,
+}
+
+impl RunningOperation {
+    fn end(mut self, error_kind: Option<&'static str>) {
+        self.error_kind = error_kind;
+    }
+}
+
+impl Drop for RunningOperation {
+    fn drop(&mut self) {
+        metrics::operation_finished(self.operation, self.error_kind, self.started.elapsed());
+        self.span.finish_operation(self.error_kind);
+    }
+}
+
+/// Counts the end of a session that a script recorded. The reason is empty if no session ended.
+fn count_end(reason: &str) {
+    if let Some(reason) = EndReason::from_word(reason) {
+        metrics::session_ended(reason.as_str());
+    }
+}

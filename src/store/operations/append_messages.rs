@@ -1,0 +1,186 @@
+//! Appends messages to a session.
+
+use super::instrumented;
+use crate::metrics::{self, Operation};
+use crate::session::{Message, NewMessage, SessionId, TenantScope, Timestamp, same_json};
+use crate::store::reply::Reply;
+use crate::store::{SessionStore, StoreError};
+
+/// Most messages beyond the limit that one append removes.
+const TRIM_MESSAGES_MAX: u32 = 200;
+/// Bytes of conflicting contents after which one append stops reading them.
+const CONFLICT_BYTES_MAX: u32 = 1 << 20;
+
+/// Outcome of [`SessionStore::append_messages`].
+#[derive(Debug)]
+pub enum Append {
+    /// All messages; at least one is new.
+    Appended(Vec<Message>),
+    /// All messages; all were already stored.
+    Replayed(Vec<Message>),
+    /// The session does not exist.
+    Missing,
+    /// The session is not active.
+    NotActive,
+    /// A message with this id and another role or content exists. Nothing was appended.
+    Conflict(String),
+}
+
+impl SessionStore {
+    /// Appends messages to a session within `scope`, all or none. A message whose id is stored with the same role and
+    /// content is returned as it is stored.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn append_messages(
+        &self,
+        id: SessionId,
+        new: &[NewMessage],
+        scope: &TenantScope,
+        now: Timestamp,
+    ) -> Result<Append, StoreError> {
+        instrumented(Operation::AppendMessages, async move {
+            let Some(session) = self.get_in_scope(id, scope, now).await? else {
+                return Ok(Append::Missing);
+            };
+            let mut batch = match Batch::new(new)? {
+                Ok(batch) => batch,
+                Err(message_id) => return Ok(Append::Conflict(message_id)),
+            };
+            loop {
+                let mut args = vec![
+                    id.to_string(),
+                    now.0.to_string(),
+                    self.config.lifecycle.idle_ms().to_string(),
+                    self.config.lifecycle.retention_ms().to_string(),
+                    self.config.messages_kept.to_string(),
+                    TRIM_MESSAGES_MAX.to_string(),
+                    CONFLICT_BYTES_MAX.to_string(),
+                ];
+                batch.push_args(&mut args);
+                let mut reply = self.run(&self.scripts.append_messages, self.keys_of(&session), args).await?;
+                match reply.string()?.as_str() {
+                    "appended" => {
+                        let (messages, _, new) = batch.read_messages(&mut reply, id)?;
+                        metrics::messages_appended(new);
+                        return Ok(Append::Appended(messages));
+                    }
+                    "replayed" => {
+                        let (messages, id_generated, _) = batch.read_messages(&mut reply, id)?;
+                        // A generated id is known only if an earlier run of this call was applied and its reply was
+                        // lost.
+                        return Ok(if id_generated { Append::Appended(messages) } else { Append::Replayed(messages) });
+                    }
+                    "missing" => return Ok(Append::Missing),
+                    "not_active" => return Ok(Append::NotActive),
+                    "conflict" => {
+                        if let Some(message_id) = batch.adopt_stored_texts(&mut reply)? {
+                            return Ok(Append::Conflict(message_id));
+                        }
+                    }
+                    _ => return Err(reply.unknown_tag()),
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// The messages of one call, each id once, in the form that `append_messages.lua` takes.
+struct Batch {
+    messages: Vec<BatchMessage>,
+    /// For each message of the call, its index in `messages`.
+    indexes: Vec<usize>,
+}
+
+struct BatchMessage {
+    message_id: String,
+    id_generated: bool,
+    new: NewMessage,
+    content: String,
+}
+
+impl Batch {
+    /// Creates a batch of the messages of a call. The inner error is an id that occurs twice with different content.
+    fn new(new: &[NewMessage]) -> Result<Result<Self, String>, StoreError> {
+        let mut batch = Self { messages: Vec::with_capacity(new.len()), indexes: Vec::with_capacity(new.len()) };
+        for message in new {
+            let (message_id, id_generated) = match &message.message_id {
+                Some(message_id) => (message_id.to_string(), false),
+                None => (random_message_id()?, true),
+            };
+            if let Some(index) = batch.messages.iter().position(|earlier| earlier.message_id == message_id) {
+                let earlier = &batch.messages[index].new;
+                if earlier.role != message.role || !same_json(&earlier.content, &message.content) {
+                    return Ok(Err(message_id));
+                }
+                batch.indexes.push(index);
+            } else {
+                batch.indexes.push(batch.messages.len());
+                let content = message.content.to_string();
+                batch.messages.push(BatchMessage { message_id, id_generated, new: message.clone(), content });
+            }
+        }
+        Ok(Ok(batch))
+    }
+
+    fn push_args(&self, args: &mut Vec<String>) {
+        for message in &self.messages {
+            args.extend([
+                message.message_id.clone(),
+                message.new.role.as_str().to_owned(),
+                message.content.clone(),
+                message.new.metadata.clone(),
+            ]);
+        }
+    }
+
+    /// The script compares texts. If a stored text is the same JSON (with another order of members, spacing, or
+    /// spelling of numbers), this takes the stored text instead. If it is different JSON, this returns the message's
+    /// id.
+    fn adopt_stored_texts(&mut self, reply: &mut Reply) -> Result<Option<String>, StoreError> {
+        while !reply.is_empty() {
+            let (position, role, content) = (reply.parse::<usize>()?, reply.role()?, reply.string()?);
+            let index = position.wrapping_sub(1);
+            let Some(message) = self.messages.get_mut(index) else {
+                return Err(reply.unexpected("a position is out of range"));
+            };
+            let same = serde_json::from_str::<serde_json::Value>(&content)
+                .is_ok_and(|stored| role == message.new.role && same_json(&stored, &message.new.content));
+            if !same || message.content == content {
+                return Ok(Some(message.message_id.clone()));
+            }
+            message.content = content;
+        }
+        Ok(None)
+    }
+
+    /// Reads the stored messages, one for each message of the call; whether an id was generated for this call; and how
+    /// many messages are new.
+    fn read_messages(&self, reply: &mut Reply, session_id: SessionId) -> Result<(Vec<Message>, bool, u64), StoreError> {
+        let mut stored = Vec::with_capacity(self.messages.len());
+        let mut new = 0;
+        for message in &self.messages {
+            new += u64::from(reply.string()? == "new");
+            stored.push(Message {
+                message_id: message.message_id.clone(),
+                session_id,
+                seq: reply.parse()?,
+                created_at: reply.time()?,
+                role: reply.role()?,
+                content: reply.string()?,
+                metadata: reply.string()?,
+            });
+        }
+        let id_generated = self.messages.iter().any(|message| message.id_generated);
+        let messages = self.indexes.iter().filter_map(|&index| stored.get(index).cloned()).collect();
+        Ok((messages, id_generated, new))
+    }
+}
+
+/// A message id for a client that sent none: a UUID version 4.
+fn random_message_id() -> Result<String, StoreError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid().to_string())
+}

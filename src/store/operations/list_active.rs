@@ -1,0 +1,95 @@
+//! Lists the active sessions of a business.
+
+use fred::interfaces::SortedSetsInterface;
+use futures_util::future::try_join_all;
+
+use super::instrumented;
+use super::session_page::{PAGE_READS_MAX, PageBuilder, ScoreBound, score_of};
+use super::{Position, SessionPage};
+use crate::metrics::Operation;
+use crate::session::{Identifier, Partition, Session, Status, Timestamp};
+use crate::store::{ResponseOwner, SessionStore, StoreError};
+
+impl SessionStore {
+    /// A page of the active sessions of a business for `owner`, latest expiry first, and the total number of active
+    /// sessions. The page ends after `limit` sessions or 4 MiB.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn list_active(
+        &self,
+        business_id: &Identifier,
+        limit: usize,
+        after: Option<Position>,
+        owner: ResponseOwner,
+        now: Timestamp,
+    ) -> Result<(SessionPage, u64), StoreError> {
+        instrumented(Operation::ListActive, async move {
+            let partitions = Partition::of_business(business_id.as_str());
+            let keys: Vec<_> =
+                partitions.into_iter().map(|partition| self.keys.business(partition, business_id.as_str())).collect();
+            let totals = try_join_all(keys.iter().map(|key| self.count_active(key, now)));
+            let page = self.page_of_active(&keys, limit, after, owner, now);
+            let (totals, page) = futures_util::try_join!(totals, page)?;
+            Ok((page, totals.into_iter().sum()))
+        })
+        .await
+    }
+
+    async fn page_of_active(
+        &self,
+        keys: &[String],
+        limit: usize,
+        after: Option<Position>,
+        owner: ResponseOwner,
+        now: Timestamp,
+    ) -> Result<SessionPage, StoreError> {
+        let mut page = PageBuilder::new(limit, after);
+        for _ in 0..PAGE_READS_MAX {
+            let reads = keys.iter().map(|key| self.active_entries(key, page.after, now, limit + 1));
+            let mut entries: Vec<_> = try_join_all(reads).await?.into_iter().flatten().collect();
+            entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.score, entry.session_id)));
+            entries.truncate(limit + 1);
+            let exhausted = entries.len() <= limit;
+            let is_active = |session: &Session| session.status == Status::Active;
+            if self.fill_page(&mut page, &entries, is_active, owner, now).await? {
+                break;
+            }
+            if exhausted {
+                return Ok(page.last());
+            }
+        }
+        Ok(page.with_next())
+    }
+
+    /// The first `limit` entries of one business index after a position. Several sessions may expire in the same
+    /// millisecond, so entries with the position's own score are read again, and those up to the position are dropped.
+    /// If too few remain, twice as many are read.
+    async fn active_entries(
+        &self,
+        key: &str,
+        after: Option<Position>,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Position>, StoreError> {
+        let highest = after.map_or(ScoreBound::Infinite, |position| ScoreBound::Inclusive(position.score));
+        let is_after = |entry: &Position| {
+            after.is_none_or(|after| (entry.score, entry.session_id) < (after.score, after.session_id))
+        };
+        let mut count = limit;
+        loop {
+            let mut entries = self.range_down(key, highest, ScoreBound::Above(now.0), count).await?;
+            let exhausted = entries.len() < count;
+            entries.retain(is_after);
+            if exhausted || entries.len() >= limit {
+                return Ok(entries);
+            }
+            count *= 2;
+        }
+    }
+
+    async fn count_active(&self, key: &str, now: Timestamp) -> Result<u64, StoreError> {
+        // Scores are whole milliseconds, so "above now" means "from the next millisecond on".
+        self.call(key, |client| async move { client.zcount(key, score_of(now.0 + 1), f64::INFINITY).await }).await
+    }
+}

@@ -1,0 +1,47 @@
+//! Lists the sessions of a user.
+
+use super::instrumented;
+use super::session_page::{PAGE_READS_MAX, PageBuilder, REFILL_ENTRIES_MIN, ScoreBound};
+use super::{Position, SessionPage};
+use crate::metrics::Operation;
+use crate::session::{Identifier, Timestamp};
+use crate::store::{ResponseOwner, SessionStore, StoreError};
+
+impl SessionStore {
+    /// A page of the user's sessions for `owner`, newest first. It ends after `limit` sessions or 4 MiB.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn list_history(
+        &self,
+        business_id: &Identifier,
+        user_id: &Identifier,
+        limit: usize,
+        after: Option<Position>,
+        owner: ResponseOwner,
+        now: Timestamp,
+    ) -> Result<SessionPage, StoreError> {
+        instrumented(Operation::ListHistory, async move {
+            let key = self.keys.history(business_id.as_str(), user_id.as_str());
+            let mut page = PageBuilder::new(limit, after);
+            let mut wanted = limit + 1;
+            // Entries whose session no longer exists leave gaps. A page with very many gaps stays short, and has a next
+            // page.
+            for _ in 0..PAGE_READS_MAX {
+                // Scores are unique, because a user's createdAt values strictly increase.
+                let highest = page.after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
+                let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
+                let exhausted = entries.len() < wanted;
+                if self.fill_page(&mut page, &entries, |_| true, owner, now).await? {
+                    break;
+                }
+                if exhausted {
+                    return Ok(page.last());
+                }
+                wanted = wanted.max(REFILL_ENTRIES_MIN);
+            }
+            Ok(page.with_next())
+        })
+        .await
+    }
+}

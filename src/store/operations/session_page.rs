@@ -1,0 +1,167 @@
+//! Pages of sessions by keyset cursors. The cost depends on the size of the page, not of the list.
+
+use fred::clients::Client;
+use fred::interfaces::SortedSetsInterface;
+use fred::types::Value;
+use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
+use futures_util::future::try_join_all;
+
+use crate::session::{Identifier, Session, SessionId, TITLE_CHARS_MAX, TenantScope, Timestamp};
+use crate::store::reply::Reply;
+use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
+use crate::store::{SessionStore, StoreError};
+
+/// Most reads to fill a page that has gaps.
+pub(super) const PAGE_READS_MAX: u32 = 4;
+/// Least number of entries in a further read of a history with gaps: entries of sessions that no longer exist are next
+/// to each other.
+pub(super) const REFILL_ENTRIES_MIN: usize = 100;
+/// Most bytes of a session's fields except its metadata: five identifiers and a title, with at most four bytes per
+/// character, and the fields that do not depend on the client.
+const SESSION_BYTES_BESIDE_METADATA_MAX: usize = 5 * 4 * Identifier::CHARS_MAX + 4 * TITLE_CHARS_MAX + 512;
+
+/// A position in a list: the entry that a page ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The list's sort key: Unix time in milliseconds.
+    pub score: i64,
+    /// The entry.
+    pub session_id: SessionId,
+}
+
+/// Sessions in the list's order, and where the next page starts.
+#[derive(Debug)]
+pub struct SessionPage {
+    /// In the list's order.
+    pub sessions: Vec<Session>,
+    /// The position to continue from, if there may be more sessions.
+    pub next: Option<Position>,
+    /// The memory of a large page. Keep it until the response is sent.
+    pub memory: Option<MemoryPermit>,
+}
+
+/// A page that is being filled.
+pub(super) struct PageBuilder {
+    limit: usize,
+    sessions: Vec<Session>,
+    bytes: usize,
+    memory: Option<MemoryPermit>,
+    /// The last entry that was examined.
+    pub(super) after: Option<Position>,
+}
+
+impl PageBuilder {
+    pub(super) fn new(limit: usize, after: Option<Position>) -> Self {
+        Self { limit, sessions: Vec::with_capacity(limit), bytes: 0, memory: None, after }
+    }
+
+    /// Adds the sessions of these entries that exist. Returns whether an existing session did not fit: only such a
+    /// session makes a further page.
+    fn fill(&mut self, entries: &[Position], read: impl IntoIterator<Item = Option<Session>>) -> bool {
+        for (entry, session) in entries.iter().zip(read) {
+            if let Some(session) = session {
+                let bytes = self.bytes + session.json_bytes();
+                if self.sessions.len() == self.limit || (!self.sessions.is_empty() && bytes > PAGE_BYTES_MAX) {
+                    return true;
+                }
+                self.bytes = bytes;
+                self.sessions.push(session);
+            }
+            self.after = Some(*entry);
+        }
+        false
+    }
+
+    pub(super) fn last(self) -> SessionPage {
+        SessionPage { next: None, ..self.with_next() }
+    }
+
+    pub(super) fn with_next(mut self) -> SessionPage {
+        if let Some(memory) = &mut self.memory {
+            memory.shrink_to(self.bytes);
+        }
+        SessionPage { sessions: self.sessions, next: self.after, memory: self.memory }
+    }
+}
+
+impl SessionStore {
+    /// Reads the sessions of these entries, a bounded number at a time, and adds those that are `wanted` to the page.
+    /// Returns whether more sessions exist than fit on the page.
+    pub(super) async fn fill_page(
+        &self,
+        page: &mut PageBuilder,
+        entries: &[Position],
+        wanted: fn(&Session) -> bool,
+        owner: ResponseOwner,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let session_bytes_max = self.config.metadata_bytes_max.saturating_add(SESSION_BYTES_BESIDE_METADATA_MAX);
+        for piece in entries.chunks((PIECE_BYTES / session_bytes_max).max(1)) {
+            if page.bytes > SMALL_RESPONSE_BYTES && page.memory.is_none() {
+                let bytes = page.limit.saturating_mul(session_bytes_max).min(PAGE_BYTES_MAX.max(session_bytes_max));
+                page.memory = Some(self.response_memory.reserve(owner, bytes).await?);
+            }
+            let read = piece.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
+            let read = try_join_all(read).await?.into_iter().map(|session| session.filter(wanted));
+            if page.fill(piece, read) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Entries of a sorted set in descending order, starting at `highest`.
+    pub(super) async fn range_down(
+        &self,
+        key: &str,
+        highest: ScoreBound,
+        lowest: ScoreBound,
+        count: usize,
+    ) -> Result<Vec<Position>, StoreError> {
+        let limit = Some((0, i64::try_from(count).unwrap_or(i64::MAX)));
+        let range = |client: Client| async move {
+            let (highest, lowest) = (highest.as_range(f64::INFINITY), lowest.as_range(f64::NEG_INFINITY));
+            client.zrevrangebyscore::<Value, _, _, _>(key, highest, lowest, true, limit).await
+        };
+        let value = self.call(key, range).await?;
+        let mut reply = Reply::new("list", value)?;
+        let mut entries = Vec::new();
+        while !reply.is_empty() {
+            entries.push(Position { session_id: reply.parse()?, score: reply.parse()? });
+        }
+        Ok(entries)
+    }
+}
+
+/// One end of a range of scores.
+#[derive(Clone, Copy)]
+pub(super) enum ScoreBound {
+    Infinite,
+    Inclusive(i64),
+    Below(i64),
+    Above(i64),
+}
+
+impl ScoreBound {
+    fn as_range(self, infinite: f64) -> ZRange {
+        let (kind, score) = match self {
+            Self::Infinite => (ZRangeKind::Inclusive, infinite),
+            Self::Inclusive(ms) => (ZRangeKind::Inclusive, score_of(ms)),
+            Self::Below(ms) | Self::Above(ms) => (ZRangeKind::Exclusive, score_of(ms)),
+        };
+        let range = if score == f64::INFINITY {
+            ZRangeBound::InfiniteScore
+        } else if score == f64::NEG_INFINITY {
+            ZRangeBound::NegInfiniteScore
+        } else {
+            ZRangeBound::Score(score)
+        };
+        ZRange { kind, range }
+    }
+}
+
+/// A time as a score of a sorted set. An `f64` represents milliseconds of up to 53 bits exactly.
+#[expect(clippy::cast_precision_loss, reason = "exact until the year 287396")]
+pub(crate) fn score_of(ms: i64) -> f64 {
+    ms as f64
+}

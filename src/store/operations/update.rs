@@ -1,0 +1,153 @@
+//! Changes a session: its title, metadata, status, or only its last activity.
+
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::{VersionCondition, count_end, instrumented};
+use crate::metrics::{self, Operation};
+use crate::session::{EndReason, PatchStatus, Session, SessionId, SessionPatch, TenantScope, Timestamp, merge_patch};
+use crate::store::keys::field;
+use crate::store::{SessionStore, StoreError};
+
+/// Outcome of [`SessionStore::update`].
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the large variant is the usual one")]
+pub enum Update {
+    /// The session after the change.
+    Updated(Session),
+    /// The session does not exist.
+    Missing,
+    /// The session has this version, which the condition does not accept.
+    VersionMismatch(u64),
+    /// Another session of the user is active.
+    AnotherActive(SessionId),
+    /// Concurrent changes interfered until the retries ran out. Nothing was changed.
+    ConcurrentUpdate,
+    /// The merged metadata would be too large. Nothing was changed.
+    MetadataTooLarge,
+}
+
+impl SessionStore {
+    /// Changes a session within `scope`.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn update(
+        &self,
+        id: SessionId,
+        patch: &SessionPatch,
+        condition: &VersionCondition,
+        scope: &TenantScope,
+        now: Timestamp,
+    ) -> Result<Update, StoreError> {
+        instrumented(Operation::Update, async move {
+            let mutation_id = random_mutation_id()?;
+            let started = Instant::now();
+            while started.elapsed() < self.retry_budget {
+                let Some(session) = self.get_in_scope(id, scope, now).await? else {
+                    return Ok(Update::Missing);
+                };
+                if !condition.accepts(session.version) {
+                    return Ok(Update::VersionMismatch(session.version));
+                }
+                let metadata = match &patch.metadata {
+                    Some(metadata_patch) => Some(merged_metadata(&session, metadata_patch)?),
+                    None => None,
+                };
+                if metadata.as_ref().is_some_and(|merged| merged.len() > self.config.metadata_bytes_max) {
+                    return Ok(Update::MetadataTooLarge);
+                }
+                let args = self.update_args(&session, patch, metadata, condition, &mutation_id, now);
+                let mut reply = self.run(&self.scripts.update, self.keys_of(&session), args).await?;
+                match reply.string()?.as_str() {
+                    "updated" => {
+                        let (change, other_ended) = (reply.string()?, reply.string()?);
+                        count_end(&other_ended);
+                        return match reply.session(id)?.and_then(|session| session.as_of(now, &self.config.lifecycle)) {
+                            Some(session) => {
+                                count_change(&change, &session);
+                                Ok(Update::Updated(session))
+                            }
+                            None => Err(reply.unexpected("the updated session is missing")),
+                        };
+                    }
+                    "missing" => return Ok(Update::Missing),
+                    "another_active" => return Ok(Update::AnotherActive(reply.parse()?)),
+                    // The session has changed in the meantime. Read it again.
+                    "version_mismatch" | "stale" => {}
+                    _ => return Err(reply.unknown_tag()),
+                }
+            }
+            Ok(Update::ConcurrentUpdate)
+        })
+        .await
+    }
+
+    fn update_args(
+        &self,
+        session: &Session,
+        patch: &SessionPatch,
+        metadata: Option<String>,
+        condition: &VersionCondition,
+        mutation_id: &str,
+        now: Timestamp,
+    ) -> Vec<String> {
+        let base_metadata = metadata.as_ref().map_or_else(String::new, |_| format!("={}", session.metadata));
+        let mut args = vec![
+            self.keys.partition(session.session_id.partition()),
+            session.session_id.to_string(),
+            now.0.to_string(),
+            self.config.lifecycle.idle_ms().to_string(),
+            self.config.lifecycle.max_lifetime_ms().to_string(),
+            self.config.lifecycle.retention_ms().to_string(),
+            mutation_id.to_owned(),
+            condition.expected_version(session.version),
+            base_metadata,
+            patch.status.map_or("", PatchStatus::as_str).to_owned(),
+            patch.if_active.as_str().to_owned(),
+        ];
+        let mut set = |name: &str, value: String| args.extend([name.to_owned(), value]);
+        if let Some(location_id) = &patch.location_id {
+            set(field::LOCATION_ID, format!("={location_id}"));
+        }
+        if let Some(session_type) = &patch.session_type {
+            set(field::SESSION_TYPE, format!("={session_type}"));
+        }
+        if let Some(title) = &patch.title {
+            set(field::TITLE, title.as_ref().map_or_else(String::new, |title| format!("={title}")));
+        }
+        if let Some(metadata) = metadata {
+            set(field::METADATA, format!("={metadata}"));
+        }
+        args
+    }
+}
+
+/// Counts a resume or an end that an update caused.
+fn count_change(change: &str, session: &Session) {
+    match change {
+        "resumed" => metrics::session_resumed(),
+        "ended" | "expired" => count_end(session.end_reason.map_or("", EndReason::as_str)),
+        _ => {}
+    }
+}
+
+/// The session's metadata with a merge patch applied (RFC 7396). A patch of `null` empties it.
+fn merged_metadata(session: &Session, patch: &serde_json::Value) -> Result<String, StoreError> {
+    let malformed = |_| StoreError::Reply { operation: "update", problem: "the stored metadata is not a JSON object" };
+    let mut metadata = serde_json::from_str(&session.metadata).map_err(malformed)?;
+    match patch {
+        serde_json::Value::Object(patch) => merge_patch(&mut metadata, patch.clone()),
+        _ => metadata.clear(),
+    }
+    serde_json::to_string(&metadata).map_err(malformed)
+}
+
+/// 64 random bits as 11 characters, which identify one call of `update.lua`.
+fn random_mutation_id() -> Result<String, StoreError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}

@@ -1,0 +1,11 @@
+//! The Redis servers that hold sessions: connections, routing of commands to servers, and scripts.
+
+pub(super) mod address;
+mod cluster;
+pub(super) mod connection;
+pub(super) mod connection_id;
+pub(super) mod preflight;
+mod read_connection;
+mod resp;
+pub(super) mod scripts;
+pub(super) mod topology;

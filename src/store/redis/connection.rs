@@ -1,0 +1,311 @@
+//! The connection to one Redis, with settings that bound every command (`docs/architecture.md`, Redis connections).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::config::{
+    Config, ReconnectError, ReconnectPolicy, Server as Address, ServerConfig, TcpConfig, UnresponsiveConfig,
+};
+use fred::types::{Builder, CustomCommand, Value};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, Notify, OnceCell};
+use tokio::task::AbortHandle;
+
+use super::connection_id::{ConnectionId, SharedConnectionId};
+use super::read_connection::ReadConnection;
+use crate::session::{Session, SessionId};
+use crate::store::StoreError;
+use crate::store::health::Health;
+use crate::{log, metrics};
+
+/// Most commands that may wait for Redis at once. More are rejected, so an outage does not leak memory.
+const COMMANDS_WAITING_MAX: usize = 16_384;
+/// Timeout of one attempt to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a server may leave commands without a reply before the connection is replaced.
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
+/// Interval between checks for an unresponsive server.
+const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
+/// A persistent error is logged again after this time.
+const REPEAT_ERROR_AFTER: Duration = Duration::from_secs(30);
+const RECONNECT_MIN_MS: u32 = 50;
+const RECONNECT_MAX_MS: u32 = 1_000;
+
+/// How to connect to a server.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct Settings {
+    /// Address, credentials and TLS.
+    pub(in crate::store) config: Config,
+    /// Timeout of one command.
+    pub(in crate::store) command_timeout: Duration,
+    /// Whether to reject a server that may lose sessions.
+    pub(in crate::store) require_supported: bool,
+    /// State of all servers.
+    pub(in crate::store) health: Arc<Health>,
+}
+
+/// What a command needs from its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Needs {
+    /// A connection.
+    Connection,
+    /// A connection and clocks that agree, because the command computes expiries from the service's time.
+    SafeClock,
+}
+
+/// One server and the connection to it. A background task connects, and reconnects whenever the connection breaks,
+/// until this is dropped.
+///
+/// With Sentinel this is the current master.
+#[derive(Debug)]
+pub(in crate::store) struct Server {
+    /// Its address, for the log.
+    name: String,
+    settings: Settings,
+    connection: Connection,
+    /// The present connection, or the last one; none before the first.
+    connection_id: Arc<SharedConnectionId>,
+    /// Whether the last PING timed out.
+    is_unresponsive: Arc<AtomicBool>,
+    /// Set once the preflight check has passed.
+    preflight_passed: OnceCell<()>,
+    /// The connection for reads of sessions.
+    read_connection: Option<ReadConnection>,
+    /// A connection for commands that ASKING precedes. The lock keeps other commands from coming in between.
+    asking: Mutex<Option<Connection>>,
+    watchers: Vec<AbortHandle>,
+}
+
+/// A client and the task that connects it. Dropping this stops the task, even if there is no server to connect to.
+#[derive(Debug)]
+struct Connection {
+    client: Client,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for watcher in &self.watchers {
+            watcher.abort();
+        }
+    }
+}
+
+impl Server {
+    /// Starts to connect to a server.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if the settings cannot be used.
+    pub(in crate::store) fn connect(settings: Settings) -> Result<Arc<Self>, Error> {
+        let name = match &settings.config.server {
+            ServerConfig::Unix { path } => path.display().to_string(),
+            server => server.hosts().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        };
+        let client = client(&settings)?;
+        let (connection_id, is_unresponsive): (Arc<SharedConnectionId>, _) = (Arc::default(), Arc::default());
+        // Subscribes before the client connects, so no event is missed.
+        let log = log_errors(client.error_rx());
+        let connected = Arc::new(Notify::new());
+        let track = track_connections(client.reconnect_rx(), Arc::clone(&connection_id), Arc::clone(&connected));
+        let watch = watch_responsiveness(client.clone(), Arc::clone(&is_unresponsive));
+        let watchers = vec![
+            tokio::spawn(log).abort_handle(),
+            tokio::spawn(track).abort_handle(),
+            tokio::spawn(watch).abort_handle(),
+        ];
+        let read_connection =
+            ReadConnection::start(&client, &settings.config, &connection_id, connected, settings.command_timeout);
+        Ok(Arc::new(Self {
+            name,
+            settings,
+            connection: Connection::of(client),
+            connection_id,
+            is_unresponsive,
+            preflight_passed: OnceCell::new(),
+            read_connection,
+            asking: Mutex::new(None),
+            watchers,
+        }))
+    }
+
+    /// The client, after the preflight check of the server has passed.
+    pub(in crate::store) async fn client(&self) -> Result<Client, StoreError> {
+        let client = &self.connection.client;
+        if self.settings.require_supported {
+            // Boxed to keep the future of every call small.
+            self.preflight_passed.get_or_try_init(|| Box::pin(self.settings.health.check(client, &self.name))).await?;
+        }
+        Ok(client.clone())
+    }
+
+    /// Fails if this server lacks what a command needs.
+    ///
+    /// # Errors
+    /// [`StoreError::ClockSkew`]
+    pub(in crate::store) fn require(&self, needs: Needs) -> Result<(), StoreError> {
+        match needs {
+            Needs::Connection => Ok(()),
+            Needs::SafeClock => self.settings.health.require_safe_clock(&self.name),
+        }
+    }
+
+    /// Its name in the log.
+    pub(in crate::store) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The session `id` at `key`, over the read connection. The outer `None` means that the client has to read it.
+    pub(in crate::store) async fn read_session(
+        &self,
+        key: String,
+        id: SessionId,
+    ) -> Result<Option<Option<Session>>, StoreError> {
+        if self.settings.require_supported && !self.preflight_passed.initialized() {
+            return Ok(None);
+        }
+        let (Some(read_connection), Some(connection_id)) = (&self.read_connection, self.connection_id()) else {
+            return Ok(None);
+        };
+        read_connection.session(key, id, connection_id).await.transpose()
+    }
+
+    /// The client, without a preflight check.
+    pub(in crate::store) fn unchecked_client(&self) -> &Client {
+        &self.connection.client
+    }
+
+    /// Sends a command about a slot that is moving to this server and does not belong to it yet.
+    pub(in crate::store) async fn send_asking<T, F>(&self, send: &impl Fn(Client) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut asking = self.asking.lock().await;
+        if asking.is_none() {
+            *asking = Some(Connection::of(client(&self.settings)?));
+        }
+        let Some(Connection { client, .. }) = asking.as_ref() else {
+            return Err(Error::new_canceled());
+        };
+        let asking_command = CustomCommand::new_static("ASKING", None, false);
+        let _: Value = client.custom(asking_command, Vec::<Value>::new()).await?;
+        send(client.clone()).await
+    }
+
+    /// Whether the server is connected and replies.
+    pub(in crate::store) fn is_responsive(&self) -> bool {
+        self.connection.client.is_connected() && !self.is_unresponsive.load(Ordering::Relaxed)
+    }
+
+    /// The id of the present connection, if there is one.
+    pub(in crate::store) fn connection_id(&self) -> Option<ConnectionId> {
+        self.connection_id.get().filter(|_| self.connection.client.is_connected())
+    }
+
+    /// Closes the connection after the replies to all sent commands have arrived.
+    pub(in crate::store) async fn quit(&self) {
+        // There is nothing else to do if this fails.
+        let _ = self.connection.client.quit().await;
+    }
+}
+
+impl Connection {
+    fn of(client: Client) -> Self {
+        let task = client.connect().abort_handle();
+        Self { client, task }
+    }
+}
+
+fn client(settings: &Settings) -> Result<Client, Error> {
+    let mut config = settings.config.clone();
+    // Otherwise the client gives up on a Redis that is unreachable when the service starts.
+    config.fail_fast = false;
+    let mut reconnect_errors = vec![ReconnectError::Loading];
+    if config.server.is_sentinel() {
+        // A new connection may lead to the new master. With a single server it would only interrupt the reads as well.
+        reconnect_errors.push(ReconnectError::ReadOnly);
+    }
+    Builder::from_config(config)
+        .with_performance_config(|performance| performance.default_command_timeout = settings.command_timeout)
+        .with_connection_config(|connection| {
+            connection.connection_timeout = CONNECT_TIMEOUT;
+            connection.internal_command_timeout = CONNECT_TIMEOUT;
+            // If a connection breaks, it is not known whether its commands were applied. The service's client decides
+            // whether to retry.
+            connection.max_command_attempts = 1;
+            connection.max_command_buffer_len = COMMANDS_WAITING_MAX;
+            connection.auto_client_setname = false;
+            connection.unresponsive =
+                UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE_AFTER), interval: UNRESPONSIVE_CHECK };
+            connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
+            connection.reconnect_errors.clone_from(&reconnect_errors);
+        })
+        .set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2))
+        .build()
+}
+
+/// Replaces the connection to a server that accepts commands and does not reply. fred's own detection counts from the
+/// last command that it wrote, so it never detects this under load. Reconnecting also finds a new master, if there is
+/// one.
+async fn watch_responsiveness(client: Client, is_unresponsive: Arc<AtomicBool>) {
+    let mut unresponsive_since = None;
+    loop {
+        tokio::time::sleep(UNRESPONSIVE_CHECK).await;
+        let reply = client.ping::<Value>(None).await;
+        if !matches!(&reply, Err(error) if *error.kind() == ErrorKind::Timeout) {
+            unresponsive_since = None;
+            is_unresponsive.store(false, Ordering::Relaxed);
+            continue;
+        }
+        is_unresponsive.store(true, Ordering::Relaxed);
+        let since = *unresponsive_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= UNRESPONSIVE_AFTER {
+            tracing::warn!("Redis accepts commands but does not reply; reconnecting");
+            // Returns once there is a connection again.
+            let _ = client.force_reconnection().await;
+            unresponsive_since = None;
+        }
+    }
+}
+
+/// Assigns an id to each new connection, and notifies the read connection.
+async fn track_connections(mut reconnections: Receiver<Address>, id: Arc<SharedConnectionId>, connected: Arc<Notify>) {
+    while !matches!(reconnections.recv().await, Err(RecvError::Closed)) {
+        if id.get().is_some() {
+            metrics::store_reconnected();
+        }
+        id.set(Some(ConnectionId::next()));
+        connected.notify_one();
+    }
+}
+
+/// Logs why there is no connection: once for each reason, not for each attempt.
+async fn log_errors(mut errors: Receiver<(Error, Option<Address>)>) {
+    let mut last = (String::new(), Instant::now());
+    loop {
+        match errors.recv().await {
+            Ok((error, server)) => {
+                let error = error.to_string();
+                let is_new = error != last.0 || last.1.elapsed() > REPEAT_ERROR_AFTER;
+                // Two alternating reasons are new each time, so the lines are also rate-limited.
+                if is_new && log::should_log("connection") {
+                    let server = server.map(|server| server.to_string()).unwrap_or_default();
+                    tracing::warn!(server, error, "no connection to Redis; retrying");
+                    last = (error, Instant::now());
+                }
+            }
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}

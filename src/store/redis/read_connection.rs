@@ -1,0 +1,248 @@
+//! A connection that only reads sessions, next to the client's (fred). Nearly every request is such a read, and the
+//! client spends more time on one than Redis does. It reads whole hashes (`HGETALL`): looking up 17 named fields costs
+//! Redis a third more than sending their names as well (`benches/RESULTS.md`).
+//!
+//! This connection decides nothing. If it does not get the fields of a session (no connection, an error, a redirection,
+//! a loading server), the client reads the session again and handles the case; a read may be repeated. It is open only
+//! while the client has a connection, and leads to the same server. So it follows failovers, and is closed when the
+//! client's connection breaks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fred::bytes::{Buf, BytesMut};
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::ClientLike;
+use fred::types::config::{Config, ServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+
+use super::connection_id::{ConnectionId, SharedConnectionId};
+use super::resp::{self, Frame};
+use crate::session::{Session, SessionId};
+use crate::store::StoreError;
+use crate::store::keys::SESSION_FIELDS;
+use crate::store::reply::SessionFields;
+
+/// How often to check for an overdue reply and for a new connection of the client.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Delay before a broken connection is opened again.
+const REOPEN_AFTER: Duration = Duration::from_millis(200);
+/// Timeout of one attempt to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most bytes of commands in one write.
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// Least free space for replies before a read: a small buffer is filled by each of many reads.
+const READ_BUFFER_MIN: usize = 16 * 1024;
+
+/// The connection. A background task opens it, and reopens it whenever it breaks, until this is dropped.
+#[derive(Debug)]
+pub(super) struct ReadConnection {
+    requests: UnboundedSender<ReadRequest>,
+    /// The client's connection that the open connection is paired with.
+    paired_with: Arc<SharedConnectionId>,
+    task: AbortHandle,
+}
+
+/// A request for a session by its key.
+struct ReadRequest {
+    key: String,
+    id: SessionId,
+    reply: ReplySender,
+}
+
+/// Takes the session. Dropped if the client has to read it.
+type ReplySender = oneshot::Sender<Result<Option<Session>, StoreError>>;
+
+impl Drop for ReadConnection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl ReadConnection {
+    /// Starts a connection paired with this client's. `None` with TLS: only the client supports it, and it costs more
+    /// than this connection saves.
+    pub(super) fn start(
+        client: &Client,
+        config: &Config,
+        connection_id: &Arc<SharedConnectionId>,
+        connected: Arc<Notify>,
+        timeout: Duration,
+    ) -> Option<Self> {
+        if config.tls.is_some() {
+            return None;
+        }
+        let (requests, receiver) = unbounded_channel();
+        let paired_with = Arc::new(SharedConnectionId::default());
+        let driver = Driver {
+            client: client.clone(),
+            config: config.clone(),
+            connection_id: Arc::clone(connection_id),
+            connected,
+            paired_with: Arc::clone(&paired_with),
+            timeout,
+        };
+        Some(Self { requests, paired_with, task: tokio::spawn(driver.run(receiver)).abort_handle() })
+    }
+
+    /// The session `id` at `key`, if it exists. The outer `None` means that the client has to read it. `connection_id`
+    /// is the client's present connection.
+    pub(super) async fn session(
+        &self,
+        key: String,
+        id: SessionId,
+        connection_id: ConnectionId,
+    ) -> Option<Result<Option<Session>, StoreError>> {
+        if self.paired_with.get() != Some(connection_id) {
+            return None;
+        }
+        let (reply, receiver) = oneshot::channel();
+        self.requests.send(ReadRequest { key, id, reply }).ok()?;
+        receiver.await.ok()
+    }
+}
+
+/// State of the background task.
+struct Driver {
+    client: Client,
+    config: Config,
+    connection_id: Arc<SharedConnectionId>,
+    /// Notified when the client has a new connection.
+    connected: Arc<Notify>,
+    paired_with: Arc<SharedConnectionId>,
+    timeout: Duration,
+}
+
+impl Driver {
+    async fn run(self, mut requests: UnboundedReceiver<ReadRequest>) {
+        loop {
+            if let Some(id) = self.connection_id.get().filter(|_| self.client.is_connected()) {
+                match tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await {
+                    Ok(Ok(stream)) => {
+                        self.paired_with.set(Some(id));
+                        // The client logs connections that break.
+                        let _ = self.serve(stream, &mut requests, id).await;
+                        self.paired_with.set(None);
+                    }
+                    Ok(Err(error)) => tracing::debug!(%error, "cannot open the connection for reads"),
+                    Err(_) => {}
+                }
+            }
+            // Drops the requests that arrived meanwhile; the client serves them.
+            while requests.try_recv().is_ok() {}
+            // Reopens at once when the client has a new connection, otherwise after a delay.
+            let _ = tokio::time::timeout(REOPEN_AFTER, self.connected.notified()).await;
+        }
+    }
+
+    /// Connects to the client's server, as the same user.
+    async fn open(&self) -> io::Result<Box<dyn Stream>> {
+        let mut stream: Box<dyn Stream> = if let ServerConfig::Unix { path } = &self.config.server {
+            Box::new(UnixStream::connect(path).await?)
+        } else {
+            let servers = self.client.active_connections();
+            let server = servers.first().ok_or(io::ErrorKind::NotConnected)?;
+            let stream = TcpStream::connect((&*server.host, server.port)).await?;
+            stream.set_nodelay(true)?;
+            Box::new(stream)
+        };
+        let mut handshake: Vec<Vec<&[u8]>> = Vec::new();
+        match (&self.config.username, &self.config.password) {
+            (Some(username), Some(password)) => {
+                handshake.push(vec![b"AUTH", username.as_bytes(), password.as_bytes()]);
+            }
+            (None, Some(password)) => handshake.push(vec![b"AUTH", password.as_bytes()]),
+            _ => {}
+        }
+        let database = self.config.database.map(|database| database.to_string());
+        if let Some(database) = &database {
+            handshake.push(vec![b"SELECT", database.as_bytes()]);
+        }
+        for words in handshake {
+            let mut command = Vec::new();
+            resp::write_command(words.into_iter(), &mut command);
+            stream.write_all(&command).await?;
+            let mut reply = [0; 5];
+            stream.read_exact(&mut reply).await?;
+            if &reply != b"+OK\r\n" {
+                return Err(io::Error::other("the server rejected AUTH or SELECT"));
+            }
+        }
+        Ok(stream)
+    }
+
+    /// Sends the requests, several in one write, and delivers the replies in their order, until the connection breaks,
+    /// a reply is overdue, or the client has another connection.
+    async fn serve(
+        &self,
+        mut stream: Box<dyn Stream>,
+        requests: &mut UnboundedReceiver<ReadRequest>,
+        id: ConnectionId,
+    ) -> io::Result<()> {
+        let mut pending: VecDeque<(Instant, SessionId, ReplySender)> = VecDeque::new();
+        let (mut commands, mut replies) = (Vec::new(), BytesMut::new());
+        let names = resp::encode_names(SESSION_FIELDS);
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        loop {
+            if replies.capacity() - replies.len() < READ_BUFFER_MIN {
+                replies.reserve(4 * READ_BUFFER_MIN);
+            }
+            tokio::select! {
+                Some(first) = requests.recv() => {
+                    // Yields once to the other tasks. A request that they add costs one more command, but no further
+                    // write.
+                    tokio::task::yield_now().await;
+                    let sent = Instant::now();
+                    let mut next = Some(first);
+                    while let Some(ReadRequest { key, id, reply }) = next {
+                        resp::write_command([&b"HGETALL"[..], key.as_bytes()].into_iter(), &mut commands);
+                        pending.push_back((sent, id, reply));
+                        next = if commands.len() < BATCH_BYTES_MAX { requests.try_recv().ok() } else { None };
+                    }
+                    let written = tokio::time::timeout(self.timeout, stream.write_all(&commands)).await;
+                    written.map_err(|_| io::ErrorKind::TimedOut)??;
+                    commands.clear();
+                }
+                read = stream.read_buf(&mut replies) => {
+                    if read? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    while let Some((frame, length)) = resp::next_fields(&replies, &names)? {
+                        let Some((_, id, reply)) = pending.pop_front() else {
+                            return Err(io::ErrorKind::InvalidData.into());
+                        };
+                        if let Frame::Fields(texts) = frame {
+                            // The caller may have given up.
+                            let _ = reply.send(SessionFields(texts).session("get", id));
+                        }
+                        replies.advance(length);
+                    }
+                }
+                _ = check.tick() => {
+                    if self.connection_id.get() != Some(id) {
+                        return Ok(());
+                    }
+                    if pending.front().is_some_and(|(since, ..)| since.elapsed() >= self.timeout) {
+                        for (.., reply) in pending {
+                            let timeout = Error::new(ErrorKind::Timeout, "no reply to a read before the timeout");
+                            let _ = reply.send(Err(timeout.into()));
+                        }
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A TCP or Unix stream.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}

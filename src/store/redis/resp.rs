@@ -1,0 +1,200 @@
+//! The part of Redis's protocol (RESP2, <https://redis.io/docs/latest/develop/reference/protocol-spec/>) that reads of
+//! sessions need: commands, and replies that are hashes.
+
+use std::io;
+use std::ops::Range;
+
+/// Digits of the longest string that Redis stores, 512 MiB.
+const NUMBER_DIGITS_MAX: usize = 9;
+
+/// A reply.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Frame<'a, const N: usize> {
+    /// The values of a hash's fields; `None` for an absent field.
+    Fields([Option<&'a str>; N]),
+    /// An error, or values that are not UTF-8.
+    Other,
+}
+
+/// Appends a command.
+pub(super) fn write_command<'a>(words: impl Iterator<Item = &'a [u8]> + Clone, out: &mut Vec<u8>) {
+    write_header(b'*', words.clone().count(), out);
+    for word in words {
+        write_header(b'$', word.len(), out);
+        out.extend_from_slice(word);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Appends a header line: the kind of the value that follows, and its length.
+fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
+    out.push(kind);
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Encodes names of fields as replies contain them, so they can be compared without parsing.
+pub(super) fn encode_names<const N: usize>(names: [&str; N]) -> [Vec<u8>; N] {
+    names.map(|name| format!("${}\r\n{name}\r\n", name.len()).into_bytes())
+}
+
+/// Parses the next reply in `received` and returns it with its length, or `None` if it is incomplete. A reply is an
+/// error, or a hash: names and values in turn. Of a hash, the fields with these names ([`encode_names`]) are returned.
+/// A missing hash has no fields.
+///
+/// # Errors
+/// If the reply is anything else. The start of the next reply is then unknown.
+pub(super) fn next_fields<'a, const N: usize>(
+    received: &'a [u8],
+    names: &[Vec<u8>; N],
+) -> io::Result<Option<(Frame<'a, N>, usize)>> {
+    if received.first() == Some(&b'-') {
+        let end = received.windows(2).position(|pair| pair == b"\r\n");
+        return Ok(end.map(|end| (Frame::Other, end + 2)));
+    }
+    let mut reader = Reader { bytes: received, position: 0 };
+    let Some(count) = reader.header(b'*')? else {
+        return Ok(None);
+    };
+    if count % 2 != 0 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let (mut ranges, mut expected) = ([const { None }; N], 0);
+    for _ in 0..count / 2 {
+        // Redis sends fields in the order in which they were first written, which is nearly that of `names`.
+        let found = (expected..N).chain(0..expected).find(|&index| reader.skip(&names[index]));
+        if found.is_none() && reader.text()?.is_none() {
+            return Ok(None);
+        }
+        let Some(text) = reader.text()? else {
+            return Ok(None);
+        };
+        if let Some(index) = found {
+            ranges[index] = Some(text);
+            expected = index + 1;
+        }
+    }
+    let end = reader.position;
+    // Checks all values at once.
+    let Ok(reply) = std::str::from_utf8(&received[..end]) else {
+        return Ok(Some((Frame::Other, end)));
+    };
+    let mut texts = [None; N];
+    for (text, range) in texts.iter_mut().zip(ranges) {
+        if let Some(range) = range {
+            let Some(whole) = reply.get(range) else {
+                return Ok(Some((Frame::Other, end)));
+            };
+            *text = Some(whole);
+        }
+    }
+    Ok(Some((Frame::Fields(texts), end)))
+}
+
+/// Reads the received bytes without consuming them.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl Reader<'_> {
+    /// Skips these bytes, if they are next.
+    fn skip(&mut self, bytes: &[u8]) -> bool {
+        let is_next = self.bytes[self.position..].starts_with(bytes);
+        if is_next {
+            self.position += bytes.len();
+        }
+        is_next
+    }
+
+    /// Reads a header line of this kind and returns its number; `None` if the line is incomplete.
+    fn header(&mut self, kind: u8) -> io::Result<Option<usize>> {
+        let line = &self.bytes[self.position..];
+        let mut number = 0;
+        for (index, &byte) in line.iter().enumerate() {
+            match byte {
+                _ if index == 0 && byte == kind => {}
+                b'0'..=b'9' if (1..=NUMBER_DIGITS_MAX).contains(&index) => {
+                    number = number * 10 + usize::from(byte - b'0');
+                }
+                b'\r' if index > 1 => {
+                    self.position += index + 2;
+                    return Ok((self.position <= self.bytes.len()).then_some(number));
+                }
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads a string and returns its range; `None` if it is incomplete.
+    fn text(&mut self) -> io::Result<Option<Range<usize>>> {
+        let Some(length) = self.header(b'$')? else {
+            return Ok(None);
+        };
+        let (start, end) = (self.position, self.position + length);
+        self.position = end + 2;
+        Ok((self.position <= self.bytes.len()).then_some(start..end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 3] = ["a", "bc", "d"];
+
+    fn read(received: &[u8]) -> Option<(Frame<'_, 3>, usize)> {
+        next_fields(received, &encode_names(NAMES)).expect("no error")
+    }
+
+    #[test]
+    fn command_is_encoded_as_an_array() {
+        let mut out = Vec::new();
+        write_command([&b"HGETALL"[..], "sd:é".as_bytes(), b""].into_iter(), &mut out);
+        assert_eq!(out, "*3\r\n$7\r\nHGETALL\r\n$5\r\nsd:é\r\n$0\r\n\r\n".as_bytes());
+    }
+
+    #[test]
+    fn complete_reply_is_parsed_without_the_bytes_after_it() {
+        let reply = b"*6\r\n$1\r\nd\r\n$3\r\na\r\n\r\n$1\r\nx\r\n$1\r\na\r\n$1\r\na\r\n$0\r\n\r\n*2\r\n";
+        let whole = reply.len() - 4;
+        for end in 0..whole {
+            assert_eq!(read(&reply[..end]), None, "{end} bytes");
+        }
+        assert_eq!(read(reply), Some((Frame::Fields([Some(""), None, Some("a\r\n")]), whole)));
+        assert_eq!(read(b"*0\r\n*2"), Some((Frame::Fields([None; 3]), 4)));
+        assert_eq!(read(b"*2\r\n$1\r\na\r\n$1\r\n\xff\r\n"), Some((Frame::Other, 18)));
+        // Valid UTF-8 as a whole, but not up to the end of the value.
+        assert_eq!(read(b"*2\r\n$1\r\na\r\n$1\r\n\xc3\xa9\r"), Some((Frame::Other, 18)));
+        assert_eq!(read(b"-MOVED 1 a:1\r\n*3"), Some((Frame::Other, 14)));
+    }
+
+    #[test]
+    fn fields_are_found_in_any_order() {
+        let texts = ["1", "2", "3"];
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let mut reply = Vec::new();
+            let pairs = order.iter().flat_map(|&index| [NAMES[index].as_bytes(), texts[index].as_bytes()]);
+            write_command(pairs, &mut reply);
+            assert_eq!(read(&reply), Some((Frame::Fields(texts.map(Some)), reply.len())), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn other_replies_are_errors() {
+        for reply in [
+            "+OK\r\n",
+            ":1\r\n",
+            "*3\r\n$1\r\na\r\n",
+            "*-1\r\n",
+            "*2\r\n:1\r\n",
+            "*2\r\n$x\r\n",
+            "*2\r\n$-1\r\n",
+            "*2\r\n$1\r\na\r\n$-1\r\n",
+            "*2\r\n$9999999999\r\n",
+        ] {
+            assert!(next_fields(reply.as_bytes(), &encode_names(NAMES)).is_err(), "{reply:?}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Sends each command to its server: the only one, or in a cluster the master of the key's slot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::types::config::ServerConfig;
+use futures_util::future::join_all;
+
+use super::cluster::Cluster;
+use super::connection::{Needs, Server, Settings};
+use super::connection_id::ConnectionId;
+use crate::metrics;
+use crate::session::{Session, SessionId};
+use crate::store::StoreError;
+use crate::store::error::Redirection;
+
+/// Share of the command timeout that a call may spend on retries while a slot moves.
+const RETRY_SHARE: f64 = 0.5;
+
+const NO_MASTER: &str = "CLUSTERDOWN No server is known to serve this slot";
+
+/// All servers that hold sessions.
+#[derive(Debug)]
+pub(in crate::store) struct Topology {
+    masters: Masters,
+    retry_budget: Duration,
+}
+
+#[derive(Debug)]
+enum Masters {
+    One(Arc<Server>),
+    Cluster(Cluster),
+}
+
+impl Topology {
+    /// Starts to connect to the servers. Until they are connected, calls fail within a bounded time.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if the settings cannot be used.
+    pub(in crate::store) fn connect(settings: Settings) -> Result<Self, StoreError> {
+        let retry_budget = settings.command_timeout.mul_f64(RETRY_SHARE);
+        let masters = match &settings.config.server {
+            ServerConfig::Clustered { hosts, .. } => Masters::Cluster(Cluster::connect(hosts.clone(), settings)),
+            _ => Masters::One(Server::connect(settings)?),
+        };
+        Ok(Self { masters, retry_budget })
+    }
+
+    /// Sends a command about the slot of `key` to the server that has it.
+    ///
+    /// A command is sent once, and again only if it was certainly not applied: a server that redirects runs nothing,
+    /// and a script that meets a key of a moving slot has only read so far.
+    pub(in crate::store) async fn call<T, F>(&self, key: &str, send: impl Fn(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.call_with(Needs::Connection, key, send).await
+    }
+
+    /// Like [`Self::call`], but fails if the server lacks what the command needs.
+    pub(in crate::store) async fn call_with<T, F>(
+        &self,
+        needs: Needs,
+        key: &str,
+        send: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        match &self.masters {
+            Masters::One(server) => {
+                let client = server.client().await?;
+                server.require(needs)?;
+                Ok(send(client).await?)
+            }
+            // Boxed to keep the future of every call small.
+            Masters::Cluster(cluster) => Box::pin(self.call_cluster(cluster, needs, key, send)).await,
+        }
+    }
+
+    /// The session `id` at `key`, over the read connection. The outer `None` means that the client has to read it.
+    pub(in crate::store) async fn read_session(
+        &self,
+        key: String,
+        id: SessionId,
+    ) -> Result<Option<Option<Session>>, StoreError> {
+        match &self.masters {
+            Masters::One(server) => server.read_session(key, id).await,
+            Masters::Cluster(cluster) => match cluster.master_of(&key) {
+                Some(server) => server.read_session(key, id).await,
+                None => Ok(None),
+            },
+        }
+    }
+
+    async fn call_cluster<T, F>(
+        &self,
+        cluster: &Cluster,
+        needs: Needs,
+        key: &str,
+        send: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let started = Instant::now();
+        let mut importing: Option<Arc<Server>> = None;
+        for attempt in 0.. {
+            // The first redirection is followed at once. Later attempts wait a little.
+            if attempt > 1 {
+                tokio::time::sleep(retry_delay()?).await;
+            }
+            let result = match importing.take() {
+                Some(server) => {
+                    server.require(needs)?;
+                    server.send_asking(&send).await
+                }
+                None => match cluster.master_of(key) {
+                    Some(server) => {
+                        let client = server.client().await?;
+                        server.require(needs)?;
+                        send(client).await
+                    }
+                    None => Err(Error::new(ErrorKind::Cluster, NO_MASTER)),
+                },
+            };
+            let error = match result {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            match Redirection::of(&error) {
+                _ if started.elapsed() >= self.retry_budget => return Err(error.into()),
+                Some(Redirection::Moved(address)) => {
+                    metrics::store_retried("moved");
+                    cluster.slot_has_moved(key, address)?;
+                }
+                Some(Redirection::Ask(address)) => {
+                    metrics::store_retried("ask");
+                    importing = Some(cluster.server_at(address)?);
+                }
+                Some(Redirection::TryAgain) => {
+                    metrics::store_retried("try_again");
+                    cluster.request_reload();
+                }
+                None => {
+                    cluster.request_reload();
+                    if error.details() != NO_MASTER {
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        Err(StoreError::Unavailable(Error::new_canceled()))
+    }
+
+    /// The servers that hold sessions: in a cluster, every master.
+    pub(in crate::store) fn all(&self) -> Vec<Arc<Server>> {
+        match &self.masters {
+            Masters::One(server) => vec![Arc::clone(server)],
+            Masters::Cluster(cluster) => cluster.masters(),
+        }
+    }
+
+    pub(in crate::store) fn is_cluster(&self) -> bool {
+        matches!(self.masters, Masters::Cluster(_))
+    }
+
+    /// The id of the connection to the server of `key`, if it is connected.
+    pub(in crate::store) fn connection_id(&self, key: &str) -> Option<ConnectionId> {
+        match &self.masters {
+            Masters::One(server) => server.connection_id(),
+            Masters::Cluster(cluster) => cluster.master_of(key)?.connection_id(),
+        }
+    }
+
+    /// Closes the connections after the replies to all sent commands have arrived.
+    pub(in crate::store) async fn quit(&self) {
+        join_all(self.all().iter().map(|server| server.quit())).await;
+    }
+}
+
+/// A random delay of 2 to 17 ms, so callers that met the same moving slot do not retry together.
+fn retry_delay() -> Result<Duration, StoreError> {
+    let mut random = [0];
+    getrandom::fill(&mut random)?;
+    Ok(Duration::from_millis(2 + u64::from(random[0]) % 16))
+}
