@@ -1,12 +1,12 @@
-//! Tells the program which revision it was built from: `SESSIOND_REVISION`, or git's, or `unknown`.
+//! Sets the revision of the build: the variable `SESSIOND_REVISION`, otherwise the commit of git, otherwise `unknown`.
 
 use std::path::Path;
 use std::process::Command;
 
-#[expect(clippy::disallowed_methods, reason = "what a build is told, not a setting of the service")]
+#[expect(clippy::disallowed_methods, reason = "a build parameter, not a setting of the service")]
 fn main() {
     println!("cargo::rerun-if-env-changed=SESSIOND_REVISION");
-    // The log grows with each commit and checkout. Without it, nothing but this file could change the revision.
+    // Git appends to this log with every commit and checkout. Without git, no commit triggers a rerun.
     let log = if Path::new(".git/logs/HEAD").exists() { ".git/logs/HEAD" } else { "build.rs" };
     println!("cargo::rerun-if-changed={log}");
     let revision = std::env::var("SESSIOND_REVISION").ok().or_else(git_revision);

@@ -1,10 +1,12 @@
-//! What a call costs over HTTP: every verb through the real server and router, beside `/livez`, which asks no store, and
-//! beside a bare axum server that answers with the bytes of a session.
-//! One kept connection, one request at a time, client, servers and everything but Redis on one thread: latency without
-//! queueing. The client writes bytes that were made before, and reads no more of an answer than its status and length.
+//! Measures what an HTTP request costs: every operation through the real server and router. The baselines are `/livez`,
+//! which does not use the store, and a bare axum server that responds with the bytes of a session.
+//!
+//! One keep-alive connection sends one request at a time; client, servers and everything but Redis share one thread. So
+//! the figures are latency without queueing. The client sends prebuilt bytes, and parses no more of a response than its
+//! status and length.
 
-#![expect(clippy::expect_used, reason = "a benchmark that cannot go on ends")]
-#![expect(clippy::disallowed_methods, reason = "benchmarks find the server program in the environment")]
+#![expect(clippy::expect_used, reason = "a benchmark stops at the first error")]
+#![expect(clippy::disallowed_methods, reason = "benchmarks find the Redis server through PATH")]
 
 mod support;
 
@@ -22,7 +24,7 @@ use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use hyper_util::rt::TokioIo;
 use sessiond::config::Cli;
 use sessiond::store::RedisAddress;
-use sessiond::{http, server};
+use sessiond::{bootstrap, http, server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -30,11 +32,12 @@ use tokio::sync::Mutex;
 use tower::ServiceExt;
 
 const BUSINESS: &str = "B0100001";
-/// Of the page of history that is read.
+/// Sessions of the user whose history is read.
 const HISTORY: usize = 100;
+/// Messages of the session whose messages are read.
 const MESSAGES: usize = 50;
 
-/// A kept connection that sends one request at a time.
+/// A keep-alive connection that sends one request at a time.
 struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
@@ -47,23 +50,23 @@ impl Connection {
         Self { stream, received: Vec::new() }
     }
 
-    /// Sends a request and reads its answer. Returns the body.
+    /// Sends a request and reads the response, which must have this status. Returns the body.
     async fn exchange(&mut self, request: &[u8], status: &str) -> &[u8] {
-        self.stream.write_all(request).await.expect("a request that is taken");
+        self.stream.write_all(request).await.expect("the request is sent");
         self.received.clear();
         loop {
-            self.stream.read_buf(&mut self.received).await.expect("an answer");
+            self.stream.read_buf(&mut self.received).await.expect("a response");
             let Some(head) = self.received.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { continue };
             let (whole, length) = (self.received.len(), head + 4 + content_length(&self.received[..head]));
             if whole >= length {
-                let answer = String::from_utf8_lossy;
-                assert_eq!(&self.received[9..12], status.as_bytes(), "{}", answer(&self.received));
+                let text = String::from_utf8_lossy;
+                assert_eq!(&self.received[9..12], status.as_bytes(), "{}", text(&self.received));
                 return &self.received[head + 4..];
             }
         }
     }
 
-    /// The id of the session that a request is answered with.
+    /// Sends a request and returns the id of the session in the response.
     async fn session(&mut self, request: &[u8], status: &str) -> String {
         let body = self.exchange(request, status).await;
         let session: serde_json::Value = serde_json::from_slice(body).expect("a session");
@@ -97,12 +100,12 @@ struct Bench {
     connection: Mutex<Connection>,
     bare: Mutex<Connection>,
     users: Cell<u32>,
-    _redis: support::PrivateRedis,
+    _redis: support::BenchRedis,
 }
 
 impl Bench {
     fn start() -> Self {
-        let redis = support::PrivateRedis::start();
+        let redis = support::BenchRedis::start();
         let runtime = support::runtime();
         let (service, bare) = runtime.block_on(async {
             let service = serve_sessions(RedisAddress::Socket(redis.socket())).await;
@@ -111,7 +114,7 @@ impl Bench {
         Self { runtime, connection: Mutex::new(service), bare: Mutex::new(bare), users: Cell::new(0), _redis: redis }
     }
 
-    /// The name of a user whom nobody has seen before.
+    /// A user id that was not used before.
     fn new_user(&self) -> String {
         self.users.set(self.users.get() + 1);
         format!("user_{}", self.users.get())
@@ -122,12 +125,12 @@ impl Bench {
         connection.session(&get_or_create(&self.new_user(), "return"), "201").await
     }
 
-    /// Times the same request again and again.
+    /// Measures one request, repeated.
     fn same(&self, group: &mut BenchmarkGroup<WallTime>, name: &str, status: &str, request: &[u8]) {
         self.each(group, name, status, &async |_, _| vec![request.to_vec()]);
     }
 
-    /// Times requests that `prepare` makes, untimed; one for each time, or one for all.
+    /// Measures requests that `prepare` builds outside of the measured time: one per iteration, or one for all.
     fn each(
         &self,
         group: &mut BenchmarkGroup<WallTime>,
@@ -138,6 +141,7 @@ impl Bench {
         self.on(&self.connection, group, name, status, prepare);
     }
 
+    /// The same as `each`, on this connection.
     fn on(
         &self,
         connection: &Mutex<Connection>,
@@ -160,28 +164,29 @@ impl Bench {
     }
 }
 
-/// The service as its users run it, but for the rate limit: here everybody is one caller.
+/// Starts the service with its default settings, except for the rate limit, because one caller sends all requests.
+/// Returns its address.
 async fn serve_sessions(redis: RedisAddress) -> SocketAddr {
     let cli = Cli::try_parse_from(["sessiond", "--rate-limit", "0"]).expect("good flags");
     let config = cli.settings.check().expect("good settings");
-    let credentials = server::credentials(&config).expect("no credentials");
-    let app = server::app(&config, redis, credentials, Arc::new(server::system_now)).expect("an app");
-    // Commands wait for the first connection.
+    let credentials = bootstrap::credentials(&config).expect("no credentials");
+    let app = bootstrap::app_state(&config, redis, credentials, Arc::new(bootstrap::system_now)).expect("app state");
+    // Commands wait until the first connection to Redis is open.
     while app.store.ready().await.is_err() {}
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let connections = server::connections(&config);
+    let connections = bootstrap::connection_settings(&config);
     tokio::spawn(server::serve(
         listener,
         http::Api::new(app),
         connections,
-        config.shutdown_grace,
+        config.connections.shutdown_grace,
         std::future::pending(),
     ));
     address
 }
 
-/// axum and nothing else.
+/// Starts a bare axum server that responds with a constant session. Returns its address.
 async fn serve_constant() -> SocketAddr {
     const SESSION: &str = r#"{"sessionId":"f4bcc94a-5785-88ab-887f-b7afa6c6030f","businessId":"B0100001","userId":"user_1","locationId":"L0100001","sessionType":"general","status":"active","title":null,"metadata":{},"messageCount":0,"version":1,"createdAt":"2026-11-22T20:11:35.749Z","updatedAt":"2026-11-22T20:11:35.749Z","lastActivityAt":"2026-11-22T20:11:35.749Z","expiresAt":"2026-11-22T20:41:35.749Z","endedAt":null,"endReason":null}"#;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -196,7 +201,7 @@ async fn serve_constant() -> SocketAddr {
     address
 }
 
-fn verbs(criterion: &mut Criterion) {
+fn operations(criterion: &mut Criterion) {
     let bench = Bench::start();
     let mut group = criterion.benchmark_group("http");
     bench.on(&bench.bare, &mut group, "bare_axum", "200", &async |_, _| vec![request("GET", "/", "")]);
@@ -237,7 +242,7 @@ fn verbs(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Calls that need more than one session or message.
+/// Measures operations that need more than one session or message.
 fn lists(criterion: &mut Criterion) {
     let bench = Bench::start();
     let mut group = criterion.benchmark_group("http");
@@ -263,5 +268,5 @@ fn lists(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, verbs, lists);
+criterion_group!(benches, operations, lists);
 criterion_main!(benches);

@@ -1,8 +1,10 @@
-//! What a verb of the store costs, beside a bare PING on the same kind of connection: the figures are ratios to it.
-//! A private Redis on a Unix socket, one connection, one call at a time: what is measured is latency without queueing.
+//! Measures what each operation of the store costs. The baseline is a bare PING on the same kind of connection: read
+//! the figures as ratios to it.
+//!
+//! An embedded Redis on a Unix socket, one connection, one call at a time: the figures are latency without queueing.
 
-#![expect(clippy::expect_used, reason = "a benchmark that cannot go on ends")]
-#![expect(clippy::disallowed_methods, reason = "benchmarks find the server program in the environment")]
+#![expect(clippy::expect_used, reason = "a benchmark stops at the first error")]
+#![expect(clippy::disallowed_methods, reason = "benchmarks find the Redis server through PATH")]
 
 mod support;
 
@@ -15,9 +17,9 @@ use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criteri
 use fred::interfaces::ClientLike;
 use fred::prelude::{Builder, Client, Config};
 use fred::types::config::ServerConfig;
-use sessiond::server::system_now;
+use sessiond::bootstrap::system_now;
 use sessiond::session::{
-    Identifier, IfActive, Lifecycle, NewMessage, NewSession, Reach, Role, SessionId, SessionPatch,
+    Identifier, IfActive, Lifecycle, NewMessage, NewSession, Role, SessionId, SessionPatch, TenantScope,
 };
 use sessiond::store::{
     GetOrCreate, MessageRange, RedisAddress, ResponseOwner, SessionStore, StoreConfig, VersionCondition,
@@ -27,18 +29,18 @@ use tokio::runtime::Runtime;
 const PAGE: usize = 10;
 const HISTORY_LENGTHS: [usize; 3] = [10, 100, 1000];
 
-/// A store, a plain connection, and the Redis of both.
+/// A store and a plain Redis client, on the same embedded Redis.
 struct Bench {
     runtime: Runtime,
     store: SessionStore,
     plain: Client,
     users: Cell<u32>,
-    _redis: support::PrivateRedis,
+    _redis: support::BenchRedis,
 }
 
 impl Bench {
     fn new() -> Self {
-        let redis = support::PrivateRedis::start();
+        let redis = support::BenchRedis::start();
         let runtime = support::runtime();
         let (store, plain) = runtime.block_on(async {
             let settings = StoreConfig {
@@ -52,11 +54,11 @@ impl Bench {
                     activity_resolution: Duration::from_secs(60),
                 },
                 messages_kept: 10_000,
-                hints_max: 100_000,
+                hint_cache_size: 100_000,
                 metadata_bytes_max: 16_384,
                 response_memory_bytes: 64 << 20,
                 response_memory_wait: Duration::from_millis(500),
-                refuse_unfit: true,
+                require_supported: true,
                 clock_skew_max: None,
                 check_interval: Duration::from_secs(10),
             };
@@ -69,7 +71,7 @@ impl Bench {
         Self { runtime, store, plain, users: Cell::new(0), _redis: redis }
     }
 
-    /// What a session of a user nobody has seen before is created with.
+    /// A new session of a user that was not used before.
     fn new_user(&self) -> NewSession {
         self.users.set(self.users.get() + 1);
         NewSession {
@@ -97,7 +99,7 @@ fn identifier(text: &str) -> Identifier {
     Identifier::new(text).expect("an identifier")
 }
 
-/// A change of nothing, which is activity.
+/// A patch that changes nothing, but counts as activity.
 fn heartbeat() -> SessionPatch {
     SessionPatch {
         location_id: None,
@@ -113,7 +115,7 @@ fn message() -> NewMessage {
     NewMessage { message_id: None, role: Role::User, content: "When do you open?".into(), metadata: "{}".to_owned() }
 }
 
-fn verbs(criterion: &mut Criterion) {
+fn operations(criterion: &mut Criterion) {
     let bench = Bench::new();
     let mut group = criterion.benchmark_group("store");
     group.bench_function("ping", |timer| {
@@ -135,13 +137,13 @@ fn reads(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, known: &NewSession
     group.bench_function("get", |timer| {
         timer
             .to_async(runtime)
-            .iter(|| async { store.get(id, &Reach::Everything, system_now()).await.expect("an answer") });
+            .iter(|| async { store.get(id, &TenantScope::Everything, system_now()).await.expect("a result") });
     });
     group.bench_function("get_active", |timer| {
         let user = (&known.business_id, &known.user_id);
         timer
             .to_async(runtime)
-            .iter(|| async { store.get_active(user.0, user.1, system_now()).await.expect("an answer") });
+            .iter(|| async { store.get_active(user.0, user.1, system_now()).await.expect("a result") });
     });
     for _ in 0..PAGE {
         runtime.block_on(bench.create(&bench.new_user()));
@@ -163,7 +165,7 @@ fn writes(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, id: SessionId) {
     });
     let update = async |patch: SessionPatch| {
         let any = VersionCondition::Any;
-        store.update(id, &patch, &any, &Reach::Everything, system_now()).await.expect("an answer")
+        store.update(id, &patch, &any, &TenantScope::Everything, system_now()).await.expect("a result")
     };
     group.bench_function("update/heartbeat", |timer| timer.to_async(runtime).iter(|| update(heartbeat())));
     let titles = Cell::new(0);
@@ -176,7 +178,7 @@ fn writes(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, id: SessionId) {
     group.bench_function("append_messages/1", |timer| {
         let messages = [message()];
         timer.to_async(runtime).iter(|| async {
-            store.append_messages(id, &messages, &Reach::Everything, system_now()).await.expect("an answer")
+            store.append_messages(id, &messages, &TenantScope::Everything, system_now()).await.expect("a result")
         });
     });
     group.bench_function("list_messages/50", |timer| {
@@ -185,17 +187,18 @@ fn writes(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, id: SessionId) {
                 id,
                 MessageRange::Newest,
                 50,
-                &Reach::Everything,
+                &TenantScope::Everything,
                 ResponseOwner::default(),
                 system_now(),
             ))
             .await
-            .expect("an answer")
+            .expect("a result")
         });
     });
 }
 
-/// What can be done once to each session: as many are created before, untimed.
+/// Measures operations that remove sessions. Each iteration needs new ones, which are created outside of the measured
+/// time.
 fn removals(bench: &Bench, group: &mut BenchmarkGroup<WallTime>) {
     let (runtime, store) = (&bench.runtime, &bench.store);
     group.bench_function("delete", |timer| {
@@ -207,7 +210,7 @@ fn removals(bench: &Bench, group: &mut BenchmarkGroup<WallTime>) {
             let started = Instant::now();
             for id in ids {
                 let any = VersionCondition::Any;
-                store.delete(id, &any, &Reach::Everything, system_now()).await.expect("an answer");
+                store.delete(id, &any, &TenantScope::Everything, system_now()).await.expect("a result");
             }
             started.elapsed()
         });
@@ -220,14 +223,14 @@ fn removals(bench: &Bench, group: &mut BenchmarkGroup<WallTime>) {
             }
             let started = Instant::now();
             for user in &users {
-                store.erase_user(&user.business_id, &user.user_id, system_now()).await.expect("an answer");
+                store.erase_user(&user.business_id, &user.user_id, system_now()).await.expect("a result");
             }
             started.elapsed()
         });
     });
 }
 
-/// One page of histories of different lengths: what it costs must not depend on the length.
+/// Measures one page of histories of different lengths: its cost must not depend on the length.
 fn lists(criterion: &mut Criterion) {
     let bench = Bench::new();
     let (runtime, store) = (&bench.runtime, &bench.store);
@@ -254,5 +257,5 @@ fn lists(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, verbs, lists);
+criterion_group!(benches, operations, lists);
 criterion_main!(benches);

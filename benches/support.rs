@@ -1,21 +1,21 @@
-//! What the benchmarks share: a private Redis, and a runtime of one thread.
+//! Shared by the benchmarks: an embedded Redis, and a single-threaded runtime.
 
 use std::path::PathBuf;
 
-use sessiond::store::embedded::{EmbeddedRedis, find_server};
+use sessiond::embedded_redis::{EmbeddedRedis, find_server};
 use tokio::runtime::{Builder, Runtime};
 
-/// A Redis of this benchmark's own on a Unix socket, with the settings that the service gives its own. It ends with this.
-pub(crate) struct PrivateRedis {
+/// An embedded Redis on a Unix socket, with the settings that the service gives its own. Stops when dropped.
+pub(crate) struct BenchRedis {
     redis: EmbeddedRedis,
     _folder: tempfile::TempDir,
 }
 
-impl PrivateRedis {
+impl BenchRedis {
     pub(crate) fn start() -> Self {
         let folder = tempfile::TempDir::new().expect("a folder");
         let server = find_server(None, &std::env::var("PATH").expect("PATH")).expect("a Redis server");
-        let redis = EmbeddedRedis::start(&server, folder.path()).expect("a private Redis");
+        let redis = EmbeddedRedis::start(&server, folder.path()).expect("an embedded Redis");
         Self { redis, _folder: folder }
     }
 
@@ -24,7 +24,7 @@ impl PrivateRedis {
     }
 }
 
-/// One thread: no wake-up of another one is in the figures.
+/// A single-threaded runtime, so the figures include no wake-up of another thread.
 pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }

@@ -1,7 +1,7 @@
 """What the load runs share: servers as child processes, their CPU and memory, the load tools, and tables.
 
-Only Python's own library. The load comes from wrk (closed loop: as fast as the answers come) and oha (open loop: at a
-constant rate, whatever the answers do); this only starts them and reads what they say.
+Uses only Python's standard library. The load comes from wrk (closed loop: as fast as responses arrive) and oha (open
+loop: at a constant rate, independent of responses); this module starts them and reads their output.
 """
 
 import atexit
@@ -27,7 +27,7 @@ SESSIOND = pathlib.Path(os.environ.get("SESSIOND_BENCH_PROGRAM", ROOT / "target/
 FLAGS = os.environ.get("SESSIOND_BENCH_FLAGS", "").split()
 PEERS = ROOT / "target/peers"
 OHA = next(iter((ROOT / "target/tools").glob("oha-*/bin/oha")), None)
-# In a request for wrk: nine digits, another number each time.
+# In a request for wrk: nine digits, a new number each time.
 NUMBER = "#" * 9
 BUSINESS = "B0100001"
 CONNECTIONS = 64
@@ -46,12 +46,12 @@ ROUNDS = setting("SESSIOND_BENCH_ROUNDS", 3)
 
 
 class Server:
-    """A child process that listens on a port of its own. It ends with this program. What it prints goes to a file, or its
-    stderr to `stderr`."""
+    """A child process that listens on its own port. It ends with this program. Its output goes to a file, its stderr to
+    `stderr` if given."""
 
     def __init__(self, words, port, stderr=None, **options):
         self.port, self.base = port, f"http://127.0.0.1:{port}"
-        # Of the next request that has one.
+        # The number of the next request that has one.
         self.number = 0
         OUT.mkdir(parents=True, exist_ok=True)
         self.log = OUT / f"{pathlib.Path(words[0]).name}-{port}.log"
@@ -65,7 +65,7 @@ class Server:
         deadline = time.monotonic() + 30
         while not is_open(port):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{words[0]} is not up: {self.log.read_text()}")
+                sys.exit(f"{words[0]} did not start: {self.log.read_text()}")
             time.sleep(0.02)
 
     def stop(self):
@@ -86,7 +86,7 @@ class Server:
 
 
 def cpu_us(pid):
-    """CPU time that a process's threads have taken: nanosecond counters of the scheduler, not ticks."""
+    """CPU time of a process's threads, from the nanosecond counters of the scheduler, not from ticks."""
     threads = pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1000
 
@@ -103,8 +103,8 @@ def free_port():
 
 
 class Redis(Server):
-    """A Redis on a TCP port, with an append-only file that is synced every second, as the service's own has it. The file
-    is not rewritten: that would be a second process at an arbitrary moment."""
+    """A Redis on a TCP port, with an append-only file that is synced every second, like the embedded Redis. The file is
+    not rewritten, because that would start a second process at an arbitrary moment."""
 
     def __init__(self):
         program = shutil.which("valkey-server") or shutil.which("redis-server")
@@ -130,19 +130,19 @@ class Redis(Server):
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
     def figures(self):
-        """All of INFO that is a number."""
+        """All numbers of INFO."""
         lines = (line.split(":", 1) for line in self.command("info").splitlines() if ":" in line)
         return {name: int(value) for name, value in lines if value.strip().isdigit()}
 
 
 class Service(Server):
-    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is lifted,
-    because everybody here is one caller. `under` is a program that runs it, with its arguments."""
+    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is off,
+    because there is one caller. `under` is a program that runs it, with its arguments."""
 
-    def __init__(self, redis, database=0, *flags, under=(), stderr=None):
+    def __init__(self, redis, database=0, *flags, under=(), stderr=None, program=SESSIOND):
         port, metrics_port = free_port(), free_port()
         self.metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
-        words = [*under, SESSIOND, "--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics_port}"]
+        words = [*under, program, "--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics_port}"]
         words += ["--redis-url", redis.url(database), "--rate-limit", "0"]
         super().__init__([*words, *FLAGS, *flags], port, stderr=stderr)
         deadline = time.monotonic() + 30
@@ -153,14 +153,14 @@ class Service(Server):
 
     def metric(self, name):
         """The value of a metric without labels."""
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
+            lines = response.read().decode().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 @contextlib.contextmanager
 def on_processors(numbers):
-    """What is started meanwhile runs on these processors alone."""
+    """Processes that are started meanwhile run on these processors only."""
     usual = os.sched_getaffinity(0)
     os.sched_setaffinity(0, numbers)
     try:
@@ -170,7 +170,7 @@ def on_processors(numbers):
 
 
 def busy(count):
-    """Child processes that never rest."""
+    """Child processes that are always busy."""
     programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     for program in programs:
         atexit.register(program.kill)
@@ -179,8 +179,8 @@ def busy(count):
 
 def status_of(url):
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status
     except OSError as error:
         return getattr(error, "code", None)
 
@@ -206,13 +206,13 @@ class Cpu:
 
 
 class Part:
-    """Requests of one kind: any of the paths with any of the bodies. `share` is of the requests of a scenario."""
+    """Requests of one kind: any of the paths with any of the bodies. `share` is the share of a scenario's requests."""
 
     def __init__(self, method, paths, bodies=("",), share=1.0):
         self.method, self.paths, self.bodies, self.share = method, list(paths), list(bodies), share
 
     def lines(self, count):
-        """For wrk: lines of method, path and body."""
+        """Yields lines for wrk: method, path and body."""
         for index in range(count):
             path, body = self.paths[index % len(self.paths)], self.bodies[index % len(self.bodies)]
             yield f"{self.method} {path} {body}".rstrip()
@@ -224,15 +224,15 @@ def new_session(user, business=BUSINESS, **members):
 
 def pipelined(server, requests, wanted, connections=8, batch=50):
     """Sends requests, (method, path, body) each, over a few connections, many at a time, and returns the bodies of the
-    answers, in no particular order. For filling, not for measuring."""
+    responses, in no particular order. For filling, not for measuring."""
     from concurrent.futures import ThreadPoolExecutor
 
     def send(part):
         bodies = []
-        with socket.create_connection(("127.0.0.1", server.port)) as stream, stream.makefile("rb") as answers:
+        with socket.create_connection(("127.0.0.1", server.port)) as stream, stream.makefile("rb") as responses:
             for start in range(0, len(part), batch):
                 stream.sendall(b"".join(raw(*request) for request in part[start : start + batch]))
-                bodies += [answer(answers, wanted) for _ in part[start : start + batch]]
+                bodies += [read_response(responses, wanted) for _ in part[start : start + batch]]
         return bodies
 
     parts = [part for part in (requests[start::connections] for start in range(connections)) if part]
@@ -245,8 +245,8 @@ def raw(method, path, body=""):
     return f"{method} {path} HTTP/1.1\r\nhost: bench\r\n{length}\r\n{body}".encode()
 
 
-def answer(stream, wanted):
-    """The body of the next answer."""
+def read_response(stream, wanted):
+    """The body of the next response, which must have the status `wanted`."""
     status, length = stream.readline().split()[1:2], 0
     while (line := stream.readline().strip().lower()) != b"":
         if line.startswith(b"content-length:"):
@@ -267,7 +267,7 @@ def sessions_of(server, users, business=BUSINESS, wanted=201):
 
 
 def wrk(server, parts, seconds=SECONDS, connections=CONNECTIONS, numbers=10**9):
-    """As many requests as are answered over this many connections. Those of several parts come in a shuffled order."""
+    """Runs a closed loop over this many connections. Requests of several parts are shuffled."""
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / f"wrk-{server.port}.requests"
     lines = [line for part in parts for line in part.lines(max(1, round(1000 * part.share)))]
@@ -277,7 +277,7 @@ def wrk(server, parts, seconds=SECONDS, connections=CONNECTIONS, numbers=10**9):
     words += ["--", file, server.number, numbers]
     run = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
     result = json.loads(run.stdout.split("RESULT ")[1])
-    # What was under way at the end has a number, too.
+    # Requests under way at the end have a number too.
     server.number += result["requests"] + connections
     failed = result["errors"] + result["broken"]
     if failed:
@@ -286,10 +286,20 @@ def wrk(server, parts, seconds=SECONDS, connections=CONNECTIONS, numbers=10**9):
 
 
 class Oha:
-    """oha, started: requests of one part, `rate` a second. Latencies are from when a request was due, not from when a
-    connection was free for it (`corrected`)."""
+    """A running oha: requests of one part, `rate` a second. With `corrected`, latencies count from when a request was
+    due, not from when a connection was free for it."""
 
-    def __init__(self, server, part, rate=None, seconds=SECONDS, count=None, connections=CONNECTIONS, corrected=True, headers=()):
+    def __init__(
+        self,
+        server,
+        part,
+        rate=None,
+        seconds=SECONDS,
+        count=None,
+        connections=CONNECTIONS,
+        corrected=True,
+        headers=(),
+    ):
         self.rate, self.seconds = rate, seconds
         self.files = [OUT / f"oha-{server.port}-{id(self)}.{kind}" for kind in ("urls", "bodies")]
         words = [OHA, "--no-tui", "--output-format", "json", "--stats-success-breakdown", "-c", connections]
@@ -331,8 +341,8 @@ class Oha:
 
 
 def open_loop(server, parts, rate, seconds=SECONDS):
-    """All parts at once, each at its share of the rate. The result of each, and of the whole: its percentiles are the
-    worst part's."""
+    """Runs all parts at once, each at its share of the rate. Returns the result of the whole; its percentiles are those
+    of the worst part."""
     with_numbers = [numbered(part, rate * part.share * seconds) for part in parts]
     runs = [
         Oha(server, part, rate * part.share, seconds, connections=max(4, round(CONNECTIONS * part.share)))
@@ -347,7 +357,7 @@ def open_loop(server, parts, rate, seconds=SECONDS):
 
 
 def numbered(part, requests):
-    """oha takes a body at random, so that one that has to be new each time is one of twenty times as many."""
+    """Makes twenty times as many bodies as requests if each must be new: oha takes a body at random."""
     if not any(NUMBER in body for body in part.bodies):
         return part
     start = time.monotonic_ns() % 10**6
@@ -360,7 +370,7 @@ def numbered(part, requests):
 
 
 def spread(values, digits=1):
-    """The median, and from what to what, if there is more than one."""
+    """The median, and the range if there is more than one value."""
     values = list(values)
     middle = f"{statistics.median(values):,.{digits}f}"
     if len(values) == 1:
@@ -384,13 +394,13 @@ def report(name, title, headings, rows, *notes):
 
 
 def begin(name):
-    """Begins the run's file, with when and where."""
+    """Starts the run's file with the time, the revision and the machine."""
     # For many connections; child processes inherit it.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     OUT.mkdir(parents=True, exist_ok=True)
     if not SESSIOND.exists():
-        sys.exit("run this through make: it builds and installs what is needed")
+        sys.exit("run this by make, which builds and installs what is needed")
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
     ).stdout.strip()

@@ -45,22 +45,22 @@ from kit import (
 
 USERS = [f"user_{number:06}" for number in range(1000)]
 OVERLOAD_SECONDS = setting("SESSIOND_OVERLOAD_SECONDS", 60)
-# Requests that may be under way: none of them is pipelined.
+# The most requests under way: they are not pipelined.
 OVERLOAD_CONNECTIONS = setting("SESSIOND_OVERLOAD_CONNECTIONS", 500)
-# Busy programs on the processor that the service and Redis have.
+# Busy programs on the processor of the service and Redis.
 OVERLOAD_BUSY = setting("SESSIOND_OVERLOAD_BUSY", 1)
-# All requests of a large business and its neighbours, as parts of the peak.
+# Rates of all requests, of a large business and its neighbours, as parts of the peak.
 NEIGHBOURS_LOADS = [float(load) for load in setting("SESSIOND_NEIGHBOURS_LOADS", "0.05 0.1 0.25 0.5").split()]
 CROWD = setting("SESSIOND_CROWD", 10_000)
 SOAK_MINUTES = setting("SESSIOND_SOAK_MINUTES", 30.0)
 SOAK_RATE = setting("SESSIOND_SOAK_RATE", 2000)
-# What a request may take when the service is its usual self again, and how many of those there have to be on end.
-USUAL_SECONDS = 0.05
-USUAL_REQUESTS = 50
+# The service has recovered when this many consecutive requests take at most this long.
+NORMAL_SECONDS = 0.05
+NORMAL_REQUESTS = 50
 
 
 def parts_of(service):
-    """The scenarios, with sessions of a thousand users to work on."""
+    """The requests of each scenario, for the sessions of a thousand users."""
     ids = sessions_of(service, USERS)
     get = Part("GET", [f"/api/sessions/{id}" for id in ids])
     resume = Part("POST", ["/api/sessions"], [new_session(user) for user in USERS])
@@ -78,7 +78,7 @@ def bare_axum(workers=0):
 
 
 class Figures:
-    """What one scenario showed on one server, a value for each round."""
+    """The figures of one scenario on one server, a value for each round."""
 
     def __init__(self):
         self.peak, self.peak_cpu, self.peak_redis = [], [], []
@@ -86,13 +86,13 @@ class Figures:
         self.rss = 0
 
     def row(self, name):
-        kept = statistics.median(run["good"] / run["seconds"] for run in self.open)
+        achieved = statistics.median(run["good"] / run["seconds"] for run in self.open)
         return [
             name,
             spread(self.peak, 0),
             spread(self.peak_cpu),
             spread(self.peak_redis),
-            f"{kept:,.0f} of {self.rate:,}",
+            f"{achieved:,.0f} of {self.rate:,}",
             *(spread((run[name] for run in self.open), 2) for name in ("p50", "p99", "p99.9")),
             spread(self.open_cpu),
             spread(self.open_redis),
@@ -122,7 +122,7 @@ def open_at(server, redis, parts, figures):
 
 
 def steady(names):
-    """Each scenario at its peak, then at half of it; get and resume beside bare axum at the same rate."""
+    """Measures each scenario at its peak, then at half of it; get and resume also with bare axum at the same rate."""
     redis = Redis()
     service, bare = Service(redis), bare_axum()
     scenarios = parts_of(service)
@@ -170,15 +170,15 @@ def peak_of(service, parts):
     return run["requests"] / run["seconds"]
 
 
-def as_fast_as_answered(server, part, connections):
-    """Requests a second that oha gets answered over so many connections."""
+def oha_peak(server, part, connections):
+    """Successful requests a second of oha over this many connections, as fast as possible."""
     run = Oha(server, part, 10**6, min(SECONDS, 5), connections=connections, corrected=False).result()
     return run["good"] / run["seconds"]
 
 
 def overload():
-    """Twice the peak rate, and how soon it is over afterwards. The service, with Redis, has one processor, and of that only what busy
-    programs leave it: otherwise no client on the same machine could send as much."""
+    """Sends twice the peak rate, and measures the recovery afterwards. The service and Redis share one processor with
+    busy programs: otherwise no client on the same machine could send as much."""
     processors = sorted(os.sched_getaffinity(0))
     if len(processors) < 2:
         sys.exit("overload needs a processor for the service and one for the client")
@@ -188,28 +188,28 @@ def overload():
         service, bare = Service(redis), bare_axum()
     with on_processors(of_client):
         resume = parts_of(service)["resume"]
-        sent = as_fast_as_answered(bare, resume[0], OVERLOAD_CONNECTIONS)
+        client_max = oha_peak(bare, resume[0], OVERLOAD_CONNECTIONS)
         with on_processors(of_service):
-            hindered_by = busy(OVERLOAD_BUSY)
-        # What more connections cost a server that does nothing, warm as the service is.
-        as_fast_as_answered(bare, resume[0], CONNECTIONS)
-        bare_peak, bare_goodput = (as_fast_as_answered(bare, resume[0], each) for each in (CONNECTIONS, OVERLOAD_CONNECTIONS))
+            busy_programs = busy(OVERLOAD_BUSY)
+        # The cost of more connections for a server that does nothing, after a warm-up.
+        oha_peak(bare, resume[0], CONNECTIONS)
+        bare_peak, bare_goodput = (oha_peak(bare, resume[0], each) for each in (CONNECTIONS, OVERLOAD_CONNECTIONS))
         bare.stop()
-        # By the same client, for what it sends is longer than what wrk does.
-        as_fast_as_answered(service, resume[0], CONNECTIONS)
-        peak = as_fast_as_answered(service, resume[0], CONNECTIONS)
+        # With the same client, because its requests are longer than those of wrk.
+        oha_peak(service, resume[0], CONNECTIONS)
+        peak = oha_peak(service, resume[0], CONNECTIONS)
         load = Oha(service, resume[0], 2 * peak, OVERLOAD_SECONDS, connections=OVERLOAD_CONNECTIONS, corrected=False)
         with Cpu(service=service, redis=redis) as cpu:
             health, client_us = watch(service, load.process)
             run = load.result()
     shares = [us / run["seconds"] / 1e6 for us in (cpu.us["service"], cpu.us["redis"], client_us)]
-    normal_ms = milliseconds_to_usual(service, resume[0].bodies[0])
+    recovery = recovery_ms(service, resume[0].bodies[0])
     goodput, shed = run["good"] / run["seconds"], run["statuses"].get(503, 0) / run["seconds"]
     headings = [
         "peak req/s",
         "twice that",
         "client's most",
-        "answered req/s",
+        "responses /s",
         "goodput req/s",
         "of peak",
         "bare axum's of its peak",
@@ -221,69 +221,71 @@ def overload():
         "p99 ms",
         "p99.9 ms",
         "slowest /livez ms",
-        "usual again after ms",
+        "normal again after ms",
         "processors of service / Redis / client",
     ]
     other = run["requests"] - run["good"] - run["statuses"].get(503, 0) + run["broken"]
     row = [
         f"{peak:,.0f}",
         f"{2 * peak:,.0f}",
-        f"{sent:,.0f}",
+        f"{client_max:,.0f}",
         f"{run['requests'] / run['seconds']:,.0f}",
         f"{goodput:,.0f}",
         ratio(goodput, peak),
         ratio(bare_goodput, bare_peak),
     ]
     row += [f"{shed:,.0f}", other, *(f"{run[name]:.1f}" for name in ("p50", "p99", "p99.9"))]
-    row += [f"{health:.1f}", f"{normal_ms:.0f}", " / ".join(f"{share:.2f}" for share in shares)]
-    note = f"Over {OVERLOAD_CONNECTIONS} connections, latencies from sending. {OVERLOAD_BUSY} busy programs on the processor of the "
-    note += "service and Redis. `client's most`: what the same client gets answered by bare axum, without those programs. If "
-    note += "that is less than twice the peak, the client is the limit, and this shows little. "
-    note += f"`bare axum's of its peak`: what it answers over {OVERLOAD_CONNECTIONS} of what it answers over {CONNECTIONS}, beside those programs."
+    row += [f"{health:.1f}", f"{recovery:.0f}", " / ".join(f"{share:.2f}" for share in shares)]
+    note = f"Over {OVERLOAD_CONNECTIONS} connections; latencies from sending. {OVERLOAD_BUSY} busy programs on the "
+    note += "processor of the service and Redis. `client's most`: requests a second of the same client with bare axum, "
+    note += "without those programs. If that is less than twice the peak, the client is the limit, and this table "
+    note += "shows little. "
+    note += f"`bare axum's of its peak`: its rate over {OVERLOAD_CONNECTIONS} connections divided by that over "
+    note += f"{CONNECTIONS}, beside those programs."
     report("bench-load", f"Resume at twice the peak rate for {OVERLOAD_SECONDS} s", headings, [row], note)
-    for program in hindered_by:
+    for program in busy_programs:
         program.kill()
     service.stop()
     redis.stop()
 
 
 def watch(service, process):
-    """Asks /livez every 50 ms until the process ends. The slowest answer in milliseconds, and what CPU time the process took
-    until it was last seen."""
+    """Requests /livez every 50 ms until the process ends. Returns the slowest response in milliseconds, and the CPU
+    time of the process when it was last measured."""
     slowest, client_us = 0.0, 0.0
     while process.poll() is None:
         started = time.monotonic()
         if status_of(f"{service.base}/livez") != 200:
-            sys.exit("/livez is not well under load")
+            sys.exit("/livez fails under load")
         slowest = max(slowest, (time.monotonic() - started) * 1000)
         client_us = max(client_us, cpu_us(process.pid))
-        # oha's output has to be small enough for the pipe until it is read: it is a few kilobytes.
+        # oha's output stays in the pipe until it is read: it is a few kilobytes.
         time.sleep(0.05)
     return slowest, client_us
 
 
-def milliseconds_to_usual(service, body):
-    """From now to the first of many requests on end that are answered as usual."""
+def recovery_ms(service, body):
+    """Milliseconds until the first of NORMAL_REQUESTS consecutive requests with a normal response."""
     began = time.monotonic()
-    first, usual = began, 0
+    first, normal = began, 0
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=5)
-    while usual < USUAL_REQUESTS:
-        if usual == 0:
+    while normal < NORMAL_REQUESTS:
+        if normal == 0:
             first = time.monotonic()
         if first - began > 60:
-            sys.exit("the service is not its usual self a minute after an overload")
+            sys.exit("the service has not recovered a minute after an overload")
         started = time.monotonic()
         connection.request("POST", "/api/sessions", body, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        answer.read()
-        is_usual = answer.status == 200 and time.monotonic() - started < USUAL_SECONDS
-        usual = usual + 1 if is_usual else 0
+        response = connection.getresponse()
+        response.read()
+        is_normal = response.status == 200 and time.monotonic() - started < NORMAL_SECONDS
+        normal = normal + 1 if is_normal else 0
     return (first - began) * 1000
 
 
 def neighbours():
-    """One business with nine tenths of all requests: what that does to the others, the busier the machine is. bare axum has as many
-    requests: it knows of no business, so what they do to its answers is the machine's and the client's."""
+    """One business sends nine tenths of all requests: measures the p99 of the others at several loads. bare axum gets
+    as many requests. It knows no businesses, so its p99 shows the effect of the machine and the client."""
     redis = Redis()
     service, bare = Service(redis), bare_axum(workers=2)
     sessions_of(service, USERS, "big")
@@ -295,7 +297,7 @@ def neighbours():
     peak, rows = peak_of(service, [others]), []
     for load in NEIGHBOURS_LOADS:
         rate = round(peak * load)
-        # The third has as many requests, but of many: what is left is what the big one does to the others.
+        # The third has as many requests, but of many businesses: the difference is the effect of one large business.
         kinds = {
             "alone": (service, None),
             "beside it": (service, big),
@@ -315,10 +317,11 @@ def neighbours():
     report(
         "bench-load",
         "One business with 90 % of all requests: the others' p99",
-        ["req/s in all", "of the peak", "alone ms", "beside it ms", "beside as many of many ms", "bare axum alone ms"]
-        + ["bare axum beside it ms", "beside it / alone", "bare axum's", "beside it / beside many"],
+        ["req/s in all", "of the peak", "alone ms", "beside it ms", "beside as many requests of many ms"]
+        + ["bare axum alone ms", "bare axum beside it ms", "beside it / alone", "bare axum's"]
+        + ["beside it / beside many"],
         rows,
-        "Resuming. The others have a tenth of the requests, alone too.",
+        "Resuming. The others have a tenth of the requests, also when they are alone.",
     )
     service.stop()
     bare.stop()
@@ -326,19 +329,19 @@ def neighbours():
 
 
 def api_key(business):
-    """A new API key of a business: its credential, and its entry for the file of keys."""
+    """A new API key of a business: its credential, and its entry for the key file."""
     words = [SESSIOND, "keygen", "--business", business]
     run = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
     return run.stderr.split(":", 1)[1].strip(), run.stdout
 
 
 class PageReader(threading.Thread):
-    """Reads all messages of a session, page after page, again and again until it is told to stop."""
+    """Reads all messages of a session, page after page, repeatedly until `done` is set."""
 
     def __init__(self, service, path, credential):
         super().__init__()
         self.service, self.path, self.credential = service, path, credential
-        self.bytes, self.refused, self.done = 0, 0, threading.Event()
+        self.bytes, self.rejected, self.done = 0, 0, threading.Event()
 
     def run(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
@@ -351,16 +354,16 @@ class PageReader(threading.Thread):
                 self.bytes += read
             link = re.match('<([^>]*)>; rel="prev"', response.getheader("link") or "")
             if response.status == 503:
-                self.refused += 1
+                self.rejected += 1
                 self.done.wait(float(response.getheader("retry-after")))
             elif response.status == 200:
                 path = link.group(1) if link else f"{self.path}?limit=1000"
             else:
-                sys.exit(f"a page was answered {response.status}")
+                sys.exit(f"the response to a page was {response.status}")
 
 
 def large_reads():
-    """Eight readers of one credential read a session of 250 MB, page after page: what that does to another's requests."""
+    """Eight readers of one credential read a session of 250 MB, page after page: measures the requests of another."""
     redis = Redis()
     keys = [api_key(business) for business in ("heavy", BUSINESS)]
     file = OUT / "large-reads-keys.toml"
@@ -372,10 +375,10 @@ def large_reads():
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
         headers = {"authorization": f"Bearer {credential}", "content-type": "application/json"}
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        if answer.status not in (200, 201):
-            sys.exit(f"{answer.status} for {method} {path}: {answer.read()}")
-        return json.loads(answer.read())
+        response = connection.getresponse()
+        if response.status not in (200, 201):
+            sys.exit(f"{response.status} for {method} {path}: {response.read()}")
+        return json.loads(response.read())
 
     path = f"/api/sessions/{call(heavy, 'POST', '/api/sessions', new_session('u', 'heavy'))['sessionId']}/messages"
     message = json.dumps({"role": "user", "content": "x" * 250_000})
@@ -387,7 +390,7 @@ def large_reads():
     header = [f"authorization: Bearer {light}"]
     rows = []
     for rate in (500, 2000):
-        alone, beside, kept, read, refused, rss = [], [], [], [], [], []
+        alone, beside, served, read, rejected, rss = [], [], [], [], [], []
         for _ in range(ROUNDS):
             alone.append(Oha(service, others, rate, headers=header).result()["p99"])
             readers = [PageReader(service, path, heavy) for _ in range(8)]
@@ -405,15 +408,15 @@ def large_reads():
             for reader in readers:
                 reader.join()
             beside.append(run["p99"])
-            kept.append(100 * run["good"] / (run["requests"] + run["broken"]))
+            served.append(100 * run["good"] / (run["requests"] + run["broken"]))
             read.append(sum(reader.bytes for reader in readers) / seconds / 1e6)
-            refused.append(sum(reader.refused for reader in readers) / seconds)
+            rejected.append(sum(reader.rejected for reader in readers) / seconds)
         row = [f"{rate:,}", spread(alone, 2), spread(beside, 2)]
-        row += [ratio(statistics.median(beside), statistics.median(alone)), f"{min(kept):.2f}", spread(read, 0)]
-        rows.append([*row, spread(refused), f"{max(rss):.0f}"])
+        row += [ratio(statistics.median(beside), statistics.median(alone)), f"{min(served):.2f}", spread(read, 0)]
+        rows.append([*row, spread(rejected), f"{max(rss):.0f}"])
     headings = ["others' req/s", "p99 alone ms", "p99 beside ms", "ratio", "others' served %", "read MB/s"]
-    headings += ["pages refused /s", "RSS MB at most"]
-    note = "Resuming, by another credential. Each reader follows `Link` from the newest page of the session to the oldest."
+    headings += ["pages rejected /s", "RSS MB at most"]
+    note = "Resuming, by another credential. Each reader follows `Link` from the newest page to the oldest."
     report("bench-load", "Beside 8 readers of 250 MB each", headings, rows, note)
     service.stop()
     redis.stop()
@@ -421,7 +424,7 @@ def large_reads():
 
 
 def crowd():
-    """Many concurrent first requests of one user: one session."""
+    """Many concurrent first requests of one user create one session."""
     redis = Redis()
     service = Service(redis)
     rows = []
@@ -435,23 +438,23 @@ def crowd():
         row = [*(statuses.get(status, 0) for status in (201, 200, 503)), other, f"{run['seconds']:.2f}"]
         rows.append([*row, *(f"{run[name]:.0f}" for name in ("p50", "p99", "p99.9")), f"{service.rss_mb():.0f}"])
     headings = ["201", "200", "503", "other", "all in s", "p50 ms", "p99 ms", "p99.9 ms", "RSS MB after"]
-    note = "Each on a connection of its own, with the time to connect. Percentiles are of those that got a session."
+    note = "Each on its own connection, including the time to connect. Percentiles are of requests that got a session."
     report("bench-load", f"{CROWD:,} concurrent POSTs of one user", headings, rows, note)
     service.stop()
     redis.stop()
 
 
 def log():
-    """What the log of every answer costs: if it is read, if its reader is stuck, if its disk is full, and none."""
+    """The cost of a log line for every response: with a reader, a stuck reader, a full disk, and without the lines."""
     redis = Redis()
-    (read, of_reader), (stuck, of_nobody) = os.pipe(), os.pipe()
+    (read, read_pipe), (stuck, unread_pipe) = os.pipe(), os.pipe()
     reader = subprocess.Popen(["cat"], stdin=read, stdout=subprocess.DEVNULL)
-    every_answer = ["--log", "info,fred=error,sessiond::access=debug"]
+    every_response = ["--log", "info,fred=error,sessiond::access=debug"]
     kinds = {
-        "none": ([], of_reader),
-        "read": (every_answer, of_reader),
-        "not read": (every_answer, of_nobody),
-        "full disk": (every_answer, os.open("/dev/full", os.O_WRONLY)),
+        "none": ([], read_pipe),
+        "read": (every_response, read_pipe),
+        "not read": (every_response, unread_pipe),
+        "full disk": (every_response, os.open("/dev/full", os.O_WRONLY)),
     }
     services, rows = {}, []
     for database, (name, (flags, stderr)) in enumerate(kinds.items()):
@@ -474,23 +477,24 @@ def log():
         dropped = f"{service.metric('sessiond_log_lines_dropped_total'):,.0f}"
         memory = f"{rss[name][0]:.1f}", f"{rss[name][-1]:.1f}"
         rows.append([name, spread(peak[name], 0), *ratios, spread(cpu_each[name]), *memory, dropped])
-    headings = ["log of every answer", "req/s", "of none", "of read", "service µs", "RSS MB after the first round"]
+    headings = ["log of every response", "req/s", "of none", "of read", "service µs", "RSS MB after the first round"]
     headings += ["after the last", "dropped lines"]
-    note = "Resuming, 64 connections, rounds in turn; ratios are of the same round. Its reader is `cat`, on the same processors."
-    report("bench-load", "The log of every answer, and what becomes of stderr", headings, rows, note)
+    note = "Resuming, 64 connections, alternating rounds; ratios are of one round. The reader is `cat`, on the same "
+    note += "processors."
+    report("bench-load", "The log of every response, by what reads stderr", headings, rows, note)
     for service in services.values():
         started = time.monotonic()
         service.stop()
         if service.process.returncode != 0 or time.monotonic() - started > 5:
-            sys.exit(f"a service did not stop as it should: {service.process.returncode}")
+            sys.exit(f"a service did not stop cleanly within 5 s: {service.process.returncode}")
     redis.stop()
-    for descriptor in (read, of_reader, stuck, of_nobody, kinds["full disk"][1]):
+    for descriptor in (read, read_pipe, stuck, unread_pipe, kinds["full disk"][1]):
         os.close(descriptor)
     reader.wait()
 
 
 def soak():
-    """Memory of the service while the mixed scenario goes on at a constant rate."""
+    """Memory of the service during the mixed scenario at a constant rate."""
     redis = Redis()
     service = Service(redis)
     mixed = parts_of(service)["mixed"]
@@ -506,12 +510,12 @@ def soak():
     deadline = time.monotonic() + 60 * SOAK_MINUTES
     slowest = 0.0
     while (left := deadline - time.monotonic()) > 1:
-        # oha keeps all that it measured in memory, so it is not one run.
+        # Several runs, because oha keeps its measurements in memory.
         slowest = max(slowest, open_loop(service, mixed, SOAK_RATE, seconds=round(min(left, 60)))["p99"])
     done.set()
     sampling.join()
     if len(samples) < 10:
-        sys.exit("too short to say anything")
+        sys.exit("too short: fewer than 10 samples")
     tenths = [samples[len(samples) * tenth // 10 : len(samples) * (tenth + 1) // 10] for tenth in range(10)]
     rows = [
         [f"{part[0][0] / 60:.1f} to {part[-1][0] / 60:.1f}", f"{max(rss for _, rss in part):.1f}"] for part in tenths

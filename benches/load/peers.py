@@ -1,8 +1,9 @@
 #!/usr/bin/env -S python3 -B
-"""sessiond beside what its users would otherwise write or take: the same two calls, in interleaved rounds of one run.
+"""Compares sessiond with what its users would otherwise write or use: the same two calls, in interleaved rounds of one
+run.
 
-`peers.py [--apart] [PEER ...]`: sessiond and these, all by default; with `--apart` the client has processors of its own. See
-benches/README.md.
+`peers.py [--apart] [PEER ...]`: sessiond and these peers, all by default; with `--apart` the client has its own
+processors. See benches/README.md.
 """
 
 import json
@@ -50,14 +51,14 @@ CALLS = ("get", "resume")
 
 
 class Peer:
-    """A server, and its two calls on sessions of a thousand users in a database of its own."""
+    """A server, and its two calls on sessions of a thousand users in its own database."""
 
     def __init__(self, server, get, resume):
         self.server, self.parts = server, {"get": get, "resume": resume}
         self.rates = {call: [] for call in CALLS}
         self.cpu = {call: [] for call in CALLS}
         self.redis = {call: [] for call in CALLS}
-        # Commands that Redis found in one read of a connection; those inside of scripts are counted, too.
+        # Commands that Redis found in one read of a connection, including those inside of scripts.
         self.depths = {call: [] for call in CALLS}
 
 
@@ -94,11 +95,11 @@ def node(program):
 
 
 def webdis(redis, database):
-    """Commands as paths. The script's caller brings an id and a time: here the same each time, which changes nothing for
-    a user who has an active session."""
+    """Commands as paths. The caller of the script passes an id and a time: the same each time, which makes no
+    difference for a user with an active session."""
     port = free_port()
     config = OUT / "webdis.json"
-    # The rest is what its package comes with.
+    # The other settings are those of the package.
     config.write_text(
         json.dumps(
             {
@@ -121,7 +122,8 @@ def webdis(redis, database):
     def call(user, id):
         keys = [f"peer:a:{BUSINESS}:{user}", f"peer:h:{BUSINESS}:{user}", f"peer:b:{BUSINESS}", f"peer:s:{id}"]
         words = ["EVALSHA", script, 4, *keys, "peer:", id, now_ms, *LIFECYCLE, "return", 4]
-        words += ["businessId", BUSINESS, "userId", user, "locationId", "L0100001", "sessionType", "general"]
+        # webdis cannot pass an empty argument; any text but 1 says that the id is new.
+        words += [BUSINESS, user, "0", "locationId", "L0100001", "sessionType", "general"]
         return "/" + "/".join(urllib.parse.quote(str(word), safe="") for word in [*words, "metadata", "{}"])
 
     ids = {user: uuid.uuid4() for user in USERS}
@@ -143,12 +145,12 @@ PEERS_BY_NAME = {
 
 
 def check(name, peer):
-    """Both calls have to answer with a session, and the second one without making it."""
+    """Both calls must return a session, and the second one must not create it."""
     for call in CALLS:
         part = peer.parts[call]
         [body] = pipelined(peer.server, [(part.method, part.paths[0], part.bodies[0])], 200)
         if b"user_00000" not in body or b'"created"' in body:
-            sys.exit(f"{name} does not do the work: {call} answers {body[:300]}")
+            sys.exit(f"{name} does not return the session: the response to {call} is {body[:300]}")
 
 
 def measure(peer, call, redis):
@@ -166,12 +168,12 @@ def measure(peer, call, redis):
 def connections_to(redis, database):
     clients = redis.command("client", "list", "type", "normal").splitlines()
     of_database = sum(1 for client in clients if f" db={database} " in client)
-    # The one that asks is in the first.
+    # redis-cli itself is a client of database 0.
     return of_database - (database == 0)
 
 
 def bare_hmget(redis, key, clients, pipeline):
-    """Redis's CPU for each HMGET of redis-benchmark."""
+    """Redis's CPU per HMGET of redis-benchmark."""
     words = ["redis-benchmark", "-p", redis.port, "-c", clients, "-P", pipeline, "-n", 300_000, "-q"]
     words += ["hmget", key, *SESSION_FIELDS.split()]
     with Cpu(redis=redis) as cpu:
@@ -191,8 +193,8 @@ def redis_baseline(peer, redis):
         each = [bare_hmget(redis, key, clients, pipeline) for _ in range(ROUNDS)]
         name = f"-P {pipeline}" + (", the equal of sessiond" if pipeline == equal else "")
         rows.append([name, spread(each, 2), ratio(ours, statistics.median(each))])
-    note = f"sessiond: {spread(peer.redis['get'], 2)} µs. Redis found {depth:.1f} commands in one read, by INFO's counters, "
-    note += f"on {clients} connection(s); redis-benchmark had as many."
+    note = f"sessiond: {spread(peer.redis['get'], 2)} µs. Redis found {depth:.1f} commands in one read, by the "
+    note += f"counters of INFO, on {clients} connection(s); redis-benchmark used as many."
     headings = ["redis-benchmark HMGET of the same session", "Redis µs each", "sessiond get / this"]
     report("bench-peers", "Get by id: Redis's CPU", headings, rows, note)
 
@@ -213,16 +215,17 @@ def main():
         names = ["sessiond", *(name for name in names if name != "sessiond")]
         peers = {name: PEERS_BY_NAME[name](redis, database) for database, name in enumerate(names)}
     with on_processors(of_client):
-        compare(peers, redis, "the servers on one processor, the client on another" if is_apart else "all on the same processors")
+        apart = "the servers on one processor, the client on another"
+        compare(peers, redis, apart if is_apart else "all on the same processors")
 
 
 def compare(peers, redis, where):
-    """Measures all of them in interleaved rounds, and prints the tables."""
+    """Measures all peers in interleaved rounds, and prints the tables."""
     for name, peer in peers.items():
         check(name, peer)
     for call in CALLS:
         for peer in peers.values():
-            # Node's compiler takes its time.
+            # Warm-up: Node's compiler needs it.
             wrk(peer.server, [peer.parts[call]], seconds=2)
         for _ in range(ROUNDS):
             for peer in peers.values():

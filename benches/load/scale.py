@@ -1,6 +1,6 @@
 #!/usr/bin/env -S python3 -B
-"""What calls cost with few sessions and with many, what a page of something large costs beside one of something small,
-and what idle connections cost. See benches/README.md."""
+"""Measures the cost of calls with few sessions and with many, of pages of short and long lists, and of idle
+connections. See benches/README.md."""
 
 import socket
 import statistics
@@ -14,12 +14,12 @@ from kit import (
     Part,
     Redis,
     Service,
-    answer,
     begin,
     new_session,
     pipelined,
     ratio,
     raw,
+    read_response,
     report,
     sessions_of,
     setting,
@@ -29,7 +29,7 @@ from kit import (
 
 SESSIONS = setting("SESSIOND_SCALE_SESSIONS", 1_000_000)
 FEW = min(10_000, SESSIONS // 10)
-# Sessions of the one user, and messages of the one session, that have many.
+# Sessions of the user with many sessions, and messages of the session with many messages.
 LARGE = setting("SESSIOND_SCALE_LARGE", 10_000)
 IDLE = setting("SESSIOND_SCALE_IDLE", 10_000)
 SAMPLE = 1000
@@ -45,7 +45,7 @@ def user(number):
 
 
 class Keyspace:
-    """A Redis, and a service of its own."""
+    """A Redis, and a service that uses it."""
 
     def __init__(self):
         self.redis = Redis()
@@ -57,13 +57,14 @@ class Keyspace:
 
 
 def compared(*calls, numbers=10**9):
-    """What calls cost, each a part in a keyspace: measured in turn, round by round, for the machine changes its pace."""
+    """The cost of calls, each a part in a keyspace. Measured in alternating rounds, because the machine's pace
+    changes."""
     rounds = [[once(keyspace, part, numbers) for keyspace, part in calls] for _ in range(ROUNDS)]
     return [Measured(each) for each in zip(*rounds)]
 
 
 def once(keyspace, part, numbers):
-    """Service µs, Redis µs, and ms over one connection."""
+    """Measures once: service µs, Redis µs, and p50 in ms over one connection."""
     with Cpu(service=keyspace.service, redis=keyspace.redis) as cpu:
         run = wrk(keyspace.service, [part], numbers=numbers)
     alone = wrk(keyspace.service, [part], seconds=max(1, SECONDS // 5), connections=1, numbers=numbers)
@@ -71,7 +72,7 @@ def once(keyspace, part, numbers):
 
 
 class Measured:
-    """What one call costs."""
+    """The cost of one call."""
 
     def __init__(self, rounds):
         self.service_us, self.redis_us, self.p50_ms = zip(*rounds)
@@ -99,9 +100,9 @@ def fill(service, first, last):
 
 
 def calls(service, count, with_messages):
-    """The calls to measure, on users spread over all that there are."""
+    """The calls to measure, for users spread over all users."""
     users = [user(number) for number in range(0, count, count // SAMPLE or 1)]
-    # Also makes them users whom the service remembers.
+    # This also gives the service hints for them.
     ids = sessions_of(service, users, "big", wanted=200)
     bodies = [new_session(name, "big") for name in users]
     return {
@@ -114,11 +115,11 @@ def calls(service, count, with_messages):
 
 
 def few_and_many(keyspaces):
-    """The calls with few sessions and with many. They are by how many sessions they get."""
+    """Measures the calls with few sessions and with many. `keyspaces` maps a number of sessions to its keyspace."""
     parts, bytes_each = {}, {}
     for count, keyspace in keyspaces.items():
         service, redis = keyspace.service, keyspace.redis
-        # What a first session brings once (connections, scripts, the layout) is no part of it.
+        # Memory that the first session needs once (connections, scripts, the layout) does not count.
         [with_messages] = sessions_of(service, ["has_messages"], "other")
         append(service, with_messages, 50)
         empty = redis.figures()["used_memory"]
@@ -133,18 +134,19 @@ def few_and_many(keyspaces):
     headings += [f"{cost}, ratio" for cost in ("service", "Redis", "both", "p50")]
     memory = ", ".join(f"{bytes_each[count]:,.0f} with {count:,}" for count in (FEW, SESSIONS))
     note = f"Bytes of Redis memory a session, with all its keys, all in one business: {memory}. "
-    note += f"The service has {keyspaces[SESSIONS].service.rss_mb():.0f} MB. Each keyspace has a Redis and a service of its own; measured in turn."
+    note += f"The service has {keyspaces[SESSIONS].service.rss_mb():.0f} MB. Each keyspace has its own Redis and "
+    note += "service; measured in turn."
     report("bench-scale", f"{FEW:,} sessions and {SESSIONS:,}", headings, rows, note)
-    # Nobody is remembered who comes once in a round of more users than there are hints.
+    # No user has a hint if more users than hints call in turn.
     never_hinted = Part("POST", ["/api/sessions"], [new_session(f"user_{NUMBER}", "big")])
     if SESSIONS > 2 * HINTS_MAX:
         [cost] = compared((keyspaces[SESSIONS], never_hinted), numbers=SESSIONS)
-        note = f"By the script: the service remembers the last {HINTS_MAX:,} users."
-        report("bench-scale", "Resuming users who are not remembered", COSTS, [cost.cells()], note)
+        note = f"By the script: the service has hints for the last {HINTS_MAX:,} users."
+        report("bench-scale", "Resuming users without a hint", COSTS, [cost.cells()], note)
 
 
 def append(service, id, messages):
-    """Appends so many messages to a session, in arrays of up to 100."""
+    """Appends this many messages to a session, in arrays of up to 100."""
     sizes = [100] * (messages // 100) + ([messages % 100] if messages % 100 else [])
     path = f"/api/sessions/{id}/messages"
     arrays = ["[" + ",".join([MESSAGE] * size) + "]" for size in sizes]
@@ -152,7 +154,7 @@ def append(service, id, messages):
 
 
 def small_and_large(keyspace):
-    """A page of each list, out of a list that is hardly longer and out of a long one."""
+    """Measures a page of each list, in a short list and in a long one."""
     service = keyspace.service
     page_of_history, page_of_active, page_of_messages = 20, 50, 50
     sessions_of(service, [user(number) for number in range(page_of_active)], "small")
@@ -179,11 +181,11 @@ def small_and_large(keyspace):
         rows.append([name, *small.cells(), *large.cells(), *large.ratios_to(small)])
     headings = ["one page of", *(f"{cost}, {size}" for size in ("small", "large") for cost in COSTS)]
     headings += [f"{cost}, ratio" for cost in ("service", "Redis", "both", "p50")]
-    report("bench-scale", "A page of something small and of something large", headings, rows)
+    report("bench-scale", "A page of a short and of a long list", headings, rows)
 
 
 def idle(redis):
-    """Memory that idle connections take, each of which had one answer."""
+    """Measures the memory of idle connections, each of which had one response."""
     service = Service(redis)
     before, connections = service.rss_mb(), []
     for _ in range(IDLE):
@@ -192,7 +194,7 @@ def idle(redis):
         connections.append(connection)
     for connection in connections:
         with connection.makefile("rb") as stream:
-            answer(stream, 200)
+            read_response(stream, 200)
     rss = service.rss_mb()
     row = [f"{before:.1f}", f"{rss:.1f}", f"{(rss - before) * 1024 / IDLE:.1f}"]
     report("bench-scale", f"{IDLE:,} idle connections", ["RSS MB before", "RSS MB with them", "KB each"], [row])

@@ -1,4 +1,5 @@
--- Sends the requests of a file in turn: a line each, of method, path and body. Nine `#` become another number each time, below NUMBERS.
+-- Sends the requests of a file in turn. Each line has method, path and body. Nine `#` become a new number each time,
+-- below NUMBERS.
 -- wrk -s wrk.lua URL -- FILE FIRST_NUMBER NUMBERS
 local requests, turn, number, numbers = {}, 0, 0, 0
 local NUMBER = string.rep('#', 9)

@@ -57,9 +57,12 @@ const toSession = (fields) => ({
   endReason: fields.endReason ?? null,
 });
 
-// The order in which the script answers them.
-const FIELDS = ['sessionId', 'businessId', 'userId', 'locationId', 'sessionType', 'status', 'title', 'metadata',
-  'messageCount', 'version', 'createdAt', 'updatedAt', 'lastActivityAt', 'expiresAt', 'activeUntil', 'endedAt', 'endReason'];
+// Names and values in turn, as the script replies them.
+const fromPairs = (flat) => {
+  const fields = {};
+  for (let index = 0; index < flat.length; index += 2) fields[flat[index]] = flat[index + 1];
+  return fields;
+};
 
 fastify.get('/api/sessions/:sessionId', { schema: { response: { 200: session } } }, async (request, reply) => {
   const fields = await redis.hgetall(`peer:s:${request.params.sessionId}`);
@@ -87,10 +90,10 @@ fastify.post('/api/sessions', { schema: { body, response: { '2xx': session } } }
   const [tag, ...values] = await redis.getOrCreate(
     `peer:a:${businessId}:${userId}`, `peer:h:${businessId}:${userId}`, `peer:b:${businessId}`, `peer:s:${id}`,
     'peer:', id, now, lifecycle.idleMs, lifecycle.maxLifetimeMs, lifecycle.retentionMs, lifecycle.resolutionMs, 'return', 4,
-    'businessId', businessId, 'userId', userId, 'locationId', locationId, 'sessionType', sessionType,
+    businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
     'metadata', JSON.stringify(metadata),
   );
-  if (tag === 'resumed') return toSession(Object.fromEntries(FIELDS.map((name, index) => [name, values[index]])));
+  if (tag === 'resumed') return toSession(fromPairs(values));
   reply.code(201);
   return toSession(await redis.hgetall(`peer:s:${id}`));
 });

@@ -1,4 +1,4 @@
-//! What HTTP alone costs: the bytes of a session for a `GET`, JSON in and JSON out for a `POST`.
+//! The cost of HTTP alone: a `GET` returns the constant bytes of a session, a `POST` parses and renders JSON.
 
 use axum::extract::Path;
 use axum::http::header::CONTENT_TYPE;

@@ -1,4 +1,4 @@
-//! What is asked and answered.
+//! The request and response bodies.
 
 use std::collections::HashMap;
 
@@ -49,7 +49,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// From the fields of its hash; none if there is no such hash.
+    /// A session from the fields of its hash. `None` if the hash does not exist.
     pub fn from_fields(mut fields: HashMap<String, String>) -> Option<Self> {
         let session_id = fields.remove("sessionId")?;
         let mut take = |name: &str| fields.remove(name);

@@ -1,4 +1,4 @@
-//! The same work with the `redis` crate: one shared connection that reconnects, the script by EVALSHA.
+//! The same operations with the `redis` crate: one shared connection that reconnects, and the script by EVALSHA.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,29 +18,8 @@ const IDLE_MS: u64 = 30 * 60_000;
 const MAX_LIFETIME_MS: u64 = 24 * 3_600_000;
 const RETENTION_MS: u64 = 30 * 24 * 3_600_000;
 const RESOLUTION_MS: u64 = 60_000;
-/// The order in which the script answers them.
-const FIELDS: [&str; 17] = [
-    "sessionId",
-    "businessId",
-    "userId",
-    "locationId",
-    "sessionType",
-    "status",
-    "title",
-    "metadata",
-    "messageCount",
-    "version",
-    "createdAt",
-    "updatedAt",
-    "lastActivityAt",
-    "expiresAt",
-    "activeUntil",
-    "endedAt",
-    "endReason",
-];
-
 #[derive(Clone)]
-struct App {
+struct AppState {
     redis: ConnectionManager,
     get_or_create: Arc<Script>,
 }
@@ -52,15 +31,15 @@ pub async fn router(redis_url: &str, script_file: &str) -> Router {
     Router::new()
         .route("/api/sessions/{id}", get(get_session))
         .route("/api/sessions", post(get_or_create))
-        .with_state(App { redis, get_or_create: Arc::new(Script::new(&script)) })
+        .with_state(AppState { redis, get_or_create: Arc::new(Script::new(&script)) })
 }
 
-async fn get_session(State(mut app): State<App>, Path(id): Path<Uuid>) -> Result<Response, Failure> {
+async fn get_session(State(mut app): State<AppState>, Path(id): Path<Uuid>) -> Result<Response, Failure> {
     let fields: HashMap<String, String> = app.redis.hgetall(format!("peer:s:{id}")).await?;
     Ok(Session::from_fields(fields).map(Json).ok_or(StatusCode::NOT_FOUND).into_response())
 }
 
-async fn get_or_create(State(mut app): State<App>, Json(new): Json<NewSession>) -> Result<Response, Failure> {
+async fn get_or_create(State(mut app): State<AppState>, Json(new): Json<NewSession>) -> Result<Response, Failure> {
     let id = Uuid::new_v4().to_string();
     let NewSession { business_id, user_id, location_id, session_type, metadata } = new;
     let now_ms = chrono::Utc::now().timestamp_millis();
@@ -71,14 +50,14 @@ async fn get_or_create(State(mut app): State<App>, Json(new): Json<NewSession>) 
         .key(format!("peer:s:{id}"));
     call.arg("peer:").arg(&id).arg(now_ms);
     call.arg(IDLE_MS).arg(MAX_LIFETIME_MS).arg(RETENTION_MS).arg(RESOLUTION_MS).arg("return").arg(4);
-    call.arg("businessId").arg(&business_id).arg("userId").arg(&user_id);
+    call.arg(&business_id).arg(&user_id).arg("");
     call.arg("locationId").arg(&location_id).arg("sessionType").arg(&session_type);
     call.arg("metadata").arg(serde_json::Value::Object(metadata).to_string());
-    let mut values: Vec<Option<String>> = call.invoke_async(&mut app.redis).await?;
-    let tag = values.remove(0);
-    let (status, fields) = if tag.as_deref() == Some("resumed") {
-        let named = FIELDS.iter().zip(values).filter_map(|(name, value)| Some(((*name).to_owned(), value?)));
-        (StatusCode::OK, named.collect())
+    let mut reply: Vec<String> = call.invoke_async(&mut app.redis).await?;
+    let fields = reply.split_off(1);
+    let (status, fields) = if reply[0] == "resumed" {
+        let pairs = fields.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone()));
+        (StatusCode::OK, pairs.collect())
     } else {
         (StatusCode::CREATED, app.redis.hgetall(format!("peer:s:{id}")).await?)
     };
@@ -86,7 +65,7 @@ async fn get_or_create(State(mut app): State<App>, Json(new): Json<NewSession>) 
     Ok((status, session).into_response())
 }
 
-/// Redis did not do it.
+/// A failed Redis command. Rendered as a 503 with the error text.
 struct Failure(redis::RedisError);
 
 impl From<redis::RedisError> for Failure {

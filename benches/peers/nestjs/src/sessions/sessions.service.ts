@@ -15,11 +15,14 @@ const lifecycle = {
   resolutionMs: 60_000,
 };
 
-// The order in which the script answers them.
-const FIELDS = [
-  'sessionId', 'businessId', 'userId', 'locationId', 'sessionType', 'status', 'title', 'metadata', 'messageCount',
-  'version', 'createdAt', 'updatedAt', 'lastActivityAt', 'expiresAt', 'activeUntil', 'endedAt', 'endReason',
-];
+// Names and values in turn, as the script replies them.
+function fromPairs(flat: string[]): Record<string, string> {
+  const fields: Record<string, string> = {};
+  for (let index = 0; index < flat.length; index += 2) {
+    fields[flat[index]] = flat[index + 1];
+  }
+  return fields;
+}
 
 @Injectable()
 export class SessionsService {
@@ -40,12 +43,11 @@ export class SessionsService {
       `peer:a:${businessId}:${userId}`, `peer:h:${businessId}:${userId}`, `peer:b:${businessId}`, `peer:s:${id}`,
       'peer:', id, Date.now(), lifecycle.idleMs, lifecycle.maxLifetimeMs, lifecycle.retentionMs,
       lifecycle.resolutionMs, 'return', 4,
-      'businessId', businessId, 'userId', userId, 'locationId', locationId, 'sessionType', sessionType,
+      businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
       'metadata', JSON.stringify(metadata),
     );
     if (tag === 'resumed') {
-      const fields = Object.fromEntries(FIELDS.map((name, index) => [name, values[index]]));
-      return { created: false, session: toSession(fields) };
+      return { created: false, session: toSession(fromPairs(values)) };
     }
     return { created: true, session: await this.findOne(id) };
   }
