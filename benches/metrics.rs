@@ -39,7 +39,7 @@ fn counting(criterion: &mut Criterion) {
         });
     });
     group.bench_function("operation_finished", |timer| {
-        timer.iter(|| metrics::operation_finished(Operation::Get, None, took))
+        timer.iter(|| metrics::operation_finished(Operation::Get, None, took));
     });
 
     // More series than a service ever has, with 100 recorded values each.

@@ -1,17 +1,17 @@
 //! The HTTP interface: the steps that process a request, and one file for each resource.
 //!
-//! A request passes through these steps in this order. They are calls in [`respond`] and [`handle`], not tower layers,
+//! A request passes through these steps in this order. They are calls in `respond` and `handle`, not tower layers,
 //! because each layer copies everything inside it for every request:
 //!
-//! 1. [`RouteMatcher`] finds the route, and [`request_id::of`] the request id.
-//! 2. [`host::check`] requires one valid `Host` header.
-//! 3. [`cors`] responds to preflights.
-//! 4. [`auth::authorise`] checks the credential, its rate limit, its scope, and the business and user of the path.
-//! 5. [`receive_body`] reads the body, within its size limit and timeout.
-//! 6. [`ConcurrencyLimiter::acquire`] gives the request a permit, or rejects it.
-//! 7. [`dispatch`] runs the handler, within the request's deadline.
+//! 1. `RouteMatcher` finds the route, and `request_id::of` the request id.
+//! 2. `host::check` requires one valid `Host` header.
+//! 3. `cors` responds to preflights.
+//! 4. `auth::authorise` checks the credential, its rate limit, its scope, and the business and user of the path.
+//! 5. `receive_body` reads the body, within its size limit and timeout.
+//! 6. `ConcurrencyLimiter::acquire` gives the request a permit, or rejects it.
+//! 7. `dispatch` runs the handler, within the request's deadline.
 //!
-//! After that, [`handle`] adds the rate limit headers, and [`respond`] adds the CORS headers, writes the body of an
+//! After that, `handle` adds the rate limit headers, and `respond` adds the CORS headers, writes the body of an
 //! error, records metrics and logs the response.
 
 mod auth;
@@ -132,11 +132,11 @@ impl Api {
     /// Creates the service with this state.
     #[must_use]
     pub fn new(app: Arc<AppState>) -> Self {
-        let (router, document) = openapi::routes().split_for_parts();
-        let routes = RouteMatcher::of(&document);
-        let router = router.with_state(app.clone()).merge(openapi::router(document));
+        let (handlers, document) = openapi::routes().split_for_parts();
+        let matcher = RouteMatcher::of(&document);
+        let router = handlers.with_state(app.clone()).merge(openapi::router(document));
         let cors = cors::layer(&app.requests.cors);
-        Self(Arc::new(ApiInner { app, cors, routes, router }))
+        Self(Arc::new(ApiInner { app, cors, routes: matcher, router }))
     }
 }
 

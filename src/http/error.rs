@@ -124,7 +124,8 @@ pub(super) struct ApiError {
     errors: Vec<FieldProblem>,
     active_session_id: Option<SessionId>,
     /// Headers that only this response has.
-    headers: HeaderMap,
+    // Boxed to keep results small: few errors have any.
+    headers: Option<Box<HeaderMap>>,
     /// The cause, for the log. It is not sent to the client.
     cause: Option<String>,
 }
@@ -132,21 +133,14 @@ pub(super) struct ApiError {
 impl ApiError {
     /// An error with a human-readable text.
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            code,
-            detail: detail.into(),
-            errors: Vec::new(),
-            active_session_id: None,
-            headers: HeaderMap::new(),
-            cause: None,
-        }
+        Self { code, detail: detail.into(), errors: Vec::new(), active_session_id: None, headers: None, cause: None }
     }
 
     /// A `401` or `403` with a `Bearer` challenge (RFC 6750), to which `parameters` are appended.
     pub(super) fn challenge(code: Code, detail: impl Into<Cow<'static, str>>, parameters: &str) -> Self {
         let mut error = Self::new(code, detail);
         if let Ok(challenge) = HeaderValue::from_str(&format!("Bearer realm=\"sessiond\"{parameters}")) {
-            error.headers.insert(header::WWW_AUTHENTICATE, challenge);
+            error.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         error
     }
@@ -156,13 +150,13 @@ impl ApiError {
         let detail =
             format!("Too many requests with this credential, or of this user; try again after {retry_after_secs} s");
         let mut error = Self::new(Code::RateLimited, detail);
-        error.headers.insert(header::RETRY_AFTER, retry_after_secs.into());
+        error.headers_mut().insert(header::RETRY_AFTER, retry_after_secs.into());
         error
     }
 
     /// Headers that only this response has.
     pub(super) fn headers_mut(&mut self) -> &mut HeaderMap {
-        &mut self.headers
+        self.headers.get_or_insert_default()
     }
 
     /// A `400` that lists the problems of several fields.
@@ -293,7 +287,9 @@ impl IntoResponse for ApiError {
         if self.code.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
         }
-        response.headers_mut().extend(std::mem::take(&mut self.headers));
+        if let Some(headers) = self.headers.take() {
+            response.headers_mut().extend(*headers);
+        }
         response.extensions_mut().insert(self);
         response
     }

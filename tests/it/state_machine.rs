@@ -237,17 +237,17 @@ impl<'a> Case<'a> {
 
     async fn patch(&mut self, session: Which, if_match: IfMatch, body: &Json) -> Outcome {
         let id = self.id(session);
-        let (header, is_match) = self.if_match(&id, if_match);
+        let (header, names_version) = self.if_match(&id, if_match);
         let response = self.send(Method::PATCH, &id, header, body.0.to_string()).await;
-        let expected = self.model.patch(&id, is_match, &body.0);
+        let expected = self.model.patch(&id, names_version, &body.0);
         self.check(&response, &expected)
     }
 
     async fn delete(&mut self, session: Which, if_match: IfMatch) -> Outcome {
         let id = self.id(session);
-        let (header, is_match) = self.if_match(&id, if_match);
+        let (header, names_version) = self.if_match(&id, if_match);
         let response = self.send(Method::DELETE, &id, header, String::new()).await;
-        let expected = self.model.delete(&id, is_match);
+        let expected = self.model.delete(&id, names_version);
         self.check(&response, &expected)
     }
 
