@@ -33,19 +33,21 @@ local function int(ms)
   return string.format('%.0f', ms)
 end
 
-local document = redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
-  'messageCount', 'endedAt', 'largestMessage')
-if document[1] ~= id then return {'missing'} end
-if now_ms >= tonumber(document[7] or document[3]) + retention_ms then return {'missing'} end
+local session_id, status, expires_at, last_activity_at, active_until, message_count, ended_at, largest_message = unpack(
+  redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'messageCount',
+    'endedAt', 'largestMessage'))
+if session_id ~= id then return {'missing'} end
+if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 
 local known, conflicts, new_count = {}, {'conflict'}, 0
-local conflict_bytes, largest = 0, tonumber(document[8] or 0)
+local conflict_bytes, largest = 0, tonumber(largest_message or 0)
 for i = FIRST, #ARGV, WIDTH do
   local seq = redis.call('HGET', message_ids, ARGV[i])
   local entry = seq and redis.call('XRANGE', messages, seq .. '-0', seq .. '-0')[1]
   if entry then
+    local _, fields = unpack(entry)
     local stored = {}
-    for k = 1, #entry[2], 2 do stored[entry[2][k]] = entry[2][k + 1] end
+    for k = 1, #fields, 2 do stored[fields[k]] = fields[k + 1] end
     if stored.role == ARGV[i + 1] and stored.content == ARGV[i + 2] then
       known[i] = {'known', seq, stored.createdAt, stored.role, stored.content, stored.metadata}
     else
@@ -61,15 +63,16 @@ for i = FIRST, #ARGV, WIDTH do
   end
 end
 if #conflicts > 1 then return conflicts end
-if new_count > 0 and not (document[2] == 'active' and now_ms < tonumber(document[3])) then return {'not_active'} end
+if new_count > 0 and not (status == 'active' and now_ms < tonumber(expires_at)) then return {'not_active'} end
 
 local length = redis.call('XLEN', messages) + new_count
 local surplus = math.min(length - keep, trim_max)
 local trimmed_ids = {}
 if new_count > 0 and surplus > 0 then
   for _, entry in ipairs(redis.call('XRANGE', messages, '-', '+', 'COUNT', surplus)) do
-    for k = 1, #entry[2], 2 do
-      if entry[2][k] == 'messageId' then table.insert(trimmed_ids, entry[2][k + 1]) end
+    local _, fields = unpack(entry)
+    for k = 1, #fields, 2 do
+      if fields[k] == 'messageId' then table.insert(trimmed_ids, fields[k + 1]) end
     end
   end
 end
@@ -77,8 +80,8 @@ local history_until, business_until = redis.call('PEXPIRETIME', history), redis.
 
 -- From here on only writes.
 local reply = {new_count > 0 and 'appended' or 'replayed'}
-local seq = tonumber(document[6])
-local active_ms = math.max(now_ms, tonumber(document[4]))
+local seq = tonumber(message_count)
+local active_ms = math.max(now_ms, tonumber(last_activity_at))
 local at = int(active_ms)
 for i = FIRST, #ARGV, WIDTH do
   local message = known[i]
@@ -97,7 +100,7 @@ if #trimmed_ids > 0 then
   redis.call('XTRIM', messages, 'MAXLEN', '=', length - #trimmed_ids)
   redis.call('HDEL', message_ids, unpack(trimmed_ids))
 end
-local expires = math.min(active_ms + idle_ms, tonumber(document[5]))
+local expires = math.min(active_ms + idle_ms, tonumber(active_until))
 local gone = int(expires + retention_ms)
 redis.call('HSET', session, 'messageCount', int(seq), 'lastActivityAt', at, 'expiresAt', int(expires),
   'largestMessage', int(largest))

@@ -17,10 +17,11 @@ local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local id, now_ms, retention_ms, if_version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 
-local document = redis.call('HMGET', session, 'sessionId', 'version', 'expiresAt', 'endedAt')
-if document[1] ~= id then return {'missing'} end
-if now_ms >= tonumber(document[4] or document[3]) + retention_ms then return {'missing'} end
-if if_version ~= '' and if_version ~= document[2] then return {'version_mismatch'} end
+local session_id, version, expires_at, ended_at = unpack(
+  redis.call('HMGET', session, 'sessionId', 'version', 'expiresAt', 'endedAt'))
+if session_id ~= id then return {'missing'} end
+if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+if if_version ~= '' and if_version ~= version then return {'version_mismatch'} end
 local pointed_id = redis.call('GET', pointer)
 
 -- From here on only writes.

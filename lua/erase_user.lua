@@ -24,8 +24,8 @@ for _, id in ipairs(redis.call('ZRANGE', history, 0, batch_max - 1, 'REV')) do
 end
 local entries, removed, readable = redis.call('ZCARD', history), 0, 0
 for _, id in ipairs(ids) do
-  local document = redis.call('HMGET', partition .. 's:' .. id, 'expiresAt', 'endedAt')
-  local over = tonumber(document[2] or document[1])
+  local expires_at, ended_at = unpack(redis.call('HMGET', partition .. 's:' .. id, 'expiresAt', 'endedAt'))
+  local over = tonumber(ended_at or expires_at)
   if over and now_ms < over + retention_ms then readable = readable + 1 end
   if redis.call('ZSCORE', history, id) then removed = removed + 1 end
 end

@@ -90,9 +90,9 @@ if is_active_replay or (is_active and if_active == 'return') then
 end
 
 -- Create a session. The user's createdAt values strictly increase, even if the clocks of the services differ.
-local newest = redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES')
+local _, newest_created_at = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
 local start_ms = now_ms
-if newest[2] then start_ms = math.max(now_ms, tonumber(newest[2]) + 1) end
+if newest_created_at then start_ms = math.max(now_ms, tonumber(newest_created_at) + 1) end
 local stale_history = {}
 for _, id in ipairs(redis.call('ZRANGE', history, 0, trim_max - 1)) do
   if redis.call('EXISTS', partition .. 's:' .. id) == 0 then table.insert(stale_history, id) end

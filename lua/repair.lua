@@ -39,8 +39,9 @@ local function expiry(key)
   return key and redis.call('PEXPIRETIME', key) or NO_KEY
 end
 
-local document = redis.call('HMGET', session, 'businessId', 'userId', 'status', 'createdAt', 'expiresAt', 'endedAt')
-local created, expires, ended = number(document[4]), number(document[5]), number(document[6])
+local stored_business, stored_user, status, created_at, expires_at, ended_at = unpack(
+  redis.call('HMGET', session, 'businessId', 'userId', 'status', 'createdAt', 'expiresAt', 'endedAt'))
+local created, expires, ended = number(created_at), number(expires_at), number(ended_at)
 local session_until, messages_until, message_ids_until = expiry(session), expiry(messages), expiry(message_ids)
 local pointer_until, history_until, business_until = expiry(pointer), expiry(history), expiry(business)
 local pointed_id = pointer and redis.call('GET', pointer)
@@ -48,19 +49,21 @@ local in_history = history and redis.call('ZSCORE', history, id)
 local in_business = redis.call('ZSCORE', business, id)
 
 local exists = session_until ~= NO_KEY
-local of_business = document[1] == business_id
-local of_user = of_business and document[2] == user_id
-local of_another = (document[1] and not of_business) or (pointer and document[2] and document[2] ~= user_id)
-local is_over = document[3] == 'ended' or document[3] == 'expired'
-local is_marked_active = of_user and document[3] == 'active'
+local of_business = stored_business == business_id
+local of_user = of_business and stored_user == user_id
+local of_another = (stored_business and not of_business) or (pointer and stored_user and stored_user ~= user_id)
+local is_over = status == 'ended' or status == 'expired'
+local is_marked_active = of_user and status == 'active'
 
 local function another_is_active()
   local others = redis.call('ZRANGE', history, 0, others_max - 1, 'REV')
   if redis.call('ZCARD', history) > #others then return true end
   if pointed_id then table.insert(others, pointed_id) end
   for _, other_id in ipairs(others) do
-    local other = redis.call('HMGET', partition .. 's:' .. other_id, 'businessId', 'userId', 'status')
-    if other_id ~= id and other[1] == business_id and other[2] == user_id and other[3] == 'active' then return true end
+    local other_business, other_user, other_status = unpack(
+      redis.call('HMGET', partition .. 's:' .. other_id, 'businessId', 'userId', 'status'))
+    local is_of_user = other_business == business_id and other_user == user_id
+    if other_id ~= id and is_of_user and other_status == 'active' then return true end
   end
   return false
 end

@@ -114,6 +114,7 @@ impl AuthArgs {
         };
         AuthSettings { api_keys_file, jwt }
     }
+
     fn user_roles(&self, errors: &mut SettingErrors) -> Vec<Role> {
         let problems = errors.len();
         let roles = errors.list("--user-roles", &self.user_roles, role);
@@ -122,6 +123,7 @@ impl AuthArgs {
         }
         roles
     }
+
     fn rates(&self, errors: &mut SettingErrors) -> RateSettings {
         RateSettings {
             credential_per_second: errors.rate("--rate-limit", &self.rate_limit),

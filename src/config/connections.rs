@@ -102,6 +102,7 @@ pub struct ConnectionLimits {
     /// Maximum number of headers in a request.
     pub headers: usize,
 }
+
 impl ConnectionArgs {
     pub(super) fn check(&self, errors: &mut SettingErrors) -> Option<ConnectionConfig> {
         let listen = errors.parsed("--listen", &self.listen, "an address and a port, such as 127.0.0.1:3000");
@@ -134,6 +135,7 @@ impl ConnectionArgs {
             headers: errors.number("--max-headers", &self.max_headers, 20, 10_000),
         }
     }
+
     /// The certificate and key, if both files are given, readable and belong together.
     fn certificate_files(&self, errors: &mut SettingErrors) -> Option<CertificateFiles> {
         match (not_empty(self.tls_cert_file.as_deref()), not_empty(self.tls_key_file.as_deref())) {

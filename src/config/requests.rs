@@ -90,6 +90,7 @@ pub struct CorsSettings {
     /// Request headers that they may send in addition to the service's own.
     pub headers: Vec<HeaderName>,
 }
+
 impl RequestArgs {
     pub(super) fn check(&self, errors: &mut SettingErrors) -> RequestConfig {
         RequestConfig {
@@ -116,6 +117,7 @@ impl RequestArgs {
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(EVENT_LOOPS_MAX),
         }
     }
+
     fn cors(&self, errors: &mut SettingErrors) -> CorsSettings {
         CorsSettings {
             origins: errors.list("--cors-origins", self.cors_origins.as_deref().unwrap_or_default(), origin),

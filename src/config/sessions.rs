@@ -105,6 +105,7 @@ impl SessionArgs {
             activity_resolution: self.activity_resolution(errors, idle_timeout),
         }
     }
+
     fn activity_resolution(&self, errors: &mut SettingErrors, idle_timeout: Duration) -> Duration {
         let resolution = match &self.activity_resolution {
             Some(text) if text == "0" => Duration::ZERO,
@@ -117,6 +118,7 @@ impl SessionArgs {
         }
         resolution
     }
+
     /// Checks the limit of the clock skew. The clocks of two services may differ by twice this limit (at most half of
     /// the idle timeout), and their knowledge of activity by the activity resolution (at most the other half). So no
     /// service treats a session as expired that is in use. At least three quarters of the retention always remain.

@@ -251,6 +251,7 @@ mod tests {
         assert_ne!(keys.pointer("a:b", "c"), keys.pointer("a", "b:c"));
         assert_ne!(keys.pointer("a%3ab", "c"), keys.pointer("a:b", "c"));
     }
+
     #[test]
     fn keys_are_parsed_to_what_they_hold() {
         let keys = Keys::new("sd".to_owned());
