@@ -21,8 +21,16 @@ use crate::support::random::Random;
 use crate::support::redis::shared_url;
 
 const HISTORIES: usize = 300;
-const CLIENTS: usize = 5;
-const CALLS: usize = 6;
+/// The calls of one user's history.
+#[derive(Clone, Copy)]
+struct Size {
+    clients: usize,
+    /// Of each client.
+    calls: usize,
+}
+const LARGE: Size = Size { clients: 5, calls: 6 };
+/// Calls without a response may take effect at any later moment, so the checker has many more orders to try.
+const UNDER_FAULTS: Size = Size { clients: 4, calls: 4 };
 /// Histories that are recorded at the same time.
 const CONCURRENT_HISTORIES: usize = 30;
 /// Shorter than the time for which the tests stop Redis, so that some calls time out and take effect later.
@@ -32,8 +40,15 @@ pub const DEADLINE: [&str; 2] = ["--request-deadline", "500ms"];
 const HINTS: [[&str; 2]; 3] = [["--hint-cache-size", "100000"], ["--hint-cache-size", "1"], ["--hint-cache-size", "0"]];
 
 /// One client of a user. Makes random calls, each with one of the user's three most recently returned session ids.
-async fn client(recorder: &Recorder, bases: &[String], user: usize, mut random: Random, pause_max_ms: u64) {
-    for number in 0..CALLS {
+async fn client(
+    recorder: &Recorder,
+    bases: &[String],
+    user: usize,
+    calls: usize,
+    mut random: Random,
+    pause_max_ms: u64,
+) {
+    for number in 0..calls {
         let ids = recorder.ids(user);
         let id = ids.get(ids.len().saturating_sub(1 + random.below(3))).cloned();
         let operation = match (random.below(16), id) {
@@ -55,12 +70,13 @@ async fn client(recorder: &Recorder, bases: &[String], user: usize, mut random: 
 }
 
 /// Records a history for each user, `CONCURRENT_HISTORIES` at a time.
-async fn record(recorder: &Recorder, bases: &[String], random: &mut Random, pause_max_ms: u64) {
+async fn record(recorder: &Recorder, bases: &[String], size: Size, random: &mut Random, pause_max_ms: u64) {
     let histories: Vec<_> = (0..recorder.users())
         .map(|user| {
-            let clients: Vec<_> = (0..CLIENTS).map(|_| random.fork()).collect();
+            let clients: Vec<_> = (0..size.clients).map(|_| random.fork()).collect();
             async move {
-                let clients = clients.into_iter().map(|random| client(recorder, bases, user, random, pause_max_ms));
+                let clients =
+                    clients.into_iter().map(|random| client(recorder, bases, user, size.calls, random, pause_max_ms));
                 join_all(clients).await;
             }
         })
@@ -83,7 +99,7 @@ async fn histories_of_several_processes_are_linearizable() {
     let processes = HINTS.map(|hints| Process::serve(&[&flags[..], &hints].concat(), &[("REDIS_URL", &url)]));
     let bases = processes.each_ref().map(|(_, base)| base.clone());
     let recorder = Recorder::new("u", HISTORIES);
-    record(&recorder, &bases, &mut Random::seeded(), 2).await;
+    record(&recorder, &bases, LARGE, &mut Random::seeded(), 2).await;
     let summary = recorder.expect_linearizable();
     assert_eq!(summary.without_response, 0, "a call got no response although Redis had no fault");
     expect_clean(&url, &prefix);
@@ -110,7 +126,7 @@ async fn histories_are_linearizable_under_redis_faults() {
             (redis, applied)
         })
     };
-    record(&recorder, &bases, &mut random, 120).await;
+    record(&recorder, &bases, UNDER_FAULTS, &mut random, 120).await;
     drop(running);
     let (_redis, applied) = faults.await.expect("no panic");
     let summary = recorder.expect_linearizable();
@@ -229,7 +245,7 @@ async fn recorded_history_with_one_wrong_response_is_rejected() {
     let prefix = format!("sd:lin-false-{}", std::process::id());
     let (_process, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &url)]);
     let recorder = Recorder::new("u", 1);
-    record(&recorder, &[base], &mut Random::seeded(), 2).await;
+    record(&recorder, &[base], LARGE, &mut Random::seeded(), 2).await;
     let history = recorder.history(0);
     assert_eq!(is_linearizable(&history).0, Some(true));
     for index in 0..history.len() {
