@@ -12,10 +12,11 @@
 --        2 now_ms         Unix time
 --        3 idle_ms        idle timeout
 --        4 retention_ms   how long a session stays readable after its end
---        5 keep           number of newest messages to keep, at least as many as one call may append
---        6 trim_max       maximum messages to trim
---        7 conflict_bytes_max   bytes of conflicting contents beyond which no more conflicts are collected
---        8 ... messageId, role, content, metadata (the last two are JSON), four for each message
+--        5 resolution_ms  an expiry that moves by less is not written
+--        6 keep           number of newest messages to keep, at least as many as one call may append
+--        7 trim_max       maximum messages to trim
+--        8 conflict_bytes_max   bytes of conflicting contents beyond which no more conflicts are collected
+--        9 ... messageId, role, content, metadata (the last two are JSON), four for each message
 -- Returns {`appended`, six for each message: `new` or `known`, seq, createdAt, role, content, metadata}
 --         {`replayed`, the same}    every message was known
 --         {`conflict`, three for each: position from 1, stored role, stored content}; only the first conflicts if their
@@ -25,9 +26,9 @@
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local id, now_ms, idle_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local retention_ms, keep, trim_max = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local conflict_bytes_max = tonumber(ARGV[7])
-local FIRST, WIDTH = 8, 4
+local retention_ms, resolution_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
+local keep, trim_max, conflict_bytes_max = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local FIRST, WIDTH = 9, 4
 
 local function int(ms)
   return string.format('%.0f', ms)
@@ -65,7 +66,8 @@ end
 if #conflicts > 1 then return conflicts end
 if new_count > 0 and not (status == 'active' and now_ms < tonumber(expires_at)) then return {'not_active'} end
 
-local length = redis.call('XLEN', messages) + new_count
+local old_length = redis.call('XLEN', messages)
+local length = old_length + new_count
 local surplus = math.min(length - keep, trim_max)
 local trimmed_ids = {}
 if new_count > 0 and surplus > 0 then
@@ -76,12 +78,17 @@ if new_count > 0 and surplus > 0 then
     end
   end
 end
-local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
+local active_ms = math.max(now_ms, tonumber(last_activity_at))
+local expires = math.min(active_ms + idle_ms, tonumber(active_until))
+local extends = expires - tonumber(expires_at) >= resolution_ms
+local history_until, business_until
+if extends then
+  history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
+end
 
 -- From here on only writes.
 local reply = {new_count > 0 and 'appended' or 'replayed'}
 local seq = tonumber(message_count)
-local active_ms = math.max(now_ms, tonumber(last_activity_at))
 local at = int(active_ms)
 for i = FIRST, #ARGV, WIDTH do
   local message = known[i]
@@ -100,10 +107,24 @@ if #trimmed_ids > 0 then
   redis.call('XTRIM', messages, 'MAXLEN', '=', length - #trimmed_ids)
   redis.call('HDEL', message_ids, unpack(trimmed_ids))
 end
-local expires = math.min(active_ms + idle_ms, tonumber(active_until))
+local changes = {
+  'messageCount', int(seq), 'lastActivityAt', at,
+}
+if largest > tonumber(largest_message or 0) then
+  table.insert(changes, 'largestMessage')
+  table.insert(changes, int(largest))
+end
+if not extends then
+  redis.call('HSET', session, unpack(changes))
+  -- New keys have no expiry yet. They expire with their session.
+  if old_length == 0 then
+    redis.call('PEXPIREAT', messages, int(tonumber(expires_at) + retention_ms))
+    redis.call('PEXPIREAT', message_ids, int(tonumber(expires_at) + retention_ms))
+  end
+  return reply
+end
 local gone = int(expires + retention_ms)
-redis.call('HSET', session, 'messageCount', int(seq), 'lastActivityAt', at, 'expiresAt', int(expires),
-  'largestMessage', int(largest))
+redis.call('HSET', session, 'expiresAt', int(expires), unpack(changes))
 redis.call('PEXPIREAT', session, gone)
 redis.call('PEXPIREAT', messages, gone)
 redis.call('PEXPIREAT', message_ids, gone)

@@ -21,7 +21,7 @@
 --        4 idle_ms            idle timeout
 --        5 max_lifetime_ms    maximum lifetime
 --        6 retention_ms       how long a session stays readable after its end
---        7 resolution_ms      minimum age of the last written activity for writing activity again
+--        7 resolution_ms      write activity if it is this much later than the last one, or moves the expiry as far
 --        8 if_active          `return` or `replace`
 --        9 trim_max           maximum stale entries to remove from each index
 --       10 business_id        the user's business
@@ -72,8 +72,9 @@ if is_replay and not is_active_replay then return {'replayed', unpack(redis.call
 
 if is_active_replay or (is_active and if_active == 'return') then
   local fields = redis.call('HGETALL', old_key)
-  if now_ms - tonumber(old_active_at) >= resolution_ms and now_ms > tonumber(old_active_at) then
-    local expires = math.min(now_ms + idle_ms, tonumber(old_active_until))
+  local expires = math.min(now_ms + idle_ms, tonumber(old_active_until))
+  local idle_for, lag = now_ms - tonumber(old_active_at), expires - tonumber(old_expires_at)
+  if idle_for > 0 and (idle_for >= resolution_ms or lag >= resolution_ms) then
     local gone = int(expires + retention_ms)
     set(fields, 'lastActivityAt', int(now_ms))
     set(fields, 'expiresAt', int(expires))

@@ -16,12 +16,13 @@
 --        4 idle_ms            idle timeout
 --        5 max_lifetime_ms    maximum lifetime
 --        6 retention_ms       how long a session stays readable after its end
---        7 mutation_id        11 characters, new for every call
---        8 if_version         the version that the client requires, or ``
---        9 base_metadata      `=` and the stored metadata from which the new metadata was merged, or ``
---       10 status             `active`, `ended` or ``
---       11 if_active          `replace`, or `return` to reject a resume if another session is active
---       12 ... field, value   `=` and the new value, or `` to remove the field
+--        7 resolution_ms      an expiry that moves by less is not written
+--        8 mutation_id        11 characters, new for every call
+--        9 if_version         the version that the client requires, or ``
+--       10 base_metadata      `=` and the stored metadata from which the new metadata was merged, or ``
+--       11 status             `active`, `ended` or ``
+--       12 if_active          `replace`, or `return` to reject a resume if another session is active
+--       13 ... field, value   `=` and the new value, or `` to remove the field
 -- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, fields}
 --         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
 -- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
@@ -31,8 +32,9 @@ local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local partition, id, now_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local idle_ms, max_lifetime_ms, retention_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local mutation_id, if_version, base_metadata = ARGV[7], ARGV[8], ARGV[9]
-local status, if_active = ARGV[10], ARGV[11]
+local resolution_ms = tonumber(ARGV[7])
+local mutation_id, if_version, base_metadata = ARGV[8], ARGV[9], ARGV[10]
+local status, if_active = ARGV[11], ARGV[12]
 
 local function int(ms)
   return string.format('%.0f', ms)
@@ -64,6 +66,10 @@ local resumes = status == 'active' and not was_active
 local ends = status == 'ended' and was_active
 local pointed_id = redis.call('GET', pointer)
 local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
+local active_ms = math.max(now_ms, tonumber(document.lastActivityAt))
+local active_until = resumes and active_ms + max_lifetime_ms or tonumber(document.activeUntil)
+local expires = math.min(active_ms + idle_ms, active_until)
+local extends = resumes or (was_active and not ends and expires - tonumber(document.expiresAt) >= resolution_ms)
 
 local other_key, other_active = nil, false
 local other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at
@@ -115,7 +121,7 @@ if other_status == 'active' then
 end
 
 local changed = false
-for i = 12, #ARGV, 2 do
+for i = 13, #ARGV, 2 do
   local field, value = ARGV[i], ARGV[i + 1]
   if value == '' then
     changed = unset(field) or changed
@@ -126,13 +132,12 @@ end
 
 local change = ''
 local change_ms = math.max(now_ms, tonumber(document.updatedAt))
-local active_ms = math.max(now_ms, tonumber(document.lastActivityAt))
 if resumes then
   change, changed = 'resumed', true
   unset('endedAt')
   unset('endReason')
   set('status', 'active')
-  set('activeUntil', int(active_ms + max_lifetime_ms))
+  set('activeUntil', int(active_until))
 elseif ends then
   change, changed = 'ended', true
   set('status', 'ended')
@@ -144,10 +149,8 @@ elseif expired_now then
   set('endedAt', document.expiresAt)
   set('endReason', document.expiresAt == document.activeUntil and 'max_lifetime' or 'idle')
 end
-if document.status == 'active' then
-  set('lastActivityAt', int(active_ms))
-  set('expiresAt', int(math.min(active_ms + idle_ms, tonumber(document.activeUntil))))
-end
+if document.status == 'active' then set('lastActivityAt', int(active_ms)) end
+if extends then set('expiresAt', int(expires)) end
 if changed then
   set('version', int(tonumber(document.version) + 1))
   set('updatedAt', int(change_ms))
@@ -158,7 +161,7 @@ if #write > 0 then redis.call('HSET', session, unpack(write)) end
 if #remove > 0 then redis.call('HDEL', session, unpack(remove)) end
 local gone_ms = tonumber(document.endedAt or document.expiresAt) + retention_ms
 local gone = int(gone_ms)
-if document.status == 'active' then
+if extends then
   redis.call('SET', pointer, id, 'PXAT', gone)
   redis.call('ZADD', business, document.expiresAt, id)
   if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
@@ -172,7 +175,7 @@ elseif change ~= '' then
   -- The retention may have become longer since the session was last active.
   if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
 end
-if document.status == 'active' or change ~= '' then
+if extends or change ~= '' then
   redis.call('PEXPIREAT', session, gone)
   redis.call('PEXPIREAT', messages, gone)
   redis.call('PEXPIREAT', message_ids, gone)

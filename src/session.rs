@@ -256,6 +256,15 @@ pub struct SessionPatch {
     pub if_active: IfActive,
 }
 
+impl SessionPatch {
+    /// Whether it only records activity.
+    #[must_use]
+    pub fn is_heartbeat(&self) -> bool {
+        let Self { location_id, session_type, title, metadata, status, if_active: _ } = self;
+        location_id.is_none() && session_type.is_none() && title.is_none() && metadata.is_none() && status.is_none()
+    }
+}
+
 words! {
     /// What a client may set `status` to.
     PatchStatus {

@@ -23,8 +23,9 @@ pub(super) struct SessionArgs {
     /// Time for which a session stays readable after its end
     #[arg(long, global = true, env = "SESSIOND_RETENTION", value_name = "DURATION", default_value = "30days")]
     retention: String,
-    /// Minimum age of the last written activity at which a get-or-create writes activity again. At most half of the
-    /// idle timeout; 0 to write always [default: 60s, or a twentieth of the idle timeout if that is less]
+    /// Resolution at which activity is recorded: a get-or-create or heartbeat within it writes nothing, and expiries
+    /// move by at least this. At most half of the idle timeout; 0 to write always [default: 60s, or a twentieth of the
+    /// idle timeout if that is less]
     #[arg(long, global = true, env = "SESSIOND_ACTIVITY_RESOLUTION", value_name = "DURATION")]
     activity_resolution: Option<String>,
     /// Maximum difference between the clocks of the service and of Redis. Beyond it, creates, changes and appends are

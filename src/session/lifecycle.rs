@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Timestamp;
+use super::{Session, Timestamp};
 
 /// The timeouts and the retention of sessions (docs/api.md, "The life of a session").
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +42,14 @@ impl Lifecycle {
         millis(self.activity_resolution)
     }
 
-    /// Whether activity at `now` must be written if the last written activity is at `last`.
+    /// Whether activity at `now` must be written: the last written activity, or the expiry that follows from the new
+    /// one, differs by the activity resolution or more.
     #[must_use]
-    pub fn is_touch_due(&self, last: Timestamp, now: Timestamp) -> bool {
-        now > last && now.0.saturating_sub(last.0) >= self.resolution_ms()
+    pub fn is_touch_due(&self, session: &Session, now: Timestamp) -> bool {
+        let idle_for = now.0.saturating_sub(session.last_activity_at.0);
+        let expires = now.0.saturating_add(self.idle_ms()).min(session.active_until.0);
+        let lag = expires.saturating_sub(session.expires_at.0);
+        idle_for > 0 && idle_for.max(lag) >= self.resolution_ms()
     }
 }
 

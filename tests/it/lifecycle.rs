@@ -156,7 +156,8 @@ async fn late_changes_do_not_extend_the_retention() {
 async fn empty_patch_is_activity_and_keeps_the_version() {
     let service = Service::start(&[]).await;
     let created = service.get_or_create("u").await.json();
-    service.advance(MILLISECOND);
+    // The default resolution.
+    service.advance(MINUTE);
     let patched = service.patch(&path(&created), json!({})).await.expect(200);
     let now = service.now();
     let touched = with(&created, json!({"lastActivityAt": now.to_string(), "expiresAt": after(now, IDLE)}));
@@ -197,10 +198,13 @@ async fn get_or_create_writes_activity_that_is_older_than_the_resolution() {
     let touched = with(&created, json!({"lastActivityAt": now.to_string(), "expiresAt": after(now, IDLE)}));
     assert_eq!(service.get_or_create("u").await.expect(200).json(), touched);
     assert_eq!(service.get(&path(&created)).await.json(), touched);
-    // The resolution does not apply to a heartbeat.
+    // A heartbeat has the same resolution, and writes nothing within it.
     service.advance(MILLISECOND);
+    assert_eq!(service.patch(&path(&created), json!({})).await.json(), touched);
+    service.advance(10 * SECOND);
     let patched = service.patch(&path(&created), json!({})).await.json();
     assert_eq!(patched["lastActivityAt"], service.now().to_string());
+    assert_eq!(patched["expiresAt"], after(service.now(), IDLE));
 }
 
 #[tokio::test]

@@ -53,6 +53,7 @@ impl SessionStore {
                     now.0.to_string(),
                     self.config.lifecycle.idle_ms().to_string(),
                     self.config.lifecycle.retention_ms().to_string(),
+                    self.config.lifecycle.resolution_ms().to_string(),
                     self.config.messages_kept.to_string(),
                     TRIM_MESSAGES_MAX.to_string(),
                     CONFLICT_BYTES_MAX.to_string(),

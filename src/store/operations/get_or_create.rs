@@ -81,7 +81,7 @@ impl SessionStore {
         } else {
             metrics::hint_was_stale();
         }
-        Ok(session.filter(|session| !self.config.lifecycle.is_touch_due(session.last_activity_at, now)))
+        Ok(session.filter(|session| !self.config.lifecycle.is_touch_due(session, now)))
     }
 
     async fn run_get_or_create(&self, new: &NewSession, now: Timestamp) -> Result<GetOrCreate, StoreError> {

@@ -7,7 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::{VersionCondition, count_end, instrumented};
 use crate::metrics::{self, Operation};
-use crate::session::{EndReason, PatchStatus, Session, SessionId, SessionPatch, TenantScope, Timestamp, merge_patch};
+use crate::session::{
+    EndReason, PatchStatus, Session, SessionId, SessionPatch, Status, TenantScope, Timestamp, merge_patch,
+};
 use crate::store::keys::field;
 use crate::store::{SessionStore, StoreError};
 
@@ -52,6 +54,9 @@ impl SessionStore {
                 if !condition.accepts(session.version) {
                     return Ok(Update::VersionMismatch(session.version));
                 }
+                if patch.is_heartbeat() && self.is_recorded(&session, now) {
+                    return Ok(Update::Updated(session));
+                }
                 let metadata = match &patch.metadata {
                     Some(metadata_patch) => Some(merged_metadata(&session, metadata_patch)?),
                     None => None,
@@ -85,6 +90,15 @@ impl SessionStore {
         .await
     }
 
+    /// Whether the session is active and its activity at `now` need not be written.
+    ///
+    /// A service whose clock is wrong cannot tell. The script is rejected then.
+    fn is_recorded(&self, session: &Session, now: Timestamp) -> bool {
+        session.status == Status::Active
+            && !self.config.lifecycle.is_touch_due(session, now)
+            && !self.health.is_any_clock_unsafe()
+    }
+
     fn update_args(
         &self,
         session: &Session,
@@ -102,6 +116,7 @@ impl SessionStore {
             self.config.lifecycle.idle_ms().to_string(),
             self.config.lifecycle.max_lifetime_ms().to_string(),
             self.config.lifecycle.retention_ms().to_string(),
+            self.config.lifecycle.resolution_ms().to_string(),
             mutation_id.to_owned(),
             condition.expected_version(session.version),
             base_metadata,

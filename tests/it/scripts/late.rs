@@ -98,6 +98,7 @@ async fn a_late_second_touch_does_not_move_times_back() {
     service.advance(TOUCH_DUE);
     let touch = run(&service, "get_or_create", 200, service.get_or_create("u")).await;
     let path = format!("/api/sessions/{id}");
+    service.advance(TOUCH_DUE);
     let heartbeat = run(&service, "update", 200, service.patch(&path, json!({}))).await;
     service.advance(TOUCH_DUE);
     let newer = service.patch(&path, json!({})).await.expect(200);

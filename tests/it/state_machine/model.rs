@@ -66,6 +66,11 @@ fn problem(status: u16, code: &'static str) -> Expected {
     Expected::Problem { status, code, active: None }
 }
 
+/// Whether a PATCH only records activity: `ifActive` matters to a resume alone.
+fn is_heartbeat(body: &Value) -> bool {
+    body.as_object().is_some_and(|members| members.keys().all(|name| name == "ifActive"))
+}
+
 fn time(ms: i64) -> Value {
     Timestamp(ms).to_string().into()
 }
@@ -88,7 +93,26 @@ impl Session {
 
     fn touch(&mut self, now: i64, lifetimes: Lifetimes) {
         self.last_activity = self.last_activity.max(now);
-        self.expires = self.max_lifetime_end.min(self.last_activity + lifetimes.idle);
+        self.expires = self.expiry_after(self.last_activity, lifetimes);
+    }
+
+    /// As [`Self::touch`], but the expiry only moves by the resolution or more.
+    fn record(&mut self, now: i64, lifetimes: Lifetimes) {
+        self.last_activity = self.last_activity.max(now);
+        let expires = self.expiry_after(self.last_activity, lifetimes);
+        if expires - self.expires >= lifetimes.resolution {
+            self.expires = expires;
+        }
+    }
+
+    fn expiry_after(&self, activity: i64, lifetimes: Lifetimes) -> i64 {
+        self.max_lifetime_end.min(activity + lifetimes.idle)
+    }
+
+    /// Whether activity that changes nothing else is written.
+    fn is_touch_due(&self, now: i64, lifetimes: Lifetimes) -> bool {
+        let idle_for = now - self.last_activity;
+        idle_for > 0 && idle_for.max(self.expiry_after(now, lifetimes) - self.expires) >= lifetimes.resolution
     }
 
     fn document(&self, now: i64) -> Value {
@@ -143,7 +167,7 @@ impl Model {
         if let Some(index) = active.filter(|_| !replaces) {
             let (now, lifetimes) = (self.now, self.lifetimes);
             let session = &mut self.sessions[index];
-            if now - session.last_activity >= lifetimes.resolution {
+            if session.is_touch_due(now, lifetimes) {
                 session.touch(now, lifetimes);
             }
             return session.response(200, now);
@@ -219,8 +243,10 @@ impl Model {
             }
             session.updated = session.updated.max(now);
             session.ended = Some((session.updated, "client"));
-        } else if was_active || resumes {
+        } else if resumes {
             session.touch(now, lifetimes);
+        } else if was_active && (!is_heartbeat(body) || session.is_touch_due(now, lifetimes)) {
+            session.record(now, lifetimes);
         }
         session.response(200, now)
     }
@@ -272,7 +298,7 @@ impl Model {
                 return problem(409, "session_not_active");
             }
             session.messages = messages;
-            session.touch(now, lifetimes);
+            session.record(now, lifetimes);
         }
         let body = if body.is_array() { returned.into() } else { returned.remove(0) };
         Expected::Body { status: if has_new { 201 } else { 200 }, body }
