@@ -46,7 +46,6 @@ impl Reply {
     }
 
     /// The next value. Fails if there is none.
-    #[inline]
     fn value(&mut self) -> Result<Value, StoreError> {
         self.values.next().ok_or_else(|| self.unexpected("it is too short"))
     }
@@ -78,7 +77,6 @@ impl Reply {
     }
 
     /// The next value as text, or `None` for nil. It is a slice of the connection's buffer: copy what is kept.
-    #[inline]
     fn optional_text(&mut self) -> Result<Option<Str>, StoreError> {
         match self.value()? {
             Value::Null => Ok(None),
@@ -91,14 +89,13 @@ impl Reply {
         }
     }
 
-    #[inline]
     fn text(&mut self) -> Result<Str, StoreError> {
         self.optional_text()?.ok_or_else(|| self.unexpected("a value is missing"))
     }
 
-    #[inline]
     pub(super) fn string(&mut self) -> Result<String, StoreError> {
-        self.text().map(|text| text.to_string())
+        // Not `to_string`, which would format the text.
+        self.text().map(|text| (*text).to_owned())
     }
 
     pub(super) fn parse<T: FromStr>(&mut self) -> Result<T, StoreError> {

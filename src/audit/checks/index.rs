@@ -2,7 +2,7 @@
 
 use futures_util::future::try_join_all;
 
-use super::{Inspection, Inspector, is_over};
+use super::{EXPIRY_DRIFT_MS, Inspection, Inspector, is_over};
 use crate::session::Timestamp;
 use crate::store::keyspace::{Expiry, FoundKey, INDEX_PAGE, RepairTarget, SessionRef};
 use crate::store::{StoreError, score_of};
@@ -51,7 +51,7 @@ impl Inspector<'_> {
             place += i64::from(INDEX_PAGE);
         }
         if let Expiry::At(time) = expiry
-            && time < latest.0
+            && latest.0.0.saturating_sub(time.0) >= EXPIRY_DRIFT_MS.cast_signed()
         {
             let detail = format!("expires at {time}, but its session {:?} at {}", latest.1, latest.0);
             out.find("expiry-too-early", &key.name, detail);

@@ -1,6 +1,6 @@
 //! Checks the hash of a session, and that the related keys agree with it.
 
-use super::{Inspection, Inspector, is_json_object, seq_of};
+use super::{EXPIRY_DRIFT_MS, Inspection, Inspector, is_json_object, seq_of};
 use crate::session::{EndReason, Identifier, Partition, Session, SessionId, Status, TITLE_CHARS_MAX, Timestamp};
 use crate::store::keyspace::{Expiry, FoundKey, INDEX_PAGE, RelatedKeys, RepairTarget, Stored};
 use crate::store::{StoreError, score_of};
@@ -179,7 +179,7 @@ fn check_siblings(key: &FoundKey, expiry: Expiry, session: &Session, around: &Re
     for (sibling, sibling_expiry) in [messages, message_ids].into_iter().chain(is_its_pointer.then_some(pointer)) {
         // Other checks report keys that are missing or never expire.
         if let (Expiry::At(own), Expiry::At(other)) = (expiry, sibling_expiry)
-            && own != *other
+            && own.0.abs_diff(other.0) >= EXPIRY_DRIFT_MS
         {
             out.find("expiry-differs", &key.name, format!("expires at {own}, {sibling} at {other}"));
         }
