@@ -77,11 +77,7 @@ bench-scale: ## Compare the cost of calls with few and with SESSIOND_SCALE_SESSI
 	benches/ensure-tools
 	benches/load/scale.py
 
-bench-mutants: ## Apply each mutant of tests/mutants and run the tests that must fail: MUTANTS selects some
-	deploy/ensure-redis
-	tests/mutants/run $(MUTANTS)
-
-soak: ## Measure the service's memory over SESSIOND_SOAK_MINUTES (30)
+bench-soak: ## Measure the service's memory over SESSIOND_SOAK_MINUTES (30)
 	benches/ensure-tools oha
 	benches/load/load.py soak
 
