@@ -80,7 +80,11 @@ if new_count > 0 and surplus > 0 then
 end
 local active_ms = math.max(now_ms, tonumber(last_activity_at))
 local expires = math.min(active_ms + idle_ms, tonumber(active_until))
-local extends = expires - tonumber(expires_at) >= resolution_ms
+local lag = expires - tonumber(expires_at)
+-- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
+local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == tonumber(active_until))
+-- New keys expire with their session.
+local session_until = old_length == 0 and redis.call('PEXPIRETIME', session) or 0
 local history_until, business_until
 if extends then
   history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
@@ -116,10 +120,9 @@ if largest > tonumber(largest_message or 0) then
 end
 if not extends then
   redis.call('HSET', session, unpack(changes))
-  -- New keys have no expiry yet. They expire with their session.
-  if old_length == 0 then
-    redis.call('PEXPIREAT', messages, int(tonumber(expires_at) + retention_ms))
-    redis.call('PEXPIREAT', message_ids, int(tonumber(expires_at) + retention_ms))
+  if session_until > 0 then
+    redis.call('PEXPIREAT', messages, int(session_until))
+    redis.call('PEXPIREAT', message_ids, int(session_until))
   end
   return reply
 end

@@ -74,7 +74,8 @@ if is_active_replay or (is_active and if_active == 'return') then
   local fields = redis.call('HGETALL', old_key)
   local expires = math.min(now_ms + idle_ms, tonumber(old_active_until))
   local idle_for, lag = now_ms - tonumber(old_active_at), expires - tonumber(old_expires_at)
-  if idle_for > 0 and (idle_for >= resolution_ms or lag >= resolution_ms) then
+  local is_last_step = lag > 0 and expires == tonumber(old_active_until)
+  if idle_for > 0 and (idle_for >= resolution_ms or lag >= resolution_ms or is_last_step) then
     local gone = int(expires + retention_ms)
     set(fields, 'lastActivityAt', int(now_ms))
     set(fields, 'expiresAt', int(expires))

@@ -69,7 +69,10 @@ local history_until, business_until = redis.call('PEXPIRETIME', history), redis.
 local active_ms = math.max(now_ms, tonumber(document.lastActivityAt))
 local active_until = resumes and active_ms + max_lifetime_ms or tonumber(document.activeUntil)
 local expires = math.min(active_ms + idle_ms, active_until)
-local extends = resumes or (was_active and not ends and expires - tonumber(document.expiresAt) >= resolution_ms)
+local lag = expires - tonumber(document.expiresAt)
+-- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
+local is_due = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until)
+local extends = resumes or (was_active and not ends and is_due)
 
 local other_key, other_active = nil, false
 local other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at

@@ -10,8 +10,8 @@ use crate::session::{Partition, Status, Timestamp};
 use crate::store::keyspace::{Expiry, FoundKey, KeyKind, RepairTarget, SessionRef, WalkedKey};
 use crate::store::{SessionStore, StoreError};
 
-/// Differences of expiries from this on are findings. Moving a slot keeps the remaining time of a key and not the moment
-/// (MIGRATE), so each move may shift an expiry by the time that it takes.
+/// Differences of expiries from this on are findings. Moving a slot (MIGRATE) keeps the remaining time of a key and not
+/// the moment, so each move may shift an expiry by the time that it takes.
 const EXPIRY_DRIFT_MS: u64 = 1_000;
 
 /// Checks keys.

@@ -13,7 +13,7 @@ pub struct Lifecycle {
     pub max_lifetime: Duration,
     /// Time for which a session stays readable after its end.
     pub retention: Duration,
-    /// Minimum age of the last written activity at which a get-or-create writes activity again.
+    /// Activity, and the expiry that follows from it, are written if they differ from the stored ones by this or more.
     pub activity_resolution: Duration,
 }
 
@@ -49,7 +49,9 @@ impl Lifecycle {
         let idle_for = now.0.saturating_sub(session.last_activity_at.0);
         let expires = now.0.saturating_add(self.idle_ms()).min(session.active_until.0);
         let lag = expires.saturating_sub(session.expires_at.0);
-        idle_for > 0 && idle_for.max(lag) >= self.resolution_ms()
+        // The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
+        let is_last_step = lag > 0 && expires == session.active_until.0;
+        idle_for > 0 && (idle_for.max(lag) >= self.resolution_ms() || is_last_step)
     }
 }
 

@@ -73,6 +73,31 @@ async fn heartbeats_extend_a_session_up_to_its_maximum_lifetime() {
     assert_eq!(service.get(&path(&created)).await.expect(200).json(), expired);
 }
 
+/// The last step to the end of the lifetime may be shorter than the resolution.
+#[tokio::test]
+async fn a_session_in_use_lives_to_the_end_of_its_maximum_lifetime() {
+    let calls: [(&str, Value); 2] = [("/messages", json!({"role": "user", "content": "x"})), ("", json!({}))];
+    for (resource, body) in calls {
+        let service = Service::start(&["--max-lifetime", "40m"]).await;
+        let created = service.get_or_create("u").await.expect(201).json();
+        let (start, path) = (service.now(), path(&created));
+        for _ in 0..34 {
+            service.advance(70 * SECOND);
+            let response = match resource {
+                "" => service.patch(&path, body.clone()).await,
+                _ => service.post(&format!("{path}{resource}"), body.clone()).await,
+            };
+            assert!(response.status.is_success(), "{response:?}");
+        }
+        service.advance(just_before(20 * SECOND));
+        assert_eq!(service.get(&path).await.json()["status"], "active");
+        service.advance(MILLISECOND);
+        let expired = service.get(&path).await.json();
+        assert_eq!(expired["endedAt"], after(start, 40 * MINUTE));
+        assert_eq!((&expired["status"], &expired["endReason"]), (&json!("expired"), &json!("max_lifetime")));
+    }
+}
+
 #[tokio::test]
 async fn appending_is_activity() {
     let service = Service::start(&[]).await;

@@ -100,7 +100,7 @@ impl Session {
     fn record(&mut self, now: i64, lifetimes: Lifetimes) {
         self.last_activity = self.last_activity.max(now);
         let expires = self.expiry_after(self.last_activity, lifetimes);
-        if expires - self.expires >= lifetimes.resolution {
+        if (expires - self.expires).abs() >= lifetimes.resolution || self.is_last_step(expires) {
             self.expires = expires;
         }
     }
@@ -109,10 +109,16 @@ impl Session {
         self.max_lifetime_end.min(activity + lifetimes.idle)
     }
 
+    /// Whether the expiry moves to the end of the maximum lifetime.
+    fn is_last_step(&self, expires: i64) -> bool {
+        expires > self.expires && expires == self.max_lifetime_end
+    }
+
     /// Whether activity that changes nothing else is written.
     fn is_touch_due(&self, now: i64, lifetimes: Lifetimes) -> bool {
-        let idle_for = now - self.last_activity;
-        idle_for > 0 && idle_for.max(self.expiry_after(now, lifetimes) - self.expires) >= lifetimes.resolution
+        let (idle_for, expires) = (now - self.last_activity, self.expiry_after(now, lifetimes));
+        let moves = idle_for.max(expires - self.expires) >= lifetimes.resolution;
+        idle_for > 0 && (moves || self.is_last_step(expires))
     }
 
     fn document(&self, now: i64) -> Value {
