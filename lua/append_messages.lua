@@ -40,8 +40,9 @@ local session_id, status, expires_at, last_activity_at, active_until, message_co
 if session_id ~= id then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 
+local stored_largest = tonumber(largest_message or 0)
 local known, conflicts, new_count = {}, {'conflict'}, 0
-local conflict_bytes, largest = 0, tonumber(largest_message or 0)
+local conflict_bytes, largest = 0, stored_largest
 for i = FIRST, #ARGV, WIDTH do
   local seq = redis.call('HGET', message_ids, ARGV[i])
   local entry = seq and redis.call('XRANGE', messages, seq .. '-0', seq .. '-0')[1]
@@ -114,7 +115,7 @@ end
 local changes = {
   'messageCount', int(seq), 'lastActivityAt', at,
 }
-if largest > tonumber(largest_message or 0) then
+if largest > stored_largest then
   table.insert(changes, 'largestMessage')
   table.insert(changes, int(largest))
 end

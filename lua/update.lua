@@ -65,7 +65,6 @@ local expired_now = document.status == 'active' and not was_active
 local resumes = status == 'active' and not was_active
 local ends = status == 'ended' and was_active
 local pointed_id = redis.call('GET', pointer)
-local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 local active_ms = math.max(now_ms, tonumber(document.lastActivityAt))
 local active_until = resumes and active_ms + max_lifetime_ms or tonumber(document.activeUntil)
 local expires = math.min(active_ms + idle_ms, active_until)
@@ -73,6 +72,10 @@ local lag = expires - tonumber(document.expiresAt)
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
 local is_due = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until)
 local extends = resumes or (was_active and not ends and is_due)
+local history_until, business_until
+if extends or ends or expired_now then
+  history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
+end
 
 local other_key, other_active = nil, false
 local other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at
