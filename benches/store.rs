@@ -53,6 +53,7 @@ impl Bench {
                     retention: Duration::from_secs(30 * 24 * 60 * 60),
                     activity_resolution: Duration::from_secs(60),
                 },
+                session_bytes_max: 32 << 20,
                 messages_kept: 10_000,
                 hint_cache_size: 100_000,
                 metadata_bytes_max: 16_384,
@@ -112,7 +113,14 @@ fn heartbeat() -> SessionPatch {
 }
 
 fn message() -> NewMessage {
-    NewMessage { message_id: None, role: Role::User, content: "When do you open?".into(), metadata: "{}".to_owned() }
+    let content = "When do you open?";
+    NewMessage {
+        message_id: None,
+        role: Role::User,
+        content: content.into(),
+        content_json: format!("\"{content}\""),
+        metadata_json: "{}".to_owned(),
+    }
 }
 
 fn operations(criterion: &mut Criterion) {

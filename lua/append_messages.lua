@@ -1,139 +1,175 @@
 #!lua
 -- append_messages: append messages to an active session, all of them or none.
 --
--- Why it is atomic: one step assigns the next seq, writes the entry and stores its messageId. So seq has no gaps and no
+-- Why it is atomic: one step assigns the next seq, writes the message and stores its id. So seq has no gaps and no
 -- value is assigned twice, however many callers append.
 -- Safe to run twice: every message has an id (the client's, or one that the service made for this call). If an id is
 -- known with the same role and content, the script returns the stored message and does not append it again.
 --
--- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
---        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
--- ARGV   1 id             the session's id
---        2 now_ms         Unix time
---        3 idle_ms        idle timeout
---        4 retention_ms   how long a session stays readable after its end
---        5 resolution_ms  an expiry that moves by less is not written
---        6 keep           number of newest messages to keep, at least as many as one call may append
---        7 trim_max       maximum messages to trim
---        8 conflict_bytes_max   bytes of conflicting contents beyond which no more conflicts are collected
---        9 ... messageId, role, content, metadata (the last two are JSON), four for each message
--- Returns {`appended`, six for each message: `new` or `known`, seq, createdAt, role, content, metadata}
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
+--        derived: pointer, history and business index of its user, under `partition`, if the expiry moves
+-- ARGV   1 partition       key prefix of the partition
+--        2 id              the session's id
+--        3 scope           whose sessions the caller may use: `` for all, or lines of `business` or
+--                          `business<tab>user`, each between two line feeds
+--        4 now_ms          Unix time
+--        5 now_text        the same as RFC 3339 with three decimals
+--        6 idle_ms         idle timeout
+--        7 retention_ms    how long a session stays readable after its end
+--        8 resolution_ms   an expiry that moves by less is not written
+--        9 keep            number of newest messages to keep, at least as many as one call may append
+--       10 bytes_max      bytes of newest messages to keep; those of this call are kept in any case
+--       11 trim_max        maximum messages to trim
+--       12 conflict_bytes_max   bytes of conflicting messages beyond which no more conflicts are collected
+--       13 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
+--                          after `createdAt`; and how many bytes of it are the same in a replay)
+-- Returns {`appended`, messages trimmed, two for each message: 1 if it is new or 0 if it is known, its JSON}
 --         {`replayed`, the same}    every message was known
---         {`conflict`, three for each: position from 1, stored role, stored content}; only the first conflicts if their
---                         contents have more bytes than conflict_bytes_max
+--         {`conflict`, two for each: position from 1, the stored JSON}; only the first conflicts if they have more
+--                         bytes than conflict_bytes_max
 --         {`missing`} {`not_active`}
+--         {`damaged`}    the ids and the messages do not agree
 -- O(messages in the call + trim_max), plus log n in the size of the business index.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
-local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
-local id, now_ms, idle_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local retention_ms, resolution_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local keep, trim_max, conflict_bytes_max = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST, WIDTH = 9, 4
+local partition, id, scope, now_ms, now_text = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local idle_ms, retention_ms, resolution_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local keep, bytes_max, trim_max = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local conflict_bytes_max = tonumber(ARGV[12])
+local FIRST, WIDTH = 13, 3
 
 local function int(ms)
   return string.format('%.0f', ms)
 end
 
-local session_id, status, expires_at, last_activity_at, active_until, message_count, ended_at, largest_message = unpack(
-  redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'messageCount',
-    'endedAt', 'largestMessage'))
+-- Unix milliseconds as RFC 3339, from days since 0000-03-01 in eras of 400 years.
+local function rfc3339(ms)
+  local floor = math.floor
+  local days, day_ms = floor(ms / 86400000) + 719468, ms % 86400000
+  local era = floor(days / 146097)
+  local era_day = days - era * 146097
+  local era_year = floor((era_day - floor(era_day / 1460) + floor(era_day / 36524) - floor(era_day / 146096)) / 365)
+  local year_day = era_day - (365 * era_year + floor(era_year / 4) - floor(era_year / 100))
+  local shifted_month = floor((5 * year_day + 2) / 153)
+  local day = year_day - floor((153 * shifted_month + 2) / 5) + 1
+  local month = shifted_month < 10 and shifted_month + 3 or shifted_month - 9
+  local year = era * 400 + era_year + (month <= 2 and 1 or 0)
+  local seconds = floor(day_ms / 1000)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day, floor(seconds / 3600),
+    floor(seconds / 60) % 60, seconds % 60, day_ms % 1000)
+end
+
+-- The same encoding as in src/store/keys.rs.
+local function encoded(identifier)
+  return (string.gsub(identifier, '[%%:{}%c]', function(character)
+    return string.format('%%%02x', string.byte(character))
+  end))
+end
+
+-- The id in a stored message, as JSON writes it.
+local function message_id_of(message)
+  local _, before = string.find(message, ',"messageId":"', 1, true)
+  return string.sub(message, before + 1, string.find(message, '","role":"', before, true) - 1)
+end
+
+local session_id, business_id, user_id, status, expires_at, last_activity_at, active_until, message_count,
+  message_bytes, oldest_seq, largest_message, ended_at = unpack(redis.call('HMGET', session, 'sessionId', 'businessId',
+    'userId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'messageCount', 'messageBytes', 'oldestSeq',
+    'largestMessage', 'endedAt'))
 if session_id ~= id then return {'missing'} end
+if scope ~= '' and not string.find(scope, '\n' .. business_id .. '\n', 1, true)
+  and not string.find(scope, '\n' .. business_id .. '\t' .. user_id .. '\n', 1, true) then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 
-local stored_largest = tonumber(largest_message or 0)
-local known, conflicts, new_count = {}, {'conflict'}, 0
-local conflict_bytes, largest = 0, stored_largest
+local active_ms = math.max(now_ms, tonumber(last_activity_at))
+local created_at = active_ms == now_ms and now_text or rfc3339(active_ms)
+local old_count, old_bytes = tonumber(message_count), tonumber(message_bytes or 0)
+local count, bytes, largest = old_count, old_bytes, tonumber(largest_message or 0)
+local replies, conflicts, conflict_bytes = {}, {'conflict'}, 0
+local new_messages, new_ids = {}, {}
 for i = FIRST, #ARGV, WIDTH do
-  local seq = redis.call('HGET', message_ids, ARGV[i])
-  local entry = seq and redis.call('XRANGE', messages, seq .. '-0', seq .. '-0')[1]
-  if entry then
-    local _, fields = unpack(entry)
-    local stored = {}
-    for k = 1, #fields, 2 do stored[fields[k]] = fields[k + 1] end
-    if stored.role == ARGV[i + 1] and stored.content == ARGV[i + 2] then
-      known[i] = {'known', seq, stored.createdAt, stored.role, stored.content, stored.metadata}
+  local message_id, rest, compared = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local seq = redis.call('HGET', message_ids, message_id)
+  -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
+  local stored = seq and redis.call('LINDEX', messages, int(tonumber(seq) - old_count - 1))
+  if stored then
+    local start = string.match(stored, '^{"seq":' .. seq .. ',"createdAt":"[^"]*"()')
+    if not start then return {'damaged'} end
+    if string.sub(stored, start, start + compared - 1) == string.sub(rest, 1, compared) then
+      table.insert(replies, 0)
+      table.insert(replies, stored)
     else
       table.insert(conflicts, int((i - FIRST) / WIDTH + 1))
-      table.insert(conflicts, stored.role)
-      table.insert(conflicts, stored.content)
-      conflict_bytes = conflict_bytes + #stored.content
+      table.insert(conflicts, stored)
+      conflict_bytes = conflict_bytes + #stored
       if conflict_bytes > conflict_bytes_max then break end
     end
   else
-    new_count = new_count + 1
-    largest = math.max(largest, #ARGV[i] + #ARGV[i + 2] + #ARGV[i + 3])
+    count = count + 1
+    local message = '{"seq":' .. int(count) .. ',"createdAt":"' .. created_at .. '"' .. rest
+    bytes, largest = bytes + #message, math.max(largest, #message)
+    table.insert(new_messages, message)
+    table.insert(new_ids, message_id)
+    table.insert(new_ids, int(count))
+    table.insert(replies, 1)
+    table.insert(replies, message)
   end
 end
 if #conflicts > 1 then return conflicts end
-if new_count > 0 and not (status == 'active' and now_ms < tonumber(expires_at)) then return {'not_active'} end
+if #new_messages == 0 then return {'replayed', 0, unpack(replies)} end
+if not (status == 'active' and now_ms < tonumber(expires_at)) then return {'not_active'} end
 
-local old_length = redis.call('XLEN', messages)
-local length = old_length + new_count
-local surplus = math.min(length - keep, trim_max)
-local trimmed_ids = {}
-if new_count > 0 and surplus > 0 then
-  for _, entry in ipairs(redis.call('XRANGE', messages, '-', '+', 'COUNT', surplus)) do
-    local _, fields = unpack(entry)
-    for k = 1, #fields, 2 do
-      if fields[k] == 'messageId' then table.insert(trimmed_ids, fields[k + 1]) end
-    end
-  end
+local oldest, trimmed_ids = tonumber(oldest_seq or 1), {}
+for index = 0, trim_max - 1 do
+  if count - oldest < keep and bytes <= bytes_max then break end
+  local message = redis.call('LINDEX', messages, index)
+  if not message then break end
+  oldest, bytes = oldest + 1, bytes - #message
+  table.insert(trimmed_ids, message_id_of(message))
 end
-local active_ms = math.max(now_ms, tonumber(last_activity_at))
 local expires = math.min(active_ms + idle_ms, tonumber(active_until))
 local lag = expires - tonumber(expires_at)
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
 local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == tonumber(active_until))
 -- New keys expire with their session.
-local session_until = old_length == 0 and redis.call('PEXPIRETIME', session) or 0
-local history_until, business_until
+local is_first = old_count == 0
+local session_until = is_first and redis.call('PEXPIRETIME', session)
+local pointer, history, business, history_until, business_until
 if extends then
+  local user = encoded(business_id) .. ':' .. encoded(user_id)
+  pointer, history = partition .. 'a:' .. user, partition .. 'h:' .. user
+  business = partition .. 'b:' .. encoded(business_id)
   history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 end
 
 -- From here on only writes.
-local reply = {new_count > 0 and 'appended' or 'replayed'}
-local seq = tonumber(message_count)
-local at = int(active_ms)
-for i = FIRST, #ARGV, WIDTH do
-  local message = known[i]
-  if not message then
-    seq = seq + 1
-    redis.call('XADD', messages, int(seq) .. '-0', 'messageId', ARGV[i], 'role', ARGV[i + 1], 'content', ARGV[i + 2],
-      'metadata', ARGV[i + 3], 'createdAt', at)
-    redis.call('HSET', message_ids, ARGV[i], int(seq))
-    message = {'new', int(seq), at, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]}
-  end
-  for k = 1, 6 do table.insert(reply, message[k]) end
-end
-if new_count == 0 then return reply end
-
-if #trimmed_ids > 0 then
-  redis.call('XTRIM', messages, 'MAXLEN', '=', length - #trimmed_ids)
-  redis.call('HDEL', message_ids, unpack(trimmed_ids))
-end
+redis.call('RPUSH', messages, unpack(new_messages))
+redis.call('HSET', message_ids, unpack(new_ids))
 local changes = {
-  'messageCount', int(seq), 'lastActivityAt', at,
+  'messageCount', int(count), 'messageBytes', int(bytes), 'lastActivityAt', int(active_ms),
 }
-if largest > stored_largest then
-  table.insert(changes, 'largestMessage')
-  table.insert(changes, int(largest))
+local function change(field, value)
+  table.insert(changes, field)
+  table.insert(changes, int(value))
 end
-if not extends then
-  redis.call('HSET', session, unpack(changes))
-  if session_until > 0 then
-    redis.call('PEXPIREAT', messages, int(session_until))
-    redis.call('PEXPIREAT', message_ids, int(session_until))
-  end
-  return reply
+if largest > tonumber(largest_message or 0) then change('largestMessage', largest) end
+if #trimmed_ids > 0 then
+  redis.call('LTRIM', messages, #trimmed_ids, -1)
+  redis.call('HDEL', message_ids, unpack(trimmed_ids))
+  change('oldestSeq', oldest)
 end
-local gone = int(expires + retention_ms)
-redis.call('HSET', session, 'expiresAt', int(expires), unpack(changes))
-redis.call('PEXPIREAT', session, gone)
-redis.call('PEXPIREAT', messages, gone)
-redis.call('PEXPIREAT', message_ids, gone)
-redis.call('PEXPIREAT', pointer, gone)
-redis.call('ZADD', business, int(expires), id)
-if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
-if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
-return reply
+if extends then change('expiresAt', expires) end
+redis.call('HSET', session, unpack(changes))
+if extends then
+  local gone = int(expires + retention_ms)
+  redis.call('PEXPIREAT', session, gone)
+  redis.call('PEXPIREAT', messages, gone)
+  redis.call('PEXPIREAT', message_ids, gone)
+  redis.call('PEXPIREAT', pointer, gone)
+  redis.call('ZADD', business, int(expires), id)
+  if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
+  if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
+elseif is_first then
+  redis.call('PEXPIREAT', messages, int(session_until))
+  redis.call('PEXPIREAT', message_ids, int(session_until))
+end
+return {'appended', #trimmed_ids, unpack(replies)}

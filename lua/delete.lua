@@ -5,7 +5,7 @@
 -- missing session. A later change or append cannot restore the session, because those scripts require the hash.
 -- Safe to run twice: the second run finds no session and says so. The flag `allow-oom` lets a full Redis delete.
 --
--- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
 -- ARGV   1 id             the session's id
 --        2 now_ms         Unix time

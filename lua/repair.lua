@@ -6,7 +6,7 @@
 -- Safe to run twice: the second run finds nothing to repair. The script never makes a session active that is not marked
 -- active, never ends a session, and changes nothing if more than one repair is possible.
 --
--- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 business                              the index that names it: of its business in this partition
 --        5 pointer, 6 history                    of its user; both absent if the user is unknown
 --        derived: the sessions that pointer and history name, under `partition`

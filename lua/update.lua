@@ -7,7 +7,7 @@
 -- among them, the script changes nothing and returns the session as it is now. A call that changed nothing stores no id
 -- and may run again.
 --
--- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, stream, and hash of messageId -> seq
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
 --        derived: the session that the pointer names, its messages and its message ids, under `partition`
 -- ARGV   1 partition          key prefix of the partition

@@ -47,7 +47,7 @@ pub const INVARIANTS: [(&str, &str); 26] = [
     ("business-of-another", "a business's index names sessions of that business"),
     ("business-of-ended", "a business's index names no session that is ended"),
     ("message-count", "messageCount is the seq of the newest message, and at least the number of stored messages"),
-    ("message-stream", "stored messages are well formed, belong to an existing session, and have no gap in their seq"),
+    ("message-list", "stored messages are well formed, belong to an existing session, and have no gap in their seq"),
     ("message-index", "the index of message ids has exactly the stored messages of its session, each with its seq"),
 ];
 

@@ -85,6 +85,7 @@ pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
         command_timeout: config.requests.request_deadline.mul_f64(COMMAND_SHARE),
         lifecycle: config.sessions.lifecycle,
         messages_kept: config.sessions.messages_kept,
+        session_bytes_max: config.sessions.session_bytes_max,
         metadata_bytes_max: config.sessions.metadata_bytes_max,
         hint_cache_size: config.sessions.hint_cache_size,
         response_memory_bytes: config.requests.response_memory_bytes,

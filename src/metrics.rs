@@ -18,8 +18,8 @@ use tokio::runtime::RuntimeMetrics;
 
 use self::catalog::{
     ALIVE_TASKS, APPENDED, BUILD, BUSY_SECONDS, CONNECTIONS, CONNECTIONS_REFUSED, CREATED, DELETED, ENDED, EVENT_LOOPS,
-    HINT_LOOKUPS, IN_FLIGHT, LAG_SECONDS, LOG_LINES_DROPPED, OPERATION_SECONDS, OPERATIONS, PANICS, QUEUE_DEPTH,
-    REFUSED, REQUEST_SECONDS, REQUESTS, RESUMED, SHED, STORE_CLOCK_SKEW, STORE_ERRORS, STORE_PROBLEMS,
+    HINT_LOOKUPS, IN_FLIGHT, LAG_SECONDS, LOG_LINES_DROPPED, MESSAGES_TRIMMED, OPERATION_SECONDS, OPERATIONS, PANICS,
+    QUEUE_DEPTH, REFUSED, REQUEST_SECONDS, REQUESTS, RESUMED, SHED, STORE_CLOCK_SKEW, STORE_ERRORS, STORE_PROBLEMS,
     STORE_RECONNECTS, STORE_RETRIES, STORE_UP,
 };
 
@@ -114,6 +114,7 @@ struct Handles {
     resumed: Counter,
     deleted: Counter,
     appended: Counter,
+    messages_trimmed: Counter,
 }
 
 struct OperationMetrics {
@@ -133,6 +134,7 @@ static HANDLES: LazyLock<Handles> = LazyLock::new(|| Handles {
     resumed: counter!(RESUMED),
     deleted: counter!(DELETED),
     appended: counter!(APPENDED),
+    messages_trimmed: counter!(MESSAGES_TRIMMED),
 });
 
 impl OperationMetrics {
@@ -414,6 +416,13 @@ pub fn sessions_deleted(sessions: u64) {
 /// Counts appended messages, without replays.
 pub fn messages_appended(messages: u64) {
     HANDLES.appended.increment(messages);
+}
+
+/// Counts messages that an append removed because the session has more than it keeps.
+pub fn messages_trimmed(messages: u64) {
+    if messages > 0 {
+        HANDLES.messages_trimmed.increment(messages);
+    }
 }
 
 #[cfg(test)]

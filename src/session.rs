@@ -15,11 +15,15 @@ use utoipa::ToSchema;
 
 pub use self::id::SessionId;
 pub use self::identifier::{IdempotencyKey, Identifier};
+pub use self::json::compact_json;
 use self::json::{JSON_OVERHEAD_BYTES, JsonObject, member};
 pub use self::json_equality::same_json;
 pub use self::lifecycle::Lifecycle;
 pub use self::merge_patch::merge_patch;
-pub use self::message::{APPEND_MESSAGES_MAX, Message, NewMessage, Role, content_schema};
+pub use self::message::{
+    APPEND_MESSAGES_MAX, Message, MessageJson, MessageMembers, MessageRest, NewMessage, Role, content_schema,
+    escaped_message_id,
+};
 pub use self::partition::Partition;
 pub use self::tenant_scope::TenantScope;
 pub use self::timestamp::{Clock, Timestamp};
@@ -148,10 +152,16 @@ pub struct Session {
     /// Why the session stopped being active.
     #[schema(required)]
     pub end_reason: Option<EndReason>,
-    /// Size in bytes of the id, content and metadata of its largest message; 0 without messages. Not in the JSON; it
-    /// bounds how many messages one command reads.
+    /// Bytes of its largest message ever; 0 without messages. Not in the JSON; it bounds how many messages one command
+    /// reads.
     #[schema(ignore)]
     pub largest_message_bytes: usize,
+    /// Bytes of the messages that are kept. Not in the JSON.
+    #[schema(ignore)]
+    pub message_bytes: u64,
+    /// `seq` of the oldest message that is kept; 1 without messages. Not in the JSON.
+    #[schema(ignore)]
+    pub oldest_seq: u64,
 }
 
 impl Session {

@@ -17,15 +17,12 @@ mod response_memory;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fred::clients::Client;
-use fred::error::Error;
-use fred::types::MultipleKeys;
 use tokio::sync::Semaphore;
 
 pub use self::error::StoreError;
 use self::health::{Checks, ChecksTask, Health};
 use self::hints::Hints;
-use self::keys::{Keys, SESSION_FIELDS};
+use self::keys::Keys;
 pub(crate) use self::operations::score_of;
 pub use self::operations::{
     Append, Delete, GetOrCreate, MessagePage, MessageRange, Position, SessionPage, Update, VersionCondition,
@@ -33,6 +30,7 @@ pub use self::operations::{
 pub use self::redis::address::RedisAddress;
 use self::redis::connection;
 use self::redis::connection_id::SharedConnectionId;
+use self::redis::read_command::{ReadCommand, ReadReply};
 use self::redis::scripts::{Script, Scripts};
 use self::redis::topology::Topology;
 use self::reply::Reply;
@@ -56,6 +54,8 @@ pub struct StoreConfig {
     pub lifecycle: Lifecycle,
     /// How many of the newest messages of a session are kept; at least 100.
     pub messages_kept: usize,
+    /// Bytes of the newest messages of a session that are kept; those of the last append are kept in any case.
+    pub session_bytes_max: usize,
     /// Largest metadata of a session after a merge, in bytes.
     pub metadata_bytes_max: usize,
     /// Most users whose session id is remembered as a hint; 0 disables hints.
@@ -79,7 +79,6 @@ pub struct SessionStore {
     topology: Arc<Topology>,
     scripts: Scripts,
     keys: Keys,
-    fields: MultipleKeys,
     /// The connection on which this code's layout version was last read.
     layout_seen_by: SharedConnectionId,
     retry_budget: Duration,
@@ -133,7 +132,6 @@ impl SessionStore {
             topology: Arc::new(topology),
             scripts: Scripts::new(),
             keys: Keys::new(config.key_prefix.clone()),
-            fields: SESSION_FIELDS.to_vec().into(),
             layout_seen_by: SharedConnectionId::default(),
             retry_budget,
             hints,
@@ -159,13 +157,10 @@ impl SessionStore {
         self.checks().run().await;
     }
 
-    /// Sends a command about the slot of `key`, after the layout check.
-    async fn call<T, F>(&self, key: &str, send: impl Fn(Client) -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, Error>>,
-    {
+    /// Reads, after the layout check.
+    async fn read_command(&self, command: ReadCommand) -> Result<ReadReply, StoreError> {
         self.check().await?;
-        self.topology.call(key, send).await
+        self.topology.read(command).await
     }
 
     /// Runs a script, after the layout check.

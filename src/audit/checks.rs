@@ -116,11 +116,6 @@ fn is_over(named: &SessionRef) -> bool {
     matches!(named.status, Some(Status::Ended | Status::Expired))
 }
 
-/// The seq of the entry id `<seq>-0`.
-fn seq_of(entry_id: &str) -> Option<u64> {
-    entry_id.strip_suffix("-0").and_then(|seq| seq.parse().ok())
-}
-
 fn is_json_object(text: &str) -> bool {
     serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).is_ok()
 }

@@ -42,6 +42,10 @@ pub(super) struct SessionArgs {
     /// Number of newest messages that are kept per session, at least 100; appends remove older messages
     #[arg(long, global = true, env = "SESSIOND_MESSAGES_KEPT", value_name = "COUNT", default_value = "10000")]
     messages_kept: String,
+    /// Bytes of newest messages that are kept per session, as JSON; an append removes older messages, but none of its
+    /// own
+    #[arg(long, global = true, env = "SESSIOND_MAX_SESSION_BYTES", value_name = "BYTES", default_value = "33554432")]
+    max_session_bytes: String,
     /// Maximum number of users whose session id the process remembers, so that resuming the session needs no script;
     /// about 60 bytes per user. 0 to disable
     #[arg(long, global = true, env = "SESSIOND_HINT_CACHE_SIZE", value_name = "COUNT", default_value = "100000")]
@@ -67,6 +71,8 @@ pub struct SessionConfig {
     pub default_session_type: Identifier,
     /// Number of newest messages that are kept per session.
     pub messages_kept: usize,
+    /// Bytes of newest messages that are kept per session, as JSON.
+    pub session_bytes_max: usize,
     /// Maximum number of users whose session id the process remembers.
     pub hint_cache_size: usize,
     /// Maximum bytes of metadata, as JSON.
@@ -82,6 +88,7 @@ impl SessionArgs {
         let default_location_id = errors.identifier("--default-location-id", &self.default_location_id);
         let default_session_type = errors.identifier("--default-session-type", &self.default_session_type);
         let messages_kept = errors.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
+        let session_bytes_max = errors.number("--max-session-bytes", &self.max_session_bytes, 1, 1 << 30);
         let hint_cache_size = errors.number("--hint-cache-size", &self.hint_cache_size, 0, 100_000_000);
         let metadata_bytes_max = errors.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = errors.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
@@ -91,6 +98,7 @@ impl SessionArgs {
             default_location_id: default_location_id?,
             default_session_type: default_session_type?,
             messages_kept,
+            session_bytes_max,
             hint_cache_size,
             metadata_bytes_max,
             content_bytes_max,

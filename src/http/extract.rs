@@ -125,7 +125,11 @@ pub(super) async fn discard(headers: &HeaderMap, mut body: Body, bytes_max: usiz
 }
 
 /// A body that is declared as JSON. Merge patches (RFC 7396) are JSON too.
-pub(super) struct JsonBody(pub(super) Value);
+pub(super) struct JsonBody {
+    pub(super) value: Value,
+    /// The body as it was sent.
+    pub(super) text: Bytes,
+}
 
 impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = ApiError;
@@ -138,8 +142,8 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
         // `receive` has put the body into one frame.
         let frame = request.body_mut().frame().await.transpose();
         let frame = frame.map_err(|error| ApiError::internal(error.to_string()))?;
-        let body = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
-        json::parse(&body).map(Self)
+        let text = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
+        json::parse(&text).map(|value| Self { value, text })
     }
 }
 

@@ -78,10 +78,15 @@ pub fn bodies(input: &[u8]) -> Option<(Value, [bool; 3])> {
         assert_eq!(patch.metadata.as_ref(), body.get("metadata"));
         assert_eq!(patch.title.is_some(), body.get("title").is_some());
     }
-    let appended = messages::new_messages(body.clone(), usize::MAX, usize::MAX).ok();
+    let appended = messages::new_messages(body.clone(), input, usize::MAX, usize::MAX).ok();
     if let Some(new) = &appended {
         let items = body.as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
         assert_eq!(items.iter().map(|item| &item["content"]).collect::<Vec<_>>(), contents(new));
+        for (message, item) in new.iter().zip(&items) {
+            let metadata = item.get("metadata").cloned().unwrap_or_else(|| serde_json::json!({}));
+            let parsed = [&message.content_json, &message.metadata_json].map(|json| serde_json::from_str(json).ok());
+            assert_eq!(parsed, [Some(message.content.clone()), Some(metadata)], "the texts have other values");
+        }
     }
     let accepted = [created.is_some(), patch.is_some(), appended.is_some()];
     Some((body, accepted))

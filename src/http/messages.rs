@@ -5,7 +5,9 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
@@ -19,7 +21,9 @@ use super::extract::{JsonBody, PathSession, Query};
 use super::json::Fields;
 use super::pagination::link_header;
 use super::sessions::{json_array, json_response, page_response};
-use crate::session::{APPEND_MESSAGES_MAX, Message, NewMessage, Role, TenantScope, content_schema};
+use crate::session::{
+    APPEND_MESSAGES_MAX, Message, MessageJson, NewMessage, Role, TenantScope, compact_json, content_schema,
+};
 use crate::store::{Append, MessageRange};
 
 const LIMIT_MAX: u64 = 1000;
@@ -79,9 +83,19 @@ macro_rules! one_or_several {
 one_or_several!(AppendMessages, AppendMessage);
 one_or_several!(AppendedMessages, Message);
 
-/// Reads one message, or an array of messages. Reports the problems of all messages together.
+/// The texts of a message's content and metadata, as the client wrote them: a parsed number may have fewer digits.
+#[derive(Default, Deserialize)]
+struct MessageTexts<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
+}
+
+/// Reads one message, or an array of messages, from a body and its text. Reports the problems of all messages together.
 pub(super) fn new_messages(
     body: Value,
+    text: &[u8],
     metadata_bytes_max: usize,
     content_bytes_max: usize,
 ) -> Result<Vec<NewMessage>, ApiError> {
@@ -96,11 +110,13 @@ pub(super) fn new_messages(
     }
     let mut messages = Vec::with_capacity(items.len());
     let mut problems = Vec::new();
+    let mut texts = message_texts(text).into_iter();
     for (index, item) in items.into_iter().enumerate() {
+        let texts = texts.next().unwrap_or_default();
         match item {
             Value::Object(members) => {
                 let mut fields = Fields::new(path(index), members);
-                messages.extend(new_message(&mut fields, metadata_bytes_max, content_bytes_max));
+                messages.extend(new_message(&mut fields, &texts, metadata_bytes_max, content_bytes_max));
                 problems.extend(fields.into_problems());
             }
             _ => problems.push(FieldProblem {
@@ -112,18 +128,40 @@ pub(super) fn new_messages(
     if problems.is_empty() { Ok(messages) } else { Err(ApiError::fields(problems)) }
 }
 
-fn new_message(fields: &mut Fields, metadata_bytes_max: usize, content_bytes_max: usize) -> Option<NewMessage> {
+/// The texts of all messages. None if an item is not an object, which is a problem of its own.
+fn message_texts(body: &[u8]) -> Vec<MessageTexts<'_>> {
+    let one = || serde_json::from_slice(body).map(|texts| vec![texts]);
+    serde_json::from_slice(body).or_else(|_| one()).unwrap_or_default()
+}
+
+fn new_message(
+    fields: &mut Fields,
+    texts: &MessageTexts,
+    metadata_bytes_max: usize,
+    content_bytes_max: usize,
+) -> Option<NewMessage> {
+    let json = |text: Option<&RawValue>| text.map(|text| compact_json(text.get()));
+    let content_json = json(texts.content).unwrap_or_default();
+    let metadata_json = json(texts.metadata).unwrap_or_else(|| "{}".to_owned());
     let message_id = fields.identifier("messageId");
     let role = fields.required("role", |fields, name| fields.word(name, Role::WORDS, Role::from_word));
     let content = fields.required("content", |fields, name| match fields.take(name) {
         Some(Value::Null) => fields.problem(name, "must not be null"),
-        Some(content) if content.to_string().len() > content_bytes_max => {
+        Some(_) if content_json.len() > content_bytes_max => {
             fields.problem(name, format!("must have at most {content_bytes_max} bytes as JSON"))
         }
         content => content,
     });
-    let metadata = fields.object_text("metadata", metadata_bytes_max).unwrap_or_else(|| "{}".to_owned());
-    Some(NewMessage { message_id, role: role?, content: content?, metadata })
+    match fields.take("metadata") {
+        Some(Value::Object(_)) if metadata_json.len() > metadata_bytes_max => {
+            fields.problem::<()>("metadata", format!("must have at most {metadata_bytes_max} bytes as JSON"));
+        }
+        None | Some(Value::Object(_)) => {}
+        Some(_) => {
+            fields.problem::<()>("metadata", "must be an object");
+        }
+    }
+    Some(NewMessage { message_id, role: role?, content: content?, content_json, metadata_json })
 }
 
 /// Rejects messages with a role that the token of one user may not append, because a user must not be able to speak as
@@ -173,10 +211,10 @@ async fn append_messages(
     State(app): State<Arc<AppState>>,
     caller: Principal,
     PathSession(id): PathSession,
-    JsonBody(body): JsonBody,
+    JsonBody { value: body, text }: JsonBody,
 ) -> Result<Response, ApiError> {
     let is_array = body.is_array();
-    let new = new_messages(body, app.sessions.metadata_bytes_max, app.sessions.content_bytes_max)?;
+    let new = new_messages(body, &text, app.sessions.metadata_bytes_max, app.sessions.content_bytes_max)?;
     check_roles(&new, is_array, caller.tenant_scope(), &app.user_roles)?;
     let (status, messages) = match app.store.append_messages(id, &new, caller.tenant_scope(), app.now()).await? {
         Append::Appended(messages) => (StatusCode::CREATED, messages),
@@ -192,12 +230,8 @@ async fn append_messages(
         }
     };
     let body = match messages.as_slice() {
-        [message] if !is_array => {
-            let mut body = Vec::new();
-            message.write_json(&mut body);
-            body
-        }
-        messages => json_array(messages, Message::write_json),
+        [message] if !is_array => message.as_bytes().to_vec(),
+        messages => json_array(messages, MessageJson::write_json),
     };
     Ok(json_response(status, body))
 }
@@ -254,7 +288,8 @@ async fn list_messages(
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));
     let next = page.after.map(|seq| ("next", format!("limit={limit}&after={seq}")));
-    let mut response = page_response(page.messages, Message::json_bytes, Message::write_json, page.memory).await;
+    let mut response =
+        page_response(page.messages, MessageJson::json_bytes, MessageJson::write_json, page.memory).await;
     if let Some(link) = link_header(prev.into_iter().chain(next), &uri) {
         response.headers_mut().insert(header::LINK, link);
     }

@@ -174,7 +174,7 @@ async fn get_or_create(
     State(app): State<Arc<AppState>>,
     caller: Principal,
     MaybeIdempotencyKey(idempotency_key): MaybeIdempotencyKey,
-    JsonBody(body): JsonBody,
+    JsonBody { value: body, .. }: JsonBody,
 ) -> Result<Response, ApiError> {
     let new = new_session(
         body,
@@ -261,7 +261,7 @@ async fn update(
     caller: Principal,
     PathSession(id): PathSession,
     IfMatch(condition): IfMatch,
-    JsonBody(body): JsonBody,
+    JsonBody { value: body, .. }: JsonBody,
 ) -> Result<Response, ApiError> {
     let patch = session_patch(body)?;
     match app.store.update(id, &patch, &condition, caller.tenant_scope(), app.now()).await? {

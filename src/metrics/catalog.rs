@@ -103,6 +103,8 @@ catalog! {
         "Sessions deleted, including by an erasure of their user.";
     counter APPENDED = "sessiond_messages_appended_total",
         "Messages appended, without replays.";
+    counter MESSAGES_TRIMMED = "sessiond_messages_trimmed_total",
+        "Oldest messages removed by appends to sessions with more messages or bytes than are kept.";
     counter LOG_LINES_DROPPED = "sessiond_log_lines_dropped_total",
         "Log lines dropped because stderr could not take them, or not fast enough.";
     histogram LAG_SECONDS = "sessiond_event_loop_lag_seconds",

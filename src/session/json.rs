@@ -90,18 +90,57 @@ impl<'a> JsonObject<'a> {
 /// Appends `text` as a JSON string (RFC 8259, section 7).
 fn write_json_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
-    let mut rest = text.as_bytes();
-    while let Some(place) = rest.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+    escape(text, |piece| out.extend_from_slice(piece.as_bytes()));
+    out.push(b'"');
+}
+
+/// Appends `text` as a JSON string without its quotes.
+pub(super) fn push_escaped(text: &str, out: &mut String) {
+    escape(text, |piece| out.push_str(piece));
+}
+
+fn escape(text: &str, mut push: impl FnMut(&str)) {
+    let mut rest = text;
+    while let Some(place) = rest.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
         let (plain, special) = rest.split_at(place);
-        out.extend_from_slice(plain);
-        match special[0] {
-            byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
-            byte => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+        push(plain);
+        match special.as_bytes()[0] {
+            b'"' => push("\\\""),
+            b'\\' => push("\\\\"),
+            byte => push(&format!("\\u{byte:04x}")),
         }
         rest = &special[1..];
     }
-    out.extend_from_slice(rest);
-    out.push(b'"');
+    push(rest);
+}
+
+/// JSON without the spaces between its tokens.
+#[must_use]
+pub fn compact_json(json: &str) -> String {
+    let mut compact = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(place) = rest.bytes().position(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b'"')) {
+        compact.push_str(&rest[..place]);
+        rest = &rest[place..];
+        let end = if rest.starts_with('"') { string_bytes(rest) } else { 1 };
+        if end > 1 {
+            compact.push_str(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    compact.push_str(rest);
+    compact
+}
+
+/// Bytes of the JSON string that `text` starts with, with its quotes.
+fn string_bytes(text: &str) -> usize {
+    let mut is_escaped = false;
+    let end = text.bytes().skip(1).position(|byte| {
+        let ends = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        ends
+    });
+    end.map_or(text.len(), |end| end + 2)
 }
 
 #[cfg(test)]
@@ -114,5 +153,13 @@ mod tests {
         let mut out = Vec::new();
         write_json_string(text, &mut out);
         assert_eq!(serde_json::from_slice::<String>(&out).ok().as_deref(), Some(text));
+    }
+
+    #[test]
+    fn spaces_between_tokens_are_removed() {
+        let json = "\t{ \"a \\\" b\\\\\" :\r\n[ 1.50 , -0 ,\" \", 12345678901234567890123 ] } ";
+        assert_eq!(compact_json(json), "{\"a \\\" b\\\\\":[1.50,-0,\" \",12345678901234567890123]}");
+        assert_eq!(compact_json("\"\""), "\"\"");
+        assert_eq!(compact_json(" null"), "null");
     }
 }

@@ -1,8 +1,14 @@
 //! Messages.
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::json::{JSON_OVERHEAD_BYTES, JsonObject, member};
+use super::json::push_escaped;
 use super::{Identifier, SessionId, Timestamp, words};
 
 /// Maximum messages that one call may append.
@@ -23,50 +29,98 @@ words! {
 }
 
 /// One message of a session.
-#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = message_example)]
+#[expect(dead_code, clippy::struct_field_names, reason = "documents the JSON of a `MessageJson`")]
 pub struct Message {
-    /// Unique within its session.
-    pub message_id: String,
-    /// The session that the message belongs to.
-    #[schema(value_type = String, format = Uuid)]
-    pub session_id: SessionId,
     /// Position of the message in its session: 1, 2, 3 ... without gaps.
     #[schema(minimum = 1)]
-    pub seq: u64,
-    /// The sender.
-    pub role: Role,
-    /// The text of any JSON value but null.
-    #[schema(schema_with = content_schema)]
-    pub content: String,
-    /// A JSON object that the client keeps with the message.
-    // Stored as text, so that reads can splice it into the response.
-    #[schema(value_type = HashMap<String, Value>)]
-    pub metadata: String,
+    seq: u64,
     /// When the message was appended.
     #[schema(value_type = String, format = DateTime)]
-    pub created_at: Timestamp,
+    created_at: Timestamp,
+    /// The session that the message belongs to.
+    #[schema(value_type = String, format = Uuid)]
+    session_id: SessionId,
+    /// Unique within its session.
+    message_id: String,
+    /// The sender.
+    role: Role,
+    /// Any JSON value but null.
+    #[schema(schema_with = content_schema)]
+    content: Value,
+    /// A JSON object that the client keeps with the message.
+    #[schema(value_type = HashMap<String, Value>)]
+    metadata: Value,
 }
 
-impl Message {
-    /// Approximate number of bytes that [`Self::write_json`] appends.
+/// A message as the JSON that Redis stores and clients receive. Its members are in the order of [`Message`], without
+/// spaces between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageJson {
+    /// Position of the message in its session.
+    pub seq: u64,
+    json: Bytes,
+}
+
+impl MessageJson {
+    /// The message of this session in `json`, or `None` if the JSON does not start as a message of this session does. A
+    /// connection that mixes up replies must not show a user another user's messages.
     #[must_use]
-    pub fn json_bytes(&self) -> usize {
-        JSON_OVERHEAD_BYTES + self.message_id.len() + self.content.len() + self.metadata.len()
+    pub fn of(session_id: SessionId, json: Bytes) -> Option<Self> {
+        let digits = json.strip_prefix(SEQ_PREFIX)?;
+        let length = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+        let seq = std::str::from_utf8(&digits[..length]).ok()?.parse().ok()?;
+        let time_and_rest = digits[length..].strip_prefix(CREATED_AT_PREFIX)?;
+        let rest = time_and_rest.get(Timestamp::TEXT_BYTES..)?.strip_prefix(SESSION_ID_PREFIX)?;
+        let is_of_session = rest.starts_with(session_id.write(&mut [0; SessionId::TEXT_BYTES]).as_bytes());
+        (is_of_session && json.last() == Some(&b'}')).then_some(Self { seq, json })
     }
 
-    /// Appends the message as JSON (docs/api.md, "Messages"). Splices in `content` and `metadata` as stored.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
-        let mut object = JsonObject::open(out);
-        object.string(member!("messageId"), &self.message_id);
-        object.id(member!("sessionId"), self.session_id);
-        object.number(member!("seq"), self.seq);
-        object.word(member!("role"), Some(self.role.as_str()));
-        object.json(member!("content"), &self.content);
-        object.json(member!("metadata"), &self.metadata);
-        object.time(member!("createdAt"), self.created_at);
-        object.close();
+    /// The JSON.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.json
     }
+
+    /// Number of bytes of the JSON.
+    #[must_use]
+    pub fn json_bytes(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Appends the JSON.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.json);
+    }
+
+    /// The members, or `None` if the JSON is not that of a message.
+    #[must_use]
+    pub fn members(&self) -> Option<MessageMembers<'_>> {
+        serde_json::from_slice(&self.json).ok()
+    }
+}
+
+const SEQ_PREFIX: &[u8] = b"{\"seq\":";
+const CREATED_AT_PREFIX: &[u8] = b",\"createdAt\":\"";
+const SESSION_ID_PREFIX: &[u8] = b"\",\"sessionId\":\"";
+
+/// The members of a message that are compared with others.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageMembers<'a> {
+    /// Unique within its session.
+    #[serde(borrow)]
+    pub message_id: Cow<'a, str>,
+    /// The sender.
+    #[serde(borrow)]
+    pub role: Cow<'a, str>,
+    /// The JSON of the content.
+    #[serde(borrow)]
+    pub content: &'a RawValue,
+    /// The JSON of the metadata.
+    #[serde(borrow)]
+    pub metadata: &'a RawValue,
 }
 
 fn message_example() -> serde_json::Value {
@@ -95,7 +149,72 @@ pub struct NewMessage {
     /// The sender.
     pub role: Role,
     /// Any JSON value but null.
-    pub content: serde_json::Value,
-    /// The text of a JSON object.
-    pub metadata: String,
+    pub content: Value,
+    /// The JSON of `content` as the client wrote it, without spaces between its tokens.
+    pub content_json: String,
+    /// The JSON of an object, likewise.
+    pub metadata_json: String,
+}
+
+/// The stored JSON of a message after its `createdAt`.
+#[derive(Debug)]
+pub struct MessageRest {
+    /// The JSON, from the comma after `createdAt` on.
+    pub json: String,
+    /// How many bytes of it are the same in a replay: those before the metadata.
+    pub compared: usize,
+}
+
+impl MessageRest {
+    /// The JSON of a message of this session with these texts. `content` and `metadata` are JSON.
+    #[must_use]
+    pub fn new(session_id: SessionId, message_id: &str, role: Role, content: &str, metadata: &str) -> Self {
+        let mut json = String::with_capacity(REST_BYTES + message_id.len() + content.len() + metadata.len());
+        json.push_str(",\"sessionId\":\"");
+        json.push_str(session_id.write(&mut [0; SessionId::TEXT_BYTES]));
+        json.push_str("\",\"messageId\":\"");
+        push_escaped(message_id, &mut json);
+        for part in ["\",\"role\":\"", role.as_str(), "\",\"content\":", content, ",\"metadata\":"] {
+            json.push_str(part);
+        }
+        let compared = json.len();
+        json.push_str(metadata);
+        json.push('}');
+        Self { json, compared }
+    }
+}
+
+/// More than the bytes of [`MessageRest`] that do not depend on the client.
+const REST_BYTES: usize = 128;
+
+/// A message id as it is written in the JSON of its message, without quotes.
+#[must_use]
+pub fn escaped_message_id(message_id: &str) -> String {
+    let mut escaped = String::with_capacity(message_id.len());
+    push_escaped(message_id, &mut escaped);
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Partition;
+
+    #[test]
+    fn stored_json_is_a_message_of_its_session() {
+        let id = SessionId::random(Partition(7)).expect("random bytes");
+        let rest = MessageRest::new(id, "a\"\\,\"role\":\"é", Role::Tool, "{\"a\":1.0}", "{\"b\":[]}");
+        assert!(rest.json[..rest.compared].ends_with(",\"metadata\":"));
+        let json = format!("{{\"seq\":12,\"createdAt\":\"{}\"{}", Timestamp(0), rest.json);
+        let message = MessageJson::of(id, json.clone().into()).expect("a message");
+        let members = message.members().expect("members");
+        assert_eq!((message.seq, &*members.message_id, &*members.role), (12, "a\"\\,\"role\":\"é", "tool"));
+        assert_eq!((members.content.get(), members.metadata.get()), ("{\"a\":1.0}", "{\"b\":[]}"));
+        let other = SessionId::random(Partition(7)).expect("random bytes");
+        assert_eq!(MessageJson::of(other, json.clone().into()), None);
+        for end in 0..json.len() {
+            let cut = MessageJson::of(id, json.as_bytes()[..end].to_vec().into());
+            assert!(cut.is_none_or(|cut| cut.members().is_none()), "{end} bytes");
+        }
+    }
 }

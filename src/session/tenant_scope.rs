@@ -50,6 +50,31 @@ impl TenantScope {
     }
 }
 
+/// Most businesses of a scope that [`TenantScope::lines`] names.
+const BUSINESSES_NAMED_MAX: usize = 8;
+
+impl TenantScope {
+    /// The scope as scripts take it: empty for every session, otherwise lines of a business, or of a business and a
+    /// user with a tab between them, each between two line feeds. Identifiers contain neither. `None` for too many
+    /// businesses.
+    #[must_use]
+    pub fn lines(&self) -> Option<String> {
+        match self {
+            Self::Everything => Some(String::new()),
+            Self::User { business_id, user_id } => Some(format!("\n{business_id}\t{user_id}\n")),
+            Self::Businesses(businesses) if businesses.len() <= BUSINESSES_NAMED_MAX => {
+                let mut lines = String::from("\n");
+                for business_id in businesses.iter() {
+                    lines.push_str(business_id.as_str());
+                    lines.push('\n');
+                }
+                Some(lines)
+            }
+            Self::Businesses(_) => None,
+        }
+    }
+}
+
 impl fmt::Debug for TenantScope {
     /// Omits the user and the businesses, which must not be logged.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -13,6 +13,9 @@ pub struct Timestamp(pub i64);
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 impl Timestamp {
+    /// Length of the displayed text, in bytes, up to the year 9999.
+    pub(super) const TEXT_BYTES: usize = 24;
+
     /// Appends the displayed text digit by digit. A response contains four times, and formatting them with `chrono`
     /// would cost as much as the rest of the response.
     pub(super) fn write_rfc3339(self, out: &mut Vec<u8>) {

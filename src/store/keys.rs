@@ -9,16 +9,12 @@ use std::fmt::Write;
 use crate::session::{Identifier, Partition, SessionId};
 
 /// The layout version that this code reads and writes, stored at `<prefix>:layout`.
-pub(super) const LAYOUT_VERSION: &str = "1";
+pub(super) const LAYOUT_VERSION: &str = "2";
 
-/// Fields that the store names individually: of a session's hash, or of a message in the stream.
+/// Fields of a session's hash that the store names individually.
 pub(super) mod field {
-    pub(in crate::store) const CONTENT: &str = "content";
-    pub(in crate::store) const CREATED_AT: &str = "createdAt";
     pub(in crate::store) const LOCATION_ID: &str = "locationId";
-    pub(in crate::store) const MESSAGE_ID: &str = "messageId";
     pub(in crate::store) const METADATA: &str = "metadata";
-    pub(in crate::store) const ROLE: &str = "role";
     pub(in crate::store) const SESSION_TYPE: &str = "sessionType";
     pub(in crate::store) const TITLE: &str = "title";
 }
@@ -40,8 +36,8 @@ macro_rules! session_fields {
     };
 }
 
-// `title`, `endedAt` and `endReason` are absent if null, `largestMessage` if there are no messages. `update.lua` has
-// one more field, `mutations`, for its own use.
+// `title`, `endedAt` and `endReason` are absent if null, `largestMessage` and `messageBytes` if there are no messages,
+// and `oldestSeq` until a message is trimmed. `update.lua` has one more field, `mutations`, for its own use.
 session_fields! {
     SessionId = "sessionId",
     BusinessId = "businessId",
@@ -53,7 +49,7 @@ session_fields! {
     Metadata = field::METADATA,
     MessageCount = "messageCount",
     Version = "version",
-    CreatedAt = field::CREATED_AT,
+    CreatedAt = "createdAt",
     UpdatedAt = "updatedAt",
     LastActivityAt = "lastActivityAt",
     ExpiresAt = "expiresAt",
@@ -61,6 +57,8 @@ session_fields! {
     EndedAt = "endedAt",
     EndReason = "endReason",
     LargestMessage = "largestMessage",
+    MessageBytes = "messageBytes",
+    OldestSeq = "oldestSeq",
 }
 
 /// The fields that name the owner and the status of a session.
@@ -120,7 +118,7 @@ impl Keys {
         self.of_session("s", id)
     }
 
-    /// `sd:{pppp}:m:<sessionId>`: the session's messages, a stream with entry ids `<seq>-0`.
+    /// `sd:{pppp}:m:<sessionId>`: the session's messages, a list of JSON, oldest first.
     pub(super) fn messages(&self, id: SessionId) -> String {
         self.of_session("m", id)
     }
@@ -130,8 +128,8 @@ impl Keys {
         self.of_session("d", id)
     }
 
-    /// The keys of the hash, the stream and the message ids of `session_id`, as an index of the partition names it. It
-    /// may not be a valid session id.
+    /// The keys of the hash, the messages and the message ids of `session_id`, as an index of the partition names it.
+    /// It may not be a valid session id.
     pub(super) fn named(&self, partition: Partition, session_id: &str) -> [String; 3] {
         let partition = self.partition(partition);
         ["s:", "m:", "d:"].map(|kind| format!("{partition}{kind}{session_id}"))

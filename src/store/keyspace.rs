@@ -10,6 +10,7 @@ mod walk;
 
 use std::fmt;
 
+use bytes::Bytes;
 use fred::error::Error;
 use fred::types::Value;
 
@@ -18,7 +19,7 @@ pub use self::walk::{WALK_STEP, Walk};
 use super::keys::LAYOUT_VERSION;
 pub use super::keys::{KeyKind, User};
 use super::{SessionStore, StoreError, health};
-use crate::session::{Message, Partition, Session, Status, Timestamp};
+use crate::session::{Partition, Session, Status, Timestamp};
 
 const OPERATION: &str = "audit";
 
@@ -48,7 +49,7 @@ impl FoundKey {
     pub fn expected_type(&self) -> &'static str {
         match self.kind {
             KeyKind::Session(_) | KeyKind::MessageIds(_) => "hash",
-            KeyKind::Messages(_) => "stream",
+            KeyKind::Messages(_) => "list",
             KeyKind::Pointer(_) => "string",
             KeyKind::History(_) | KeyKind::Business(_) => "zset",
         }
@@ -136,17 +137,17 @@ pub struct RelatedKeys {
     pub business_score: Option<f64>,
     /// Number of stored messages.
     pub messages: u64,
-    /// Entry id of the newest message.
-    pub newest_entry: Option<String>,
+    /// `seq` of the oldest and the newest message, if they are messages of the session.
+    pub oldest_and_newest: Option<(u64, u64)>,
 }
 
-/// An entry of the message stream.
+/// An element of a session's list of messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMessage {
-    /// `<seq>-0`.
-    pub entry_id: String,
-    /// The message, or what is wrong with it.
-    pub message: Result<Message, String>,
+    /// Its `seq` according to its distance from the oldest message.
+    pub seq: u64,
+    /// Its JSON.
+    pub json: Bytes,
 }
 
 /// What a repair may change: the entries of one session id, as an index names it, and the owner of that index.

@@ -15,9 +15,6 @@ mod update;
 
 use std::time::Instant;
 
-use fred::clients::Client;
-use fred::interfaces::HashesInterface;
-use fred::types::Value;
 use futures_util::FutureExt;
 
 pub use self::append_messages::Append;
@@ -27,6 +24,7 @@ pub use self::list_messages::{MessagePage, MessageRange};
 pub(crate) use self::session_page::score_of;
 pub use self::session_page::{Position, SessionPage};
 pub use self::update::Update;
+use super::redis::read_command::ReadCommand;
 use super::reply::Reply;
 use super::{SessionStore, StoreError};
 use crate::metrics::{self, Operation};
@@ -85,10 +83,9 @@ impl SessionStore {
     }
 
     async fn read_by_client(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
-        let key = self.keys.session(id);
-        let (key, fields) = (key.as_str(), &self.fields);
-        let read = |client: Client| async move { client.hmget::<Value, _, _>(key, fields.clone()).await };
-        Reply::new("get", self.topology.call(key, read).await?)?.field_values()?.session("get", id)
+        let command = ReadCommand::hash(self.keys.session(id));
+        let fields = self.topology.read_by_client(&command).await?.texts("get")?;
+        Reply::of_texts("get", fields).session(id)
     }
 
     /// The keys of a session and of its user, in the order of the scripts' KEYS.

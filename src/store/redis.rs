@@ -5,6 +5,7 @@ mod cluster;
 pub(super) mod connection;
 pub(super) mod connection_id;
 pub(super) mod preflight;
+pub(super) mod read_command;
 mod read_connection;
 mod resp;
 pub(super) mod scripts;

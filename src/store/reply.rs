@@ -4,12 +4,13 @@
 use std::ops::Deref;
 use std::str::FromStr;
 
+use bytes::Bytes;
 use fred::bytes_utils::Str;
 use fred::types::Value;
 
 use super::StoreError;
-use super::keys::{SESSION_FIELDS, SessionField, field};
-use crate::session::{EndReason, Message, Role, Session, SessionId, Status, Timestamp};
+use super::keys::{SESSION_FIELDS, SessionField};
+use crate::session::{EndReason, MessageJson, Session, SessionId, Status, Timestamp};
 
 /// The array that Redis sent as the reply to one operation, read from its start.
 pub(super) struct Reply {
@@ -23,6 +24,11 @@ impl Reply {
             Value::Array(values) => Ok(Self { operation, values: values.into_iter() }),
             _ => Err(StoreError::Reply { operation, problem: "it is not an array" }),
         }
+    }
+
+    pub(super) fn of_texts(operation: &'static str, texts: Vec<Bytes>) -> Self {
+        let values: Vec<_> = texts.into_iter().map(Value::Bytes).collect();
+        Self { operation, values: values.into_iter() }
     }
 
     /// The error for a reply that this code does not understand. A fixed text, because the reply may contain a user's
@@ -50,32 +56,6 @@ impl Reply {
         self.values.next().ok_or_else(|| self.unexpected("it is too short"))
     }
 
-    /// Parses an entry of the message stream: its id and its fields.
-    pub(super) fn message(&mut self, session_id: SessionId) -> Result<Message, StoreError> {
-        let mut entry = Self::new(self.operation, self.value()?)?;
-        let entry_id = entry.text()?;
-        let seq = entry_id.split('-').next().and_then(|seq| seq.parse().ok());
-        let seq = seq.ok_or_else(|| entry.unexpected("an entry id is not <seq>-0"))?;
-        let mut fields = Self::new(self.operation, entry.value()?)?;
-        let (mut message_id, mut role, mut content, mut metadata, mut created_at) = (None, None, None, None, None);
-        while !fields.is_empty() {
-            match &*fields.text()? {
-                field::MESSAGE_ID => message_id = Some(fields.string()?),
-                field::ROLE => role = Some(fields.role()?),
-                field::CONTENT => content = Some(fields.string()?),
-                field::METADATA => metadata = Some(fields.string()?),
-                field::CREATED_AT => created_at = Some(fields.time()?),
-                _ => drop(fields.value()?),
-            }
-        }
-        match (message_id, role, content, metadata, created_at) {
-            (Some(message_id), Some(role), Some(content), Some(metadata), Some(created_at)) => {
-                Ok(Message { message_id, session_id, seq, role, content, metadata, created_at })
-            }
-            _ => Err(fields.unexpected("a message lacks a field")),
-        }
-    }
-
     /// The next value as text, or `None` for nil. It is a slice of the connection's buffer: copy what is kept.
     fn optional_text(&mut self) -> Result<Option<Str>, StoreError> {
         match self.value()? {
@@ -98,6 +78,12 @@ impl Reply {
         self.text().map(|text| (*text).to_owned())
     }
 
+    /// The next value as a message of this session.
+    pub(super) fn message(&mut self, session_id: SessionId) -> Result<MessageJson, StoreError> {
+        let json = self.text()?.into_inner();
+        MessageJson::of(session_id, json).ok_or_else(|| self.unexpected("a value is not a message of the session"))
+    }
+
     pub(super) fn parse<T: FromStr>(&mut self) -> Result<T, StoreError> {
         let text = self.text()?;
         text.parse().map_err(|_| self.unexpected("a value is not of its type"))
@@ -105,20 +91,6 @@ impl Reply {
 
     pub(super) fn time(&mut self) -> Result<Timestamp, StoreError> {
         self.parse().map(Timestamp)
-    }
-
-    pub(super) fn role(&mut self) -> Result<Role, StoreError> {
-        let word = self.text()?;
-        Role::from_word(&word).ok_or_else(|| self.unexpected("a value is not a role"))
-    }
-
-    /// Parses the rest of the reply: the values of a session's fields, in the order of [`SESSION_FIELDS`].
-    pub(super) fn field_values(&mut self) -> Result<SessionFields<Str>, StoreError> {
-        let mut fields = SessionFields::default();
-        for field in &mut fields.0 {
-            *field = self.optional_text()?;
-        }
-        Ok(fields)
     }
 
     /// Parses the rest of the reply: the names and values of a session's fields, in any order.
@@ -196,6 +168,8 @@ impl<T: Deref<Target = str>> SessionFields<T> {
             end_reason: self
                 .if_present(SessionField::EndReason, |fields, field| fields.word(field, EndReason::from_word))?,
             largest_message_bytes: self.if_present(SessionField::LargestMessage, Self::parse)?.unwrap_or_default(),
+            message_bytes: self.if_present(SessionField::MessageBytes, Self::parse)?.unwrap_or_default(),
+            oldest_seq: self.if_present(SessionField::OldestSeq, Self::parse)?.unwrap_or(1),
         }))
     }
 
@@ -249,13 +223,5 @@ mod tests {
         fields = reply(&[]).fields().unwrap_or_default();
         assert!(matches!(fields.any_session("test"), Ok(None)));
         assert!(reply(&["sessionId"]).fields().is_err(), "a name without a value");
-    }
-
-    #[test]
-    fn incomplete_field_list_is_an_error() {
-        let values =
-            |count| Reply::new("test", Value::Array(vec![Value::Null; count])).expect("an array").field_values();
-        assert!(matches!(values(SESSION_FIELDS.len()).and_then(|fields| fields.any_session("test")), Ok(None)));
-        assert!(values(SESSION_FIELDS.len() - 1).is_err());
     }
 }

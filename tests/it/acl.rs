@@ -128,7 +128,7 @@ async fn each_user_has_exactly_the_permissions_it_uses() {
         format!("PERSIST {tag}:s:{id}"),
         format!("ZADD {tag}:h:b:left 1 nonsense"),
         format!("SET {other_tag}:a:b:quiet nonsense PXAT 9999999999999"),
-        format!("XADD {tag}:m:{id} 1-0 role user"),
+        format!("RPUSH {tag}:m:{id} nonsense"),
         format!("HSET {tag}:d:{id} m 1"),
         format!("ZADD {tag}:b:b 9999999999999 nonsense"),
     ] {

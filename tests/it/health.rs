@@ -218,10 +218,10 @@ async fn periodic_check_detects_clock_policy_and_layout_changes() {
 
     let layout = format!("{}:layout", service.config.redis.key_prefix);
     probe.command(&["FLUSHALL"]).await;
-    with_timeout(async { while probe.text(&["GET", &layout]).await.as_deref() != Some("1") {} }).await;
-    probe.command(&["SET", &layout, "2"]).await;
-    assert!(until_ready_is(&base, 503).await.contains("another version"));
+    with_timeout(async { while probe.text(&["GET", &layout]).await.as_deref() != Some("2") {} }).await;
     probe.command(&["SET", &layout, "1"]).await;
+    assert!(until_ready_is(&base, 503).await.contains("another version"));
+    probe.command(&["SET", &layout, "2"]).await;
     until_ready_is(&base, 200).await;
 }
 
@@ -277,7 +277,7 @@ async fn lost_layout_key_is_written_again() {
     for command in [&["FLUSHALL"][..], &["FLUSHDB", "ASYNC"], &["DEL", &key], &["PEXPIRE", &key, "0"]] {
         probe.command(command).await;
         service.app.store.check_servers().await;
-        assert_eq!(layout(&probe, &key).await, (Some("string".into()), Some("1".into())), "{command:?}");
+        assert_eq!(layout(&probe, &key).await, (Some("string".into()), Some("2".into())), "{command:?}");
         service.get("/readyz").await.expect(200);
         let response = service.get_or_create("u").await;
         assert!(response.status.is_success(), "{command:?}: {response:?}");
@@ -292,7 +292,7 @@ async fn foreign_layout_rejects_writes() {
     let (probe, key) = (redis.probe().await, format!("{}:layout", service.config.redis.key_prefix));
     let session = format!("/api/sessions/{}", service.session_of("u").await);
     let replaced: [&[&str]; 4] =
-        [&["SET", &key, "2"], &["SET", &key, ""], &["LPUSH", &key, "1"], &["SETRANGE", &key, "1", "\u{1}"]];
+        [&["SET", &key, "1"], &["SET", &key, ""], &["LPUSH", &key, "2"], &["SETRANGE", &key, "1", "\u{1}"]];
     for words in replaced {
         if words[0] == "LPUSH" {
             probe.command(&["DEL", &key]).await;
@@ -311,7 +311,7 @@ async fn foreign_layout_rejects_writes() {
             assert!(detail.contains("another version"), "{words:?}: {detail}");
         }
         assert_eq!((layout(&probe, &key).await, probe.command(&["DBSIZE"]).await), (stored, keys), "{words:?}");
-        probe.command(&["SET", &key, "1"]).await;
+        probe.command(&["SET", &key, "2"]).await;
         service.get("/readyz").await.expect(200);
         service.get_or_create("u").await.expect(200);
     }

@@ -9,7 +9,7 @@ use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
 /// The metrics that exist before any event.
-const FROM_THE_START: [&str; 30] = [
+const FROM_THE_START: [&str; 31] = [
     "sessiond_credentials_refused_total",
     "sessiond_build_info",
     "sessiond_event_loop_lag_seconds",
@@ -21,6 +21,7 @@ const FROM_THE_START: [&str; 30] = [
     "sessiond_http_requests_shed_total",
     "sessiond_log_lines_dropped_total",
     "sessiond_messages_appended_total",
+    "sessiond_messages_trimmed_total",
     "sessiond_runtime_alive_tasks",
     "sessiond_runtime_busy_seconds_total",
     "sessiond_runtime_global_queue_depth",

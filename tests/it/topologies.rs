@@ -244,10 +244,10 @@ fn servers_that_evict_or_have_another_layout_are_rejected() {
     assert_eq!(server.ask(&["KEYS", "*"]).trim(), "", "nothing was written");
 
     server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
-    server.ask(&["SET", "sd:layout", "2"]);
+    server.ask(&["SET", "sd:layout", "1"]);
     let (status, why) = expect_rejection(&url);
     assert_eq!(status, Some(1), "{why}");
-    assert!(why.contains("layout version, \"2\""), "{why}");
+    assert!(why.contains("layout version, \"1\""), "{why}");
     assert_eq!(server.ask(&["KEYS", "*"]).trim(), "sd:layout", "nothing was written");
 }
 

@@ -1,11 +1,9 @@
 //! Checks the messages of a session, and the index of their ids.
 
-use serde::de::IgnoredAny;
-
-use super::{Inspection, Inspector, is_json_object, seq_of};
-use crate::session::{Identifier, Message, SessionId};
+use super::{Inspection, Inspector, is_json_object};
+use crate::session::{Identifier, MessageJson, MessageRest, Role, Session, SessionId, escaped_message_id};
 use crate::store::StoreError;
-use crate::store::keyspace::{Expiry, FoundKey, RepairTarget, StoredMessage};
+use crate::store::keyspace::{Expiry, FoundKey, RepairTarget, Stored, StoredMessage};
 
 impl Inspector<'_> {
     pub(super) async fn messages(
@@ -18,21 +16,24 @@ impl Inspector<'_> {
         if !self.messages_have_a_session(key, id, expiry, out).await? {
             return Ok(());
         }
-        let mut check = StreamCheck::default();
-        let mut last: Option<String> = None;
+        let before = self.store.stored(id).await?;
+        let mut check = MessagesCheck::new(id);
         let indexed = loop {
-            let page = self.store.messages_page(id, last.as_deref()).await?;
+            let page = self.store.messages_page(id, check.last_seq).await?;
             self.throttle.spend(page.len()).await;
-            let message_ids = page.iter().filter_map(|stored| stored.message.as_ref().ok());
-            let message_ids = message_ids.map(|message| message.message_id.clone()).collect();
+            let page: Vec<_> = page.into_iter().map(|stored| check.parse(stored)).collect();
+            let message_ids = page.iter().flatten().map(|message| escaped_message_id(&message.message_id)).collect();
             let (seqs, indexed) = self.store.indexed_seqs(id, message_ids).await?;
-            let Some(newest) = page.last() else {
+            if page.is_empty() {
                 break indexed;
-            };
-            last = Some(newest.entry_id.clone());
-            check.take(page, seqs);
+            }
+            check.compare_ids(&page, seqs);
         };
-        for (invariant, faults) in [("message-stream", check.stream), ("message-index", check.index)] {
+        // The sizes agree with the messages only if nothing was appended meanwhile.
+        if let (Stored::Session(session), true) = (&before, before == self.store.stored(id).await?) {
+            check.compare_sizes(session);
+        }
+        for (invariant, faults) in [("message-list", check.list), ("message-index", check.index)] {
             if let Some(detail) = faults.detail() {
                 out.find(invariant, &key.name, detail);
             }
@@ -69,7 +70,7 @@ impl Inspector<'_> {
         let named = self.store.named(key.partition, &session_id).await?;
         let exists = named.exists();
         if !exists {
-            out.find("message-stream", &key.name, "belongs to a session that does not exist");
+            out.find("message-list", &key.name, "belongs to a session that does not exist");
         }
         let subject = match (named.business_id, named.user_id) {
             (Some(business_id), Some(user_id)) => {
@@ -80,16 +81,6 @@ impl Inspector<'_> {
         out.check_expires(key, expiry, subject.as_ref());
         Ok(exists)
     }
-}
-
-fn message_problem(message: &Message) -> Option<&'static str> {
-    if Identifier::new(message.message_id.as_str()).is_err() {
-        return Some("its messageId is not an identifier");
-    }
-    if message.content == "null" || serde_json::from_str::<IgnoredAny>(&message.content).is_err() {
-        return Some("its content is not a JSON value or is null");
-    }
-    (!is_json_object(&message.metadata)).then_some("its metadata is not a JSON object")
 }
 
 /// Counts faults and keeps the first one.
@@ -116,50 +107,94 @@ impl Faults {
     }
 }
 
+/// A message that is as the service writes it, except perhaps for its content and metadata.
+struct ParsedMessage {
+    seq: u64,
+    message_id: String,
+}
+
 /// Checks the messages of a session, from the oldest to the newest.
-#[derive(Default)]
-struct StreamCheck {
-    newest_seq: Option<u64>,
-    stream: Faults,
+struct MessagesCheck {
+    session_id: SessionId,
+    /// `seq` of the last message that was read.
+    last_seq: Option<u64>,
+    list: Faults,
     index: Faults,
     /// Number of message ids in the index that belong to a stored message.
     accounted: u64,
+    bytes: u64,
+    largest: usize,
 }
 
-impl StreamCheck {
-    /// Checks a page of messages. `seqs` has the seq that the index contains for each readable message.
-    fn take(&mut self, page: Vec<StoredMessage>, seqs: Vec<Option<String>>) {
-        let mut seqs = seqs.into_iter();
-        for StoredMessage { entry_id, message } in page {
-            match seq_of(&entry_id) {
-                None => self.stream.add(format!("{entry_id} is not <seq>-0")),
-                Some(seq) => {
-                    if self.newest_seq.is_some_and(|before| before + 1 != seq) {
-                        self.stream.add(format!("a gap before {entry_id}"));
-                    }
-                    self.newest_seq = Some(seq);
-                }
+impl MessagesCheck {
+    fn new(session_id: SessionId) -> Self {
+        let (list, index) = (Faults::default(), Faults::default());
+        Self { session_id, last_seq: None, list, index, accounted: 0, bytes: 0, largest: 0 }
+    }
+
+    /// Checks one message by itself. `None` if its id is unknown.
+    fn parse(&mut self, stored: StoredMessage) -> Option<ParsedMessage> {
+        let StoredMessage { seq, json } = stored;
+        self.last_seq = Some(seq);
+        self.bytes += u64::try_from(json.len()).unwrap_or_default();
+        self.largest = self.largest.max(json.len());
+        let parsed = self.parsed(MessageJson::of(self.session_id, json).as_ref(), seq);
+        match parsed {
+            Ok(message) => Some(message),
+            Err(problem) => {
+                self.list.add(format!("{seq}: {problem}"));
+                // One surplus id in the index is not another finding.
+                self.accounted += 1;
+                None
             }
-            let message = match message {
-                Ok(message) => message,
-                Err(problem) => {
-                    self.stream.add(format!("{entry_id}: {problem}"));
-                    // Its id is unknown, so one surplus id in the index is not a finding.
-                    self.accounted += 1;
-                    continue;
-                }
-            };
-            if let Some(problem) = message_problem(&message) {
-                self.stream.add(format!("{entry_id}: {problem}"));
-            }
-            match seqs.next().flatten() {
+        }
+    }
+
+    fn parsed(&mut self, message: Option<&MessageJson>, seq: u64) -> Result<ParsedMessage, &'static str> {
+        let message = message.ok_or("it does not start as a message of the session")?;
+        let members = message.members().ok_or("it is not the JSON of a message")?;
+        let role = Role::from_word(&members.role).ok_or("its role is unknown")?;
+        if message.seq != seq {
+            self.list.add(format!("{seq}: its seq is {}", message.seq));
+        }
+        if Identifier::new(&*members.message_id).is_err() {
+            self.list.add(format!("{seq}: its messageId is not an identifier"));
+        }
+        let (content, metadata) = (members.content.get(), members.metadata.get());
+        if content == "null" {
+            self.list.add(format!("{seq}: its content is null"));
+        }
+        if !is_json_object(metadata) {
+            self.list.add(format!("{seq}: its metadata is not a JSON object"));
+        }
+        let rest = MessageRest::new(self.session_id, &members.message_id, role, content, metadata);
+        if !message.as_bytes().ends_with(rest.json.as_bytes()) {
+            self.list.add(format!("{seq}: its members are not in their order"));
+        }
+        Ok(ParsedMessage { seq: message.seq, message_id: members.message_id.into_owned() })
+    }
+
+    /// Compares a page of messages with the index. `seqs` has the seq that the index contains for each parsed message.
+    fn compare_ids(&mut self, page: &[Option<ParsedMessage>], seqs: Vec<Option<String>>) {
+        for (message, seq) in page.iter().flatten().zip(seqs) {
+            match seq {
                 Some(seq) if seq == message.seq.to_string() => self.accounted += 1,
                 Some(seq) => {
                     self.accounted += 1;
-                    self.index.add(format!("the messageId of {entry_id} has seq {seq:?}"));
+                    self.index.add(format!("the messageId of {} has seq {seq:?}", message.seq));
                 }
-                None => self.index.add(format!("the messageId of {entry_id} is missing")),
+                None => self.index.add(format!("the messageId of {} is missing", message.seq)),
             }
+        }
+    }
+
+    fn compare_sizes(&mut self, session: &Session) {
+        if session.message_bytes != self.bytes {
+            self.list.add(format!("messageBytes is {}, the messages have {}", session.message_bytes, self.bytes));
+        }
+        if session.largest_message_bytes < self.largest {
+            let stored = session.largest_message_bytes;
+            self.list.add(format!("largestMessage is {stored}, a message has {}", self.largest));
         }
     }
 }

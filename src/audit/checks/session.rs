@@ -1,6 +1,6 @@
 //! Checks the hash of a session, and that the related keys agree with it.
 
-use super::{EXPIRY_DRIFT_MS, Inspection, Inspector, is_json_object, seq_of};
+use super::{EXPIRY_DRIFT_MS, Inspection, Inspector, is_json_object};
 use crate::session::{EndReason, Identifier, Partition, Session, SessionId, Status, TITLE_CHARS_MAX, Timestamp};
 use crate::store::keyspace::{Expiry, FoundKey, INDEX_PAGE, RelatedKeys, RepairTarget, Stored};
 use crate::store::{StoreError, score_of};
@@ -187,14 +187,15 @@ fn check_siblings(key: &FoundKey, expiry: Expiry, session: &Session, around: &Re
 }
 
 fn check_message_count(key: &FoundKey, session: &Session, around: &RelatedKeys, out: &mut Inspection) {
-    let count = session.message_count;
-    let newest = around.newest_entry.as_deref().map_or(Some(0), seq_of);
-    if around.messages > count {
-        let detail = format!("messageCount is {count}, {} messages are stored", around.messages);
+    let (oldest, count) = (session.oldest_seq, session.message_count);
+    let expected = (count + 1).saturating_sub(oldest);
+    if around.messages != expected {
+        let detail = format!("messages {oldest} to {count} are expected, {} are stored", around.messages);
         out.find("message-count", &key.name, detail);
-    } else if let Some(newest) = newest
-        && newest != count
+    } else if let Some(stored) = around.oldest_and_newest
+        && stored != (oldest, count)
     {
-        out.find("message-count", &key.name, format!("messageCount is {count}, the newest message has seq {newest}"));
+        let detail = format!("messages {oldest} to {count} are expected, {} to {} are stored", stored.0, stored.1);
+        out.find("message-count", &key.name, detail);
     }
 }

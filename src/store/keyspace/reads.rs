@@ -1,22 +1,23 @@
 //! Reads the content of keys.
 
 use fred::clients::Client;
-use fred::interfaces::{HashesInterface, KeysInterface, SortedSetsInterface, StreamsInterface};
+use fred::interfaces::{HashesInterface, KeysInterface, ListInterface, SortedSetsInterface};
 use fred::types::Value;
 
 use super::{
     Expiry, KeyState, OPERATION, RelatedKeys, SessionRef, Stored, StoredMessage, elements, lossy, right_type,
     unexpected,
 };
-use crate::session::{Partition, Session, SessionId, Status, Timestamp};
+use crate::session::{MessageJson, Partition, Session, SessionId, Status, Timestamp};
 use crate::store::keys::{OWNER_AND_STATUS, SESSION_FIELDS};
+use crate::store::redis::read_command::ReadCommand;
 use crate::store::reply::{MalformedField, Reply};
 use crate::store::{SessionStore, StoreError};
 
 /// Entries of an index, or message ids, that one command reads.
 pub const INDEX_PAGE: u32 = 500;
 /// Messages that one command reads. Each may be as large as a request body.
-const MESSAGES_PAGE: u64 = 50;
+const MESSAGES_PAGE: i64 = 50;
 
 impl SessionStore {
     /// A key's type and expiry.
@@ -42,14 +43,11 @@ impl SessionStore {
     /// # Errors
     /// If the store cannot serve.
     pub async fn stored(&self, id: SessionId) -> Result<Stored, StoreError> {
-        let key = self.keys.session(id);
-        let (key, fields) = (key.as_str(), &self.fields);
-        let read = |client: Client| async move { client.hmget(key, fields.clone()).await };
-        let values = elements(self.topology.call(key, read).await)?;
-        if values.is_empty() {
+        let reply = self.topology.read_by_client(&ReadCommand::hash(self.keys.session(id))).await;
+        let Some(reply) = right_type(reply)? else {
             return Ok(Stored::Malformed("it is not a hash".to_owned()));
-        }
-        let fields = Reply::new(OPERATION, Value::Array(values))?.field_values()?;
+        };
+        let fields = Reply::of_texts(OPERATION, reply.texts(OPERATION)?).fields()?;
         Ok(match fields.into_session() {
             Ok(Some(session)) if session.session_id == id => Stored::Session(Box::new(session)),
             Ok(Some(session)) => Stored::Malformed(format!("sessionId is {}", session.session_id)),
@@ -96,21 +94,23 @@ impl SessionStore {
             self.expiry(&pointer),
             self.pointer_target(&pointer)
         )?;
-        let stream = messages.as_str();
-        let read_newest = |client: Client| async move { client.xrevrange(stream, "+", "-", Some(1)).await };
-        let read_length = |client: Client| async move { client.xlen(stream).await };
-        let length = async { right_type::<u64>(self.topology.call(stream, read_length).await) };
-        let newest = async { elements(self.topology.call(stream, read_newest).await) };
-        let (history_score, business_score, length, newest) =
-            futures_util::try_join!(self.score(&history, id), self.score(&business, id), length, newest)?;
-        let newest_entry = newest.into_iter().next().and_then(entry_id);
+        let list = messages.as_str();
+        let read_length = |client: Client| async move { client.llen(list).await };
+        let length = async { right_type::<u64>(self.topology.call(list, read_length).await) };
+        let (history_score, business_score, length, oldest, newest) = futures_util::try_join!(
+            self.score(&history, id),
+            self.score(&business, id),
+            length,
+            self.seq_at(id, 0),
+            self.seq_at(id, -1)
+        )?;
         Ok(RelatedKeys {
             siblings: [(messages, messages_expiry), (message_ids, message_ids_expiry), (pointer, pointer_expiry)],
             pointed_id,
             history_score,
             business_score,
             messages: length.unwrap_or_default(),
-            newest_entry,
+            oldest_and_newest: oldest.zip(newest),
         })
     }
 
@@ -152,27 +152,37 @@ impl SessionStore {
         Ok(entries)
     }
 
-    /// The oldest messages after an entry, or from the start. Empty at the end.
+    /// The messages after `seq`, or from the oldest one on. Empty at the end.
     ///
     /// # Errors
     /// If the store cannot serve.
-    pub async fn messages_page(&self, id: SessionId, after: Option<&str>) -> Result<Vec<StoredMessage>, StoreError> {
-        let start = after.map_or_else(|| "-".to_owned(), |entry_id| format!("({entry_id}"));
-        let key = self.keys.messages(id);
-        let (key, start) = (key.as_str(), start.as_str());
-        let read = |client: Client| async move { client.xrange(key, start, "+", Some(MESSAGES_PAGE)).await };
-        let entries = elements(self.topology.call(key, read).await)?;
-        let mut messages = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let entry_id = entry_id(entry.clone());
-            let message = match Reply::new(OPERATION, Value::Array(vec![entry]))?.message(id) {
-                Ok(message) => Ok(message),
-                Err(StoreError::Reply { problem, .. }) => Err(problem.to_owned()),
-                Err(error) => return Err(error),
-            };
-            messages.push(StoredMessage { entry_id: entry_id.unwrap_or_default(), message });
+    pub async fn messages_page(&self, id: SessionId, after: Option<u64>) -> Result<Vec<StoredMessage>, StoreError> {
+        let mut oldest = self.seq_at(id, 0).await?;
+        loop {
+            let first = oldest.unwrap_or(1);
+            let start = after.map_or(0, |after| (after + 1).saturating_sub(first));
+            let start = i64::try_from(start).unwrap_or(i64::MAX);
+            let command = ReadCommand::list(self.keys.messages(id), start, start.saturating_add(MESSAGES_PAGE - 1));
+            let elements = right_type(self.topology.read_by_client(&command).await)?;
+            let elements = elements.map_or(Ok(Vec::new()), |reply| reply.texts(OPERATION))?;
+            // An append may trim the oldest messages meanwhile. Then all indexes change.
+            let oldest_now = self.seq_at(id, 0).await?;
+            if oldest_now == oldest {
+                let seqs = first.saturating_add(start.unsigned_abs())..;
+                return Ok(seqs.zip(elements).map(|(seq, json)| StoredMessage { seq, json }).collect());
+            }
+            oldest = oldest_now;
         }
-        Ok(messages)
+    }
+
+    /// The `seq` of the message at an index of the list, if it is a message of the session.
+    async fn seq_at(&self, id: SessionId, index: i64) -> Result<Option<u64>, StoreError> {
+        let command = ReadCommand::list(self.keys.messages(id), index, index);
+        let element = match right_type(self.topology.read_by_client(&command).await)? {
+            Some(reply) => reply.texts(OPERATION)?.pop(),
+            None => None,
+        };
+        Ok(element.and_then(|json| MessageJson::of(id, json)).map(|message| message.seq))
     }
 
     /// The seqs that the session's message index holds for these message ids, and the number of ids in that index.
@@ -199,8 +209,4 @@ impl SessionStore {
         seqs.resize(asked, None);
         Ok((seqs, length.unwrap_or_default()))
     }
-}
-
-fn entry_id(entry: Value) -> Option<String> {
-    entry.into_array().into_iter().next().and_then(Value::into_string)
 }

@@ -2,22 +2,25 @@
 
 use super::instrumented;
 use crate::metrics::{self, Operation};
-use crate::session::{Message, NewMessage, SessionId, TenantScope, Timestamp, same_json};
+use crate::session::{
+    MessageJson, MessageMembers, MessageRest, NewMessage, SessionId, TenantScope, Timestamp, escaped_message_id,
+    same_json,
+};
 use crate::store::reply::Reply;
 use crate::store::{SessionStore, StoreError};
 
-/// Most messages beyond the limit that one append removes.
+/// Most messages beyond the limits that one append removes.
 const TRIM_MESSAGES_MAX: u32 = 200;
-/// Bytes of conflicting contents after which one append stops reading them.
+/// Bytes of conflicting messages after which one append stops reading them.
 const CONFLICT_BYTES_MAX: u32 = 1 << 20;
 
 /// Outcome of [`SessionStore::append_messages`].
 #[derive(Debug)]
 pub enum Append {
     /// All messages; at least one is new.
-    Appended(Vec<Message>),
+    Appended(Vec<MessageJson>),
     /// All messages; all were already stored.
-    Replayed(Vec<Message>),
+    Replayed(Vec<MessageJson>),
     /// The session does not exist.
     Missing,
     /// The session is not active.
@@ -40,34 +43,44 @@ impl SessionStore {
         now: Timestamp,
     ) -> Result<Append, StoreError> {
         instrumented(Operation::AppendMessages, async move {
-            let Some(session) = self.get_in_scope(id, scope, now).await? else {
+            let (batch, lines) = (Batch::new(id, new)?, scope.lines());
+            // The script checks the scope, unless it does not run or the scope has too many businesses to send.
+            if (batch.is_err() || lines.is_none()) && self.get_in_scope(id, scope, now).await?.is_none() {
                 return Ok(Append::Missing);
-            };
-            let mut batch = match Batch::new(new)? {
+            }
+            let mut batch = match batch {
                 Ok(batch) => batch,
                 Err(message_id) => return Ok(Append::Conflict(message_id)),
             };
+            let scope = lines.unwrap_or_default();
             loop {
                 let mut args = vec![
+                    self.keys.partition(id.partition()),
                     id.to_string(),
+                    scope.clone(),
                     now.0.to_string(),
+                    now.to_string(),
                     self.config.lifecycle.idle_ms().to_string(),
                     self.config.lifecycle.retention_ms().to_string(),
                     self.config.lifecycle.resolution_ms().to_string(),
                     self.config.messages_kept.to_string(),
+                    self.config.session_bytes_max.to_string(),
                     TRIM_MESSAGES_MAX.to_string(),
                     CONFLICT_BYTES_MAX.to_string(),
                 ];
                 batch.push_args(&mut args);
-                let mut reply = self.run(&self.scripts.append_messages, self.keys_of(&session), args).await?;
+                let keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
+                let mut reply = self.run(&self.scripts.append_messages, keys, args).await?;
                 match reply.string()?.as_str() {
                     "appended" => {
-                        let (messages, _, new) = batch.read_messages(&mut reply, id)?;
+                        metrics::messages_trimmed(reply.parse()?);
+                        let (messages, _, new) = batch.read_messages(&mut reply)?;
                         metrics::messages_appended(new);
                         return Ok(Append::Appended(messages));
                     }
                     "replayed" => {
-                        let (messages, id_generated, _) = batch.read_messages(&mut reply, id)?;
+                        reply.parse::<u64>()?;
+                        let (messages, id_generated, _) = batch.read_messages(&mut reply)?;
                         // A generated id is known only if an earlier run of this call was applied and its reply was
                         // lost.
                         return Ok(if id_generated { Append::Appended(messages) } else { Append::Replayed(messages) });
@@ -79,6 +92,7 @@ impl SessionStore {
                             return Ok(Append::Conflict(message_id));
                         }
                     }
+                    "damaged" => return Err(reply.unexpected("the ids and the messages do not agree")),
                     _ => return Err(reply.unknown_tag()),
                 }
             }
@@ -89,6 +103,7 @@ impl SessionStore {
 
 /// The messages of one call, each id once, in the form that `append_messages.lua` takes.
 struct Batch {
+    session_id: SessionId,
     messages: Vec<BatchMessage>,
     /// For each message of the call, its index in `messages`.
     indexes: Vec<usize>,
@@ -98,13 +113,15 @@ struct BatchMessage {
     message_id: String,
     id_generated: bool,
     new: NewMessage,
-    content: String,
+    rest: MessageRest,
 }
 
 impl Batch {
     /// Creates a batch of the messages of a call. The inner error is an id that occurs twice with different content.
-    fn new(new: &[NewMessage]) -> Result<Result<Self, String>, StoreError> {
-        let mut batch = Self { messages: Vec::with_capacity(new.len()), indexes: Vec::with_capacity(new.len()) };
+    fn new(session_id: SessionId, new: &[NewMessage]) -> Result<Result<Self, String>, StoreError> {
+        let capacity = new.len();
+        let mut batch =
+            Self { session_id, messages: Vec::with_capacity(capacity), indexes: Vec::with_capacity(capacity) };
         for message in new {
             let (message_id, id_generated) = match &message.message_id {
                 Some(message_id) => (message_id.to_string(), false),
@@ -118,8 +135,9 @@ impl Batch {
                 batch.indexes.push(index);
             } else {
                 batch.indexes.push(batch.messages.len());
-                let content = message.content.to_string();
-                batch.messages.push(BatchMessage { message_id, id_generated, new: message.clone(), content });
+                let NewMessage { role, content_json, metadata_json, .. } = message;
+                let rest = MessageRest::new(session_id, &message_id, *role, content_json, metadata_json);
+                batch.messages.push(BatchMessage { message_id, id_generated, new: message.clone(), rest });
             }
         }
         Ok(Ok(batch))
@@ -128,50 +146,46 @@ impl Batch {
     fn push_args(&self, args: &mut Vec<String>) {
         for message in &self.messages {
             args.extend([
-                message.message_id.clone(),
-                message.new.role.as_str().to_owned(),
-                message.content.clone(),
-                message.new.metadata.clone(),
+                escaped_message_id(&message.message_id),
+                message.rest.json.clone(),
+                message.rest.compared.to_string(),
             ]);
         }
     }
 
-    /// The script compares texts. If a stored text is the same JSON (with another order of members, spacing, or
-    /// spelling of numbers), this takes the stored text instead. If it is different JSON, this returns the message's
+    /// The script compares texts. If a stored text is the same JSON (with another order of members, or spelling of
+    /// strings and numbers), this takes the stored text instead. If it is different JSON, this returns the message's
     /// id.
     fn adopt_stored_texts(&mut self, reply: &mut Reply) -> Result<Option<String>, StoreError> {
         while !reply.is_empty() {
-            let (position, role, content) = (reply.parse::<usize>()?, reply.role()?, reply.string()?);
+            let (position, stored) = (reply.parse::<usize>()?, reply.message(self.session_id)?);
             let index = position.wrapping_sub(1);
             let Some(message) = self.messages.get_mut(index) else {
                 return Err(reply.unexpected("a position is out of range"));
             };
-            let same = serde_json::from_str::<serde_json::Value>(&content)
-                .is_ok_and(|stored| role == message.new.role && same_json(&stored, &message.new.content));
-            if !same || message.content == content {
+            let Some(MessageMembers { role, content, .. }) = stored.members() else {
+                return Err(reply.unexpected("a stored message is malformed"));
+            };
+            let same = serde_json::from_str::<serde_json::Value>(content.get())
+                .is_ok_and(|stored| role == message.new.role.as_str() && same_json(&stored, &message.new.content));
+            if !same || message.new.content_json == content.get() {
                 return Ok(Some(message.message_id.clone()));
             }
-            message.content = content;
+            content.get().clone_into(&mut message.new.content_json);
+            let NewMessage { role, content_json, metadata_json, .. } = &message.new;
+            message.rest = MessageRest::new(self.session_id, &message.message_id, *role, content_json, metadata_json);
         }
         Ok(None)
     }
 
     /// Reads the stored messages, one for each message of the call; whether an id was generated for this call; and how
     /// many messages are new.
-    fn read_messages(&self, reply: &mut Reply, session_id: SessionId) -> Result<(Vec<Message>, bool, u64), StoreError> {
+    fn read_messages(&self, reply: &mut Reply) -> Result<(Vec<MessageJson>, bool, u64), StoreError> {
         let mut stored = Vec::with_capacity(self.messages.len());
         let mut new = 0;
-        for message in &self.messages {
-            new += u64::from(reply.string()? == "new");
-            stored.push(Message {
-                message_id: message.message_id.clone(),
-                session_id,
-                seq: reply.parse()?,
-                created_at: reply.time()?,
-                role: reply.role()?,
-                content: reply.string()?,
-                metadata: reply.string()?,
-            });
+        for _ in &self.messages {
+            new += reply.parse::<u64>()?;
+            stored.push(reply.message(self.session_id)?);
         }
         let id_generated = self.messages.iter().any(|message| message.id_generated);
         let messages = self.indexes.iter().filter_map(|&index| stored.get(index).cloned()).collect();

@@ -1,11 +1,9 @@
 //! Reads the active session of a user.
 
-use fred::clients::Client;
-use fred::interfaces::KeysInterface;
-
 use super::instrumented;
 use crate::metrics::Operation;
 use crate::session::{Identifier, Session, SessionId, Status, Timestamp};
+use crate::store::redis::read_command::ReadCommand;
 use crate::store::{SessionStore, StoreError};
 
 /// How often the user's pointer is followed if it changes in the meantime.
@@ -26,15 +24,15 @@ impl SessionStore {
             // The pointer names the session to read; the session itself says whether it is active. If it is not, it
             // ended between the two reads, and the pointer is followed again.
             let pointer = self.keys.pointer(business_id.as_str(), user_id.as_str());
-            let pointer = pointer.as_str();
             let mut seen = Vec::new();
             for _ in 0..POINTER_ATTEMPTS {
-                let follow = |client: Client| async move { client.get::<Option<String>, _>(pointer).await };
-                let Some(text) = self.call(pointer, follow).await? else {
+                let command = ReadCommand::string(pointer.clone());
+                let Some(text) = self.read_command(command).await?.text("get_active")? else {
                     return Ok(None);
                 };
-                let no_id = StoreError::Reply { operation: "get_active", problem: "the pointer is not a session id" };
-                let id: SessionId = text.parse().map_err(|_| no_id)?;
+                let id = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<SessionId>().ok());
+                let id = id
+                    .ok_or(StoreError::Reply { operation: "get_active", problem: "the pointer is not a session id" })?;
                 match self.read(id).await? {
                     // An expired session that is still marked active has no successor yet.
                     Some(session) if session.status == Status::Active => {

@@ -168,6 +168,8 @@ impl SessionStore {
             ended_at: None,
             end_reason: None,
             largest_message_bytes: 0,
+            message_bytes: 0,
+            oldest_seq: 1,
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Lists the active sessions of a business.
 
-use fred::interfaces::SortedSetsInterface;
 use futures_util::future::try_join_all;
 
 use super::instrumented;
-use super::session_page::{PAGE_READS_MAX, PageBuilder, ScoreBound, score_of};
+use super::session_page::{PAGE_READS_MAX, PageBuilder, ScoreBound};
 use super::{Position, SessionPage};
 use crate::metrics::Operation;
 use crate::session::{Identifier, Partition, Session, Status, Timestamp};
+use crate::store::redis::read_command::ReadCommand;
 use crate::store::{ResponseOwner, SessionStore, StoreError};
 
 impl SessionStore {
@@ -89,7 +89,8 @@ impl SessionStore {
     }
 
     async fn count_active(&self, key: &str, now: Timestamp) -> Result<u64, StoreError> {
-        // Scores are whole milliseconds, so "above now" means "from the next millisecond on".
-        self.call(key, |client| async move { client.zcount(key, score_of(now.0 + 1), f64::INFINITY).await }).await
+        let command = ReadCommand::sorted_set_count(key.to_owned(), format!("({}", now.0), "+inf".to_owned());
+        let count = self.read_command(command).await?.integer("list_active")?;
+        Ok(count.unsigned_abs())
     }
 }

@@ -2,14 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use fred::clients::Client;
-use fred::interfaces::StreamsInterface;
-use fred::types::Value;
-
 use super::instrumented;
 use crate::metrics::Operation;
-use crate::session::{Message, SessionId, TenantScope, Timestamp};
-use crate::store::reply::Reply;
+use crate::session::{MessageJson, Session, SessionId, TenantScope, Timestamp};
+use crate::store::redis::read_command::ReadCommand;
 use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
 use crate::store::{SessionStore, StoreError};
 
@@ -34,7 +30,7 @@ pub enum MessageRange {
 #[derive(Debug)]
 pub struct MessagePage {
     /// In ascending seq.
-    pub messages: Vec<Message>,
+    pub messages: Vec<MessageJson>,
     /// Set if older messages exist: read before this seq.
     pub before: Option<u64>,
     /// Set if newer messages exist: read after this seq.
@@ -58,157 +54,188 @@ impl SessionStore {
         owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<Option<MessagePage>, StoreError> {
-        // Boxed, because the future contains those of three concurrent calls.
-        instrumented(
-            Operation::ListMessages,
-            Box::pin(async move {
+        instrumented(Operation::ListMessages, async move {
+            let started = Instant::now();
+            let mut seen = None;
+            while started.elapsed() < self.retry_budget {
                 let Some(session) = self.get_in_scope(id, scope, now).await? else {
                     return Ok(None);
                 };
-                let largest = session.largest_message_bytes;
-                let read_max = usize::try_from(session.message_count).unwrap_or(usize::MAX).min(limit + 1);
-                let memory = match read_max.saturating_mul(largest) {
-                    bytes if bytes <= SMALL_RESPONSE_BYTES => None,
-                    bytes => Some(self.response_memory.reserve(owner, bytes.min(PAGE_BYTES_MAX.max(largest))).await?),
-                };
-                let oldest = async {
-                    match range {
-                        MessageRange::After(_) => self.read_messages(id, MessageRange::After(0), 1).await,
-                        _ => Ok(Vec::new()),
-                    }
-                };
-                let (read, oldest) = futures_util::try_join!(self.read_page(id, range, limit, largest), oldest)?;
-                // If no messages were read, or several reads were made, the session may have been deleted in the
-                // meantime.
-                let is_certain = !read.messages.is_empty() && read.pieces == 1 || session.message_count == 0;
-                if !is_certain && self.get_in_scope(id, scope, now).await?.is_none() {
-                    return Ok(None);
+                let held = Some((session.created_at, session.oldest_seq, session.message_count));
+                if seen == held {
+                    let problem = "the session lacks messages that it should have";
+                    return Err(StoreError::Reply { operation: "list_messages", problem });
                 }
-                Ok(Some(read.into_page(range, session.message_count, &oldest, memory)))
-            }),
-        )
+                seen = held;
+                let wanted = WantedMessages::of(&session, range, limit);
+                let bytes_max = wanted.count().saturating_mul(session.largest_message_bytes);
+                let memory = if bytes_max <= SMALL_RESPONSE_BYTES {
+                    None
+                } else {
+                    let reserved = bytes_max.min(PAGE_BYTES_MAX.max(session.largest_message_bytes));
+                    Some(self.response_memory.reserve(owner, reserved).await?)
+                };
+                if let Some(messages) = self.read_wanted(&session, &wanted).await? {
+                    return Ok(Some(wanted.into_page(messages, memory)));
+                }
+                // The session was deleted, or messages were trimmed, since it was read. Read it again.
+            }
+            Err(StoreError::Busy("the session's messages change faster than they can be read".to_owned()))
+        })
         .await
     }
 
-    /// Reads messages piece by piece until there are `limit + 1`, or the page is full.
-    async fn read_page(
+    /// Reads the wanted messages piece by piece until the page is full. `None` if they are not there any more.
+    async fn read_wanted(
         &self,
-        id: SessionId,
-        range: MessageRange,
-        limit: usize,
-        largest: usize,
-    ) -> Result<ReadMessages, StoreError> {
-        let piece_max = (PIECE_BYTES / largest.max(1)).max(1);
-        let mut read = ReadMessages { messages: Vec::new(), bytes: 0, has_more: false, pieces: 0 };
-        let mut next = range;
-        loop {
-            let count = piece_max.min(limit + 1 - read.messages.len());
-            let piece = {
-                // One large piece at a time, and a pause after each, so other requests wait for at most one of them.
-                let is_large = count.saturating_mul(largest) > SMALL_RESPONSE_BYTES;
-                let _permit = if is_large { self.large_reads.acquire().await.ok() } else { None };
-                let started = Instant::now();
-                let piece = self.read_messages(id, next, count).await?;
-                if piece.iter().map(Message::json_bytes).sum::<usize>() > SMALL_RESPONSE_BYTES {
-                    let pause = started.elapsed().saturating_mul(PAUSE_AFTER_LARGE_READ).min(PAUSE_MAX);
-                    tokio::time::sleep(pause).await;
+        session: &Session,
+        wanted: &WantedMessages,
+    ) -> Result<Option<Vec<MessageJson>>, StoreError> {
+        let piece_max = u64::try_from(PIECE_BYTES / session.largest_message_bytes.max(1)).unwrap_or(u64::MAX).max(1);
+        let (mut first, mut last) = (wanted.first, wanted.last);
+        let (mut messages, mut bytes) = (Vec::with_capacity(wanted.count()), 0);
+        while first <= last {
+            let piece = if wanted.ascending {
+                first..=last.min(first.saturating_add(piece_max - 1))
+            } else {
+                first.max(last.saturating_sub(piece_max - 1))..=last
+            };
+            let Some(mut read) = self.read_piece(session, *piece.start(), *piece.end()).await? else {
+                return Ok(None);
+            };
+            (first, last) = if wanted.ascending { (piece.end() + 1, last) } else { (first, piece.start() - 1) };
+            if !wanted.ascending {
+                read.reverse();
+            }
+            for message in read {
+                bytes += message.json_bytes();
+                if bytes > PAGE_BYTES_MAX && !messages.is_empty() {
+                    return Ok(Some(messages));
                 }
-                piece
-            };
-            read.pieces += 1;
-            let is_last = piece.len() < count;
-            next = match (piece.last(), range) {
-                (Some(last), MessageRange::After(_)) => MessageRange::After(last.seq),
-                (Some(last), _) => MessageRange::Before(last.seq),
-                (None, _) => return Ok(read),
-            };
-            if read.take(piece, limit) || is_last {
-                return Ok(read);
+                messages.push(message);
             }
         }
+        Ok(Some(messages))
     }
 
-    /// Messages in the order of the range: oldest first for [`MessageRange::After`], otherwise newest first.
+    /// Reads the messages from `first` to `last`, one large piece at a time. `None` if they are not there any more.
+    async fn read_piece(
+        &self,
+        session: &Session,
+        first: u64,
+        last: u64,
+    ) -> Result<Option<Vec<MessageJson>>, StoreError> {
+        let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
+        if count.saturating_mul(session.largest_message_bytes) <= SMALL_RESPONSE_BYTES {
+            return self.read_messages(session, first, last, false).await;
+        }
+        // One large piece at a time, and a pause after each, so other requests wait for at most one of them.
+        let _permit = self.large_reads.acquire().await;
+        let started = Instant::now();
+        let piece = self.read_messages(session, first, last, true).await?;
+        let bytes = piece.iter().flatten().map(MessageJson::json_bytes).sum::<usize>();
+        if bytes > SMALL_RESPONSE_BYTES {
+            let pause = started.elapsed().saturating_mul(PAUSE_AFTER_LARGE_READ).min(PAUSE_MAX);
+            tokio::time::sleep(pause).await;
+        }
+        Ok(piece)
+    }
+
+    /// Reads the messages from `first` to `last`. `None` if the list does not have all of them.
+    ///
+    /// `seq` has no gaps and only the oldest messages are removed, so an index from the end follows from the number of
+    /// messages. It is wrong if messages were appended since that number was read. The `seq` of what was read says by
+    /// how many, and the messages are read again.
     async fn read_messages(
         &self,
-        id: SessionId,
-        range: MessageRange,
-        count: usize,
-    ) -> Result<Vec<Message>, StoreError> {
-        let key = self.keys.messages(id);
-        let key = key.as_str();
-        let count = Some(u64::try_from(count).unwrap_or(u64::MAX));
-        let read = |client: Client| async move {
-            match range {
-                MessageRange::Newest => client.xrevrange::<Value, _, _, _>(key, "+", "-", count).await,
-                // Not `(seq-0`: Redis rejects `(0-0`, and no message has the seq 0.
-                MessageRange::Before(seq) => client.xrevrange(key, seq.saturating_sub(1).to_string(), "-", count).await,
-                MessageRange::After(seq) => client.xrange(key, format!("({seq}-0"), "+", count).await,
+        session: &Session,
+        first: u64,
+        last: u64,
+        is_large: bool,
+    ) -> Result<Option<Vec<MessageJson>>, StoreError> {
+        let id = session.session_id;
+        let mut newest = session.message_count;
+        for _ in 0..SHIFTED_READS_MAX {
+            let index = |seq: u64| -i64::try_from(newest - seq + 1).unwrap_or(i64::MAX);
+            let command = ReadCommand::list(self.keys.messages(id), index(first), index(last));
+            // A large reply on the read connection would delay the reads behind it.
+            let reply =
+                if is_large { self.topology.read_by_client(&command).await } else { self.topology.read(command).await };
+            let malformed =
+                StoreError::Reply { operation: "list_messages", problem: "it is not the session's messages" };
+            let messages = reply?.texts("list_messages")?;
+            let messages = messages.into_iter().map(|json| MessageJson::of(id, json)).collect::<Option<Vec<_>>>();
+            let messages = messages.ok_or(malformed)?;
+            let read_last = messages.last().map_or(0, |message| message.seq);
+            if read_last > last {
+                newest += read_last - last;
+                continue;
             }
-        };
-        let mut reply = Reply::new("list_messages", self.call(key, read).await?)?;
-        let mut messages = Vec::new();
-        while !reply.is_empty() {
-            messages.push(reply.message(id)?);
+            let expected = (first..=last).eq(messages.iter().map(|message| message.seq));
+            return Ok(expected.then_some(messages));
         }
-        Ok(messages)
+        Err(StoreError::Busy("messages are appended faster than they can be read".to_owned()))
     }
 }
 
-/// Messages of a page, in the order in which they are read.
-struct ReadMessages {
-    messages: Vec<Message>,
-    bytes: usize,
-    /// More messages exist than fit on the page.
-    has_more: bool,
-    /// Number of reads.
-    pieces: usize,
+/// Most reads of the same messages while others are appended.
+const SHIFTED_READS_MAX: u32 = 16;
+
+/// The messages of a page, if they are not too many bytes.
+struct WantedMessages {
+    range: MessageRange,
+    /// `seq` of the first one. More than `last` if there are none.
+    first: u64,
+    last: u64,
+    /// Whether a page that is too large ends with the first ones, not with the last ones.
+    ascending: bool,
+    /// `seq` of the oldest and the newest message of the session.
+    oldest: u64,
+    newest: u64,
 }
 
-impl ReadMessages {
-    /// Adds the messages that fit on the page. Returns whether the page is full.
-    fn take(&mut self, piece: Vec<Message>, limit: usize) -> bool {
-        for message in piece {
-            let bytes = self.bytes + message.json_bytes();
-            if self.messages.len() == limit || (!self.messages.is_empty() && bytes > PAGE_BYTES_MAX) {
-                self.has_more = true;
-                return true;
-            }
-            self.bytes = bytes;
-            self.messages.push(message);
-        }
-        false
-    }
-
-    fn into_page(
-        self,
-        range: MessageRange,
-        message_count: u64,
-        oldest: &[Message],
-        mut memory: Option<MemoryPermit>,
-    ) -> MessagePage {
-        if let Some(memory) = &mut memory {
-            memory.shrink_to(self.bytes);
-        }
-        let Self { mut messages, has_more, .. } = self;
-        let (before, after) = match range {
-            MessageRange::Newest | MessageRange::Before(_) => {
-                messages.reverse();
-                let newest = messages.last().map_or(0, |message| message.seq);
-                let after = match range {
-                    MessageRange::Before(seq) if messages.is_empty() => seq.saturating_sub(1),
-                    _ => newest,
-                };
-                let newer = range != MessageRange::Newest && after < message_count;
-                (messages.first().filter(|_| has_more).map(|first| first.seq), newer.then_some(after))
-            }
+impl WantedMessages {
+    fn of(session: &Session, range: MessageRange, limit: usize) -> Self {
+        let (oldest, newest) = (session.oldest_seq, session.message_count);
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        let (first, last) = match range {
             MessageRange::After(seq) => {
-                let end = message_count.min(seq) + 1;
-                let before = messages.first().map_or(end, |first| first.seq);
-                let older = oldest.first().is_some_and(|oldest| oldest.seq < before);
-                (older.then_some(before), messages.last().filter(|_| has_more).map(|last| last.seq))
+                let first = seq.saturating_add(1).max(oldest);
+                (first, newest.min(first.saturating_add(limit - 1)))
+            }
+            MessageRange::Newest | MessageRange::Before(_) => {
+                let last =
+                    if let MessageRange::Before(seq) = range { newest.min(seq.saturating_sub(1)) } else { newest };
+                ((last + 1).saturating_sub(limit).max(oldest), last)
             }
         };
-        MessagePage { messages, before, after, memory }
+        Self { range, first, last, ascending: matches!(range, MessageRange::After(_)), oldest, newest }
+    }
+
+    fn count(&self) -> usize {
+        usize::try_from((self.last + 1).saturating_sub(self.first)).unwrap_or(usize::MAX)
+    }
+
+    /// The page with these messages, in the order in which they were read.
+    fn into_page(self, mut messages: Vec<MessageJson>, mut memory: Option<MemoryPermit>) -> MessagePage {
+        if let Some(memory) = &mut memory {
+            memory.shrink_to(messages.iter().map(MessageJson::json_bytes).sum());
+        }
+        if !self.ascending {
+            messages.reverse();
+        }
+        // A page without messages lies between its neighbours.
+        let (first, last) = match (messages.first(), messages.last(), self.range) {
+            (Some(first), Some(last), _) => (first.seq, last.seq),
+            (_, _, MessageRange::Newest) => (self.oldest, self.newest),
+            (_, _, MessageRange::Before(seq)) => (seq.max(1), seq.saturating_sub(1)),
+            (_, _, MessageRange::After(seq)) => (self.newest.min(seq) + 1, self.newest.max(seq)),
+        };
+        MessagePage {
+            before: (self.oldest < first && self.oldest <= self.newest).then_some(first),
+            after: (last < self.newest).then_some(last),
+            messages,
+            memory,
+        }
     }
 }

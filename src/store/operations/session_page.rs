@@ -1,12 +1,9 @@
 //! Pages of sessions by keyset cursors. The cost depends on the size of the page, not of the list.
 
-use fred::clients::Client;
-use fred::interfaces::SortedSetsInterface;
-use fred::types::Value;
-use fred::types::sorted_sets::{ZRange, ZRangeBound, ZRangeKind};
 use futures_util::future::try_join_all;
 
 use crate::session::{Identifier, Session, SessionId, TITLE_CHARS_MAX, TenantScope, Timestamp};
+use crate::store::redis::read_command::ReadCommand;
 use crate::store::reply::Reply;
 use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
 use crate::store::{SessionStore, StoreError};
@@ -118,14 +115,10 @@ impl SessionStore {
         lowest: ScoreBound,
         count: usize,
     ) -> Result<Vec<Position>, StoreError> {
-        let limit = Some((0, i64::try_from(count).unwrap_or(i64::MAX)));
-        let range = |client: Client| async move {
-            let (highest, lowest) = (highest.as_range(f64::INFINITY), lowest.as_range(f64::NEG_INFINITY));
-            client.zrevrangebyscore::<Value, _, _, _>(key, highest, lowest, true, limit).await
-        };
-        let value = self.call(key, range).await?;
-        let mut reply = Reply::new("list", value)?;
-        let mut entries = Vec::new();
+        let (highest, lowest) = (highest.to_text("+inf"), lowest.to_text("-inf"));
+        let command = ReadCommand::sorted_set_down(key.to_owned(), highest, lowest, count);
+        let mut reply = Reply::of_texts("list", self.read_command(command).await?.texts("list")?);
+        let mut entries = Vec::with_capacity(count);
         while !reply.is_empty() {
             entries.push(Position { session_id: reply.parse()?, score: reply.parse()? });
         }
@@ -143,20 +136,12 @@ pub(super) enum ScoreBound {
 }
 
 impl ScoreBound {
-    fn as_range(self, infinite: f64) -> ZRange {
-        let (kind, score) = match self {
-            Self::Infinite => (ZRangeKind::Inclusive, infinite),
-            Self::Inclusive(ms) => (ZRangeKind::Inclusive, score_of(ms)),
-            Self::Below(ms) | Self::Above(ms) => (ZRangeKind::Exclusive, score_of(ms)),
-        };
-        let range = if score == f64::INFINITY {
-            ZRangeBound::InfiniteScore
-        } else if score == f64::NEG_INFINITY {
-            ZRangeBound::NegInfiniteScore
-        } else {
-            ZRangeBound::Score(score)
-        };
-        ZRange { kind, range }
+    fn to_text(self, infinite: &str) -> String {
+        match self {
+            Self::Infinite => infinite.to_owned(),
+            Self::Inclusive(ms) => ms.to_string(),
+            Self::Below(ms) | Self::Above(ms) => format!("({ms}"),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, Notify, OnceCell};
 use tokio::task::AbortHandle;
 
 use super::connection_id::{ConnectionId, SharedConnectionId};
+use super::read_command::{ReadCommand, ReadReply};
 use super::read_connection::ReadConnection;
 use crate::session::{Session, SessionId};
 use crate::store::StoreError;
@@ -74,8 +75,8 @@ pub(in crate::store) struct Server {
     is_unresponsive: Arc<AtomicBool>,
     /// Set once the preflight check has passed.
     preflight_passed: OnceCell<()>,
-    /// The connection for reads of sessions.
-    read_connection: Option<ReadConnection>,
+    /// The connection for reads.
+    read_connection: ReadConnection,
     /// A connection for commands that ASKING precedes. The lock keeps other commands from coming in between.
     asking: Mutex<Option<Connection>>,
     watchers: Vec<AbortHandle>,
@@ -171,13 +172,26 @@ impl Server {
         key: String,
         id: SessionId,
     ) -> Result<Option<Option<Session>>, StoreError> {
-        if self.settings.require_supported && !self.preflight_passed.initialized() {
-            return Ok(None);
+        match self.readable_connection() {
+            Some(connection_id) => self.read_connection.session(key, id, connection_id).await.transpose(),
+            None => Ok(None),
         }
-        let (Some(read_connection), Some(connection_id)) = (&self.read_connection, self.connection_id()) else {
-            return Ok(None);
-        };
-        read_connection.session(key, id, connection_id).await.transpose()
+    }
+
+    /// The reply to a command, over the read connection. `None` means that the client has to send it.
+    pub(in crate::store) async fn read(&self, command: ReadCommand) -> Result<Option<ReadReply>, StoreError> {
+        match self.readable_connection() {
+            Some(connection_id) => self.read_connection.read(command, connection_id).await.transpose(),
+            None => Ok(None),
+        }
+    }
+
+    /// The client's present connection, if the read connection beside it may be used.
+    fn readable_connection(&self) -> Option<ConnectionId> {
+        if self.settings.require_supported && !self.preflight_passed.initialized() {
+            return None;
+        }
+        self.connection_id()
     }
 
     /// The client, without a preflight check.

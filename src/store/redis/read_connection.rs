@@ -1,11 +1,11 @@
-//! A connection that only reads sessions, next to the client's (fred). Nearly every request is such a read, and the
-//! client spends more time on one than Redis does. It reads whole hashes (`HGETALL`): looking up 17 named fields costs
-//! Redis a third more than sending their names as well (`benches/RESULTS.md`).
+//! A connection that only reads, next to the client's (fred). Nearly every request reads, and the client spends more
+//! time on a read than Redis does. A session is read as a whole hash (`HGETALL`): looking up 17 named fields costs
+//! Redis a third more than sending their names as well (`benches/HISTORY.md`).
 //!
-//! This connection decides nothing. If it does not get the fields of a session (no connection, an error, a redirection,
-//! a loading server), the client reads the session again and handles the case; a read may be repeated. It is open only
-//! while the client has a connection, and leads to the same server. So it follows failovers, and is closed when the
-//! client's connection breaks.
+//! This connection decides nothing. If it does not get a reply (no connection, an error, a redirection, a loading
+//! server), the client sends the command again and handles the case; a read may be repeated. It is open only while the
+//! client has a connection, and leads to the same server. So it follows failovers, and is closed when the client's
+//! connection breaks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,15 +16,17 @@ use fred::bytes::{Buf, BytesMut};
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::ClientLike;
-use fred::types::config::{Config, ServerConfig};
+use fred::types::config::{Config, ServerConfig, TlsConnector};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::connection_id::{ConnectionId, SharedConnectionId};
-use super::resp::{self, Frame};
+use super::read_command::{ReadCommand, ReadReply};
+use super::resp::{self, Flat, Frame};
 use crate::session::{Session, SessionId};
 use crate::store::StoreError;
 use crate::store::keys::SESSION_FIELDS;
@@ -50,15 +52,19 @@ pub(super) struct ReadConnection {
     task: AbortHandle,
 }
 
-/// A request for a session by its key.
+/// A command and the receiver of its reply.
 struct ReadRequest {
-    key: String,
-    id: SessionId,
+    command: ReadCommand,
     reply: ReplySender,
 }
 
-/// Takes the session. Dropped if the client has to read it.
-type ReplySender = oneshot::Sender<Result<Option<Session>, StoreError>>;
+/// Takes the reply. Dropped if the client has to send the command.
+enum ReplySender {
+    /// The session with this id.
+    Session(SessionId, oneshot::Sender<Result<Option<Session>, StoreError>>),
+    /// Any reply that is not nested.
+    Flat(oneshot::Sender<Result<ReadReply, StoreError>>),
+}
 
 impl Drop for ReadConnection {
     fn drop(&mut self) {
@@ -67,18 +73,14 @@ impl Drop for ReadConnection {
 }
 
 impl ReadConnection {
-    /// Starts a connection paired with this client's. `None` with TLS: only the client supports it, and it costs more
-    /// than this connection saves.
+    /// Starts a connection paired with this client's.
     pub(super) fn start(
         client: &Client,
         config: &Config,
         connection_id: &Arc<SharedConnectionId>,
         connected: Arc<Notify>,
         timeout: Duration,
-    ) -> Option<Self> {
-        if config.tls.is_some() {
-            return None;
-        }
+    ) -> Self {
         let (requests, receiver) = unbounded_channel();
         let paired_with = Arc::new(SharedConnectionId::default());
         let driver = Driver {
@@ -89,7 +91,7 @@ impl ReadConnection {
             paired_with: Arc::clone(&paired_with),
             timeout,
         };
-        Some(Self { requests, paired_with, task: tokio::spawn(driver.run(receiver)).abort_handle() })
+        Self { requests, paired_with, task: tokio::spawn(driver.run(receiver)).abort_handle() }
     }
 
     /// The session `id` at `key`, if it exists. The outer `None` means that the client has to read it. `connection_id`
@@ -100,12 +102,37 @@ impl ReadConnection {
         id: SessionId,
         connection_id: ConnectionId,
     ) -> Option<Result<Option<Session>, StoreError>> {
+        let (reply, receiver) = oneshot::channel();
+        self.request(ReadCommand::hash(key), ReplySender::Session(id, reply), connection_id)?;
+        receiver.await.ok()
+    }
+
+    /// The reply to a command. `None` means that the client has to send it.
+    pub(super) async fn read(
+        &self,
+        command: ReadCommand,
+        connection_id: ConnectionId,
+    ) -> Option<Result<ReadReply, StoreError>> {
+        let (reply, receiver) = oneshot::channel();
+        self.request(command, ReplySender::Flat(reply), connection_id)?;
+        receiver.await.ok()
+    }
+
+    fn request(&self, command: ReadCommand, reply: ReplySender, connection_id: ConnectionId) -> Option<()> {
         if self.paired_with.get() != Some(connection_id) {
             return None;
         }
-        let (reply, receiver) = oneshot::channel();
-        self.requests.send(ReadRequest { key, id, reply }).ok()?;
-        receiver.await.ok()
+        self.requests.send(ReadRequest { command, reply }).ok()
+    }
+}
+
+impl ReplySender {
+    fn fail(self, error: Error) {
+        // The caller may have given up.
+        match self {
+            Self::Session(_, reply) => drop(reply.send(Err(error.into()))),
+            Self::Flat(reply) => drop(reply.send(Err(error.into()))),
+        }
     }
 }
 
@@ -149,9 +176,17 @@ impl Driver {
         } else {
             let servers = self.client.active_connections();
             let server = servers.first().ok_or(io::ErrorKind::NotConnected)?;
-            let stream = TcpStream::connect((&*server.host, server.port)).await?;
-            stream.set_nodelay(true)?;
-            Box::new(stream)
+            let tcp = TcpStream::connect((&*server.host, server.port)).await?;
+            tcp.set_nodelay(true)?;
+            match &self.config.tls {
+                Some(tls) => {
+                    let TlsConnector::Rustls(connector) = &tls.connector;
+                    let name = server.tls_server_name.as_ref().unwrap_or(&server.host).to_string();
+                    let name = ServerName::try_from(name).map_err(io::Error::other)?;
+                    Box::new(connector.connect(name, tcp).await?)
+                }
+                None => Box::new(tcp),
+            }
         };
         let mut handshake: Vec<Vec<&[u8]>> = Vec::new();
         match (&self.config.username, &self.config.password) {
@@ -169,6 +204,7 @@ impl Driver {
             let mut command = Vec::new();
             resp::write_command(words.into_iter(), &mut command);
             stream.write_all(&command).await?;
+            stream.flush().await?;
             let mut reply = [0; 5];
             stream.read_exact(&mut reply).await?;
             if &reply != b"+OK\r\n" {
@@ -186,7 +222,7 @@ impl Driver {
         requests: &mut UnboundedReceiver<ReadRequest>,
         id: ConnectionId,
     ) -> io::Result<()> {
-        let mut pending: VecDeque<(Instant, SessionId, ReplySender)> = VecDeque::new();
+        let mut pending: VecDeque<(Instant, ReplySender)> = VecDeque::new();
         let (mut commands, mut replies) = (Vec::new(), BytesMut::new());
         let names = resp::encode_names(SESSION_FIELDS);
         let mut check = tokio::time::interval(CHECK_INTERVAL);
@@ -201,12 +237,12 @@ impl Driver {
                     tokio::task::yield_now().await;
                     let sent = Instant::now();
                     let mut next = Some(first);
-                    while let Some(ReadRequest { key, id, reply }) = next {
-                        resp::write_command([&b"HGETALL"[..], key.as_bytes()].into_iter(), &mut commands);
-                        pending.push_back((sent, id, reply));
+                    while let Some(ReadRequest { command, reply }) = next {
+                        command.encode(&mut commands);
+                        pending.push_back((sent, reply));
                         next = if commands.len() < BATCH_BYTES_MAX { requests.try_recv().ok() } else { None };
                     }
-                    let written = tokio::time::timeout(self.timeout, stream.write_all(&commands)).await;
+                    let written = tokio::time::timeout(self.timeout, write(&mut stream, &commands)).await;
                     written.map_err(|_| io::ErrorKind::TimedOut)??;
                     commands.clear();
                 }
@@ -214,25 +250,15 @@ impl Driver {
                     if read? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
-                    while let Some((frame, length)) = resp::next_fields(&replies, &names)? {
-                        let Some((_, id, reply)) = pending.pop_front() else {
-                            return Err(io::ErrorKind::InvalidData.into());
-                        };
-                        if let Frame::Fields(texts) = frame {
-                            // The caller may have given up.
-                            let _ = reply.send(SessionFields(texts).session("get", id));
-                        }
-                        replies.advance(length);
-                    }
+                    deliver(&mut replies, &mut pending, &names)?;
                 }
                 _ = check.tick() => {
                     if self.connection_id.get() != Some(id) {
                         return Ok(());
                     }
                     if pending.front().is_some_and(|(since, ..)| since.elapsed() >= self.timeout) {
-                        for (.., reply) in pending {
-                            let timeout = Error::new(ErrorKind::Timeout, "no reply to a read before the timeout");
-                            let _ = reply.send(Err(timeout.into()));
+                        for (_, reply) in pending {
+                            reply.fail(Error::new(ErrorKind::Timeout, "no reply to a read before the timeout"));
                         }
                         return Ok(());
                     }
@@ -242,7 +268,55 @@ impl Driver {
     }
 }
 
-/// A TCP or Unix stream.
+async fn write(stream: &mut Box<dyn Stream>, commands: &[u8]) -> io::Result<()> {
+    stream.write_all(commands).await?;
+    // A TLS stream buffers what it has encrypted.
+    stream.flush().await
+}
+
+/// Delivers the complete replies to the requests that wait for them, in their order. An error is not delivered: the
+/// client sends the command again.
+fn deliver(
+    replies: &mut BytesMut,
+    pending: &mut VecDeque<(Instant, ReplySender)>,
+    names: &[Vec<u8>; SESSION_FIELDS.len()],
+) -> io::Result<()> {
+    while !replies.is_empty() {
+        let Some((sent, request)) = pending.pop_front() else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        // The caller may have given up.
+        match request {
+            ReplySender::Session(id, reply) => {
+                let Some((frame, length)) = resp::next_fields(replies, names)? else {
+                    pending.push_front((sent, ReplySender::Session(id, reply)));
+                    return Ok(());
+                };
+                if let Frame::Fields(texts) = frame {
+                    let _ = reply.send(SessionFields(texts).session("get", id));
+                }
+                replies.advance(length);
+            }
+            ReplySender::Flat(reply) => {
+                let Some((flat, length)) = resp::next_flat(replies)? else {
+                    pending.push_front((sent, ReplySender::Flat(reply)));
+                    return Ok(());
+                };
+                let frame = replies.split_to(length).freeze();
+                let read = match flat {
+                    Flat::Error => continue,
+                    Flat::Integer(number) => ReadReply::Integer(number),
+                    Flat::Text(text) => ReadReply::Text(text.map(|range| frame.slice(range))),
+                    Flat::Texts(texts) => ReadReply::Texts(texts.into_iter().map(|range| frame.slice(range)).collect()),
+                };
+                let _ = reply.send(Ok(read));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A TCP, TLS or Unix stream.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}

@@ -1,5 +1,6 @@
-//! The part of Redis's protocol (RESP2, <https://redis.io/docs/latest/develop/reference/protocol-spec/>) that reads of
-//! sessions need: commands, and replies that are hashes.
+//! The part of Redis's protocol (RESP2, <https://redis.io/docs/latest/develop/reference/protocol-spec/>) that reads
+//! need: commands, and replies that are not nested. It parses a session four times as fast as the crate
+//! `redis-protocol` does (`benches/HISTORY.md`).
 
 use std::io;
 use std::ops::Range;
@@ -7,13 +8,29 @@ use std::ops::Range;
 /// Digits of the longest string that Redis stores, 512 MiB.
 const NUMBER_DIGITS_MAX: usize = 9;
 
-/// A reply.
+/// Most texts of a reply for which space is reserved before they arrive.
+const TEXTS_RESERVED_MAX: usize = 1024;
+
+/// A reply to a read of a session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame<'a, const N: usize> {
     /// The values of a hash's fields; `None` for an absent field.
     Fields([Option<&'a str>; N]),
     /// An error, or values that are not UTF-8.
     Other,
+}
+
+/// A reply that is not nested, as places in the received bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Flat {
+    /// Several texts.
+    Texts(Vec<Range<usize>>),
+    /// One text, or none.
+    Text(Option<Range<usize>>),
+    /// A number.
+    Integer(i64),
+    /// An error.
+    Error,
 }
 
 /// Appends a command.
@@ -49,8 +66,7 @@ pub(super) fn next_fields<'a, const N: usize>(
     names: &[Vec<u8>; N],
 ) -> io::Result<Option<(Frame<'a, N>, usize)>> {
     if received.first() == Some(&b'-') {
-        let end = received.windows(2).position(|pair| pair == b"\r\n");
-        return Ok(end.map(|end| (Frame::Other, end + 2)));
+        return Ok(line(received).map(|line| (Frame::Other, line.len() + 2)));
     }
     let mut reader = Reader { bytes: received, position: 0 };
     let Some(count) = reader.header(b'*')? else {
@@ -89,6 +105,53 @@ pub(super) fn next_fields<'a, const N: usize>(
         }
     }
     Ok(Some((Frame::Fields(texts), end)))
+}
+
+/// Parses the next reply in `received` and returns it with its length, or `None` if it is incomplete.
+///
+/// # Errors
+/// If the reply is nested, or no reply. The start of the next reply is then unknown.
+pub(super) fn next_flat(received: &[u8]) -> io::Result<Option<(Flat, usize)>> {
+    let mut reader = Reader { bytes: received, position: 0 };
+    let flat = match received.first() {
+        None => return Ok(None),
+        Some(b'-' | b':') => {
+            let Some(line) = line(received) else {
+                return Ok(None);
+            };
+            reader.position = line.len() + 2;
+            let number = std::str::from_utf8(&line[1..]).ok().and_then(|number| number.parse().ok());
+            match (line[0], number) {
+                (b'-', _) => Flat::Error,
+                (_, Some(number)) => Flat::Integer(number),
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        Some(b'$') if reader.skip(b"$-1\r\n") => Flat::Text(None),
+        Some(b'$') => match reader.text()? {
+            Some(text) => Flat::Text(Some(text)),
+            None => return Ok(None),
+        },
+        Some(_) => {
+            let Some(count) = reader.header(b'*')? else {
+                return Ok(None);
+            };
+            let mut texts = Vec::with_capacity(count.min(TEXTS_RESERVED_MAX));
+            for _ in 0..count {
+                match reader.text()? {
+                    Some(text) => texts.push(text),
+                    None => return Ok(None),
+                }
+            }
+            Flat::Texts(texts)
+        }
+    };
+    Ok(Some((flat, reader.position)))
+}
+
+/// The first line, without its end.
+fn line(received: &[u8]) -> Option<&[u8]> {
+    received.windows(2).position(|pair| pair == b"\r\n").map(|end| &received[..end])
 }
 
 /// Reads the received bytes without consuming them.
@@ -178,6 +241,28 @@ mod tests {
             let pairs = order.iter().flat_map(|&index| [NAMES[index].as_bytes(), texts[index].as_bytes()]);
             write_command(pairs, &mut reply);
             assert_eq!(read(&reply), Some((Frame::Fields(texts.map(Some)), reply.len())), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn flat_replies_are_parsed_without_the_bytes_after_them() {
+        let cases = [
+            ("*2\r\n$1\r\na\r\n$4\r\n\r\n*2\r\n", Flat::Texts(vec![8..9, 15..19])),
+            ("*0\r\n", Flat::Texts(Vec::new())),
+            ("$3\r\nabc\r\n", Flat::Text(Some(4..7))),
+            ("$-1\r\n", Flat::Text(None)),
+            (":-12\r\n", Flat::Integer(-12)),
+            ("-ERR x\r\n", Flat::Error),
+        ];
+        for (reply, flat) in cases {
+            for end in 0..reply.len() {
+                assert_eq!(next_flat(&reply.as_bytes()[..end]).ok().flatten(), None, "{reply:?}, {end} bytes");
+            }
+            let received = format!("{reply}*1\r\n");
+            assert_eq!(next_flat(received.as_bytes()).expect("a reply"), Some((flat, reply.len())), "{reply:?}");
+        }
+        for other in ["+OK\r\n", "*1\r\n:1\r\n", "*1\r\n*0\r\n", ":x\r\n", "*1\r\n$-1\r\n", "x"] {
+            assert!(next_flat(other.as_bytes()).is_err(), "{other:?}");
         }
     }
 

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use super::cluster::Cluster;
 use super::connection::{Needs, Server, Settings};
 use super::connection_id::ConnectionId;
+use super::read_command::{ReadCommand, ReadReply};
 use crate::metrics;
 use crate::session::{Session, SessionId};
 use crate::store::StoreError;
@@ -93,6 +94,27 @@ impl Topology {
                 None => Ok(None),
             },
         }
+    }
+
+    /// The reply to a command that reads: over the read connection, or else by the client.
+    pub(in crate::store) async fn read(&self, command: ReadCommand) -> Result<ReadReply, StoreError> {
+        let server = match &self.masters {
+            Masters::One(server) => Some(Arc::clone(server)),
+            Masters::Cluster(cluster) => cluster.master_of(command.key()),
+        };
+        if let Some(server) = server
+            && let Some(reply) = server.read(command.clone()).await?
+        {
+            return Ok(reply);
+        }
+        // Boxed to keep the future of every call small.
+        Box::pin(self.read_by_client(&command)).await
+    }
+
+    /// The reply to a command that reads, by the client.
+    pub(in crate::store) async fn read_by_client(&self, command: &ReadCommand) -> Result<ReadReply, StoreError> {
+        let value = self.call(command.key(), |client| command.send(client)).await?;
+        ReadReply::of_value(value).ok_or(StoreError::Reply { operation: "read", problem: "it is nested" })
     }
 
     async fn call_cluster<T, F>(

@@ -112,7 +112,7 @@ async fn redis_that_restarts_empty_is_served_at_once() {
     service.get("/readyz").await.expect(200);
     // The layout key was lost as well, and the service writes it again.
     let layout = format!("{}:layout", service.config.redis.key_prefix);
-    assert_eq!(server.probe().await.text(&["GET", &layout]).await.as_deref(), Some("1"));
+    assert_eq!(server.probe().await.text(&["GET", &layout]).await.as_deref(), Some("2"));
     expect_clean(&service).await;
 }
 
@@ -123,7 +123,7 @@ async fn replacement_redis_with_another_layout_is_rejected() {
     let service = Service::start_on(&proxy.socket(), &[]).await;
     service.session_of("u").await;
     let (probe, layout) = (second.probe().await, format!("{}:layout", service.config.redis.key_prefix));
-    probe.command(&["SET", &layout, "2"]).await;
+    probe.command(&["SET", &layout, "1"]).await;
     drop(first);
     proxy.set_target(&second.socket());
     // Commands that are in flight while the connection changes are still executed.
@@ -132,7 +132,7 @@ async fn replacement_redis_with_another_layout_is_rejected() {
     let keys = probe.command(&["DBSIZE"]).await;
     service.get_or_create("another").await.expect_problem(503, "store_unavailable");
     assert_eq!(probe.command(&["DBSIZE"]).await, keys, "something was written");
-    probe.command(&["SET", &layout, "1"]).await;
+    probe.command(&["SET", &layout, "2"]).await;
     service.get_or_create("another").await.expect(201);
 }
 

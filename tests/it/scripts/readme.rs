@@ -35,6 +35,7 @@ async fn the_readme_shows_the_commands_of_a_session() {
     service.advance(TOUCH_DUE);
     service.post("/api/sessions", body).await.expect(200);
     service.advance(Duration::from_secs(1));
+    let appended = service.now();
     let message = json!({"messageId": "m-1", "role": "user", "content": "Hello!"});
     service.post(&format!("/api/sessions/{id}/messages"), message).await.expect(201);
     service.advance(Duration::from_secs(60));
@@ -45,6 +46,7 @@ async fn the_readme_shows_the_commands_of_a_session() {
     let shown = |word: &String| {
         let word = word.replace(&id, "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e");
         let word = word.replace(&format!("{}:{{", service.config.redis.key_prefix), "sd:{");
+        let word = word.replace(&appended.to_string(), "2026-11-22T10:02:01.000Z");
         match word.parse::<i64>() {
             Ok(ms) if ms >= start => (ms - start + 1_795_341_600_000).to_string(),
             _ if word.is_empty() || word.contains([' ', '"', '{']) && !word.starts_with("sd:") => format!("'{word}'"),
