@@ -221,10 +221,10 @@ def status_of(url):
 
 
 class Cpu:
-    """CPU time of servers during a `with` block."""
+    """CPU time of servers during a `with` block. None is no server."""
 
     def __init__(self, **servers):
-        self.servers = servers
+        self.servers = {name: server for name, server in servers.items() if server}
 
     def __enter__(self):
         self.before = {name: server.cpu_us() for name, server in self.servers.items()}

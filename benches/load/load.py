@@ -103,7 +103,7 @@ def closed(server, redis, parts, figures):
     units = run["requests"] / figures.requests
     figures.peak.append(units / run["seconds"])
     figures.peak_cpu.append(cpu.per("service", units))
-    figures.peak_redis.append(cpu.per("redis", units))
+    figures.peak_redis += [cpu.per("redis", units)] if redis else []
 
 
 def open_at(server, redis, parts, figures):
@@ -111,7 +111,7 @@ def open_at(server, redis, parts, figures):
         run = open_loop(server, parts, figures.rate)
     figures.open.append(run)
     figures.open_cpu.append(cpu.per("service", run["good"] / figures.requests))
-    figures.open_redis.append(cpu.per("redis", run["good"] / figures.requests))
+    figures.open_redis += [cpu.per("redis", run["good"] / figures.requests)] if redis else []
     figures.rss = server.rss_mb()
 
 
@@ -135,12 +135,12 @@ def steady(names, place):
             for _ in range(ROUNDS):
                 closed(service, redis, parts, ours)
                 if bare_parts:
-                    closed(bare, redis, bare_parts, axum)
+                    closed(bare, None, bare_parts, axum)
             ours.rate = axum.rate = round(statistics.median(ours.peak) * scenario.requests / 2)
             for _ in range(ROUNDS):
                 open_at(service, redis, parts, ours)
                 if bare_parts:
-                    open_at(bare, redis, bare_parts, axum)
+                    open_at(bare, None, bare_parts, axum)
             rows.append(ours.row(name))
             if bare_parts:
                 rows.append(axum.row("bare axum"))

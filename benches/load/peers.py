@@ -172,15 +172,16 @@ class Subject:
         before = self.redis.figures()
         with Cpu(service=self.server, redis=self.redis) as cpu:
             run = wrk(self.server, self.parts[name])
-        after = self.redis.figures()
         units = run["requests"] / SCENARIOS[name].requests
         figures.rate.append(units / run["seconds"])
         figures.service.append(cpu.per("service", units))
-        if not isinstance(self.calls, BareCalls):
-            figures.redis.append(cpu.per("redis", units))
         figures.busy.append(sum(cpu.us.values()) / 1e6 / run["seconds"])
         figures.rss_mb.append(self.server.rss_mb())
+        if isinstance(self.calls, BareCalls):
+            return
+        after = self.redis.figures()
         commands, reads = (after[key] - before[key] for key in ("total_commands_processed", "total_reads_processed"))
+        figures.redis.append(cpu.per("redis", units))
         figures.depths.append(commands / max(reads, 1))
 
     def stop(self):
