@@ -338,13 +338,13 @@ def wrk(server, parts, seconds=SECONDS, connections=CONNECTIONS, numbers=10**9):
     result = json.loads(run.stdout.split("RESULT ")[1])
     # Requests under way at the end have a number too.
     server.number += result["requests"] + connections
-    failed = result["errors"] + result["broken"]
-    if failed:
-        sys.exit(f"{failed} of {result['requests']} requests failed: {lines[0]}")
     # wrk tells only statuses of 400 and more; sessiond counts them all.
     statuses = server.statuses() - before if isinstance(server, Service) else {}
-    if wrong := set(statuses) - {part.status for part in parts}:
-        sys.exit(f"responses with status {wrong}: {dict(statuses)}: {lines[0]}")
+    if result["errors"] or result["broken"] or set(statuses) - {part.status for part in parts}:
+        text = f"{result['errors']} of {result['requests']} responses have a status of 400 or more, and "
+        text += f"{result['broken']} connections or requests failed"
+        text += f"; sessiond counts by status: {dict(statuses)}" if statuses else ""
+        sys.exit(f"{text}. The first request is {lines[0][:120]}")
     return result
 
 
