@@ -65,22 +65,22 @@ bench: ## Measure every operation of the store and of the HTTP interface, one ca
 	deploy/ensure-redis
 	cargo bench --locked
 
-bench-load: ## Measure the service at its peak rate, at half of it and above it: SCENARIOS (see benches/README.md)
+bench-load: ## Measure the service at its peak rate, at half of it and above it: ARGS (ARGS=--help explains them)
 	benches/ensure-tools oha
-	benches/load/load.py $(SCENARIOS)
+	benches/load/load.py $(ARGS)
 
-bench-peers: ## Compare with bare axum, axum + redis, webdis, Fastify and NestJS: PEERS (see benches/README.md)
+bench-peers: ## Compare with another build, bare Redis commands, bare axum, webdis, Fastify and others: ARGS
 	benches/ensure-tools peers
-	benches/load/peers.py $(PEERS)
+	benches/load/peers.py $(ARGS)
 
-bench-scale: ## Compare the cost of calls with few and with SESSIOND_SCALE_SESSIONS (1000000) sessions
+bench-scale: ## Compare the cost of calls with few and with SESSIOND_SCALE_SESSIONS (1000000) sessions: ARGS
 	benches/ensure-tools
-	benches/load/scale.py
+	benches/load/scale.py $(ARGS)
 
 bench-soak: ## Measure the service's memory over SESSIOND_SOAK_MINUTES (30)
 	benches/ensure-tools oha
 	benches/load/load.py soak
 
-bench-instructions: ## Count the service's instructions per call, by valgrind
+bench-instructions: ## Count the service's instructions per request, by valgrind: ARGS
 	benches/ensure-tools valgrind
-	benches/load/instructions.py
+	benches/load/instructions.py $(ARGS)

@@ -5,11 +5,13 @@ loop: at a constant rate, independent of responses); this module starts them and
 """
 
 import atexit
+import collections
 import contextlib
 import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import socket
@@ -31,6 +33,8 @@ OHA = next(iter((ROOT / "target/tools").glob("oha-*/bin/oha")), None)
 NUMBER = "#" * 9
 BUSINESS = "B0100001"
 CONNECTIONS = 64
+# Where the servers and the client run.
+PLACES = {"apart": "the servers on one processor, the client on another", "shared": "all on the same processors"}
 
 
 def setting(name, default):
@@ -129,6 +133,17 @@ class Redis(Server):
         words = ["redis-cli", "-p", str(self.port), *words]
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
+    def pipe(self, commands):
+        """Runs commands, each a list of words as bytes. For filling."""
+        data = bytearray()
+        for command in commands:
+            data += b"*%d\r\n" % len(command)
+            for word in command:
+                data += b"$%d\r\n%s\r\n" % (len(word), word)
+        run = subprocess.run(["redis-cli", "-p", str(self.port), "--pipe"], input=bytes(data), capture_output=True)
+        if run.returncode or b"errors: 0," not in run.stdout:
+            sys.exit(f"redis-cli --pipe: {run.stdout.decode()} {run.stderr.decode()}")
+
     def figures(self):
         """All numbers of INFO."""
         lines = (line.split(":", 1) for line in self.command("info").splitlines() if ":" in line)
@@ -136,14 +151,14 @@ class Redis(Server):
 
 
 class Service(Server):
-    """sessiond as its users run it: metrics, validation, limits and request ids are on. Only the rate limit is off,
-    because there is one caller. `under` is a program that runs it, with its arguments."""
+    """sessiond as its users run it: metrics, validation, limits and request ids are on. The rate limit is off, because
+    there is one caller, and sessions outlive the longest run. `under` is a program that runs it, with its arguments."""
 
     def __init__(self, redis, database=0, *flags, under=(), stderr=None, program=SESSIOND):
         port, metrics_port = free_port(), free_port()
         self.metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
         words = [*under, program, "--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics_port}"]
-        words += ["--redis-url", redis.url(database), "--rate-limit", "0"]
+        words += ["--redis-url", redis.url(database), "--rate-limit", "0", "--idle-timeout", "12h"]
         super().__init__([*words, *FLAGS, *flags], port, stderr=stderr)
         deadline = time.monotonic() + 30
         while status_of(f"{self.base}/readyz") != 200:
@@ -151,11 +166,21 @@ class Service(Server):
                 sys.exit(f"sessiond is not ready: {self.log.read_text()}")
             time.sleep(0.02)
 
+    def metrics(self):
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
+            return response.read().decode()
+
     def metric(self, name):
         """The value of a metric without labels."""
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
-            lines = response.read().decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+        return next(float(line.split()[1]) for line in self.metrics().splitlines() if line.startswith(f"{name} "))
+
+    def statuses(self):
+        """The number of responses so far, by status."""
+        found = re.findall(r'^sessiond_http_requests_total\{.*status="(\d+)".*\} (\d+)', self.metrics(), re.MULTILINE)
+        counts = collections.Counter()
+        for status, count in found:
+            counts[int(status)] += int(count)
+        return counts
 
 
 @contextlib.contextmanager
@@ -167,6 +192,16 @@ def on_processors(numbers):
         yield
     finally:
         os.sched_setaffinity(0, usual)
+
+
+def processors(place):
+    """The processors of the servers, and those of the client."""
+    numbers = sorted(os.sched_getaffinity(0))
+    if place == "shared":
+        return numbers, numbers
+    if len(numbers) < 2:
+        sys.exit("to keep the servers and the client apart takes two processors")
+    return numbers[:1], numbers[1:]
 
 
 def busy(count):
@@ -186,10 +221,10 @@ def status_of(url):
 
 
 class Cpu:
-    """CPU time of servers during a `with` block."""
+    """CPU time of servers during a `with` block. None is no server."""
 
     def __init__(self, **servers):
-        self.servers = servers
+        self.servers = {name: server for name, server in servers.items() if server}
 
     def __enter__(self):
         self.before = {name: server.cpu_us() for name, server in self.servers.items()}
@@ -206,16 +241,40 @@ class Cpu:
 
 
 class Part:
-    """Requests of one kind: any of the paths with any of the bodies. `share` is the share of a scenario's requests."""
+    """Requests of one kind: any of the paths with any of the bodies. `share` is the share of a scenario's requests.
+    Each response has the status, and its body has a text this many times."""
 
-    def __init__(self, method, paths, bodies=("",), share=1.0):
+    def __init__(self, method, paths, bodies=("",), share=1.0, status=200, has=(b"", 1)):
         self.method, self.paths, self.bodies, self.share = method, list(paths), list(bodies), share
+        self.status, self.has = status, has
 
-    def lines(self, count):
-        """Yields lines for wrk: method, path and body."""
+    def requests(self, count):
+        """Method, path and body of this many requests."""
         for index in range(count):
-            path, body = self.paths[index % len(self.paths)], self.bodies[index % len(self.bodies)]
-            yield f"{self.method} {path} {body}".rstrip()
+            yield self.method, self.paths[index % len(self.paths)], self.bodies[index % len(self.bodies)]
+
+    def check(self, server):
+        """Ends the run unless the response to a request is the one that is wanted. Returns its body."""
+        method, path, body = next(self.requests(1))
+        if NUMBER in body:
+            body, server.number = body.replace(NUMBER, f"{server.number:09}"), server.number + 1
+        [response] = pipelined(server, [(method, path, body)], self.status)
+        text, times = self.has
+        if text and response.count(text) != times:
+            sys.exit(f"{method} {path}: {text} is {response.count(text)} times, not {times}, in {response[:300]}")
+        return response
+
+
+def requests_of(parts):
+    """The requests of several parts, by their shares. Parts with equal shares take turns: a user's second request
+    follows his first. Others are shuffled."""
+    total = max(1000, *(len(part.paths) for part in parts))
+    of_parts = [list(part.requests(max(1, round(total * part.share)))) for part in parts]
+    if len({len(requests) for requests in of_parts}) == 1:
+        return [request for requests in zip(*of_parts) for request in requests]
+    requests = [request for requests in of_parts for request in requests]
+    random.Random(1).shuffle(requests)
+    return requests
 
 
 def new_session(user, business=BUSINESS, **members):
@@ -245,15 +304,15 @@ def raw(method, path, body=""):
     return f"{method} {path} HTTP/1.1\r\nhost: bench\r\n{length}\r\n{body}".encode()
 
 
-def read_response(stream, wanted):
-    """The body of the next response, which must have the status `wanted`."""
+def read_response(stream, *wanted):
+    """The body of the next response, which must have one of the statuses."""
     status, length = stream.readline().split()[1:2], 0
     while (line := stream.readline().strip().lower()) != b"":
         if line.startswith(b"content-length:"):
             length = int(line.split(b":")[1])
     body = stream.read(length)
-    if status != [str(wanted).encode()]:
-        sys.exit(f"{status} instead of {wanted}: {body[:300]}")
+    if int(status[0]) not in wanted:
+        sys.exit(f"{status[0].decode()} instead of {wanted}: {body[:300]}")
     return body
 
 
@@ -267,21 +326,25 @@ def sessions_of(server, users, business=BUSINESS, wanted=201):
 
 
 def wrk(server, parts, seconds=SECONDS, connections=CONNECTIONS, numbers=10**9):
-    """Runs a closed loop over this many connections. Requests of several parts are shuffled."""
+    """Runs a closed loop over this many connections. Ends the run if a response has another status than it should."""
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / f"wrk-{server.port}.requests"
-    lines = [line for part in parts for line in part.lines(max(1, round(1000 * part.share)))]
-    random.Random(1).shuffle(lines)
+    lines = [" ".join(request).rstrip() for request in requests_of(parts)]
     file.write_text("\n".join(lines) + "\n")
+    before = server.statuses() if isinstance(server, Service) else {}
     words = ["wrk", "-t", "1", "-c", connections, "-d", f"{seconds}s", "--timeout", "10s", "-s", LUA, server.base]
     words += ["--", file, server.number, numbers]
     run = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
     result = json.loads(run.stdout.split("RESULT ")[1])
     # Requests under way at the end have a number too.
     server.number += result["requests"] + connections
-    failed = result["errors"] + result["broken"]
-    if failed:
-        sys.exit(f"{failed} of {result['requests']} requests failed: {lines[0]}")
+    # wrk tells only statuses of 400 and more; sessiond counts them all.
+    statuses = server.statuses() - before if isinstance(server, Service) else {}
+    if result["errors"] or result["broken"] or set(statuses) - {part.status for part in parts}:
+        text = f"{result['errors']} of {result['requests']} responses have a status of 400 or more, and "
+        text += f"{result['broken']} connections or requests failed"
+        text += f"; sessiond counts by status: {dict(statuses)}" if statuses else ""
+        sys.exit(f"{text}. The first request is {lines[0][:120]}")
     return result
 
 
@@ -363,7 +426,7 @@ def numbered(part, requests):
     start = time.monotonic_ns() % 10**6
     count = max(1000, round(20 * requests))
     bodies = [part.bodies[0].replace(NUMBER, f"o{start}_{number}") for number in range(count)]
-    return Part(part.method, part.paths, bodies, part.share)
+    return Part(part.method, part.paths, bodies, part.share, part.status, part.has)
 
 
 # Tables
@@ -372,6 +435,8 @@ def numbered(part, requests):
 def spread(values, digits=1):
     """The median, and the range if there is more than one value."""
     values = list(values)
+    if not values:
+        return "-"
     middle = f"{statistics.median(values):,.{digits}f}"
     if len(values) == 1:
         return middle
@@ -380,6 +445,11 @@ def spread(values, digits=1):
 
 def ratio(value, base):
     return f"{value / base:.2f}" if base else "-"
+
+
+def ratios(values, bases):
+    """The ratio in each round: the median, and the range."""
+    return spread((value / base for value, base in zip(values, bases)), 2)
 
 
 def report(name, title, headings, rows, *notes):
@@ -393,7 +463,7 @@ def report(name, title, headings, rows, *notes):
         file.write(text + "\n")
 
 
-def begin(name):
+def begin(name, baseline=None):
     """Starts the run's file with the time, the revision and the machine."""
     # For many connections; child processes inherit it.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -401,6 +471,8 @@ def begin(name):
     OUT.mkdir(parents=True, exist_ok=True)
     if not SESSIOND.exists():
         sys.exit("run this by make, which builds and installs what is needed")
+    if baseline and not os.access(baseline, os.X_OK):
+        sys.exit(f"--baseline: {baseline} is no program")
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
     ).stdout.strip()

@@ -1,5 +1,5 @@
 #!/usr/bin/env -S python3 -B
-"""The service under load: `load.py [SCENARIO ...]`, all by default. See benches/README.md."""
+"""Measures the service under load: at its peak rate, at half of it and above it; and bare axum in the same rounds."""
 
 import http.client
 import json
@@ -14,9 +14,9 @@ import time
 from kit import (
     BUSINESS,
     CONNECTIONS,
-    NUMBER,
     OUT,
     PEERS,
+    PLACES,
     ROUNDS,
     SECONDS,
     SESSIOND,
@@ -34,6 +34,7 @@ from kit import (
     on_processors,
     open_loop,
     pipelined,
+    processors,
     ratio,
     report,
     sessions_of,
@@ -42,8 +43,8 @@ from kit import (
     status_of,
     wrk,
 )
+from scenarios import SCENARIOS, USERS, BareCalls, Calls, add_place, parser
 
-USERS = [f"user_{number:06}" for number in range(1000)]
 OVERLOAD_SECONDS = setting("SESSIOND_OVERLOAD_SECONDS", 60)
 # The most requests under way: they are not pipelined.
 OVERLOAD_CONNECTIONS = setting("SESSIOND_OVERLOAD_CONNECTIONS", 500)
@@ -59,17 +60,8 @@ NORMAL_SECONDS = 0.05
 NORMAL_REQUESTS = 50
 
 
-def parts_of(service):
-    """The requests of each scenario, for the sessions of a thousand users."""
-    ids = sessions_of(service, USERS)
-    get = Part("GET", [f"/api/sessions/{id}" for id in ids])
-    resume = Part("POST", ["/api/sessions"], [new_session(user) for user in USERS])
-    create = Part("POST", ["/api/sessions"], [new_session(f"new_{NUMBER}")])
-    message = '{"role":"user","content":"When do you open on Sundays?"}'
-    append = Part("POST", [f"/api/sessions/{id}/messages" for id in ids], [message])
-    shares = ((resume, 0.70), (get, 0.20), (append, 0.08), (create, 0.02))
-    mixed = [Part(part.method, part.paths, part.bodies, share) for part, share in shares]
-    return {"get": [get], "resume": [resume], "create": [create], "append": [append], "mixed": mixed}
+def parts_of(service, name):
+    return SCENARIOS[name].parts(Calls(service))
 
 
 def bare_axum(workers=0):
@@ -80,19 +72,20 @@ def bare_axum(workers=0):
 class Figures:
     """The figures of one scenario on one server, a value for each round."""
 
-    def __init__(self):
+    def __init__(self, scenario):
+        self.requests = scenario.requests
         self.peak, self.peak_cpu, self.peak_redis = [], [], []
         self.rate, self.open, self.open_cpu, self.open_redis = 0, [], [], []
         self.rss = 0
 
     def row(self, name):
-        achieved = statistics.median(run["good"] / run["seconds"] for run in self.open)
+        achieved = statistics.median(run["good"] / run["seconds"] for run in self.open) / self.requests
         return [
             name,
             spread(self.peak, 0),
             spread(self.peak_cpu),
             spread(self.peak_redis),
-            f"{achieved:,.0f} of {self.rate:,}",
+            f"{achieved:,.0f} of {self.rate / self.requests:,.0f}",
             *(spread((run[name] for run in self.open), 2) for name in ("p50", "p99", "p99.9")),
             spread(self.open_cpu),
             spread(self.open_redis),
@@ -107,47 +100,56 @@ HEADINGS += ["service µs", "Redis µs", "RSS MB"]
 def closed(server, redis, parts, figures):
     with Cpu(service=server, redis=redis) as cpu:
         run = wrk(server, parts)
-    figures.peak.append(run["requests"] / run["seconds"])
-    figures.peak_cpu.append(cpu.per("service", run["requests"]))
-    figures.peak_redis.append(cpu.per("redis", run["requests"]))
+    units = run["requests"] / figures.requests
+    figures.peak.append(units / run["seconds"])
+    figures.peak_cpu.append(cpu.per("service", units))
+    figures.peak_redis += [cpu.per("redis", units)] if redis else []
 
 
 def open_at(server, redis, parts, figures):
     with Cpu(service=server, redis=redis) as cpu:
         run = open_loop(server, parts, figures.rate)
     figures.open.append(run)
-    figures.open_cpu.append(cpu.per("service", run["good"]))
-    figures.open_redis.append(cpu.per("redis", run["good"]))
+    figures.open_cpu.append(cpu.per("service", run["good"] / figures.requests))
+    figures.open_redis += [cpu.per("redis", run["good"] / figures.requests)] if redis else []
     figures.rss = server.rss_mb()
 
 
-def steady(names):
-    """Measures each scenario at its peak, then at half of it; get and resume also with bare axum at the same rate."""
-    redis = Redis()
-    service, bare = Service(redis), bare_axum()
-    scenarios = parts_of(service)
-    rows, ratios = [], []
-    for name in names:
-        parts, peers = scenarios[name], name in ("get", "resume")
-        ours, axum = Figures(), Figures()
-        wrk(service, parts, seconds=1)
-        for _ in range(ROUNDS):
-            closed(service, redis, parts, ours)
-            if peers:
-                closed(bare, redis, parts, axum)
-        ours.rate = axum.rate = round(statistics.median(ours.peak) / 2)
-        for _ in range(ROUNDS):
-            open_at(service, redis, parts, ours)
-            if peers:
-                open_at(bare, redis, parts, axum)
-        rows.append(ours.row(name))
-        if peers:
-            rows.append(axum.row("bare axum"))
-            ratios.append([name, *ratios_of(ours, axum)])
-    report("bench-load", "At peak with 64 connections, and open loop at half of that", HEADINGS, rows)
+def steady(names, place):
+    """Measures each scenario at its peak, then at half of it; also bare axum, at the same rate, if it knows them."""
+    of_servers, of_client = processors(place)
+    with on_processors(of_servers):
+        redis = Redis()
+        service, bare = Service(redis), bare_axum()
+    with on_processors(of_client):
+        calls, bare_calls = Calls(service), BareCalls(bare)
+        rows, ratios = [], []
+        for name in names:
+            scenario = SCENARIOS[name]
+            parts = scenario.parts(calls)
+            bare_parts = scenario.parts(bare_calls) if scenario.is_known_to(bare_calls) else None
+            ours, axum = Figures(scenario), Figures(scenario)
+            for part in parts:
+                part.check(service)
+            wrk(service, parts, seconds=1)
+            for _ in range(ROUNDS):
+                closed(service, redis, parts, ours)
+                if bare_parts:
+                    closed(bare, None, bare_parts, axum)
+            ours.rate = axum.rate = round(statistics.median(ours.peak) * scenario.requests / 2)
+            for _ in range(ROUNDS):
+                open_at(service, redis, parts, ours)
+                if bare_parts:
+                    open_at(bare, None, bare_parts, axum)
+            rows.append(ours.row(name))
+            if bare_parts:
+                rows.append(axum.row("bare axum"))
+                ratios.append([name, *ratios_of(ours, axum)])
+    title = f"{place}: at peak with {CONNECTIONS} connections, and open loop at half of that"
+    report("bench-load", title, HEADINGS, rows, f"{place}: {PLACES[place]}.")
     headings = ["sessiond / bare axum", "service µs at peak", "service µs at half", "p99 at half", "p99.9 at half"]
     if ratios:
-        report("bench-load", "Ratios to bare axum", headings, ratios)
+        report("bench-load", f"{place}: ratios to bare axum", headings, ratios)
     for server in (service, bare, redis):
         server.stop()
 
@@ -187,7 +189,7 @@ def overload():
         redis = Redis()
         service, bare = Service(redis), bare_axum()
     with on_processors(of_client):
-        resume = parts_of(service)["resume"]
+        resume = parts_of(service, "resume")
         client_max = oha_peak(bare, resume[0], OVERLOAD_CONNECTIONS)
         with on_processors(of_service):
             busy_programs = busy(OVERLOAD_BUSY)
@@ -463,7 +465,7 @@ def log():
     services, rows = {}, []
     for database, (name, (flags, stderr)) in enumerate(kinds.items()):
         services[name] = Service(redis, database, *flags, stderr=stderr)
-    work = {name: parts_of(service)["resume"] for name, service in services.items()}
+    work = {name: parts_of(service, "resume") for name, service in services.items()}
     peak, cpu_each, rss = ({name: [] for name in kinds} for _ in range(3))
     for name, service in services.items():
         wrk(service, work[name], seconds=1)
@@ -501,7 +503,7 @@ def soak():
     """Memory of the service during the mixed scenario at a constant rate."""
     redis = Redis()
     service = Service(redis)
-    mixed = parts_of(service)["mixed"]
+    mixed = parts_of(service, "mixed")
     samples, done = [], threading.Event()
 
     def sample():
@@ -530,26 +532,28 @@ def soak():
     redis.stop()
 
 
-STEADY = ["get", "resume", "create", "append", "mixed"]
 OTHERS = {
-    "overload": overload,
-    "neighbours": neighbours,
-    "large-reads": large_reads,
-    "crowd": crowd,
-    "log": log,
-    "soak": soak,
+    "overload": (overload, f"resume at twice the peak rate, over {OVERLOAD_CONNECTIONS} connections"),
+    "neighbours": (neighbours, "the p99 of others beside one business with 90 % of the requests"),
+    "large-reads": (large_reads, "the p99 of another key beside eight readers of 250 MB each"),
+    "crowd": (crowd, f"{CROWD:,} concurrent POSTs of one user"),
+    "log": (log, "the cost of a log line for every response"),
+    "soak": (soak, f"memory during `mixed`, for {SOAK_MINUTES:g} minutes; only if named"),
 }
 
 
 def main():
-    names = sys.argv[1:] or [*STEADY, "overload", "neighbours", "large-reads", "crowd", "log"]
-    if unknown := set(names) - {*STEADY, *OTHERS}:
-        sys.exit(f"no such scenario: {', '.join(unknown)}; there are {', '.join([*STEADY, *OTHERS])}")
+    arguments = parser(__doc__, {name: does for name, (_, does) in OTHERS.items()})
+    add_place(arguments)
+    given = arguments.parse_args()
+    names = given.scenarios or [*SCENARIOS, *(name for name in OTHERS if name != "soak")]
     begin("bench-load")
-    if chosen := [name for name in STEADY if name in names]:
-        steady(chosen)
+    if chosen := [name for name in SCENARIOS if name in names]:
+        for place in given.place or PLACES:
+            steady(chosen, place)
     for name in names:
-        OTHERS.get(name, lambda: None)()
+        if name in OTHERS:
+            OTHERS[name][0]()
 
 
 main()

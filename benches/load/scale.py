@@ -1,7 +1,8 @@
 #!/usr/bin/env -S python3 -B
 """Measures the cost of calls with few sessions and with many, of pages of short and long lists, and of idle
-connections. See benches/README.md."""
+connections. benches/README.md describes it, and the environment variables."""
 
+import argparse
 import socket
 import statistics
 import sys
@@ -99,6 +100,9 @@ def fill(service, first, last):
         print(f"{min(start + FILL_BATCH, last):,} sessions", file=sys.stderr, flush=True)
 
 
+CALLS = ["get", "get_or_create, resuming", "list_active", "list_history", "list_messages"]
+
+
 def calls(service, count, with_messages):
     """The calls to measure, for users spread over all users."""
     users = [user(number) for number in range(0, count, count // SAMPLE or 1)]
@@ -114,8 +118,8 @@ def calls(service, count, with_messages):
     }
 
 
-def few_and_many(keyspaces):
-    """Measures the calls with few sessions and with many. `keyspaces` maps a number of sessions to its keyspace."""
+def few_and_many(keyspaces, names):
+    """Measures these calls with few sessions and with many. `keyspaces` maps a number of sessions to its keyspace."""
     parts, bytes_each = {}, {}
     for count, keyspace in keyspaces.items():
         service, redis = keyspace.service, keyspace.redis
@@ -127,7 +131,7 @@ def few_and_many(keyspaces):
         bytes_each[count] = (redis.figures()["used_memory"] - empty) / count
         parts[count] = calls(service, count, with_messages)
     rows = []
-    for name in parts[FEW]:
+    for name in names:
         few, many = compared(*((keyspace, parts[count][name]) for count, keyspace in keyspaces.items()))
         rows.append([name, *few.cells(), *many.cells(), *many.ratios_to(few)])
     headings = ["call", *(f"{cost}, {count:,}" for count in (FEW, SESSIONS) for cost in COSTS)]
@@ -137,6 +141,8 @@ def few_and_many(keyspaces):
     note += f"The service has {keyspaces[SESSIONS].service.rss_mb():.0f} MB. Each keyspace has its own Redis and "
     note += "service; measured in turn."
     report("bench-scale", f"{FEW:,} sessions and {SESSIONS:,}", headings, rows, note)
+    if names != CALLS:
+        return
     # No user has a hint if more users than hints call in turn.
     never_hinted = Part("POST", ["/api/sessions"], [new_session(f"user_{NUMBER}", "big")])
     if SESSIONS > 2 * HINTS_MAX:
@@ -204,9 +210,17 @@ def idle(redis):
 
 
 def main():
+    arguments = argparse.ArgumentParser(description=__doc__)
+    does = f"measure only this, with {FEW:,} and with {SESSIONS:,} sessions; may be repeated"
+    arguments.add_argument("--call", choices=CALLS, action="append", help=does)
+    only = arguments.parse_args().call
     begin("bench-scale")
     keyspaces = {count: Keyspace() for count in (FEW, SESSIONS)}
-    few_and_many(keyspaces)
+    few_and_many(keyspaces, only or CALLS)
+    if only:
+        for keyspace in keyspaces.values():
+            keyspace.stop()
+        return
     keyspaces[FEW].stop()
     small_and_large(keyspaces[SESSIONS])
     keyspaces[SESSIONS].service.stop()

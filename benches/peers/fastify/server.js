@@ -1,4 +1,5 @@
-// get by id and get-or-create as a Fastify user writes them: schemas for input and output, the script as an ioredis command.
+// Sessions and their messages as a Fastify user writes them: schemas for input and output, the script as an ioredis
+// command, messages as a list of JSON that MULTI appends to and trims.
 import { readFileSync } from 'node:fs';
 import { randomUUID } from 'node:crypto';
 import Fastify from 'fastify';
@@ -97,5 +98,88 @@ fastify.post('/api/sessions', { schema: { body, response: { '2xx': session } } }
   reply.code(201);
   return toSession(await redis.hgetall(`peer:s:${id}`));
 });
+
+const message = {
+  type: 'object',
+  required: ['role', 'content'],
+  additionalProperties: false,
+  properties: {
+    messageId: identifier,
+    role: { type: 'string', enum: ['user', 'assistant', 'system', 'tool'] },
+    content: {},
+    metadata: { type: 'object' },
+  },
+};
+const storedMessage = {
+  type: 'object',
+  properties: {
+    seq: { type: 'integer' },
+    createdAt: time,
+    sessionId: { type: 'string' },
+    messageId: { type: 'string' },
+    role: { type: 'string' },
+    content: {},
+    metadata: { type: 'object', additionalProperties: true },
+  },
+};
+const newMessages = { anyOf: [message, { type: 'array', items: message, minItems: 1, maxItems: 100 }] };
+const storedMessages = { anyOf: [storedMessage, { type: 'array', items: storedMessage }] };
+const messagesKept = 10_000;
+
+// Not atomic: between the read and MULTI another caller may take the same seq.
+fastify.post(
+  '/api/sessions/:sessionId/messages',
+  { schema: { body: newMessages, response: { 201: storedMessages } } },
+  async (request, reply) => {
+    const { sessionId } = request.params;
+    const [status, expiresAt, count] = await redis.hmget(`peer:s:${sessionId}`, 'status', 'expiresAt', 'messageCount');
+    const now = Date.now();
+    if (!status) return reply.code(404).send({ message: 'session not found' });
+    if (status !== 'active' || now >= Number(expiresAt)) {
+      return reply.code(409).send({ message: 'session is not active' });
+    }
+    const isArray = Array.isArray(request.body);
+    const stored = (isArray ? request.body : [request.body]).map((message, index) => ({
+      seq: Number(count) + index + 1,
+      createdAt: iso(now),
+      sessionId,
+      messageId: message.messageId ?? randomUUID(),
+      role: message.role,
+      content: message.content,
+      metadata: message.metadata ?? {},
+    }));
+    const expiry = now + lifecycle.idleMs;
+    await redis
+      .multi()
+      .rpush(`peer:m:${sessionId}`, ...stored.map((message) => JSON.stringify(message)))
+      .ltrim(`peer:m:${sessionId}`, -messagesKept, -1)
+      .pexpireat(`peer:m:${sessionId}`, expiry + lifecycle.retentionMs)
+      .hset(`peer:s:${sessionId}`, {
+        messageCount: Number(count) + stored.length,
+        lastActivityAt: now,
+        expiresAt: expiry,
+      })
+      .exec();
+    return reply.code(201).send(isArray ? stored : stored[0]);
+  },
+);
+
+const page = {
+  type: 'object',
+  properties: { limit: { type: 'integer', minimum: 1, maximum: 1000, default: 50 } },
+};
+
+fastify.get(
+  '/api/sessions/:sessionId/messages',
+  { schema: { querystring: page, response: { 200: { type: 'array', items: storedMessage } } } },
+  async (request, reply) => {
+    const { sessionId } = request.params;
+    const texts = await redis.lrange(`peer:m:${sessionId}`, -request.query.limit, -1);
+    if (texts.length === 0 && !(await redis.exists(`peer:s:${sessionId}`))) {
+      return reply.code(404).send({ message: 'session not found' });
+    }
+    return texts.map((text) => JSON.parse(text));
+  },
+);
 
 await fastify.listen({ host: '127.0.0.1', port: Number(port) });

@@ -1,4 +1,5 @@
-// get by id and get-or-create as a NestJS user writes them: a module with controller, service and DTO, validation by pipe.
+// Sessions and their messages as a NestJS user writes them: a module with controller, service and DTOs, validation by
+// pipe, messages as a list of JSON that MULTI appends to and trims.
 import 'reflect-metadata';
 import { ValidationPipe } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';

@@ -4,6 +4,7 @@
 //! `sessiond-peers bare|redis PORT WORKERS [REDIS_URL SCRIPT]`. With 0 workers, the runtime is single-threaded.
 
 mod bare;
+mod messages;
 mod sessions;
 mod with_redis;
 

@@ -75,6 +75,10 @@ impl Session {
 }
 
 fn iso(ms: Option<String>) -> Option<String> {
-    let time = DateTime::from_timestamp_millis(ms?.parse().ok()?)?;
-    Some(time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    time_text(ms?.parse().ok()?)
+}
+
+/// RFC 3339, UTC, with milliseconds.
+pub fn time_text(ms: i64) -> Option<String> {
+    Some(DateTime::from_timestamp_millis(ms)?.to_rfc3339_opts(SecondsFormat::Millis, true))
 }

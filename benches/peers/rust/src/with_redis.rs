@@ -1,9 +1,10 @@
-//! The same operations with the `redis` crate: one shared connection that reconnects, and the script by EVALSHA.
+//! The same operations with the `redis` crate: one shared connection that reconnects, the script by EVALSHA, and
+//! messages as a list of JSON that MULTI appends to and trims.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -12,12 +13,15 @@ use redis::aio::ConnectionManager;
 use redis::{AsyncCommands, Script};
 use uuid::Uuid;
 
-use crate::sessions::{NewSession, Session};
+use crate::messages::{Message, NewMessage, OneOrMany, Page};
+use crate::sessions::{NewSession, Session, time_text};
 
 const IDLE_MS: u64 = 30 * 60_000;
 const MAX_LIFETIME_MS: u64 = 24 * 3_600_000;
 const RETENTION_MS: u64 = 30 * 24 * 3_600_000;
 const RESOLUTION_MS: u64 = 60_000;
+const MESSAGES_KEPT: isize = 10_000;
+
 #[derive(Clone)]
 struct AppState {
     redis: ConnectionManager,
@@ -30,6 +34,7 @@ pub async fn router(redis_url: &str, script_file: &str) -> Router {
     let redis = ConnectionManager::new(client).await.expect("a connection");
     Router::new()
         .route("/api/sessions/{id}", get(get_session))
+        .route("/api/sessions/{id}/messages", get(list_messages).post(append_messages))
         .route("/api/sessions", post(get_or_create))
         .with_state(AppState { redis, get_or_create: Arc::new(Script::new(&script)) })
 }
@@ -63,6 +68,66 @@ async fn get_or_create(State(mut app): State<AppState>, Json(new): Json<NewSessi
     };
     let session = Session::from_fields(fields).map(Json).ok_or(StatusCode::INTERNAL_SERVER_ERROR);
     Ok((status, session).into_response())
+}
+
+async fn list_messages(
+    State(mut app): State<AppState>,
+    Path(id): Path<Uuid>,
+    Query(page): Query<Page>,
+) -> Result<Response, Failure> {
+    let limit = isize::try_from(page.limit.min(1000)).expect("at most 1000");
+    let texts: Vec<String> = app.redis.lrange(format!("peer:m:{id}"), -limit, -1).await?;
+    if texts.is_empty() && !app.redis.exists::<_, bool>(format!("peer:s:{id}")).await? {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    }
+    let messages: Result<Vec<Message>, _> = texts.iter().map(|text| serde_json::from_str(text)).collect();
+    Ok(messages.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR).into_response())
+}
+
+/// Not atomic: between the read and `MULTI` another caller may take the same seq.
+async fn append_messages(
+    State(mut app): State<AppState>,
+    Path(id): Path<Uuid>,
+    Json(new): Json<OneOrMany<NewMessage>>,
+) -> Result<Response, Failure> {
+    let (session, list) = (format!("peer:s:{id}"), format!("peer:m:{id}"));
+    let (status, expires_at, count): (Option<String>, Option<u64>, Option<u64>) =
+        app.redis.hmget(&session, &["status", "expiresAt", "messageCount"]).await?;
+    let now_ms = chrono::Utc::now().timestamp_millis();
+    let now = u64::try_from(now_ms).expect("a time after 1970");
+    let (Some(status), Some(expires_at), Some(count)) = (status, expires_at, count) else {
+        return Ok(StatusCode::NOT_FOUND.into_response());
+    };
+    if status != "active" || now >= expires_at {
+        return Ok(StatusCode::CONFLICT.into_response());
+    }
+    let created_at = time_text(now_ms).expect("a time of this era");
+    let stored = |(new, seq): (NewMessage, u64)| Message {
+        seq,
+        created_at: created_at.clone(),
+        session_id: id.to_string(),
+        message_id: new.message_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
+        role: new.role,
+        content: new.content,
+        metadata: new.metadata,
+    };
+    let messages = match new {
+        OneOrMany::One(one) => OneOrMany::One(stored((one, count + 1))),
+        OneOrMany::Many(many) => OneOrMany::Many(many.into_iter().zip(count + 1..).map(stored).collect()),
+    };
+    let all = match &messages {
+        OneOrMany::One(one) => std::slice::from_ref(one),
+        OneOrMany::Many(many) => many,
+    };
+    let texts: Vec<_> = all.iter().map(|message| serde_json::to_string(message).expect("JSON")).collect();
+    let (new_count, expiry) = (count + texts.len() as u64, now + IDLE_MS);
+    let fields = [("messageCount", new_count), ("lastActivityAt", now), ("expiresAt", expiry)];
+    let mut transaction = redis::pipe();
+    transaction.atomic().rpush(&list, texts).ignore().ltrim(&list, -MESSAGES_KEPT, -1).ignore();
+    let deletion = i64::try_from(expiry + RETENTION_MS).expect("a time of this era");
+    transaction.pexpire_at(&list, deletion).ignore().hset_multiple(&session, &fields).ignore();
+    let () = transaction.query_async(&mut app.redis).await?;
+    Ok((StatusCode::CREATED, Json(messages)).into_response())
 }
 
 /// A failed Redis command. Rendered as a 503 with the error text.

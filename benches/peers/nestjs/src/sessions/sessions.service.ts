@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto';
-import { Inject, Injectable, NotFoundException } from '@nestjs/common';
+import { ConflictException, Inject, Injectable, NotFoundException } from '@nestjs/common';
 import type Redis from 'ioredis';
+import type { CreateMessageDto } from './create-message.dto';
 import type { CreateSessionDto } from './create-session.dto';
+import type { Message } from './message';
 import { Session, toSession } from './session';
 
 export const REDIS = Symbol('REDIS');
@@ -14,6 +16,7 @@ const lifecycle = {
   retentionMs: 30 * 24 * 3600_000,
   resolutionMs: 60_000,
 };
+const messagesKept = 10_000;
 
 // Names and values in turn, as the script replies them.
 function fromPairs(flat: string[]): Record<string, string> {
@@ -50,5 +53,44 @@ export class SessionsService {
       return { created: false, session: toSession(fromPairs(values)) };
     }
     return { created: true, session: await this.findOne(id) };
+  }
+
+  async listMessages(sessionId: string, limit: number): Promise<Message[]> {
+    const texts = await this.redis.lrange(`peer:m:${sessionId}`, -limit, -1);
+    if (texts.length === 0 && !(await this.redis.exists(`peer:s:${sessionId}`))) {
+      throw new NotFoundException('session not found');
+    }
+    return texts.map((text) => JSON.parse(text) as Message);
+  }
+
+  // Not atomic: between the read and MULTI another caller may take the same seq.
+  async appendMessages(sessionId: string, messages: CreateMessageDto[]): Promise<Message[]> {
+    const [session, list] = [`peer:s:${sessionId}`, `peer:m:${sessionId}`];
+    const [status, expiresAt, count] = await this.redis.hmget(session, 'status', 'expiresAt', 'messageCount');
+    const now = Date.now();
+    if (!status) {
+      throw new NotFoundException('session not found');
+    }
+    if (status !== 'active' || now >= Number(expiresAt)) {
+      throw new ConflictException('session is not active');
+    }
+    const stored = messages.map((message, index) => ({
+      seq: Number(count) + index + 1,
+      createdAt: new Date(now).toISOString(),
+      sessionId,
+      messageId: message.messageId ?? randomUUID(),
+      role: message.role,
+      content: message.content,
+      metadata: message.metadata,
+    }));
+    const expiry = now + lifecycle.idleMs;
+    await this.redis
+      .multi()
+      .rpush(list, ...stored.map((message) => JSON.stringify(message)))
+      .ltrim(list, -messagesKept, -1)
+      .pexpireat(list, expiry + lifecycle.retentionMs)
+      .hset(session, 'messageCount', Number(count) + stored.length, 'lastActivityAt', now, 'expiresAt', expiry)
+      .exec();
+    return stored;
   }
 }

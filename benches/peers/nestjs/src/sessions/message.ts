@@ -1,0 +1,9 @@
+export interface Message {
+  seq: number;
+  createdAt: string;
+  sessionId: string;
+  messageId: string;
+  role: string;
+  content: unknown;
+  metadata: Record<string, unknown>;
+}
