@@ -10,7 +10,7 @@
 -- prove who created the session.
 --
 -- KEYS   1 pointer    the user's active pointer            (string)
---        2 history    the user's sessions by createdAt     (sorted set)
+--        2 history    the user's sessions by creation or last resume (sorted set)
 --        3 business   the active sessions of the business in this partition, by expiresAt (sorted set)
 --        4 created    the session to create                (hash)
 --        derived: the session that the pointer names, its messages and its message ids, under `partition`; the messages
@@ -91,10 +91,11 @@ if is_active_replay or (is_active and if_active == 'return') then
   return {'resumed', unpack(fields)}
 end
 
--- Create a session. The user's createdAt values strictly increase, even if the clocks of the services differ.
-local _, newest_created_at = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
+-- Create a session. Its createdAt is later than every score of the history, and so than every createdAt of the user,
+-- even if the clocks of the services differ.
+local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
 local start_ms = now_ms
-if newest_created_at then start_ms = math.max(now_ms, tonumber(newest_created_at) + 1) end
+if newest_score then start_ms = math.max(now_ms, tonumber(newest_score) + 1) end
 local stale_history = {}
 for _, id in ipairs(redis.call('ZRANGE', history, 0, trim_max - 1)) do
   if redis.call('EXISTS', partition .. 's:' .. id) == 0 then table.insert(stale_history, id) end

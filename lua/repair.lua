@@ -39,9 +39,9 @@ local function expiry(key)
   return key and redis.call('PEXPIRETIME', key) or NO_KEY
 end
 
-local stored_business, stored_user, status, created_at, expires_at, ended_at = unpack(
-  redis.call('HMGET', session, 'businessId', 'userId', 'status', 'createdAt', 'expiresAt', 'endedAt'))
-local created, expires, ended = number(created_at), number(expires_at), number(ended_at)
+local stored_business, stored_user, status, created_at, history_at, expires_at, ended_at = unpack(
+  redis.call('HMGET', session, 'businessId', 'userId', 'status', 'createdAt', 'historyAt', 'expiresAt', 'endedAt'))
+local history_ms, expires, ended = number(history_at or created_at), number(expires_at), number(ended_at)
 local session_until, messages_until, message_ids_until = expiry(session), expiry(messages), expiry(message_ids)
 local pointer_until, history_until, business_until = expiry(pointer), expiry(history), expiry(business)
 local pointed_id = pointer and redis.call('GET', pointer)
@@ -73,7 +73,7 @@ local gone = session_until
 if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + retention_ms end
 if gone == NO_KEY then gone = nil end
 local puts_pointer = pointer and is_marked_active and gone and pointed_id ~= id and not another_is_active()
-local puts_history = history and of_user and created and gone and not in_history
+local puts_history = history and of_user and history_ms and gone and not in_history
 local puts_business = is_marked_active and gone and expires and now_ms < expires and not in_business
 
 -- From here on only writes.
@@ -101,7 +101,7 @@ elseif pointed_id == id then
 end
 
 if puts_history then
-  redis.call('ZADD', history, int(created), id)
+  redis.call('ZADD', history, int(history_ms), id)
   if history_until ~= NO_EXPIRY and history_until < gone then redis.call('PEXPIREAT', history, int(gone)) end
   done('history entry put back', history)
 elseif in_history and not exists then

@@ -26,7 +26,7 @@
 -- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, fields}
 --         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
 -- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
--- O(log n) in the size of the business index.
+-- O(log n) in the size of the indexes.
 local MUTATIONS_KEPT = 4
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
@@ -72,6 +72,12 @@ local lag = expires - tonumber(document.expiresAt)
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
 local is_due = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until)
 local extends = resumes or (was_active and not ends and is_due)
+-- A resume moves the session to the front of the history, even if the clocks of the services differ.
+local history_ms
+if resumes then
+  local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
+  history_ms = math.max(now_ms, tonumber(newest_score or 0) + 1)
+end
 local history_until, business_until
 if extends or ends or expired_now then
   history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
@@ -137,13 +143,15 @@ for i = 13, #ARGV, 2 do
 end
 
 local change = ''
-local change_ms = math.max(now_ms, tonumber(document.updatedAt))
+-- Not before the resume's place in the history, so a session never ends before its history score.
+local change_ms = math.max(now_ms, tonumber(document.updatedAt), history_ms or 0)
 if resumes then
   change, changed = 'resumed', true
   unset('endedAt')
   unset('endReason')
   set('status', 'active')
   set('activeUntil', int(active_until))
+  set('historyAt', int(history_ms))
 elseif ends then
   change, changed = 'ended', true
   set('status', 'ended')
@@ -167,6 +175,7 @@ if #write > 0 then redis.call('HSET', session, unpack(write)) end
 if #remove > 0 then redis.call('HDEL', session, unpack(remove)) end
 local gone_ms = tonumber(document.endedAt or document.expiresAt) + retention_ms
 local gone = int(gone_ms)
+if resumes then redis.call('ZADD', history, int(history_ms), id) end
 if extends then
   redis.call('SET', pointer, id, 'PXAT', gone)
   redis.call('ZADD', business, document.expiresAt, id)

@@ -38,7 +38,7 @@ pub const INVARIANTS: [(&str, &str); 26] = [
     ("active-not-pointed-at", "an active session is the one that its user's pointer names"),
     ("two-active", "a user has at most one active session"),
     ("history-missing", "a session is in its user's history"),
-    ("history-score", "a session's score in the history is its createdAt"),
+    ("history-score", "a session's score in the history is its historyAt, or its createdAt without a resume"),
     ("history-dangling", "a history names sessions that exist, or that expired after their retention"),
     ("history-of-another", "a history names sessions of its own user"),
     ("business-missing", "an active session is in its business's index"),

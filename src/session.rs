@@ -162,6 +162,9 @@ pub struct Session {
     /// `seq` of the oldest message that is kept; 1 without messages. Not in the JSON.
     #[schema(ignore)]
     pub oldest_seq: u64,
+    /// When the session was created or last resumed: its score in its user's history. Not in the JSON.
+    #[schema(ignore)]
+    pub history_at: Timestamp,
 }
 
 impl Session {

@@ -105,7 +105,7 @@ async fn get_active(State(app): State<Arc<AppState>>, user: PathUser) -> Result<
 
 /// List the sessions of a user
 ///
-/// Newest first, with any status.
+/// With any status, the one created or resumed last first.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/user/{userId}/history", tag = "businesses",
     operation_id = "listSessionHistory",

@@ -37,7 +37,8 @@ macro_rules! session_fields {
 }
 
 // `title`, `endedAt` and `endReason` are absent if null, `largestMessage` and `messageBytes` if there are no messages,
-// and `oldestSeq` until a message is trimmed. `update.lua` has one more field, `mutations`, for its own use.
+// `oldestSeq` until a message is trimmed, and `historyAt` until a resume. `update.lua` has one more field, `mutations`,
+// for its own use.
 session_fields! {
     SessionId = "sessionId",
     BusinessId = "businessId",
@@ -59,6 +60,7 @@ session_fields! {
     LargestMessage = "largestMessage",
     MessageBytes = "messageBytes",
     OldestSeq = "oldestSeq",
+    HistoryAt = "historyAt",
 }
 
 /// The fields that name the owner and the status of a session.
@@ -140,7 +142,7 @@ impl Keys {
         self.of_user("a:", business_id, user_id)
     }
 
-    /// `sd:{pppp}:h:<businessId>:<userId>`: the user's history, a sorted set by `createdAt`.
+    /// `sd:{pppp}:h:<businessId>:<userId>`: the user's history, a sorted set by creation or last resume.
     pub(super) fn history(&self, business_id: &str, user_id: &str) -> String {
         self.of_user("h:", business_id, user_id)
     }

@@ -148,6 +148,7 @@ impl<T: Deref<Target = str>> SessionFields<T> {
         if self.0[SessionField::SessionId as usize].is_none() {
             return Ok(None);
         }
+        let created_at = self.parse(SessionField::CreatedAt).map(Timestamp)?;
         Ok(Some(Session {
             session_id: self.parse(SessionField::SessionId)?,
             business_id: self.string(SessionField::BusinessId)?,
@@ -159,7 +160,7 @@ impl<T: Deref<Target = str>> SessionFields<T> {
             metadata: self.string(SessionField::Metadata)?,
             message_count: self.parse(SessionField::MessageCount)?,
             version: self.parse(SessionField::Version)?,
-            created_at: self.parse(SessionField::CreatedAt).map(Timestamp)?,
+            created_at,
             updated_at: self.parse(SessionField::UpdatedAt).map(Timestamp)?,
             last_activity_at: self.parse(SessionField::LastActivityAt).map(Timestamp)?,
             expires_at: self.parse(SessionField::ExpiresAt).map(Timestamp)?,
@@ -170,6 +171,7 @@ impl<T: Deref<Target = str>> SessionFields<T> {
             largest_message_bytes: self.if_present(SessionField::LargestMessage, Self::parse)?.unwrap_or_default(),
             message_bytes: self.if_present(SessionField::MessageBytes, Self::parse)?.unwrap_or_default(),
             oldest_seq: self.if_present(SessionField::OldestSeq, Self::parse)?.unwrap_or(1),
+            history_at: self.if_present(SessionField::HistoryAt, Self::parse)?.map_or(created_at, Timestamp),
         }))
     }
 

@@ -266,6 +266,8 @@ const DEFECTS: &[Defect] = &[
     repaired("ZREM <h> <ended>", &[("history-missing", "<es>")]),
     repaired("DEL <h>", &[("history-missing", "<es>"), ("history-missing", "<s>")]),
     found("ZADD <h> 5 <ended>", &[("history-score", "<es>")]),
+    found("HSET <es> historyAt <created>", &[("history-score", "<es>")]),
+    found("HSET <es> historyAt 1", &[("history-score", "<es>"), ("impossible-times", "<es>")]),
     repaired("ZADD <h> <now> <missing>", &[("history-dangling", "<h>")]),
     repaired("ZADD <h> <now> nonsense", &[("history-dangling", "<h>")]),
     found("ZADD <h> <now> <other>", &[("history-of-another", "<h>")]),
@@ -357,6 +359,25 @@ async fn a_repair_restores_the_active_session() {
     assert_eq!(done, expected);
     assert_eq!(fixture.service.get(path).await.expect(200).string("sessionId"), fixture.text("<id>"));
     expect_clean(&fixture.service).await;
+}
+
+#[tokio::test]
+async fn a_repair_restores_the_order_of_resumed_sessions() {
+    let service = Service::start(&[]).await;
+    let first = service.session_of("u").await;
+    let replace = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
+    service.post("/api/sessions", replace).await.expect(201);
+    service.advance(MINUTE);
+    let resume = json!({"status": "active", "ifActive": "replace"});
+    service.patch(&format!("/api/sessions/{first}"), resume).await.expect(200);
+    let [history] = &service.probe.keys_of('h').await[..] else { panic!("one history") };
+    let entries = ["ZRANGE", history, "0", "-1", "WITHSCORES"];
+    let before = service.probe.texts(&entries).await;
+    assert_eq!(before[2..], [first.clone(), service.now().0.to_string()], "the resumed session is the newest");
+    service.probe.command(&["DEL", history]).await;
+    repair(&service).await;
+    assert_eq!(service.probe.texts(&entries).await, before);
+    expect_clean(&service).await;
 }
 
 #[tokio::test]

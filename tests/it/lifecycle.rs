@@ -308,7 +308,7 @@ async fn resume_can_replace_the_active_session() {
     assert_eq!(service.get(ACTIVE).await.json(), resumed.json());
     let of_business = service.get("/api/sessions/business/b/active").await;
     assert_eq!((of_business.json(), of_business.header("x-total-count")), (json!([resumed.json()]), Some("1")));
-    assert_eq!(service.get(HISTORY).await.json()[1], resumed.json(), "history order is the order of creation");
+    assert_eq!(service.get(HISTORY).await.json()[0], resumed.json(), "the last resume is first in the history");
 }
 
 #[tokio::test]
@@ -417,8 +417,8 @@ async fn backward_clock_moves_no_timestamp_back() {
     let second = service.post("/api/sessions", body.clone()).await.expect(201).json();
     assert_eq!(
         second["createdAt"],
-        Timestamp(start.0 + 1).to_string(),
-        "createdAt increases even when the clock goes back"
+        Timestamp(start.0 + 1001).to_string(),
+        "createdAt is later than the last resume even when the clock goes back"
     );
     let replaced = service.get(&path(&first)).await.json();
     assert_no_time_moved_back(&last, &replaced);
@@ -431,7 +431,9 @@ async fn backward_clock_moves_no_timestamp_back() {
     let resume = json!({"status": "active", "ifActive": "replace"});
     let resumed = service.patch(&path(&first), resume).await.expect(200).json();
     assert_no_time_moved_back(&replaced, &resumed);
-    assert_no_time_moved_back(&second, &service.get(&path(&second)).await.json());
+    let after = service.get(&path(&second)).await.json();
+    assert_no_time_moved_back(&second, &after);
+    assert_eq!(service.get(HISTORY).await.json(), json!([resumed, after]), "the last resume is first");
 }
 
 /// Panics if a timestamp of the session decreased, or if the session ended before its last change.

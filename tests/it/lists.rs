@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sessiond::session::Timestamp;
 
+use crate::support::audit::expect_clean;
 use crate::support::service::{Answer, Service};
 
 fn ids(response: &Answer) -> Vec<String> {
@@ -61,6 +63,53 @@ async fn history_pages_survive_inserts_and_deletes_between_them() {
     seen.extend(pages(&service, &first.link("next").expect("a next page")).await.concat());
     remaining.remove(5);
     assert_eq!(seen, remaining);
+}
+
+#[tokio::test]
+async fn resumed_session_moves_to_the_front_of_the_history() {
+    let service = Service::start(&[]).await;
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        order.insert(0, replace(&service, "u").await);
+    }
+    let path = "/api/sessions/business/b/user/u/history";
+    let resume = async |order: &mut Vec<String>, index: usize| {
+        let id = order.remove(index);
+        let body = json!({"status": "active", "ifActive": "replace"});
+        let resumed = service.patch(&format!("/api/sessions/{id}"), body).await.expect(200);
+        order.insert(0, id);
+        resumed
+    };
+    // The clock does not advance: each resume and create is a millisecond after the one before.
+    let start = service.now();
+    for (number, index) in (6..).zip([5, 2, 5]) {
+        let resumed = resume(&mut order, index).await;
+        assert_eq!(resumed.string("updatedAt"), Timestamp(start.0 + number).to_string());
+        assert_eq!(ids(&service.get(path).await.expect(200)), order);
+        expect_clean(&service).await;
+    }
+    order.insert(0, replace(&service, "u").await);
+    let newest = service.get(path).await.json()[0]["createdAt"].clone();
+    assert_eq!(newest, Timestamp(start.0 + 9).to_string(), "later than every resume");
+
+    // Between two pages, a session of the first page and one of a later page are resumed.
+    let first = service.get(&format!("{path}?limit=3")).await.expect(200);
+    assert_eq!(ids(&first), order[..3]);
+    let mut later = order[3..].to_vec();
+    let moved = later.remove(1);
+    for id in [order[1].clone(), moved] {
+        let index = order.iter().position(|other| *other == id).expect("an entry");
+        resume(&mut order, index).await;
+    }
+    let rest = pages(&service, &first.link("next").expect("a next page")).await.concat();
+    assert_eq!(rest, later, "only the resumed session is missing, and none is repeated");
+    assert_eq!(ids(&service.get(path).await.expect(200)), order);
+
+    // A change that is no resume moves nothing.
+    service.patch(&format!("/api/sessions/{}", order[4]), json!({"title": "t"})).await.expect(200);
+    service.patch(&format!("/api/sessions/{}", order[0]), json!({"status": "active"})).await.expect(200);
+    assert_eq!(ids(&service.get(path).await.expect(200)), order);
+    expect_clean(&service).await;
 }
 
 #[tokio::test]

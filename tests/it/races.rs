@@ -157,7 +157,7 @@ async fn concurrent_operations_leave_at_most_one_active_session() {
     let entries = processes.probe.texts(&["ZRANGE", history, "0", "-1", "WITHSCORES"]).await;
     assert_eq!(entries.len() / 2, sessions.len());
     let scores: BTreeSet<_> = entries.iter().skip(1).step_by(2).collect();
-    assert_eq!(scores.len(), sessions.len(), "createdAt strictly increases");
+    assert_eq!(scores.len(), sessions.len(), "scores strictly increase");
 }
 
 #[tokio::test]

@@ -41,8 +41,8 @@ impl Inspector<'_> {
         check_message_count(key, &session, &around, out);
         match around.history_score {
             None => out.find_repairable("history-missing", &key.name, "is not in its user's history", Some(&subject)),
-            Some(score) if is_not(score, session.created_at) => {
-                out.find("history-score", &key.name, format!("is {score}, createdAt is {}", session.created_at.0));
+            Some(score) if is_not(score, session.history_at) => {
+                out.find("history-score", &key.name, format!("is {score}, not {}", session.history_at.0));
             }
             Some(_) => {}
         }
@@ -142,7 +142,8 @@ fn document_problems(session: &Session) -> Vec<(&'static str, String)> {
     // `createdAt` gives the order of creation and may be ahead of the clock, so it may be later than the session's
     // activity and end.
     let mut orders = vec![
-        (("its creation", session.created_at), ("its last change", session.updated_at)),
+        (("its creation", session.created_at), ("its creation or last resume", session.history_at)),
+        (("its creation or last resume", session.history_at), ("its last change", session.updated_at)),
         (("its last activity", session.last_activity_at), ("its expiry", session.expires_at)),
         (("its expiry", session.expires_at), ("the end of its lifetime", session.active_until)),
     ];

@@ -170,6 +170,7 @@ impl SessionStore {
             largest_message_bytes: 0,
             message_bytes: 0,
             oldest_seq: 1,
+            history_at: created_at,
         }
     }
 }

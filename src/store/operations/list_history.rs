@@ -8,7 +8,8 @@ use crate::session::{Identifier, Timestamp};
 use crate::store::{ResponseOwner, SessionStore, StoreError};
 
 impl SessionStore {
-    /// A page of the user's sessions for `owner`, newest first. It ends after `limit` sessions or 4 MiB.
+    /// A page of the user's sessions for `owner`, the one created or resumed last first. It ends after `limit` sessions
+    /// or 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -28,7 +29,7 @@ impl SessionStore {
             // Entries whose session no longer exists leave gaps. A page with very many gaps stays short, and has a next
             // page.
             for _ in 0..PAGE_READS_MAX {
-                // Scores are unique, because a user's createdAt values strictly increase.
+                // Scores are unique, because each create and resume takes a score above those of the user's history.
                 let highest = page.after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
                 let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
                 let exhausted = entries.len() < wanted;

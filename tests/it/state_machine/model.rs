@@ -43,6 +43,8 @@ pub struct Session {
     title: Value,
     metadata: Value,
     created: i64,
+    /// When it was created or last resumed.
+    history: i64,
     updated: i64,
     last_activity: i64,
     /// When and why the session was ended. `None` for an expired session.
@@ -166,6 +168,12 @@ impl Model {
         self.sessions.iter().position(|session| session.owner == *owner && session.is_active(self.now))
     }
 
+    /// The moment of a create or resume: later than those of the user's other sessions.
+    fn next_in_history(&self, owner: &Owner) -> i64 {
+        let own = self.sessions.iter().filter(|session| session.owner == *owner);
+        own.map(|session| session.history + 1).max().map_or(self.now, |next| next.max(self.now))
+    }
+
     /// POST /api/sessions. `new_id` is the id that the service chose, if it created a session.
     pub fn get_or_create(&mut self, owner: &Owner, body: &Value, new_id: &str) -> Expected {
         let active = self.active_index(owner);
@@ -178,9 +186,7 @@ impl Model {
             }
             return session.response(200, now);
         }
-        let newest =
-            self.sessions.iter().filter(|session| session.owner == *owner).map(|session| session.created).max();
-        let at = newest.map_or(self.now, |newest| self.now.max(newest + 1));
+        let at = self.next_in_history(owner);
         if let Some(index) = active {
             let old = &mut self.sessions[index];
             old.end(self.now.max(old.updated), "replaced");
@@ -198,6 +204,7 @@ impl Model {
             title: member("title", Value::Null),
             metadata: member("metadata", json!({})),
             created: at,
+            history: at,
             updated: at,
             last_activity: self.now,
             ended: None,
@@ -232,6 +239,7 @@ impl Model {
             }
             other.end(now.max(other.updated), "replaced");
         }
+        let resumed_at = self.next_in_history(&self.sessions[index].owner);
         let session = &mut self.sessions[index];
         let before = session.patchable();
         session.merge(body);
@@ -241,6 +249,8 @@ impl Model {
         }
         if resumes {
             session.ended = None;
+            session.history = resumed_at;
+            session.updated = session.updated.max(resumed_at);
             session.max_lifetime_end = session.last_activity.max(now) + lifetimes.max_lifetime;
         }
         if body.get("status") == Some(&json!("ended")) && was_active {
@@ -316,11 +326,11 @@ impl Model {
         active.map_or(problem(404, "no_active_session"), |session| session.response(200, self.now))
     }
 
-    /// All of the user's sessions, newest first.
+    /// All of the user's sessions, the one created or resumed last first.
     pub fn history(&self, owner: &Owner) -> Vec<Value> {
         let mut own: Vec<_> = self.sessions.iter().filter(|session| session.owner == *owner).collect();
         own.retain(|session| self.is_readable(session));
-        own.sort_by_key(|session| -session.created);
+        own.sort_by_key(|session| -session.history);
         own.into_iter().map(|session| session.document(self.now)).collect()
     }
 
