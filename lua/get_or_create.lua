@@ -8,13 +8,15 @@
 -- script returns it as it is now. An id that is derived from an idempotency key can occur again: it names one session
 -- until that session is removed, then a new one. The script compares the stored owner, because a derived id does not
 -- prove who created the session.
+-- A create also removes the user's oldest sessions beyond sessions_max, at most trim_max a call. The created session is
+-- then the newest and the only active one, so no active session is removed.
 --
 -- KEYS   1 pointer    the user's active pointer            (string)
 --        2 history    the user's sessions by creation or last resume (sorted set)
 --        3 business   the active sessions of the business in this partition, by expiresAt (sorted set)
 --        4 created    the session to create                (hash)
---        derived: the session that the pointer names, its messages and its message ids, under `partition`; the messages
---        and message ids of new_id
+--        derived: the sessions that the pointer and the oldest entries of the history name, their messages and message
+--        ids, under `partition`; the messages and message ids of new_id
 -- ARGV   1 partition          key prefix of the partition, such as `sd:{03f2}:`
 --        2 new_id             id of the session to create
 --        3 now_ms             Unix time
@@ -23,12 +25,13 @@
 --        6 retention_ms       how long a session stays readable after its end
 --        7 resolution_ms      write activity if it is this much later than the last one, or moves the expiry as far
 --        8 if_active          `return` or `replace`
---        9 trim_max           maximum stale entries to remove from each index
---       10 business_id        the user's business
---       11 user_id            the user
---       12 id_comes_again     `1` if an earlier session may have had new_id (idempotency key), else ``
---       13 ... field, value   the fields of the new session that the caller chose
--- Returns {`created`, createdAt, the endReason of the session that this call ended or ``}
+--        9 trim_max           maximum stale entries to remove from each index, and maximum sessions to remove
+--       10 sessions_max       number of newest sessions to keep
+--       11 business_id        the user's business
+--       12 user_id            the user
+--       13 id_comes_again     `1` if an earlier session may have had new_id (idempotency key), else ``
+--       14 ... field, value   the fields of the new session that the caller chose
+-- Returns {`created`, createdAt, the endReason of the session that this call ended or ``, sessions removed}
 --         {`replayed`, fields}    an earlier run created it; with id_comes_again only if it is not active any more
 --         {`resumed`, fields}     the active session, with its activity written if that was due
 --         {`foreign`}             another user's session has new_id
@@ -38,8 +41,8 @@ local pointer, history, business, created = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local partition, new_id = ARGV[1], ARGV[2]
 local now_ms, idle_ms, max_lifetime_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local retention_ms, resolution_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
-local if_active, trim_max = ARGV[8], tonumber(ARGV[9])
-local business_id, user_id, id_comes_again = ARGV[10], ARGV[11], ARGV[12] == '1'
+local if_active, trim_max, sessions_max = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+local business_id, user_id, id_comes_again = ARGV[11], ARGV[12], ARGV[13] == '1'
 
 local function int(ms)
   return string.format('%.0f', ms)
@@ -96,10 +99,16 @@ end
 local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
 local start_ms = now_ms
 if newest_score then start_ms = math.max(now_ms, tonumber(newest_score) + 1) end
-local stale_history = {}
+
+-- Which of the oldest sessions go: those that Redis has removed, and those beyond sessions_max.
+local excess = redis.call('ZCARD', history) + 1 - sessions_max
+if excess > 0 and redis.call('ZSCORE', history, new_id) then excess = excess - 1 end
+local stale_history, oldest, trimmed = {}, {}, {}
 for _, id in ipairs(redis.call('ZRANGE', history, 0, trim_max - 1)) do
-  if redis.call('EXISTS', partition .. 's:' .. id) == 0 then table.insert(stale_history, id) end
+  local entries = redis.call('EXISTS', partition .. 's:' .. id) == 0 and stale_history or oldest
+  if id ~= new_id then table.insert(entries, id) end
 end
+for index = 1, math.min(#oldest, excess - #stale_history) do table.insert(trimmed, oldest[index]) end
 local stale_business = redis.call('ZRANGE', business, '-inf', int(now_ms), 'BYSCORE', 'LIMIT', 0, trim_max)
 
 -- From here on only writes.
@@ -133,7 +142,7 @@ local gone = int(expires + retention_ms)
 redis.call('HSET', created, 'sessionId', new_id, 'status', 'active', 'messageCount', '0', 'version', '1',
   'createdAt', int(start_ms), 'updatedAt', int(start_ms), 'lastActivityAt', int(now_ms),
   'expiresAt', int(expires), 'activeUntil', int(active_until), 'businessId', business_id, 'userId', user_id,
-  unpack(ARGV, 13))
+  unpack(ARGV, 14))
 redis.call('PEXPIREAT', created, gone)
 redis.call('SET', pointer, new_id, 'PXAT', gone)
 redis.call('ZADD', history, int(start_ms), new_id)
@@ -141,4 +150,10 @@ redis.call('ZADD', business, int(expires), new_id)
 -- What was removed above may have been all that an index held: then it is a new one, and has no expiry yet.
 redis.call('PEXPIREAT', history, int(math.max(history_until, expires + retention_ms)))
 redis.call('PEXPIREAT', business, int(math.max(business_until, expires + retention_ms)))
-return {'created', int(start_ms), ended}
+-- After all other writes, because one of them may have ended a session that is removed here.
+for _, id in ipairs(trimmed) do
+  redis.call('UNLINK', partition .. 's:' .. id, partition .. 'm:' .. id, partition .. 'd:' .. id)
+  redis.call('ZREM', history, id)
+  redis.call('ZREM', business, id)
+end
+return {'created', int(start_ms), ended, tostring(#trimmed)}

@@ -19,8 +19,8 @@ use tokio::runtime::RuntimeMetrics;
 use self::catalog::{
     ALIVE_TASKS, APPENDED, BUILD, BUSY_SECONDS, CONNECTIONS, CONNECTIONS_REFUSED, CREATED, DELETED, ENDED, EVENT_LOOPS,
     HINT_LOOKUPS, IN_FLIGHT, LAG_SECONDS, LOG_LINES_DROPPED, MESSAGES_TRIMMED, OPERATION_SECONDS, OPERATIONS, PANICS,
-    QUEUE_DEPTH, REFUSED, REQUEST_SECONDS, REQUESTS, RESUMED, SHED, STORE_CLOCK_SKEW, STORE_ERRORS, STORE_PROBLEMS,
-    STORE_RECONNECTS, STORE_RETRIES, STORE_UP,
+    QUEUE_DEPTH, REFUSED, REQUEST_SECONDS, REQUESTS, RESUMED, SESSIONS_TRIMMED, SHED, STORE_CLOCK_SKEW, STORE_ERRORS,
+    STORE_PROBLEMS, STORE_RECONNECTS, STORE_RETRIES, STORE_UP,
 };
 
 /// Buckets of all histograms, in seconds: from 100 µs to 1 s, the default request deadline.
@@ -115,6 +115,7 @@ struct Handles {
     deleted: Counter,
     appended: Counter,
     messages_trimmed: Counter,
+    sessions_trimmed: Counter,
 }
 
 struct OperationMetrics {
@@ -135,6 +136,7 @@ static HANDLES: LazyLock<Handles> = LazyLock::new(|| Handles {
     deleted: counter!(DELETED),
     appended: counter!(APPENDED),
     messages_trimmed: counter!(MESSAGES_TRIMMED),
+    sessions_trimmed: counter!(SESSIONS_TRIMMED),
 });
 
 impl OperationMetrics {
@@ -422,6 +424,13 @@ pub fn messages_appended(messages: u64) {
 pub fn messages_trimmed(messages: u64) {
     if messages > 0 {
         HANDLES.messages_trimmed.increment(messages);
+    }
+}
+
+/// Counts sessions that a create removed because the user has more than the service keeps.
+pub fn sessions_trimmed(sessions: u64) {
+    if sessions > 0 {
+        HANDLES.sessions_trimmed.increment(sessions);
     }
 }
 

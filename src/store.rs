@@ -56,6 +56,8 @@ pub struct StoreConfig {
     pub messages_kept: usize,
     /// Bytes of the newest messages of a session that are kept; those of the last append are kept in any case.
     pub session_bytes_max: usize,
+    /// How many of the newest sessions of a user are kept; at least 1.
+    pub sessions_per_user_max: usize,
     /// Largest metadata of a session after a merge, in bytes.
     pub metadata_bytes_max: usize,
     /// Most users whose session id is remembered as a hint; 0 disables hints.

@@ -101,7 +101,7 @@ class WebdisCalls(Calls):
 
     def call(self, user, id):
         keys = [f"peer:a:{BUSINESS}:{user}", f"peer:h:{BUSINESS}:{user}", f"peer:b:{BUSINESS}", f"peer:s:{id}"]
-        words = ["EVALSHA", self.script, 4, *keys, "peer:", id, self.now_ms, *LIFECYCLE, "return", 4]
+        words = ["EVALSHA", self.script, 4, *keys, "peer:", id, self.now_ms, *LIFECYCLE, "return", 4, 1000]
         # webdis cannot pass an empty argument; any text but 1 says that the id is new.
         words += [BUSINESS, user, "0", "locationId", "L0100001", "sessionType", "general"]
         return "/" + "/".join(urllib.parse.quote(str(word), safe="") for word in [*words, "metadata", "{}"])

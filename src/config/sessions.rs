@@ -46,6 +46,9 @@ pub(super) struct SessionArgs {
     /// own
     #[arg(long, global = true, env = "SESSIOND_MAX_SESSION_BYTES", value_name = "BYTES", default_value = "33554432")]
     max_session_bytes: String,
+    /// Number of newest sessions that are kept per user; creates remove older sessions with their messages
+    #[arg(long, global = true, env = "SESSIOND_MAX_SESSIONS_PER_USER", value_name = "COUNT", default_value = "1000")]
+    max_sessions_per_user: String,
     /// Maximum number of users whose session id the process remembers, so that resuming the session needs no script;
     /// about 60 bytes per user. 0 to disable
     #[arg(long, global = true, env = "SESSIOND_HINT_CACHE_SIZE", value_name = "COUNT", default_value = "100000")]
@@ -73,6 +76,8 @@ pub struct SessionConfig {
     pub messages_kept: usize,
     /// Bytes of newest messages that are kept per session, as JSON.
     pub session_bytes_max: usize,
+    /// Number of newest sessions that are kept per user.
+    pub sessions_per_user_max: usize,
     /// Maximum number of users whose session id the process remembers.
     pub hint_cache_size: usize,
     /// Maximum bytes of metadata, as JSON.
@@ -89,6 +94,7 @@ impl SessionArgs {
         let default_session_type = errors.identifier("--default-session-type", &self.default_session_type);
         let messages_kept = errors.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
         let session_bytes_max = errors.number("--max-session-bytes", &self.max_session_bytes, 1, 1 << 30);
+        let sessions_per_user_max = errors.number("--max-sessions-per-user", &self.max_sessions_per_user, 1, 1_000_000);
         let hint_cache_size = errors.number("--hint-cache-size", &self.hint_cache_size, 0, 100_000_000);
         let metadata_bytes_max = errors.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = errors.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
@@ -99,6 +105,7 @@ impl SessionArgs {
             default_session_type: default_session_type?,
             messages_kept,
             session_bytes_max,
+            sessions_per_user_max,
             hint_cache_size,
             metadata_bytes_max,
             content_bytes_max,

@@ -152,8 +152,10 @@ problems! {
 ///
 /// With an `Idempotency-Key`, a call with `replace` can be repeated too: the same key of the same user stands for the
 /// same new session. The response to a repeated call is `200` with the current state of that session. It may have ended
-/// or expired, so check its `status`. The body is not compared. If the session no longer exists (deleted, erased, or
-/// past its retention), the key creates a new one with the same id.
+/// or expired, so check its `status`. The body is not compared. If the session no longer exists (deleted, erased, past
+/// its retention, or removed as one of the oldest), the key creates a new one with the same id.
+///
+/// A create removes the user's oldest sessions beyond `--max-sessions-per-user`.
 #[utoipa::path(
     post, path = "/api/sessions", tag = "sessions", operation_id = "getOrCreateSession",
     params(("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 16, max_length = 128,

@@ -103,6 +103,8 @@ catalog! {
         "Sessions deleted, including by an erasure of their user.";
     counter APPENDED = "sessiond_messages_appended_total",
         "Messages appended, without replays.";
+    counter SESSIONS_TRIMMED = "sessiond_sessions_trimmed_total",
+        "Oldest sessions removed by creates for users with more sessions than are kept.";
     counter MESSAGES_TRIMMED = "sessiond_messages_trimmed_total",
         "Oldest messages removed by appends to sessions with more messages or bytes than are kept.";
     counter LOG_LINES_DROPPED = "sessiond_log_lines_dropped_total",

@@ -11,6 +11,7 @@ mod architecture;
 mod audit;
 mod auth;
 mod bad_input;
+mod bounds;
 mod cli;
 mod client_flow;
 mod cluster;

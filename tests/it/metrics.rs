@@ -9,7 +9,7 @@ use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
 /// The metrics that exist before any event.
-const FROM_THE_START: [&str; 31] = [
+const FROM_THE_START: [&str; 32] = [
     "sessiond_credentials_refused_total",
     "sessiond_build_info",
     "sessiond_event_loop_lag_seconds",
@@ -30,6 +30,7 @@ const FROM_THE_START: [&str; 31] = [
     "sessiond_sessions_deleted_total",
     "sessiond_sessions_ended_total",
     "sessiond_sessions_resumed_total",
+    "sessiond_sessions_trimmed_total",
     "sessiond_store_clock_skew_seconds",
     "sessiond_store_operation_duration_seconds",
     "sessiond_store_operations_total",

@@ -152,14 +152,15 @@ fn replacing(user_id: &str) -> Value {
 // The runs of each script. `check` is called right after each run, with the tag that a second run must return.
 
 async fn get_or_create_runs(check: impl AsyncFn(&Service, &Run, &str)) {
-    let service = Service::start(&[]).await;
+    let flags = ["--max-sessions-per-user", "3"];
+    let service = Service::start(&flags).await;
     let operation = "get_or_create";
     let body = json!({"businessId": BUSINESS, "userId": USER, "title": "t", "metadata": {"a": "\"\n💬"}});
     let replace = json!({"businessId": BUSINESS, "userId": USER, "ifActive": "replace"});
     let created = run(&service, operation, 201, service.post("/api/sessions", body.clone())).await;
     check(&service, &created, "replayed").await;
     // Another service has no hint for the user, so it needs the script.
-    let without_hint = service.sibling(&[]).await;
+    let without_hint = service.sibling(&flags).await;
     let resumed = run(&service, operation, 200, without_hint.post("/api/sessions", body.clone())).await;
     check(&service, &resumed, "resumed").await;
     service.advance(TOUCH_DUE);
@@ -172,9 +173,15 @@ async fn get_or_create_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     check(&service, &after_expiry, "replayed").await;
     // Redis removes a session at the end of its retention. The next create removes its entry in the history.
     service.probe.command(&["DEL", &session_key(&service, &created.response.string("sessionId"))]).await;
-    let trimmed = run(&service, operation, 201, service.post("/api/sessions", replace)).await;
+    let trimmed = run(&service, operation, 201, service.post("/api/sessions", replace.clone())).await;
     assert!(trimmed.inner.iter().any(|command| command[0] == "ZREM" && command[1].contains("}:h:")), "{trimmed:#?}");
+    assert!(trimmed.inner.iter().all(|command| command[0] != "UNLINK"), "three sessions are left: {trimmed:#?}");
     check(&service, &trimmed, "replayed").await;
+    // The user has as many sessions as are kept, so the oldest one is removed.
+    let beyond = run(&service, operation, 201, service.post("/api/sessions", replace)).await;
+    let oldest = session_key(&service, &replaced.response.string("sessionId"));
+    assert!(beyond.inner.iter().any(|command| command[0] == "UNLINK" && command[1] == oldest), "{beyond:#?}");
+    check(&service, &beyond, "replayed").await;
 }
 
 async fn update_runs(check: impl AsyncFn(&Service, &Run, &str)) {

@@ -44,18 +44,18 @@ const LIFETIMES: [&str; 6] = ["--idle-timeout", "10m", "--max-lifetime", "35m", 
 
 #[test]
 fn responses_match_the_model_if_all_activity_is_written() {
-    run(&[&LIFETIMES[..], &["--activity-resolution", "0"]].concat(), 0);
+    run(&[&LIFETIMES[..], &["--activity-resolution", "0"]].concat(), 0, usize::MAX);
 }
 
 #[test]
-fn responses_match_the_model_with_the_default_activity_resolution() {
+fn responses_match_the_model_with_the_default_activity_resolution_and_few_sessions_per_user() {
     // The smaller of 60 s and a twentieth of the idle timeout.
-    run(&LIFETIMES, MINUTE_MS / 2);
+    run(&[&LIFETIMES[..], &["--max-sessions-per-user", "3"]].concat(), MINUTE_MS / 2, 3);
 }
 
-fn run(flags: &[&str], resolution: i64) {
-    let lifetimes =
-        Lifetimes { idle: 10 * MINUTE_MS, max_lifetime: 35 * MINUTE_MS, retention: 120 * MINUTE_MS, resolution };
+fn run(flags: &[&str], resolution: i64, sessions_kept: usize) {
+    let (idle, max_lifetime, retention) = (10 * MINUTE_MS, 35 * MINUTE_MS, 120 * MINUTE_MS);
+    let lifetimes = Lifetimes { idle, max_lifetime, retention, resolution, sessions_kept };
     let mut config = Config { failure_persistence: None, ..Config::default() };
     config.cases = config.cases.max(CASES_MIN);
     // A fixed seed, so the message of a failing case can name it.

@@ -6,7 +6,7 @@ use crate::session::{Identifier, IfActive, NewSession, Partition, Session, Sessi
 use crate::store::keys::field;
 use crate::store::{SessionStore, StoreError};
 
-/// Most stale entries that one create removes from each index.
+/// Most stale entries that one create removes from each index, and most sessions beyond the user's limit.
 const TRIM_MAX: u32 = 4;
 
 /// Outcome of [`SessionStore::get_or_create`].
@@ -107,6 +107,7 @@ impl SessionStore {
             self.config.lifecycle.resolution_ms().to_string(),
             new.if_active.as_str().to_owned(),
             TRIM_MAX.to_string(),
+            self.config.sessions_per_user_max.to_string(),
             business_id.to_owned(),
             user_id.to_owned(),
             new.idempotency_key.as_ref().map_or("", |_| "1").to_owned(),
@@ -124,6 +125,7 @@ impl SessionStore {
             "created" => {
                 let created_at = reply.time()?;
                 count_end(&reply.string()?);
+                metrics::sessions_trimmed(reply.parse()?);
                 Ok(GetOrCreate::Created(self.created(new, id, created_at, now)))
             }
             "replayed" => match reply.session(id)?.and_then(|session| session.as_of(now, &self.config.lifecycle)) {

@@ -91,6 +91,21 @@ async fn a_late_second_create_after_a_delete_restores_no_data() {
     service.get(&path).await.expect_problem(404, "session_not_found");
 }
 
+/// A session that a later create removed as the user's oldest is missing, as after a delete.
+#[tokio::test]
+async fn a_late_second_create_after_its_session_was_removed_finds_the_active_one() {
+    let service = Service::start(&["--max-sessions-per-user", "2"]).await;
+    let create = run(&service, "get_or_create", 201, service.get_or_create("u")).await;
+    service.post("/api/sessions", replacing("u")).await.expect(201);
+    let beyond = run(&service, "get_or_create", 201, service.post("/api/sessions", replacing("u"))).await;
+    service.get(&format!("/api/sessions/{}", create.response.string("sessionId"))).await.expect(404);
+    for run in [&create, &beyond] {
+        let reply = again_without_effect(&service, run).await;
+        assert_ne!(reply[0].as_deref(), Some("created"));
+        assert_eq!(fields_of(&reply[1..])["sessionId"], beyond.response.string("sessionId"));
+    }
+}
+
 #[tokio::test]
 async fn a_late_second_touch_does_not_move_times_back() {
     let service = Service::start(&[]).await;

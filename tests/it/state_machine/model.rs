@@ -11,6 +11,8 @@ pub struct Lifetimes {
     pub max_lifetime: i64,
     pub retention: i64,
     pub resolution: i64,
+    /// How many of a user's newest sessions are kept.
+    pub sessions_kept: usize,
 }
 
 /// The owner of a session.
@@ -212,7 +214,17 @@ impl Model {
         session.touch(self.now, self.lifetimes);
         let response = session.response(201, self.now);
         self.sessions.push(session);
+        self.trim(owner);
         response
+    }
+
+    /// Removes the user's oldest sessions beyond the limit. A create is the only call that adds one.
+    fn trim(&mut self, owner: &Owner) {
+        let mut places: Vec<_> = self.sessions.iter().filter(|session| session.owner == *owner).collect();
+        places.sort_by_key(|session| -session.history);
+        if let Some(newest_removed) = places.get(self.lifetimes.sessions_kept).map(|session| session.history) {
+            self.sessions.retain(|session| session.owner != *owner || session.history > newest_removed);
+        }
     }
 
     /// GET /api/sessions/{sessionId}
