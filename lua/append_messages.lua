@@ -38,7 +38,7 @@ local conflict_bytes_max = tonumber(ARGV[12])
 local FIRST, WIDTH = 13, 3
 
 local function int(ms)
-  return string.format('%.0f', ms)
+  return string.format('%d', ms)
 end
 
 -- Unix milliseconds as RFC 3339, from days since 0000-03-01 in eras of 400 years.
@@ -71,29 +71,37 @@ local function message_id_of(message)
   return string.sub(message, before + 1, string.find(message, '","role":"', before, true) - 1)
 end
 
-local session_id, business_id, user_id, status, expires_at, last_activity_at, active_until, message_count,
-  message_bytes, oldest_seq, largest_message, ended_at = unpack(redis.call('HMGET', session, 'sessionId', 'businessId',
-    'userId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'messageCount', 'messageBytes', 'oldestSeq',
-    'largestMessage', 'endedAt'))
+-- Looking up a field costs Redis more the later it is in the hash, so what is rarely needed is read only then.
+local session_id, status, expires_at, last_activity_at, active_until, message_count, message_bytes, largest_message =
+  unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
+    'messageCount', 'messageBytes', 'largestMessage'))
 if session_id ~= id then return {'missing'} end
-if scope ~= '' and not string.find(scope, '\n' .. business_id .. '\n', 1, true)
-  and not string.find(scope, '\n' .. business_id .. '\t' .. user_id .. '\n', 1, true) then return {'missing'} end
-if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+if scope ~= '' then
+  local business_id, user_id = unpack(redis.call('HMGET', session, 'businessId', 'userId'))
+  local is_in_scope = string.find(scope, '\n' .. business_id .. '\n', 1, true)
+    or string.find(scope, '\n' .. business_id .. '\t' .. user_id .. '\n', 1, true)
+  if not is_in_scope then return {'missing'} end
+end
+local ended_at = status ~= 'active' and redis.call('HGET', session, 'endedAt')
+local expires_ms, active_until_ms = tonumber(expires_at), tonumber(active_until)
+if now_ms >= (tonumber(ended_at) or expires_ms) + retention_ms then return {'missing'} end
 
 local active_ms = math.max(now_ms, tonumber(last_activity_at))
 local created_at = active_ms == now_ms and now_text or rfc3339(active_ms)
 local old_count, old_bytes = tonumber(message_count), tonumber(message_bytes or 0)
-local count, bytes, largest = old_count, old_bytes, tonumber(largest_message or 0)
+local old_largest = tonumber(largest_message or 0)
+local count, bytes, largest = old_count, old_bytes, old_largest
 local replies, conflicts, conflict_bytes = {}, {'conflict'}, 0
 local new_messages, new_ids = {}, {}
 for i = FIRST, #ARGV, WIDTH do
-  local message_id, rest, compared = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local message_id, rest = ARGV[i], ARGV[i + 1]
   local seq = redis.call('HGET', message_ids, message_id)
   -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
   local stored = seq and redis.call('LINDEX', messages, int(tonumber(seq) - old_count - 1))
   if stored then
     local start = string.match(stored, '^{"seq":' .. seq .. ',"createdAt":"[^"]*"()')
     if not start then return {'damaged'} end
+    local compared = tonumber(ARGV[i + 2])
     if string.sub(stored, start, start + compared - 1) == string.sub(rest, 1, compared) then
       table.insert(replies, 0)
       table.insert(replies, stored)
@@ -105,20 +113,22 @@ for i = FIRST, #ARGV, WIDTH do
     end
   else
     count = count + 1
-    local message = '{"seq":' .. int(count) .. ',"createdAt":"' .. created_at .. '"' .. rest
+    local seq_text = int(count)
+    local message = '{"seq":' .. seq_text .. ',"createdAt":"' .. created_at .. '"' .. rest
     bytes, largest = bytes + #message, math.max(largest, #message)
     table.insert(new_messages, message)
     table.insert(new_ids, message_id)
-    table.insert(new_ids, int(count))
+    table.insert(new_ids, seq_text)
     table.insert(replies, 1)
     table.insert(replies, message)
   end
 end
 if #conflicts > 1 then return conflicts end
 if #new_messages == 0 then return {'replayed', 0, unpack(replies)} end
-if not (status == 'active' and now_ms < tonumber(expires_at)) then return {'not_active'} end
+if not (status == 'active' and now_ms < expires_ms) then return {'not_active'} end
 
-local oldest, trimmed_ids = tonumber(oldest_seq or 1), {}
+local oldest, trimmed_ids = 1, {}
+if count >= keep or bytes > bytes_max then oldest = tonumber(redis.call('HGET', session, 'oldestSeq') or 1) end
 for index = 0, trim_max - 1 do
   if count - oldest < keep and bytes <= bytes_max then break end
   local message = redis.call('LINDEX', messages, index)
@@ -126,15 +136,16 @@ for index = 0, trim_max - 1 do
   oldest, bytes = oldest + 1, bytes - #message
   table.insert(trimmed_ids, message_id_of(message))
 end
-local expires = math.min(active_ms + idle_ms, tonumber(active_until))
-local lag = expires - tonumber(expires_at)
+local expires = math.min(active_ms + idle_ms, active_until_ms)
+local lag = expires - expires_ms
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
-local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == tonumber(active_until))
+local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until_ms)
 -- New keys expire with their session.
 local is_first = old_count == 0
 local session_until = is_first and redis.call('PEXPIRETIME', session)
 local pointer, history, business, history_until, business_until
 if extends then
+  local business_id, user_id = unpack(redis.call('HMGET', session, 'businessId', 'userId'))
   local user = encoded(business_id) .. ':' .. encoded(user_id)
   pointer, history = partition .. 'a:' .. user, partition .. 'h:' .. user
   business = partition .. 'b:' .. encoded(business_id)
@@ -151,7 +162,7 @@ local function change(field, value)
   table.insert(changes, field)
   table.insert(changes, int(value))
 end
-if largest > tonumber(largest_message or 0) then change('largestMessage', largest) end
+if largest > old_largest then change('largestMessage', largest) end
 if #trimmed_ids > 0 then
   redis.call('LTRIM', messages, #trimmed_ids, -1)
   redis.call('HDEL', message_ids, unpack(trimmed_ids))

@@ -45,7 +45,7 @@ local if_active, trim_max, sessions_max = ARGV[8], tonumber(ARGV[9]), tonumber(A
 local business_id, user_id, id_comes_again = ARGV[11], ARGV[12], ARGV[13] == '1'
 
 local function int(ms)
-  return string.format('%.0f', ms)
+  return string.format('%d', ms)
 end
 
 local function set(fields, name, value)

@@ -28,7 +28,7 @@ local index_gone_ms, others_max = tonumber(ARGV[7]), tonumber(ARGV[8])
 local NO_KEY, NO_EXPIRY = -2, -1
 
 local function int(ms)
-  return string.format('%.0f', ms)
+  return string.format('%d', ms)
 end
 
 local function number(text)

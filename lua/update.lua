@@ -37,7 +37,7 @@ local mutation_id, if_version, base_metadata = ARGV[8], ARGV[9], ARGV[10]
 local status, if_active = ARGV[11], ARGV[12]
 
 local function int(ms)
-  return string.format('%.0f', ms)
+  return string.format('%d', ms)
 end
 
 local fields, document = redis.call('HGETALL', session), {}

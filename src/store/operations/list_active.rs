@@ -1,5 +1,7 @@
 //! Lists the active sessions of a business.
 
+use std::cmp::Reverse;
+
 use futures_util::future::try_join_all;
 
 use super::instrumented;
@@ -46,9 +48,7 @@ impl SessionStore {
     ) -> Result<SessionPage, StoreError> {
         let mut page = PageBuilder::new(limit, after);
         for _ in 0..PAGE_READS_MAX {
-            let reads = keys.iter().map(|key| self.active_entries(key, page.after, now, limit + 1));
-            let mut entries: Vec<_> = try_join_all(reads).await?.into_iter().flatten().collect();
-            entries.sort_unstable_by_key(|entry| std::cmp::Reverse((entry.score, entry.session_id)));
+            let mut entries = self.merged_entries(keys, page.after, now, limit + 1).await?;
             entries.truncate(limit + 1);
             let exhausted = entries.len() <= limit;
             let is_active = |session: &Session| session.status == Status::Active;
@@ -60,6 +60,41 @@ impl SessionStore {
             }
         }
         Ok(page.with_next())
+    }
+
+    /// The first entries of all indexes after a position: at least `wanted`, unless there are fewer.
+    ///
+    /// Each index is asked for its share and a little more. Those of which every entry is on the page are asked again:
+    /// the next entry of such an index may be on the page as well.
+    async fn merged_entries(
+        &self,
+        keys: &[String],
+        after: Option<Position>,
+        now: Timestamp,
+        wanted: usize,
+    ) -> Result<Vec<Position>, StoreError> {
+        let order = |entry: &Position| Reverse((entry.score, entry.session_id));
+        let share = wanted.div_ceil(keys.len());
+        let count = share + share.div_ceil(2);
+        let mut merged: Vec<Position> = Vec::with_capacity(keys.len() * count);
+        // The indexes to ask, each with the last entry that was read of it.
+        let mut asked: Vec<_> = keys.iter().map(|key| (key, after)).collect();
+        while !asked.is_empty() {
+            let reads = asked.iter().map(|(key, after)| self.active_entries(key, *after, now, count));
+            let mut unread = Vec::new();
+            for (entries, (key, _)) in try_join_all(reads).await?.into_iter().zip(asked) {
+                if entries.len() >= count {
+                    unread.push((key, entries.last().copied()));
+                }
+                merged.extend(entries);
+            }
+            merged.sort_unstable_by_key(order);
+            if let Some(last) = merged.get(wanted - 1) {
+                unread.retain(|(_, end)| end.as_ref().is_some_and(|end| order(end) <= order(last)));
+            }
+            asked = unread;
+        }
+        Ok(merged)
     }
 
     /// The first `limit` entries of one business index after a position. Several sessions may expire in the same
