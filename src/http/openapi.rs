@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
-use super::{AppState, businesses, docs, health, messages, sessions, whoami};
+use super::{AppState, businesses, docs, health, message, messages, sessions, whoami};
 use crate::session::Identifier;
 
 const REQUEST_ID: &str = "X-Request-Id";
@@ -29,9 +29,10 @@ const RATE_LIMIT_POLICY: &str = "RateLimit-Policy";
 const BEARER: &str = "bearer";
 const API_KEY: &str = "apiKey";
 /// The bodies that may have no members except those in the document.
-const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
+const CLOSED_SCHEMAS: [&str; 4] = ["GetOrCreateSession", "UpdateSession", "AppendMessage", "UpdateMessage"];
 /// The names of all members and parameters that are an [`Identifier`].
-const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", "messageId"];
+const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", MESSAGE_ID];
+const MESSAGE_ID: &str = "messageId";
 /// Excludes control characters (Unicode category Cc), `.` and `..`: the text starts with a character other than a dot,
 /// or with one dot and a character other than a dot, or with two dots and any character. Uses no look-ahead, because
 /// several regular expression engines (RE2, Rust's `regex`) do not support it.
@@ -69,6 +70,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .merge(sessions::router())
         .merge(messages::router())
+        .merge(message::router())
         .merge(businesses::router())
         .merge(whoami::router())
         .merge(health::router())
@@ -194,7 +196,7 @@ fn limit_identifier(name: &str, schema: &mut RefOr<Schema>) {
     }
 }
 
-/// A link to every operation with path parameters. All of these are members of a session.
+/// A link to every operation whose path parameters are all members of a session.
 fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
     let mut links = BTreeMap::new();
     for operation in operations(document) {
@@ -203,13 +205,14 @@ fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
             _ => None,
         });
         let id = operation.operation_id.clone().unwrap_or_default();
-        let link = parameters.fold(LinkBuilder::new().operation_id(&id), |link, name| {
-            link.parameter(&name, format!("$response.body#/{name}"))
-        });
-        let link = link.build();
-        if !link.parameters.is_empty() {
-            links.insert(id, RefOr::T(link));
+        let parameters: Vec<_> = parameters.collect();
+        if parameters.is_empty() || parameters.iter().any(|name| name == MESSAGE_ID) {
+            continue;
         }
+        let link = parameters.iter().fold(LinkBuilder::new().operation_id(&id), |link, name| {
+            link.parameter(name, format!("$response.body#/{name}"))
+        });
+        links.insert(id, RefOr::T(link.build()));
     }
     links
 }

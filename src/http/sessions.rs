@@ -127,11 +127,7 @@ pub(super) fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
         location_id: fields.identifier("locationId"),
         session_type: fields.identifier("sessionType"),
         title: fields.title("title"),
-        metadata: match fields.take("metadata") {
-            Some(patch @ (Value::Object(_) | Value::Null)) => Some(patch),
-            Some(_) => fields.problem("metadata", "must be an object or null"),
-            None => None,
-        },
+        metadata: fields.metadata_patch("metadata"),
         status: fields.word("status", PatchStatus::WORDS, PatchStatus::from_word),
         if_active: fields.word("ifActive", IfActive::WORDS, IfActive::from_word).unwrap_or(IfActive::Return),
     };
@@ -272,11 +268,7 @@ async fn update(
         Update::ConcurrentUpdate => {
             Err(ApiError::new(Code::ConcurrentUpdate, "Concurrent changes came first; nothing was changed, try again"))
         }
-        Update::MetadataTooLarge => {
-            let message =
-                format!("must have at most {} bytes as JSON after the merge", app.sessions.metadata_bytes_max);
-            Err(ApiError::field("metadata", message))
-        }
+        Update::MetadataTooLarge => Err(ApiError::metadata_too_large(app.sessions.metadata_bytes_max)),
     }
 }
 
@@ -378,6 +370,11 @@ pub(super) async fn page_response<T>(
         tokio::task::yield_now().await;
     }
     parts.push_back(Bytes::from_static(if parts.is_empty() { b"[]" } else { b"]" }));
+    large_response(parts, memory)
+}
+
+/// A response whose JSON body has these parts. Holds `memory` until the connection has taken the last one.
+pub(super) fn large_response(parts: VecDeque<Bytes>, memory: MemoryPermit) -> Response {
     let unsent_bytes = parts.iter().map(Bytes::len).sum();
     let mut response = json_response(StatusCode::OK, Vec::new());
     *response.body_mut() = Body::new(LargeBody { parts, unsent_bytes, has_yielded: false, _memory: memory });

@@ -1,5 +1,7 @@
 //! Messages: `seq`, replays, pages, trimming.
 
+mod one;
+
 use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
