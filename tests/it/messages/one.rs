@@ -138,6 +138,25 @@ async fn concurrent_patches_are_all_kept() {
 }
 
 #[tokio::test]
+async fn a_message_is_found_while_it_and_others_are_appended() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 3).await;
+    for number in 0..400 {
+        let message = format!("{path}/m{number}");
+        let body = json!({"messageId": format!("m{number}"), "role": "user", "content": number});
+        let reads = join_all((0..6).map(|_| service.get(&message)));
+        let (appended, read) = futures_util::join!(service.post(&path, body), reads);
+        let appended = appended.expect(201);
+        for response in read {
+            // The read came before the append, or after it.
+            if response.status != 404 {
+                assert_eq!(response.expect(200).text, appended.text);
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_redacted_message_keeps_its_place_and_nothing_else() {
     let service = Service::start(&[]).await;
     let (session, message) = fixture(&service).await;
