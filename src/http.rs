@@ -25,6 +25,7 @@ mod extract;
 pub(crate) mod fuzzing;
 mod health;
 mod host;
+mod include;
 mod json;
 mod matched_route;
 mod media_type;

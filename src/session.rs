@@ -10,6 +10,7 @@ mod message;
 mod partition;
 mod tenant_scope;
 mod timestamp;
+mod view;
 
 use utoipa::ToSchema;
 
@@ -27,6 +28,7 @@ pub use self::message::{
 pub use self::partition::Partition;
 pub use self::tenant_scope::TenantScope;
 pub use self::timestamp::{Clock, Timestamp};
+pub use self::view::{Include, Included, LastMessage, SessionView};
 
 /// Maximum characters of a title.
 pub const TITLE_CHARS_MAX: usize = 200;

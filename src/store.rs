@@ -25,8 +25,8 @@ use self::hints::Hints;
 use self::keys::Keys;
 pub(crate) use self::operations::score_of;
 pub use self::operations::{
-    Append, Delete, GetMessage, GetOrCreate, MessagePage, MessageRange, Position, RedactMessage, SessionPage, Update,
-    UpdateMessage, VersionCondition,
+    Append, Delete, GetMessage, GetOrCreate, MessagePage, MessageRange, PageRequest, Position, RedactMessage,
+    SessionPage, Update, UpdateMessage, VersionCondition,
 };
 pub use self::redis::address::RedisAddress;
 use self::redis::connection;

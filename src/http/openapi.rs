@@ -10,7 +10,7 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::link::{Link, LinkBuilder};
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
@@ -21,7 +21,7 @@ use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
 use super::{AppState, businesses, docs, health, message, messages, sessions, whoami};
-use crate::session::Identifier;
+use crate::session::{Identifier, Included};
 
 const REQUEST_ID: &str = "X-Request-Id";
 const RATE_LIMIT: &str = "RateLimit";
@@ -61,7 +61,7 @@ const SESSION_SCHEMA: &str = "Session";
         (name = "documentation", description = "This document."),
     ),
     paths(openapi_json, docs),
-    components(schemas(Problem, FieldProblem)),
+    components(schemas(Problem, FieldProblem, Included)),
 )]
 struct Document;
 
@@ -103,6 +103,9 @@ fn complete(mut document: OpenApi) -> OpenApi {
             }
             schema.properties.iter_mut().for_each(|(name, schema)| limit_identifier(name, schema));
         }
+    }
+    if let Some(RefOr::T(Schema::Object(session))) = components.schemas.get_mut(SESSION_SCHEMA) {
+        session.properties.insert(Included::LastMessage.as_str().to_owned(), last_message_schema());
     }
     require_credentials(&mut document);
     for operation in operations(&mut document) {
@@ -194,6 +197,14 @@ fn limit_identifier(name: &str, schema: &mut RefOr<Schema>) {
         schema.max_length = Some(Identifier::CHARS_MAX);
         schema.pattern = Some(IDENTIFIER_PATTERN.to_owned());
     }
+}
+
+/// The schema of the member that `include=lastMessage` adds to a session.
+fn last_message_schema() -> RefOr<Schema> {
+    let description = "The newest message, or null. Only with `include=lastMessage`, and not if the response would \
+        have more than 4 MiB.";
+    let null = ObjectBuilder::new().schema_type(Type::Null);
+    OneOfBuilder::new().description(Some(description)).item(null).item(Ref::from_schema_name("Message")).into()
 }
 
 /// A link to every operation whose path parameters are all members of a session.

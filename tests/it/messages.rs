@@ -1,5 +1,6 @@
 //! Messages: `seq`, replays, pages, trimming.
 
+mod last;
 mod one;
 
 use std::collections::BTreeSet;

@@ -86,7 +86,7 @@ const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
 const MESSAGE: &str = "/api/sessions/{sessionId}/messages/{messageId}";
 const JSON: &str = "application/json";
 /// The members of a message or a session that are sometimes absent.
-const OPTIONAL_MEMBERS: [&str; 1] = ["redactedAt"];
+const OPTIONAL_MEMBERS: [&str; 2] = ["lastMessage", "redactedAt"];
 
 /// The generated document.
 struct Document(Value);
@@ -540,6 +540,18 @@ impl CheckedClient {
         self.get(&history, "/api/sessions/business/c/user/x/history?cursor=x", 400).await;
         self.get(&of_user_active, "/api/sessions/business/c/user/x/active", 200).await;
         self.get(&of_user_active, "/api/sessions/business/c/user/z/active", 404).await;
+        let session = self.service.post("/api/sessions", json!({"businessId": "c", "userId": "x"})).await;
+        let messages = format!("/api/sessions/{}/messages", session.string("sessionId"));
+        self.service.post(&messages, json!({"role": "user", "content": [null]})).await.expect(201);
+        for (template, path) in [
+            (active, "/api/sessions/business/c/active"),
+            (&history, "/api/sessions/business/c/user/x/history"),
+            (&of_user_active, "/api/sessions/business/c/user/x/active"),
+            (SESSION, messages.trim_end_matches("/messages")),
+        ] {
+            self.get(template, &format!("{path}?include=lastMessage"), 200).await;
+            self.get(template, &format!("{path}?include=turn"), 400).await;
+        }
         self.get(&of_user_active, &format!("/api/sessions/business/c/user/{long}/active"), 400).await;
         let erase = |user: &str| call(Method::DELETE, of_user, &format!("/api/sessions/business/c/user/{user}"));
         self.call(erase("x"), 200).await;

@@ -411,6 +411,8 @@ impl<'a> Case<'a> {
     async fn read_everything(&self) -> Outcome {
         for id in &self.ids {
             self.get(id).await?;
+            let with_last = self.service.get(&format!("/api/sessions/{id}?include=lastMessage")).await;
+            self.check(&with_last, &self.model.get_with_last_message(id))?;
             self.list_messages(id, Range::Newest, Some(1000)).await?;
             if let Some(session) = self.model.session(id) {
                 let path = format!("/api/sessions/{id}/messages?limit=2");

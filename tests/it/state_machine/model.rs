@@ -217,6 +217,15 @@ impl Model {
         self.session(id).map_or(problem(404, "session_not_found"), |session| session.response(200, self.now))
     }
 
+    /// GET /api/sessions/{sessionId}?include=lastMessage
+    pub fn get_with_last_message(&self, id: &str) -> Expected {
+        let mut expected = self.get(id);
+        if let (Expected::Session { document, .. }, Some(session)) = (&mut expected, self.session(id)) {
+            document["lastMessage"] = session.messages.last().cloned().unwrap_or_default();
+        }
+        expected
+    }
+
     /// PATCH. `is_match` says whether `If-Match` allows the current version.
     pub fn patch(&mut self, id: &str, is_match: bool, body: &Value) -> Expected {
         let Some(index) = self.index(id) else {
