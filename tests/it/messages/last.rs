@@ -113,6 +113,7 @@ async fn one_read_a_session_with_messages_and_none_without() {
     for (path, reads) in [
         (format!("{HISTORY}?include=lastMessage"), 3),
         (format!("{HISTORY}?include=lastMessage&limit=2"), 1),
+        (format!("{HISTORY}?include=lastMessage&limit=1"), 0),
         (HISTORY.to_owned(), 0),
     ] {
         let monitor = Monitor::start(&redis.socket());
