@@ -19,10 +19,10 @@ use fred::prelude::{Builder, Client, Config};
 use fred::types::config::ServerConfig;
 use sessiond::bootstrap::system_now;
 use sessiond::session::{
-    Identifier, IfActive, Lifecycle, NewMessage, NewSession, Role, SessionId, SessionPatch, TenantScope,
+    Identifier, IfActive, Include, Lifecycle, NewMessage, NewSession, Role, SessionId, SessionPatch, TenantScope,
 };
 use sessiond::store::{
-    GetOrCreate, MessageRange, RedisAddress, ResponseOwner, SessionStore, StoreConfig, VersionCondition,
+    GetOrCreate, MessageRange, PageRequest, RedisAddress, ResponseOwner, SessionStore, StoreConfig, VersionCondition,
 };
 use tokio::runtime::Runtime;
 
@@ -158,13 +158,15 @@ fn reads(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, known: &NewSession
         runtime.block_on(bench.create(&bench.new_user()));
     }
     group.bench_function("list_active/10", |timer| {
-        timer.to_async(runtime).iter(|| async {
-            store
-                .list_active(&known.business_id, PAGE, None, ResponseOwner::default(), system_now())
-                .await
-                .expect("a page")
-        });
+        timer
+            .to_async(runtime)
+            .iter(|| async { store.list_active(&known.business_id, page(), system_now()).await.expect("a page") });
     });
+}
+
+/// The first page of a list.
+fn page() -> PageRequest {
+    PageRequest { limit: PAGE, after: None, include: Include::default(), owner: ResponseOwner::default() }
 }
 
 fn writes(bench: &Bench, group: &mut BenchmarkGroup<WallTime>, id: SessionId) {
@@ -256,10 +258,7 @@ fn lists(criterion: &mut Criterion) {
         });
         group.bench_with_input(BenchmarkId::new("page_of_10", length), &user, |timer, user| {
             timer.to_async(runtime).iter(|| async {
-                store
-                    .list_history(&user.business_id, &user.user_id, PAGE, None, ResponseOwner::default(), system_now())
-                    .await
-                    .expect("a page")
+                store.list_history(&user.business_id, &user.user_id, page(), system_now()).await.expect("a page")
             });
         });
     }

@@ -4,7 +4,8 @@
 -- Why it is atomic: one step assigns the next seq, writes the message and stores its id. So seq has no gaps and no
 -- value is assigned twice, however many callers append.
 -- Safe to run twice: every message has an id (the client's, or one that the service made for this call). If an id is
--- known with the same role and content, the script returns the stored message and does not append it again.
+-- known with the same role and content, the script returns the stored message and does not append it again. A redacted
+-- message has no content, so there the role decides.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        derived: pointer, history and business index of its user, under `partition`, if the expiry moves
@@ -71,6 +72,13 @@ local function message_id_of(message)
   return string.sub(message, before + 1, string.find(message, '","role":"', before, true) - 1)
 end
 
+-- Whether a stored message is redacted and has the same ids and role as the new one. It has no content to compare.
+local function is_redacted_replay(stored, start, rest)
+  local _, before = string.find(rest, '","content":', 1, true)
+  local redacted = string.sub(rest, 1, before) .. 'null,'
+  return string.sub(stored, start, start + #redacted - 1) == redacted
+end
+
 -- Looking up a field costs Redis more the later it is in the hash, so what is rarely needed is read only then.
 local session_id, status, expires_at, last_activity_at, active_until, message_count, message_bytes, largest_message =
   unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
@@ -102,7 +110,8 @@ for i = FIRST, #ARGV, WIDTH do
     local start = string.match(stored, '^{"seq":' .. seq .. ',"createdAt":"[^"]*"()')
     if not start then return {'damaged'} end
     local compared = tonumber(ARGV[i + 2])
-    if string.sub(stored, start, start + compared - 1) == string.sub(rest, 1, compared) then
+    if string.sub(stored, start, start + compared - 1) == string.sub(rest, 1, compared)
+      or is_redacted_replay(stored, start, rest) then
       table.insert(replies, 0)
       table.insert(replies, stored)
     else

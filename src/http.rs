@@ -25,9 +25,11 @@ mod extract;
 pub(crate) mod fuzzing;
 mod health;
 mod host;
+mod include;
 mod json;
 mod matched_route;
 mod media_type;
+mod message;
 mod messages;
 mod openapi;
 mod pagination;
@@ -85,7 +87,7 @@ pub struct AppState {
     pub concurrency: Arc<ConcurrencyLimiter>,
     /// Returns the current time.
     pub clock: Clock,
-    /// The roles of the messages that the token of one user may append.
+    /// The roles of the messages that the token of one user may append and redact.
     pub user_roles: Vec<Role>,
     /// Settings of sessions and messages.
     pub sessions: SessionConfig,

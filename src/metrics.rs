@@ -67,6 +67,8 @@ label! {
         Get = "get",
         /// `get_active`
         GetActive = "get_active",
+        /// `get_message`
+        GetMessage = "get_message",
         /// `get_or_create`
         GetOrCreate = "get_or_create",
         /// `list_active`
@@ -77,8 +79,12 @@ label! {
         ListMessages = "list_messages",
         /// `ready`
         Ready = "ready",
+        /// `redact_message`
+        RedactMessage = "redact_message",
         /// `update`
         Update = "update",
+        /// `update_message`
+        UpdateMessage = "update_message",
     }
 }
 

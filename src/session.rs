@@ -10,6 +10,7 @@ mod message;
 mod partition;
 mod tenant_scope;
 mod timestamp;
+mod view;
 
 use utoipa::ToSchema;
 
@@ -19,14 +20,15 @@ pub use self::json::compact_json;
 use self::json::{JSON_OVERHEAD_BYTES, JsonObject, member};
 pub use self::json_equality::same_json;
 pub use self::lifecycle::Lifecycle;
-pub use self::merge_patch::merge_patch;
+pub use self::merge_patch::{merge_patch, patched_metadata};
 pub use self::message::{
-    APPEND_MESSAGES_MAX, Message, MessageJson, MessageMembers, MessageRest, NewMessage, Role, content_schema,
-    escaped_message_id,
+    APPEND_MESSAGES_MAX, Message, MessageJson, MessageMembers, MessageRef, MessageRest, NewMessage, Role,
+    content_schema, escaped_message_id,
 };
 pub use self::partition::Partition;
 pub use self::tenant_scope::TenantScope;
 pub use self::timestamp::{Clock, Timestamp};
+pub use self::view::{Include, Included, LastMessage, SessionView};
 
 /// Maximum characters of a title.
 pub const TITLE_CHARS_MAX: usize = 200;
@@ -178,8 +180,8 @@ impl Session {
 
     /// The session as of `now`, or `None` if its retention is over.
     ///
-    /// A session that is stored as `active` and has reached its `expires_at` is returned as `expired`. The next script
-    /// that reads the session stores that status.
+    /// A session that is stored as `active` and has reached its `expires_at` is returned as `expired`. The next
+    /// create, change or resume that reads the session stores that status.
     #[must_use]
     pub fn as_of(mut self, now: Timestamp, lifecycle: &Lifecycle) -> Option<Self> {
         if self.status == Status::Active && now >= self.expires_at {

@@ -25,7 +25,8 @@ use self::hints::Hints;
 use self::keys::Keys;
 pub(crate) use self::operations::score_of;
 pub use self::operations::{
-    Append, Delete, GetOrCreate, MessagePage, MessageRange, Position, SessionPage, Update, VersionCondition,
+    Append, Delete, GetMessage, GetOrCreate, MessagePage, MessageRange, PageRequest, Position, RedactMessage,
+    SessionPage, Update, UpdateMessage, VersionCondition,
 };
 pub use self::redis::address::RedisAddress;
 use self::redis::connection;

@@ -50,8 +50,8 @@ pub(super) struct AuthArgs {
     /// Maximum number of requests per second for one user with a token, with the same burst. 0 for no limit
     #[arg(long, global = true, env = "SESSIOND_USER_RATE_LIMIT", value_name = "COUNT", default_value = "100")]
     user_rate_limit: String,
-    /// Comma-separated roles (user, assistant, system, tool) of the messages that the token of one user may append. API
-    /// keys and tokens of a whole business may append messages of every role
+    /// Comma-separated roles (user, assistant, system, tool) of the messages that the token of one user may append and
+    /// redact. API keys and tokens of a whole business may append and redact messages of every role
     #[arg(long, global = true, env = "SESSIOND_USER_ROLES", value_name = "ROLES", default_value = "user")]
     user_roles: String,
 }
@@ -65,7 +65,7 @@ pub struct AuthConfig {
     pub allow_unauthenticated: bool,
     /// The rate limits.
     pub rates: RateSettings,
-    /// The roles of the messages that the token of one user may append.
+    /// The roles of the messages that the token of one user may append and redact.
     pub user_roles: Vec<Role>,
 }
 

@@ -71,6 +71,12 @@ impl Principal {
         &self.0.tenant_scope
     }
 
+    /// The roles of the messages that the caller may append and redact: `user_roles` with the token of one user, `None`
+    /// for every role otherwise.
+    pub(super) fn own_roles<'a>(&self, user_roles: &'a [Role]) -> Option<&'a [Role]> {
+        matches!(self.tenant_scope(), TenantScope::User { .. }).then_some(user_roles)
+    }
+
     /// The owner against whose share the memory of a large response counts.
     pub(super) fn response_owner(&self) -> ResponseOwner {
         let id = |fingerprint: Option<Fingerprint>| fingerprint.map(|fingerprint| fingerprint.0);
@@ -99,13 +105,13 @@ pub(super) fn forbidden_tenant() -> ApiError {
     ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
 }
 
-/// The error for a message with a role that the token of one user may not append. `field` is the path of the role in
-/// the body.
-pub(super) fn forbidden_role(field: &str, role: Role, user_roles: &[Role]) -> ApiError {
+/// The error for a message with a role that the token of one user may not use. `field` is the path of the role in the
+/// body, and `limited_to` what such a token may do with `user_roles` only.
+pub(super) fn forbidden_role(field: &str, role: Role, limited_to: &str, user_roles: &[Role]) -> ApiError {
     metrics::credential_rejected("role");
     let roles: Vec<_> = user_roles.iter().map(|role| role.as_str()).collect();
     let detail = format!(
-        "{field} is {}, but the token of a user may append only these roles: {}; use an API key or a business token",
+        "{field} is {}, but the token of a user may {limited_to} these roles: {}; use an API key or a business token",
         role.as_str(),
         roles.join(", ")
     );

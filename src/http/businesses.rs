@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -15,9 +15,10 @@ use super::AppState;
 use super::auth::Principal;
 use super::error::{ApiError, Code, problems};
 use super::extract::{PathBusiness, PathUser, Query};
+use super::include;
 use super::pagination::{ListId, PageQuery};
-use super::sessions::{page_response, session_response};
-use crate::session::Session;
+use super::sessions::{included_response, page_response};
+use crate::session::{Included, Session, SessionView};
 
 const HISTORY_LIMIT_DEFAULT: u64 = 20;
 const ACTIVE_LIMIT_DEFAULT: u64 = 50;
@@ -48,6 +49,8 @@ problems! {
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Start of the page, from a `Link` header of this list.",
             nullable = false),
+        ("include" = Option<Vec<Included>>, Query, description = "Members to add to each session.", nullable = false,
+            style = Form, explode = false),
     ),
     responses(
         (status = 200, description = "A page of sessions.", body = [Session], headers(
@@ -66,10 +69,10 @@ async fn list_active(
 ) -> Result<Response, ApiError> {
     let list = ListId::active(&business_id);
     let query = PageQuery::read(query, list, ACTIVE_LIMIT_DEFAULT)?;
-    let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-    let owner = caller.response_owner();
-    let (page, total) = app.store.list_active(&business_id, limit, query.after, owner, app.now()).await?;
-    let mut response = page_response(page.sessions, Session::json_bytes, Session::write_json, page.memory).await;
+    let request = query.request(caller.response_owner());
+    let (page, total) = app.store.list_active(&business_id, request, app.now()).await?;
+    let mut response =
+        page_response(page.sessions, SessionView::json_bytes, SessionView::write_json, page.memory).await;
     response.headers_mut().insert("x-total-count", total.into());
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
@@ -89,6 +92,8 @@ problems! {
     params(
         ("businessId" = String, Path, description = "The id of the business."),
         ("userId" = String, Path, description = "The id of the user."),
+        ("include" = Option<Vec<Included>>, Query, description = "Members to add to the session.", nullable = false,
+            style = Form, explode = false),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
@@ -96,11 +101,18 @@ problems! {
         GetActiveProblems,
     ),
 )]
-async fn get_active(State(app): State<Arc<AppState>>, user: PathUser) -> Result<Response, ApiError> {
+async fn get_active(
+    State(app): State<Arc<AppState>>,
+    caller: Principal,
+    user: PathUser,
+    mut query: Query,
+) -> Result<Response, ApiError> {
+    let include = include::read(&mut query);
+    query.finish()?;
     let session = app.store.get_active(&user.business_id, &user.user_id, app.now()).await?;
     let none =
         || ApiError::new(Code::NoActiveSession, "The user has no active session; POST /api/sessions creates one");
-    Ok(session_response(StatusCode::OK, &session.ok_or_else(none)?))
+    included_response(&app, &caller, session.ok_or_else(none)?, include).await
 }
 
 /// List the sessions of a user
@@ -116,6 +128,8 @@ async fn get_active(State(app): State<Arc<AppState>>, user: PathUser) -> Result<
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Start of the page, from a `Link` header of this list.",
             nullable = false),
+        ("include" = Option<Vec<Included>>, Query, description = "Members to add to each session.", nullable = false,
+            style = Form, explode = false),
     ),
     responses(
         (status = 200, description = "A page of sessions.", body = [Session],
@@ -132,10 +146,10 @@ async fn list_history(
 ) -> Result<Response, ApiError> {
     let list = ListId::history(&user.business_id, &user.user_id);
     let query = PageQuery::read(query, list, HISTORY_LIMIT_DEFAULT)?;
-    let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-    let owner = caller.response_owner();
-    let page = app.store.list_history(&user.business_id, &user.user_id, limit, query.after, owner, app.now()).await?;
-    let mut response = page_response(page.sessions, Session::json_bytes, Session::write_json, page.memory).await;
+    let request = query.request(caller.response_owner());
+    let page = app.store.list_history(&user.business_id, &user.user_id, request, app.now()).await?;
+    let mut response =
+        page_response(page.sessions, SessionView::json_bytes, SessionView::write_json, page.memory).await;
     if let Some(link) = page.next.and_then(|next| query.link(&uri, list, next)) {
         response.headers_mut().insert(header::LINK, link);
     }

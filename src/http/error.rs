@@ -80,6 +80,7 @@ codes! {
     Forbidden FORBIDDEN "forbidden" "the credential lacks the scope, or has no access to this business, user or role",
     SessionNotFound NOT_FOUND "session_not_found" "the session does not exist",
     NoActiveSession NOT_FOUND "no_active_session" "the user has no active session",
+    MessageNotFound NOT_FOUND "message_not_found" "the session has no message with this id",
     RouteNotFound NOT_FOUND "route_not_found" "the path does not exist",
     MethodNotAllowed METHOD_NOT_ALLOWED "method_not_allowed"
         "the path does not support this method; `Allow` lists its methods",
@@ -180,6 +181,18 @@ impl ApiError {
     #[must_use]
     pub(super) fn session_not_found(id: &str) -> Self {
         Self::new(Code::SessionNotFound, format!("Session {} not found", shortened(id)))
+    }
+
+    /// The `404` for a message.
+    #[must_use]
+    pub(super) fn message_not_found(id: &str) -> Self {
+        Self::new(Code::MessageNotFound, format!("Message {} not found", shortened(id)))
+    }
+
+    /// The `400` for a merge patch after which the metadata would be too large.
+    #[must_use]
+    pub(super) fn metadata_too_large(bytes_max: usize) -> Self {
+        Self::field("metadata", format!("must have at most {bytes_max} bytes as JSON after the merge"))
     }
 
     /// The `409` that names the user's active session.

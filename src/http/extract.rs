@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::error::{ApiError, Code, FieldProblem, shortened};
 use super::{json, media_type};
-use crate::session::{IdempotencyKey, Identifier, SessionId};
+use crate::session::{IdempotencyKey, Identifier, MessageRef, SessionId};
 
 /// The session id in the path. A text that is not a UUID is a session that does not exist (`404`).
 pub(super) struct PathSession(pub(super) SessionId);
@@ -51,6 +51,21 @@ impl<S: Send + Sync> FromRequestParts<S> for PathUser {
             Path::<(String, String)>::from_request_parts(parts, state).await.map_err(invalid_path)?;
         identifiers([("businessId", business_id), ("userId", user_id)])
             .map(|[business_id, user_id]| Self { business_id, user_id })
+    }
+}
+
+/// The session id and the message id in the path. A text that is not a UUID is a session that does not exist (`404`).
+pub(super) struct PathMessage(pub(super) MessageRef);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathMessage {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path((session_id, message_id)) =
+            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(invalid_path)?;
+        let [message_id] = identifiers([("messageId", message_id)])?;
+        let session_id = session_id.parse().map_err(|_| ApiError::session_not_found(&session_id))?;
+        Ok(Self(MessageRef { session_id, message_id }))
     }
 }
 

@@ -19,10 +19,12 @@ pub fn cursor(input: &str) {
     let list = ListId::history(&business_id, &user_id);
     let pairs: Vec<_> = form_urlencoded::parse(input.as_bytes()).collect();
     let all = |name: &str| pairs.iter().filter(|pair| pair.0 == name).map(|pair| pair.1.as_ref()).collect::<Vec<_>>();
-    let (limits, cursors) = (all("limit"), all("cursor"));
+    let (limits, cursors, includes) = (all("limit"), all("cursor"), all("include"));
     let well_formed = limits.len() <= 1
         && cursors.len() <= 1
-        && limits.len() + cursors.len() == pairs.len()
+        && includes.len() <= 1
+        && limits.len() + cursors.len() + includes.len() == pairs.len()
+        && includes.iter().all(|names| names.split(',').all(|name| name == "lastMessage"))
         && limits.iter().all(|limit| {
             let significant = limit.trim_start_matches('0');
             limit.bytes().all(|byte| byte.is_ascii_digit())
@@ -45,7 +47,10 @@ pub fn cursor(input: &str) {
     let link = link.and_then(|link| link.to_str().map(str::to_owned).ok()).unwrap_or_default();
     let next = link.strip_prefix("</list?").and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap_or_default();
     match PageQuery::read(Query::of(Some(next)), list, 20) {
-        Ok(reread) => assert_eq!((reread.after, reread.limit), (Some(position), query.limit)),
+        Ok(reread) => {
+            let read = (reread.after, reread.limit, reread.include);
+            assert_eq!(read, (Some(position), query.limit, query.include));
+        }
         Err(error) => panic!("{link:?}: {error:?}"),
     }
     assert!(cursors.iter().all(|cursor| next.ends_with(cursor)), "one position has two cursors: {input:?}");

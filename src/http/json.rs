@@ -175,6 +175,14 @@ impl Fields {
         }
     }
 
+    /// A merge patch of metadata: an object or null.
+    pub(super) fn metadata_patch(&mut self, name: &'static str) -> Option<Value> {
+        match self.take(name)? {
+            patch @ (Value::Object(_) | Value::Null) => Some(patch),
+            _ => self.problem(name, "must be an object or null"),
+        }
+    }
+
     /// One of `words`.
     pub(super) fn word<T>(
         &mut self,

@@ -21,9 +21,7 @@ use super::extract::{JsonBody, PathSession, Query};
 use super::json::Fields;
 use super::pagination::link_header;
 use super::sessions::{json_array, json_response, page_response};
-use crate::session::{
-    APPEND_MESSAGES_MAX, Message, MessageJson, NewMessage, Role, TenantScope, compact_json, content_schema,
-};
+use crate::session::{APPEND_MESSAGES_MAX, Message, MessageJson, NewMessage, Role, compact_json, content_schema};
 use crate::store::{Append, MessageRange};
 
 const LIMIT_MAX: u64 = 1000;
@@ -166,20 +164,15 @@ fn new_message(
 
 /// Rejects messages with a role that the token of one user may not append, because a user must not be able to speak as
 /// the assistant. Runs before the store is called, so a stored message with such a role is not returned either.
-fn check_roles(
-    new: &[NewMessage],
-    is_array: bool,
-    tenant_scope: &TenantScope,
-    user_roles: &[Role],
-) -> Result<(), ApiError> {
-    if !matches!(tenant_scope, TenantScope::User { .. }) {
+fn check_roles(new: &[NewMessage], is_array: bool, own_roles: Option<&[Role]>) -> Result<(), ApiError> {
+    let Some(own_roles) = own_roles else {
         return Ok(());
-    }
-    match new.iter().enumerate().find(|(_, message)| !user_roles.contains(&message.role)) {
+    };
+    match new.iter().enumerate().find(|(_, message)| !own_roles.contains(&message.role)) {
         None => Ok(()),
         Some((index, message)) => {
             let field = if is_array { format!("[{index}].role") } else { "role".to_owned() };
-            Err(forbidden_role(&field, message.role, user_roles))
+            Err(forbidden_role(&field, message.role, "append only", own_roles))
         }
     }
 }
@@ -215,7 +208,7 @@ async fn append_messages(
 ) -> Result<Response, ApiError> {
     let is_array = body.is_array();
     let new = new_messages(body, &text, app.sessions.metadata_bytes_max, app.sessions.content_bytes_max)?;
-    check_roles(&new, is_array, caller.tenant_scope(), &app.user_roles)?;
+    check_roles(&new, is_array, caller.own_roles(&app.user_roles))?;
     let (status, messages) = match app.store.append_messages(id, &new, caller.tenant_scope(), app.now()).await? {
         Append::Appended(messages) => (StatusCode::CREATED, messages),
         Append::Replayed(messages) => (StatusCode::OK, messages),

@@ -10,7 +10,7 @@ use utoipa::OpenApi as _;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::link::{Link, LinkBuilder};
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
@@ -20,8 +20,8 @@ use utoipa_axum::router::OpenApiRouter;
 use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
-use super::{AppState, businesses, docs, health, messages, sessions, whoami};
-use crate::session::Identifier;
+use super::{AppState, businesses, docs, health, message, messages, sessions, whoami};
+use crate::session::{Identifier, Included};
 
 const REQUEST_ID: &str = "X-Request-Id";
 const RATE_LIMIT: &str = "RateLimit";
@@ -29,9 +29,10 @@ const RATE_LIMIT_POLICY: &str = "RateLimit-Policy";
 const BEARER: &str = "bearer";
 const API_KEY: &str = "apiKey";
 /// The bodies that may have no members except those in the document.
-const CLOSED_SCHEMAS: [&str; 3] = ["GetOrCreateSession", "UpdateSession", "AppendMessage"];
+const CLOSED_SCHEMAS: [&str; 4] = ["GetOrCreateSession", "UpdateSession", "AppendMessage", "UpdateMessage"];
 /// The names of all members and parameters that are an [`Identifier`].
-const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", "messageId"];
+const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", MESSAGE_ID];
+const MESSAGE_ID: &str = "messageId";
 /// Excludes control characters (Unicode category Cc), `.` and `..`: the text starts with a character other than a dot,
 /// or with one dot and a character other than a dot, or with two dots and any character. Uses no look-ahead, because
 /// several regular expression engines (RE2, Rust's `regex`) do not support it.
@@ -60,7 +61,7 @@ const SESSION_SCHEMA: &str = "Session";
         (name = "documentation", description = "This document."),
     ),
     paths(openapi_json, docs),
-    components(schemas(Problem, FieldProblem)),
+    components(schemas(Problem, FieldProblem, Included)),
 )]
 struct Document;
 
@@ -69,6 +70,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .merge(sessions::router())
         .merge(messages::router())
+        .merge(message::router())
         .merge(businesses::router())
         .merge(whoami::router())
         .merge(health::router())
@@ -101,6 +103,9 @@ fn complete(mut document: OpenApi) -> OpenApi {
             }
             schema.properties.iter_mut().for_each(|(name, schema)| limit_identifier(name, schema));
         }
+    }
+    if let Some(RefOr::T(Schema::Object(session))) = components.schemas.get_mut(SESSION_SCHEMA) {
+        session.properties.insert(Included::LastMessage.as_str().to_owned(), last_message_schema());
     }
     require_credentials(&mut document);
     for operation in operations(&mut document) {
@@ -194,7 +199,15 @@ fn limit_identifier(name: &str, schema: &mut RefOr<Schema>) {
     }
 }
 
-/// A link to every operation with path parameters. All of these are members of a session.
+/// The schema of the member that `include=lastMessage` adds to a session.
+fn last_message_schema() -> RefOr<Schema> {
+    let description = "The newest message, or null. Only with `include=lastMessage`, and not if the response would \
+        have more than 4 MiB.";
+    let null = ObjectBuilder::new().schema_type(Type::Null);
+    OneOfBuilder::new().description(Some(description)).item(null).item(Ref::from_schema_name("Message")).into()
+}
+
+/// A link to every operation whose path parameters are all members of a session.
 fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
     let mut links = BTreeMap::new();
     for operation in operations(document) {
@@ -203,13 +216,14 @@ fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
             _ => None,
         });
         let id = operation.operation_id.clone().unwrap_or_default();
-        let link = parameters.fold(LinkBuilder::new().operation_id(&id), |link, name| {
-            link.parameter(&name, format!("$response.body#/{name}"))
-        });
-        let link = link.build();
-        if !link.parameters.is_empty() {
-            links.insert(id, RefOr::T(link));
+        let parameters: Vec<_> = parameters.collect();
+        if parameters.is_empty() || parameters.iter().any(|name| name == MESSAGE_ID) {
+            continue;
         }
+        let link = parameters.iter().fold(LinkBuilder::new().operation_id(&id), |link, name| {
+            link.parameter(name, format!("$response.body#/{name}"))
+        });
+        links.insert(id, RefOr::T(link.build()));
     }
     links
 }

@@ -7,8 +7,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::ApiError;
 use super::extract::Query;
-use crate::session::{Identifier, SessionId};
-use crate::store::Position;
+use super::include;
+use crate::session::{Identifier, Include, SessionId};
+use crate::store::{PageRequest, Position, ResponseOwner};
 
 /// Most sessions on a page.
 pub(super) const SESSIONS_MAX: u64 = 100;
@@ -33,6 +34,7 @@ impl ListId {
 pub(super) struct PageQuery {
     pub(super) limit: u64,
     pub(super) after: Option<Position>,
+    pub(super) include: Include,
 }
 
 impl PageQuery {
@@ -45,13 +47,20 @@ impl PageQuery {
                 query.problem("cursor", "must be one that a Link header of this list has given");
             }
         }
+        let include = include::read(&mut query);
         query.finish()?;
-        Ok(Self { limit, after })
+        Ok(Self { limit, after, include })
+    }
+
+    pub(super) fn request(&self, owner: ResponseOwner) -> PageRequest {
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        PageRequest { limit, after: self.after, include: self.include, owner }
     }
 
     /// The `Link` header with the page that starts after `next`.
     pub(super) fn link(&self, uri: &Uri, list: ListId, next: Position) -> Option<HeaderValue> {
-        link_header([("next", format!("limit={}&cursor={}", self.limit, write_cursor(list, next)))], uri)
+        let (limit, include, cursor) = (self.limit, include::parameter(self.include), write_cursor(list, next));
+        link_header([("next", format!("limit={limit}{include}&cursor={cursor}"))], uri)
     }
 }
 

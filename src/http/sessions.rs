@@ -19,10 +19,13 @@ use utoipa_axum::routes;
 use super::AppState;
 use super::auth::{Principal, forbidden_tenant};
 use super::error::{ApiError, Code, problems};
-use super::extract::{JsonBody, MaybeIdempotencyKey, PathSession};
+use super::extract::{JsonBody, MaybeIdempotencyKey, PathSession, Query};
+use super::include;
 use super::json::Fields;
 use super::preconditions::{IfMatch, IfNoneMatch};
-use crate::session::{IdempotencyKey, Identifier, IfActive, NewSession, PatchStatus, Session, SessionPatch, Status};
+use crate::session::{
+    IdempotencyKey, Identifier, IfActive, Include, Included, NewSession, PatchStatus, Session, SessionPatch, Status,
+};
 use crate::store::{Delete, GetOrCreate, MemoryPermit, Update};
 
 /// Most bytes of a large body that are passed to the connection at once.
@@ -127,11 +130,7 @@ pub(super) fn session_patch(body: Value) -> Result<SessionPatch, ApiError> {
         location_id: fields.identifier("locationId"),
         session_type: fields.identifier("sessionType"),
         title: fields.title("title"),
-        metadata: match fields.take("metadata") {
-            Some(patch @ (Value::Object(_) | Value::Null)) => Some(patch),
-            Some(_) => fields.problem("metadata", "must be an object or null"),
-            None => None,
-        },
+        metadata: fields.metadata_patch("metadata"),
         status: fields.word("status", PatchStatus::WORDS, PatchStatus::from_word),
         if_active: fields.word("ifActive", IfActive::WORDS, IfActive::from_word).unwrap_or(IfActive::Return),
     };
@@ -199,7 +198,7 @@ async fn get_or_create(
 
 problems! {
     /// The errors of reading a session.
-    GetProblems { SessionNotFound }
+    GetProblems { InvalidRequest, SessionNotFound }
 }
 
 /// Read a session
@@ -209,7 +208,9 @@ problems! {
         ("sessionId" = String, Path, description = "The session.", format = Uuid),
         ("If-None-Match" = Option<String>, Header, nullable = false, example = "\"1\"", description =
             "Respond with 304 if this is still the session's `ETag`. Activity and messages do not change the `ETag`. \
-            An expired session is always returned."),
+            An expired session is always returned, and so is one with `include`."),
+        ("include" = Option<Vec<Included>>, Query, description = "Members to add to the session.", nullable = false,
+            style = Form, explode = false),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
@@ -224,9 +225,16 @@ async fn get(
     caller: Principal,
     PathSession(id): PathSession,
     if_none_match: IfNoneMatch,
+    mut query: Query,
 ) -> Result<Response, ApiError> {
+    let include = include::read(&mut query);
+    query.finish()?;
     let session = app.store.get(id, caller.tenant_scope(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
+    if include.last_message {
+        // Never `304`: a new message does not change the version.
+        return included_response(&app, &caller, session, include).await;
+    }
     Ok(read_response(&session, &if_none_match))
 }
 
@@ -274,11 +282,7 @@ async fn update(
         Update::ConcurrentUpdate => {
             Err(ApiError::new(Code::ConcurrentUpdate, "Concurrent changes came first; nothing was changed, try again"))
         }
-        Update::MetadataTooLarge => {
-            let message =
-                format!("must have at most {} bytes as JSON after the merge", app.sessions.metadata_bytes_max);
-            Err(ApiError::field("metadata", message))
-        }
+        Update::MetadataTooLarge => Err(ApiError::metadata_too_large(app.sessions.metadata_bytes_max)),
     }
 }
 
@@ -327,6 +331,27 @@ fn read_response(session: &Session, if_none_match: &IfNoneMatch) -> Response {
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     set_entity_tag(&mut response, session);
     response
+}
+
+/// A response with one session and what the caller asked to include.
+pub(super) async fn included_response(
+    app: &AppState,
+    caller: &Principal,
+    session: Session,
+    include: Include,
+) -> Result<Response, ApiError> {
+    if !include.last_message {
+        return Ok(session_response(StatusCode::OK, &session));
+    }
+    let (view, memory) = app.store.with_last_message(session, caller.response_owner()).await?;
+    let mut body = Vec::with_capacity(view.json_bytes());
+    view.write_json(&mut body);
+    let mut response = match memory {
+        Some(memory) => large_response([body.into()].into(), memory),
+        None => json_response(StatusCode::OK, body),
+    };
+    set_entity_tag(&mut response, &view.session);
+    Ok(response)
 }
 
 /// A response with one session, and with its version as the entity tag.
@@ -380,6 +405,11 @@ pub(super) async fn page_response<T>(
         tokio::task::yield_now().await;
     }
     parts.push_back(Bytes::from_static(if parts.is_empty() { b"[]" } else { b"]" }));
+    large_response(parts, memory)
+}
+
+/// A response whose JSON body has these parts. Holds `memory` until the connection has taken the last one.
+pub(super) fn large_response(parts: VecDeque<Bytes>, memory: MemoryPermit) -> Response {
     let unsent_bytes = parts.iter().map(Bytes::len).sum();
     let mut response = json_response(StatusCode::OK, Vec::new());
     *response.body_mut() = Body::new(LargeBody { parts, unsent_bytes, has_yielded: false, _memory: memory });

@@ -26,6 +26,20 @@ pub fn merge_patch(
     }
 }
 
+/// Metadata with a JSON merge patch applied. A patch of `null` empties it.
+#[must_use]
+pub fn patched_metadata(
+    metadata: &serde_json::Map<String, serde_json::Value>,
+    patch: &serde_json::Value,
+) -> serde_json::Map<String, serde_json::Value> {
+    let serde_json::Value::Object(patch) = patch else {
+        return serde_json::Map::new();
+    };
+    let mut patched = metadata.clone();
+    merge_patch(&mut patched, patch.clone());
+    patched
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,12 +46,23 @@ pub struct Message {
     message_id: String,
     /// The sender.
     role: Role,
-    /// Any JSON value but null.
-    #[schema(schema_with = content_schema)]
+    /// Any JSON value; null only if the message is redacted.
     content: Value,
     /// A JSON object that the client keeps with the message.
     #[schema(value_type = HashMap<String, Value>)]
     metadata: Value,
+    /// When the message was redacted. Absent otherwise.
+    #[schema(value_type = String, format = DateTime, required = false, nullable = false)]
+    redacted_at: Option<Timestamp>,
+}
+
+/// The name of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageRef {
+    /// The session that the message belongs to.
+    pub session_id: SessionId,
+    /// The message's id, unique within its session.
+    pub message_id: Identifier,
 }
 
 /// A message as the JSON that Redis stores and clients receive. Its members are in the order of [`Message`], without
@@ -94,6 +105,26 @@ impl MessageJson {
         out.extend_from_slice(&self.json);
     }
 
+    /// The JSON as text.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        String::from_utf8_lossy(&self.json).into_owned()
+    }
+
+    /// The JSON, without a copy.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.json
+    }
+
+    /// The same message with other metadata, which is JSON. `None` if `stored` is not the message's metadata, or if the
+    /// message is redacted.
+    #[must_use]
+    pub fn with_metadata(&self, stored: &str, metadata: &str) -> Option<Self> {
+        let before = self.json.strip_suffix(b"}")?.strip_suffix(stored.as_bytes())?;
+        Some(Self { seq: self.seq, json: [before, metadata.as_bytes(), b"}"].concat().into() })
+    }
+
     /// The members, or `None` if the JSON is not that of a message.
     #[must_use]
     pub fn members(&self) -> Option<MessageMembers<'_>> {
@@ -105,7 +136,7 @@ const SEQ_PREFIX: &[u8] = b"{\"seq\":";
 const CREATED_AT_PREFIX: &[u8] = b",\"createdAt\":\"";
 const SESSION_ID_PREFIX: &[u8] = b"\",\"sessionId\":\"";
 
-/// The members of a message that are compared with others.
+/// The members of a message that the service reads.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MessageMembers<'a> {
@@ -121,6 +152,9 @@ pub struct MessageMembers<'a> {
     /// The JSON of the metadata.
     #[serde(borrow)]
     pub metadata: &'a RawValue,
+    /// When the message was redacted.
+    #[serde(borrow, default)]
+    pub redacted_at: Option<Cow<'a, str>>,
 }
 
 fn message_example() -> serde_json::Value {

@@ -5,13 +5,17 @@ mod delete;
 mod erase_user;
 mod get;
 mod get_active;
+mod get_message;
 mod get_or_create;
+mod last_message;
 mod list_active;
 mod list_history;
 mod list_messages;
 mod ready;
+mod redact_message;
 mod session_page;
 mod update;
+mod update_message;
 
 use std::time::Instant;
 
@@ -19,11 +23,14 @@ use futures_util::FutureExt;
 
 pub use self::append_messages::Append;
 pub use self::delete::Delete;
+pub use self::get_message::GetMessage;
 pub use self::get_or_create::GetOrCreate;
 pub use self::list_messages::{MessagePage, MessageRange};
+pub use self::redact_message::RedactMessage;
 pub(crate) use self::session_page::score_of;
-pub use self::session_page::{Position, SessionPage};
+pub use self::session_page::{PageRequest, Position, SessionPage};
 pub use self::update::Update;
+pub use self::update_message::UpdateMessage;
 use super::redis::read_command::ReadCommand;
 use super::reply::Reply;
 use super::{SessionStore, StoreError};

@@ -64,6 +64,9 @@ async fn call_everything(base: &str) -> String {
         (Method::POST, &messages, many),
         // More messages than the service keeps.
         (Method::POST, &messages, more),
+        (Method::GET, &format!("{messages}/n1"), Value::Null),
+        (Method::PATCH, &format!("{messages}/n1"), json!({"metadata": {"a": 1}})),
+        (Method::DELETE, &format!("{messages}/n1"), Value::Null),
         (Method::GET, &messages, Value::Null),
         (Method::GET, &format!("{messages}?after=60"), Value::Null),
         (Method::GET, &format!("{messages}?before=60"), Value::Null),

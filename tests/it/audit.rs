@@ -45,6 +45,15 @@ async fn an_audit_of_data_of_the_service_finds_nothing() {
     service.patch(&path(&second), json!({"status": "active", "ifActive": "replace"})).await.expect(200);
     expect_clean(&service).await;
 
+    // Changed and redacted messages, the largest one among them.
+    let large = json!({"messageId": "m", "role": "user", "content": "x".repeat(500)});
+    let message = format!("{}/messages/m", path(&second));
+    service.post(&format!("{}/messages", path(&second)), large).await.expect(201);
+    service.patch(&message, json!({"metadata": {"feedback": "y".repeat(500)}})).await.expect(200);
+    expect_clean(&service).await;
+    service.delete(&message).await.expect(204);
+    expect_clean(&service).await;
+
     // More messages than the service keeps.
     for _ in 0..3 {
         service.post(&format!("{}/messages", path(&second)), messages(60)).await.expect(201);

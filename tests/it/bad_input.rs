@@ -96,6 +96,10 @@ impl Fixture {
         format!("/api/sessions/{}/messages", self.active)
     }
 
+    fn message(&self) -> String {
+        format!("{}/m-1", self.messages())
+    }
+
     /// The endpoints with a body, each with a valid body.
     fn with_bodies(&self) -> [(&'static str, String, Value); 3] {
         [
@@ -323,6 +327,23 @@ async fn every_field_of_an_update_is_checked() {
     // Merge patches are checked in the same way.
     let merge = RawRequest::new("PATCH", path).header("content-type", "application/merge-patch+json").body("{\"a\":1}");
     fixture.reject(merge, 400, "invalid_request", &["a"]).await;
+}
+
+#[tokio::test]
+async fn every_field_of_a_message_update_is_checked() {
+    let mut fixture = Fixture::start().await;
+    let path = fixture.message();
+    for body in ["", "[]", "null", "{\"metadata\":{}", "{\"metadata\":{\"a\":1,\"a\":1}}"] {
+        fixture.reject_body("PATCH", &path, body, &[]).await;
+    }
+    fixture.reject_body("PATCH", &path, "{}", &["metadata"]).await;
+    for value in bad_metadata() {
+        fixture.reject_body("PATCH", &path, json!({"metadata": value}).to_string(), &["metadata"]).await;
+    }
+    for name in ["messageId", "seq", "role", "content", "createdAt", "redactedAt", "Metadata"] {
+        let body = with(&json!({"metadata": {}}), name, &Value::Null);
+        fixture.reject_body("PATCH", &path, body.to_string(), &[name]).await;
+    }
 }
 
 #[tokio::test]
@@ -559,6 +580,14 @@ async fn rejects_invalid_identifiers_in_paths() {
             }
         }
     }
+    let messages = fixture.messages();
+    let texts = bad_identifiers().into_iter().filter_map(|value| value.as_str().map(encode));
+    for bad in texts.filter(|text| !text.is_empty()) {
+        for method in ["GET", "PATCH", "DELETE"] {
+            let request = RawRequest::new(method, format!("{messages}/{bad}")).json(r#"{"metadata":{}}"#);
+            fixture.reject(request, 400, "invalid_request", &["messageId"]).await;
+        }
+    }
     // Empty segments are empty identifiers.
     fixture.reject_get("/api/sessions/business//active", &["businessId"]).await;
     fixture.reject_get("/api/sessions/business//user//active", &["businessId", "userId"]).await;
@@ -573,6 +602,7 @@ async fn rejects_invalid_identifiers_in_paths() {
             let request = RawRequest::new(method, format!("/api/sessions/business/{path}"));
             fixture.reject(request, 400, "invalid_request", &[]).await;
         }
+        fixture.reject_get(format!("{messages}/{bad}"), &[]).await;
     }
 }
 
@@ -661,7 +691,7 @@ async fn unknown_paths_are_not_found() {
     ]
     .map(str::to_owned);
     let of_session =
-        ["/", "/messages/", "/messages/1", "/message", "//", "//messages"].map(|end| format!("{session}{end}"));
+        ["/", "/messages/", "/messages/1/2", "/message", "//", "//messages"].map(|end| format!("{session}{end}"));
     for path in unknown.into_iter().chain(of_session) {
         for method in ["GET", "POST", "DELETE"] {
             fixture.reject(RawRequest::new(method, path.as_str()).json("{}"), 404, "route_not_found", &[]).await;
@@ -678,6 +708,7 @@ async fn unsupported_methods_are_rejected_with_the_allowed_ones() {
         ("/api/sessions".to_owned(), vec!["POST"]),
         (fixture.session(), vec!["GET", "HEAD", "PATCH", "DELETE"]),
         (fixture.messages(), vec!["GET", "HEAD", "POST"]),
+        (fixture.message(), vec!["GET", "HEAD", "PATCH", "DELETE"]),
         ("/api/sessions/business/b/active".to_owned(), vec!["GET", "HEAD"]),
         ("/api/sessions/business/b/user/u/active".to_owned(), vec!["GET", "HEAD"]),
         ("/api/sessions/business/b/user/u/history".to_owned(), vec!["GET", "HEAD"]),

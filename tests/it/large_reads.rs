@@ -133,6 +133,43 @@ async fn unread_large_responses_block_only_their_credential() {
     with_timeout(async { while service.get_as(&slow, &page).await.status != 200 {} }).await;
 }
 
+#[tokio::test]
+async fn pages_with_last_messages_and_single_messages_count_against_the_limit() {
+    let folder = TempDir::new().expect("a folder");
+    let (key, entry) = api_key("key", &["b"], &Scope::ALL, None);
+    let keys_file = folder.path().join("keys.toml");
+    replace(&keys_file, entry);
+    let keys_file = keys_file.to_str().expect("a path of text");
+    // The credential may use 8 MiB.
+    let limits = ["--max-response-memory", "33554432", "--max-queue-wait", "50ms", "--rate-limit", "0"];
+    let service = Service::start(&[&["--api-keys-file", keys_file], &limits[..]].concat()).await;
+    let mut path = String::new();
+    // 17 of these messages and their sessions have a little less than 4 MiB, so two pages take all of the memory.
+    for _ in 0..17 {
+        let user = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
+        let session = service.bearer(&key, Method::POST, "/api/sessions", user).await.expect(201);
+        path = format!("/api/sessions/{}", session.string("sessionId"));
+        let message = json!({"messageId": "m", "role": "user", "content": "x".repeat(246_000)});
+        service.bearer(&key, Method::POST, &format!("{path}/messages"), message).await.expect(201);
+    }
+    let history = "/api/sessions/business/b/user/u/history";
+    let (page, message) = (format!("{history}?include=lastMessage"), format!("{path}/messages/m"));
+    let unread = join_all((0..2).map(|_| request_without_reading(&service, &page, &key))).await;
+    let large = [page.clone(), format!("{page}&limit=2"), message.clone(), format!("{path}?include=lastMessage")];
+    for path in &large {
+        service.get_as(&key, path).await.expect_problem(503, "overloaded");
+    }
+    let body = json!({"metadata": {"a": 1}});
+    service.bearer(&key, Method::PATCH, &message, body).await.expect_problem(503, "overloaded");
+    for path in [path.as_str(), history] {
+        service.get_as(&key, path).await.expect(200);
+    }
+    drop(unread);
+    for path in &large {
+        with_timeout(async { while service.get_as(&key, path).await.status != 200 {} }).await;
+    }
+}
+
 /// How many bytes Redis has sent to all of its clients.
 async fn bytes_sent(redis: &RedisServer) -> u64 {
     let info = redis.probe().await.text(&["INFO", "stats"]).await.expect("statistics");

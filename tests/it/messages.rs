@@ -1,5 +1,8 @@
 //! Messages: `seq`, replays, pages, trimming.
 
+mod last;
+mod one;
+
 use std::collections::BTreeSet;
 
 use futures_util::future::join_all;

@@ -14,13 +14,16 @@ use crate::support::credentials::api_key;
 use crate::support::service::{Answer, Service};
 
 /// The operations of the service: `docs/api.md`, Endpoints.
-const OPERATIONS: [(&str, &str); 15] = [
+const OPERATIONS: [(&str, &str); 18] = [
     ("post", "/api/sessions"),
     ("get", "/api/sessions/{sessionId}"),
     ("patch", "/api/sessions/{sessionId}"),
     ("delete", "/api/sessions/{sessionId}"),
     ("get", "/api/sessions/{sessionId}/messages"),
     ("post", "/api/sessions/{sessionId}/messages"),
+    ("get", MESSAGE),
+    ("patch", MESSAGE),
+    ("delete", MESSAGE),
     ("get", "/api/sessions/business/{businessId}/active"),
     ("get", "/api/sessions/business/{businessId}/user/{userId}/active"),
     ("get", "/api/sessions/business/{businessId}/user/{userId}/history"),
@@ -34,13 +37,14 @@ const OPERATIONS: [(&str, &str); 15] = [
 /// Needs a credential, but no scope.
 const WHOAMI: &str = "/api/whoami";
 /// The error codes (`docs/api.md`, Errors), except `overloaded`, which needs a service under overload.
-const CODES: [&str; 21] = [
+const CODES: [&str; 22] = [
     "unauthorized",
     "forbidden",
     "rate_limited",
     "invalid_request",
     "session_not_found",
     "no_active_session",
+    "message_not_found",
     "route_not_found",
     "method_not_allowed",
     "request_timeout",
@@ -59,6 +63,8 @@ const CODES: [&str; 21] = [
 ];
 /// Statuses that need a fault, or a request that HTTP clients do not send. These tests do not cause them.
 const FAULTS: [&str; 5] = ["408", "414", "431", "500", "503"];
+/// A response that needs a race. `messages::one` shows that patches are retried.
+const RACES: [(&str, &str); 1] = [("updateMessage", "409")];
 /// Headers with a meaning for clients. A response has one exactly if the document names it.
 const HEADERS: [&str; 10] = [
     "ETag",
@@ -77,7 +83,10 @@ const OPTIONAL_HEADERS: [&str; 3] = ["Link", "RateLimit", "RateLimit-Policy"];
 const UNKNOWN_SESSION: &str = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e";
 const SESSION: &str = "/api/sessions/{sessionId}";
 const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
+const MESSAGE: &str = "/api/sessions/{sessionId}/messages/{messageId}";
 const JSON: &str = "application/json";
+/// The members of a message or a session that are sometimes absent.
+const OPTIONAL_MEMBERS: [&str; 2] = ["lastMessage", "redactedAt"];
 
 /// The generated document.
 struct Document(Value);
@@ -265,9 +274,11 @@ fn schemas_name_every_member() {
     for name in ["Session", "Message"] {
         let schema = document.schema(name);
         let example = names(&schema["example"]);
-        assert_eq!((names(&schema["properties"]), names(&schema["required"])), (example.clone(), example), "{name}");
+        let mut properties = names(&schema["properties"]);
+        properties.retain(|member| !OPTIONAL_MEMBERS.contains(member));
+        assert_eq!((properties, names(&schema["required"])), (example.clone(), example), "{name}");
     }
-    for name in ["GetOrCreateSession", "UpdateSession", "AppendMessage"] {
+    for name in ["GetOrCreateSession", "UpdateSession", "AppendMessage", "UpdateMessage"] {
         assert_eq!(document.schema(name)["additionalProperties"], false, "{name}: unknown members are rejected");
     }
     for (name, member) in [
@@ -275,6 +286,7 @@ fn schemas_name_every_member() {
         ("Message", "metadata"),
         ("GetOrCreateSession", "metadata"),
         ("UpdateSession", "metadata"),
+        ("UpdateMessage", "metadata"),
     ] {
         let metadata = &document.schema(name)["properties"][member];
         assert_eq!(metadata["additionalProperties"], json!({}), "{name}: metadata allows any member");
@@ -486,6 +498,31 @@ impl CheckedClient {
         self.get(SESSION, &format!("/api/sessions/{session}"), 200).await;
     }
 
+    /// Calls the operations of `/api/sessions/{sessionId}/messages/{messageId}`.
+    async fn drive_message(&mut self) {
+        let messages = format!("/api/sessions/{}/messages", self.service.session_of("reviewer").await);
+        self.service.post(&messages, json!({"messageId": "a/b", "role": "user", "content": 1})).await.expect(201);
+        let path = format!("{messages}/a%2Fb");
+        let change = |path: &str, body: Value| call(Method::PATCH, MESSAGE, path).json(body);
+        let delete = |path: &str| call(Method::DELETE, MESSAGE, path);
+        self.get(MESSAGE, &path, 200).await;
+        self.call(change(&path, json!({"metadata": {"k": [null]}})), 200).await;
+        let merge = change(&path, json!({"metadata": null})).header("content-type", "application/merge-patch+json");
+        self.call(merge, 200).await;
+        self.send_invalid_bodies(Method::PATCH, MESSAGE, &path).await;
+        self.call(delete(&path), 204).await;
+        self.get(MESSAGE, &path, 200).await;
+        self.get(MESSAGES, &messages, 200).await;
+        let long = format!("{messages}/{}", "x".repeat(129));
+        for (path, status) in
+            [(format!("{messages}/c"), 404), (format!("{UNKNOWN_SESSION}/messages/c"), 404), (long, 400)]
+        {
+            self.get(MESSAGE, &path, status).await;
+            self.call(change(&path, json!({"metadata": {}})), status).await;
+            self.call(delete(&path), status).await;
+        }
+    }
+
     /// Calls the operations of businesses and users.
     async fn drive_businesses(&mut self) {
         let (active, of_user) =
@@ -503,6 +540,18 @@ impl CheckedClient {
         self.get(&history, "/api/sessions/business/c/user/x/history?cursor=x", 400).await;
         self.get(&of_user_active, "/api/sessions/business/c/user/x/active", 200).await;
         self.get(&of_user_active, "/api/sessions/business/c/user/z/active", 404).await;
+        let session = self.service.post("/api/sessions", json!({"businessId": "c", "userId": "x"})).await;
+        let messages = format!("/api/sessions/{}/messages", session.string("sessionId"));
+        self.service.post(&messages, json!({"role": "user", "content": [null]})).await.expect(201);
+        for (template, path) in [
+            (active, "/api/sessions/business/c/active"),
+            (&history, "/api/sessions/business/c/user/x/history"),
+            (&of_user_active, "/api/sessions/business/c/user/x/active"),
+            (SESSION, messages.trim_end_matches("/messages")),
+        ] {
+            self.get(template, &format!("{path}?include=lastMessage"), 200).await;
+            self.get(template, &format!("{path}?include=turn"), 400).await;
+        }
         self.get(&of_user_active, &format!("/api/sessions/business/c/user/{long}/active"), 400).await;
         let erase = |user: &str| call(Method::DELETE, of_user, &format!("/api/sessions/business/c/user/{user}"));
         self.call(erase("x"), 200).await;
@@ -521,7 +570,8 @@ impl CheckedClient {
         self.service = Service::start(&[flags.as_slice(), &["0"]].concat()).await;
         let mut limited = Service::start(&[flags.as_slice(), &["1"]].concat()).await;
         for (method, template) in OPERATIONS.into_iter().filter(|(_, path)| path.starts_with("/api/")) {
-            let path = template.replace("{sessionId}", "1").replace("{businessId}", "b").replace("{userId}", "u");
+            let path = template.replace("{sessionId}", "1").replace("{messageId}", "m");
+            let path = path.replace("{businessId}", "b").replace("{userId}", "u");
             let method: Method = method.to_uppercase().parse().expect("a method");
             let other = if method == Method::GET { &writer } else { &reader };
             self.call(call(method.clone(), template, &path), 401).await;
@@ -544,13 +594,16 @@ async fn responses_are_as_documented() {
     let mut client = CheckedClient::start().await;
     client.drive_sessions().await;
     client.drive_messages().await;
+    client.drive_message().await;
     client.drive_businesses().await;
     for path in [WHOAMI, "/livez", "/readyz", "/openapi.json", "/docs"] {
         client.get(path, path, 200).await;
     }
     client.drive_rejections().await;
     let not_reached = client.not_reached();
-    let not_faults: Vec<_> = not_reached.iter().filter(|(_, status)| !FAULTS.contains(&status.as_str())).collect();
+    let is_expected =
+        |(id, status): &(String, String)| !FAULTS.contains(&status.as_str()) && !RACES.contains(&(id, status));
+    let not_faults: Vec<_> = not_reached.iter().filter(|response| is_expected(response)).collect();
     assert!(not_faults.is_empty(), "documented, but never returned: {not_faults:?}");
     let pair = |(id, relation): (&str, &str)| (id.to_owned(), relation.to_owned());
     let links = [
@@ -592,7 +645,9 @@ async fn sessions_and_messages_have_exactly_the_documented_members() {
     let sessions = ended.iter().chain([&created]).map(Answer::json).chain([listed]);
     let rendered = sessions.map(|session| ("Session", session)).chain([("Message", message)]);
     for (name, value) in rendered {
-        assert_eq!(names(&value), names(&document.schema(name)["properties"]), "{name}");
+        let mut properties = names(&document.schema(name)["properties"]);
+        properties.retain(|member| !OPTIONAL_MEMBERS.contains(member));
+        assert_eq!(names(&value), properties, "{name}");
     }
 }
 
@@ -622,6 +677,8 @@ async fn document_and_service_accept_the_same_bodies() {
     let service = Service::start(&[]).await;
     let session = format!("/api/sessions/{}", service.session_of("u").await);
     let talk = format!("/api/sessions/{}/messages", service.session_of("talker").await);
+    service.post(&talk, json!({"messageId": "m", "role": "user", "content": 1})).await.expect(201);
+    let message = format!("{talk}/m");
     let requests = [
         (
             Method::POST,
@@ -632,6 +689,7 @@ async fn document_and_service_accept_the_same_bodies() {
         ),
         (Method::PATCH, SESSION, session, "UpdateSession", json!({})),
         (Method::POST, MESSAGES, talk, "AppendMessage", json!({"role": "user", "content": "c"})),
+        (Method::PATCH, MESSAGE, message, "UpdateMessage", json!({"metadata": {}})),
     ];
     for (method, template, path, schema, base) in requests {
         let operation = document.operation(&method.as_str().to_lowercase(), template);
@@ -658,7 +716,7 @@ async fn document_and_service_accept_the_same_bodies() {
             assert_eq!(is_good, validator.is_valid(&body), "{method} {path} {body}: {response:?}");
             *(if is_good { &mut good } else { &mut bad }) += 1;
         }
-        assert!(good > 10 && bad > 10, "{method} {path}: {good} good and {bad} bad bodies");
+        assert!(good > 3 && bad > 10, "{method} {path}: {good} good and {bad} bad bodies");
     }
 }
 

@@ -29,7 +29,8 @@ use crate::support::service::{Answer, Service};
 const READS: [&str; 10] =
     ["EXISTS", "GET", "HGET", "HGETALL", "HMGET", "LINDEX", "PEXPIRETIME", "ZCARD", "ZRANGE", "ZSCORE"];
 /// The commands that scripts may use to write.
-const WRITES: [&str; 10] = ["DEL", "HDEL", "HSET", "LTRIM", "PEXPIREAT", "RPUSH", "SET", "UNLINK", "ZADD", "ZREM"];
+const WRITES: [&str; 11] =
+    ["DEL", "HDEL", "HSET", "LSET", "LTRIM", "PEXPIREAT", "RPUSH", "SET", "UNLINK", "ZADD", "ZREM"];
 /// Identifiers that would make hash tags and separators in keys if they were not encoded.
 const BUSINESS: &str = "{b}:%";
 const USER: &str = "a}:{u";
@@ -240,6 +241,37 @@ async fn append_messages_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     appended(message("n99", json!(99)), 200, "replayed").await;
 }
 
+/// A session with a message of the id `m{1}`. Returns the path of the message.
+async fn message_to_change(service: &Service) -> String {
+    let created = service.post("/api/sessions", json!({"businessId": BUSINESS, "userId": USER})).await;
+    let messages = format!("/api/sessions/{}/messages", created.string("sessionId"));
+    let message = json!({"messageId": "m\"{1}", "role": "user", "content": "\"\n💬", "metadata": {"a": 1}});
+    service.post(&messages, json!([{"role": "user", "content": 1}, message])).await.expect(201);
+    service.advance(Duration::from_millis(1));
+    format!("{messages}/m%22%7B1%7D")
+}
+
+async fn update_message_runs(check: impl AsyncFn(&Service, &Run, &str)) {
+    let service = Service::start(&[]).await;
+    let path = message_to_change(&service).await;
+    for patch in [json!({"a": null, "b": {"c": "\"\n💬"}}), json!({"b": {"d": 1}}), json!(null)] {
+        let body = json!({"metadata": patch});
+        let run = run(&service, "update_message", 200, service.patch(&path, body)).await;
+        check(&service, &run, "updated").await;
+    }
+}
+
+async fn redact_message_runs(check: impl AsyncFn(&Service, &Run, &str)) {
+    let service = Service::start(&[]).await;
+    let path = message_to_change(&service).await;
+    for _ in 0..2 {
+        let redacted = run(&service, "redact_message", 204, service.delete(&path)).await;
+        check(&service, &redacted, "redacted").await;
+    }
+    let unknown = run(&service, "redact_message", 404, service.delete(&format!("{path}x"))).await;
+    check(&service, &unknown, "no_message").await;
+}
+
 async fn delete_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     let service = Service::start(&[]).await;
     let user = json!({"businessId": BUSINESS, "userId": USER, "ifActive": "replace"});
@@ -294,6 +326,9 @@ async fn safe_to_run_twice(service: &Service, run: &Run, tag: &str) {
     assert_eq!(reply[0].as_deref(), Some(tag), "{reply:?} to a second run of {run:#?}");
     match tag {
         "replayed" | "resumed" if run.operation == "get_or_create" => assert_session(service, run, &reply[1..]).await,
+        "updated" if run.operation == "update_message" => {
+            assert_eq!(reply[1..], [Some(run.response.text.clone())], "the message of the response");
+        }
         "updated" => {
             assert_eq!(reply[1..3], [Some(String::new()), Some(String::new())], "a second run changes nothing");
             assert_session(service, run, &reply[3..]).await;
@@ -303,7 +338,7 @@ async fn safe_to_run_twice(service: &Service, run: &Run, tag: &str) {
         "conflict" => assert_eq!(reply[1..].len() % 2, 0, "{reply:?}"),
         // No session was erased, and none remains.
         "erased" => assert_eq!(reply[1..], [Some("0".to_owned()), Some("0".to_owned())]),
-        "missing" | "not_active" | "ready" => assert_eq!(reply.len(), 1, "{reply:?}"),
+        "missing" | "not_active" | "ready" | "redacted" | "no_message" => assert_eq!(reply.len(), 1, "{reply:?}"),
         _ => panic!("no check for a second run with the tag {tag}"),
     }
 }
@@ -367,6 +402,16 @@ async fn append_messages_is_safe_to_run_twice() {
 }
 
 #[tokio::test]
+async fn update_message_is_safe_to_run_twice() {
+    update_message_runs(safe_to_run_twice).await;
+}
+
+#[tokio::test]
+async fn redact_message_is_safe_to_run_twice() {
+    redact_message_runs(safe_to_run_twice).await;
+}
+
+#[tokio::test]
 async fn delete_is_safe_to_run_twice() {
     delete_runs(safe_to_run_twice).await;
 }
@@ -424,6 +469,16 @@ async fn append_messages_keeps_to_one_hash_tag() {
 }
 
 #[tokio::test]
+async fn update_message_keeps_to_one_hash_tag() {
+    update_message_runs(one_hash_tag).await;
+}
+
+#[tokio::test]
+async fn redact_message_keeps_to_one_hash_tag() {
+    redact_message_runs(one_hash_tag).await;
+}
+
+#[tokio::test]
 async fn delete_keeps_to_one_hash_tag() {
     delete_runs(one_hash_tag).await;
 }
@@ -475,6 +530,8 @@ async fn no_endpoint_searches_the_keyspace() {
 
 /// Calls every endpoint at least once. Returns each as `METHOD /path/{parameter}`.
 async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
+    const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
+    const MESSAGE: &str = "/api/sessions/{sessionId}/messages/{messageId}";
     let id = service.session_of("u").await;
     let mut called = BTreeSet::new();
     for (method, path, body, status) in [
@@ -489,7 +546,10 @@ async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
         ("PATCH", "/api/sessions/{sessionId}", Some(json!({"title": "t", "metadata": {"a": 1}})), 200),
         ("PATCH", "/api/sessions/{sessionId}", Some(json!({"status": "ended"})), 200),
         ("PATCH", "/api/sessions/{sessionId}", Some(json!({"status": "active"})), 200),
-        ("POST", "/api/sessions/{sessionId}/messages", Some(json!({"role": "user", "content": 1})), 201),
+        ("POST", MESSAGES, Some(json!({"messageId": "m", "role": "user", "content": 1})), 201),
+        ("GET", MESSAGE, None, 200),
+        ("PATCH", MESSAGE, Some(json!({"metadata": {"a": 1}})), 200),
+        ("DELETE", MESSAGE, None, 204),
         ("GET", "/api/sessions/{sessionId}/messages", None, 200),
         ("GET", "/api/sessions/{sessionId}/messages?after=0", None, 200),
         ("GET", "/api/sessions/{sessionId}/messages?before=2", None, 200),
@@ -500,7 +560,8 @@ async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
         ("DELETE", "/api/sessions/{sessionId}", None, 204),
         ("DELETE", "/api/sessions/business/{businessId}/user/{userId}", None, 200),
     ] {
-        let filled = path.replace("{sessionId}", &id).replace("{businessId}", "b").replace("{userId}", "u");
+        let filled = path.replace("{sessionId}", &id).replace("{messageId}", "m");
+        let filled = filled.replace("{businessId}", "b").replace("{userId}", "u");
         let body = body.map_or_else(Vec::new, |body: Value| body.to_string().into_bytes());
         let name = Method::from_bytes(method.as_bytes()).expect("a method");
         service.send(name, &filled, &[("content-type", "application/json")], body).await.expect(status);
@@ -516,7 +577,9 @@ async fn a_script_flush_is_not_visible_to_a_client() {
     let service = Service::start(&[]).await;
     let path = format!("/api/sessions/{}", service.session_of("u").await);
     let messages = format!("{path}/messages");
-    for _ in 0..3 {
+    for round in 0..3 {
+        let id = format!("m{round}");
+        let message = format!("{messages}/{id}");
         for (method, path, body, status) in [
             (Method::GET, "/readyz", json!(null), 200),
             (Method::POST, "/api/sessions", json!({"businessId": "b", "userId": "u"}), 200),
@@ -524,7 +587,9 @@ async fn a_script_flush_is_not_visible_to_a_client() {
             (Method::PATCH, &path, json!({"metadata": {"a": 1}}), 200),
             (Method::PATCH, &path, json!({"status": "ended"}), 200),
             (Method::PATCH, &path, json!({"status": "active"}), 200),
-            (Method::POST, &messages, json!([{"role": "user", "content": 1}]), 201),
+            (Method::POST, &messages, json!([{"messageId": id, "role": "user", "content": 1}]), 201),
+            (Method::PATCH, &message, json!({"metadata": {"a": 1}}), 200),
+            (Method::DELETE, &message, json!(null), 204),
             (Method::DELETE, "/api/sessions/business/b/user/w", json!(null), 200),
         ] {
             // With activity due, the service needs the script even if it has a hint.

@@ -29,10 +29,12 @@ const OUTCOMES: &[&str] = &[
     "200 expired idle",
     "200 expired max_lifetime",
     "200 erased",
+    "200 redacted",
     "200 replayed",
     "201 active",
     "201 appended",
     "204",
+    "404 message_not_found",
     "404 no_active_session",
     "404 session_not_found",
     "409 another_session_active",
@@ -146,6 +148,24 @@ impl<'a> Case<'a> {
             Operation::Patch { session, if_match, body } => self.patch(*session, *if_match, body).await,
             Operation::Delete { session, if_match } => self.delete(*session, *if_match).await,
             Operation::Append { session, body } => self.append(&self.id(*session), body).await,
+            Operation::GetMessage { session, message } => {
+                let id = self.id(*session);
+                let response = self.service.get(&message_path(&id, message)).await;
+                let expected = self.model.get_message(&id, message);
+                self.check(&response, &expected)
+            }
+            Operation::PatchMessage { session, message, patch } => {
+                let (id, body) = (self.id(*session), json!({"metadata": patch.0}));
+                let response = self.service.patch(&message_path(&id, message), body).await;
+                let expected = self.model.patch_message(&id, message, &patch.0);
+                self.check(&response, &expected)
+            }
+            Operation::RedactMessage { session, message } => {
+                let id = self.id(*session);
+                let response = self.service.delete(&message_path(&id, message)).await;
+                let expected = self.model.redact_message(&id, message);
+                self.check(&response, &expected)
+            }
             Operation::ListMessages { session, range, limit } => {
                 self.list_messages(&self.id(*session), *range, *limit).await
             }
@@ -377,6 +397,7 @@ impl<'a> Case<'a> {
             }
             Expected::Body { status: 201, .. } => "201 appended".to_owned(),
             Expected::Body { status, body } if body.get("deletedSessions").is_some() => format!("{status} erased"),
+            Expected::Body { status, body } if body.get("redactedAt").is_some() => format!("{status} redacted"),
             Expected::Body { status, body } if body.get("messageId").is_some() => format!("{status} replayed"),
             Expected::Body { status, .. } => format!("{status} several"),
             Expected::NoContent => "204".to_owned(),
@@ -390,6 +411,8 @@ impl<'a> Case<'a> {
     async fn read_everything(&self) -> Outcome {
         for id in &self.ids {
             self.get(id).await?;
+            let with_last = self.service.get(&format!("/api/sessions/{id}?include=lastMessage")).await;
+            self.check(&with_last, &self.model.get_with_last_message(id))?;
             self.list_messages(id, Range::Newest, Some(1000)).await?;
             if let Some(session) = self.model.session(id) {
                 let path = format!("/api/sessions/{id}/messages?limit=2");
@@ -451,6 +474,10 @@ fn same<T: PartialEq + std::fmt::Debug + ?Sized>(what: &str, actual: &T, expecte
 
 fn text<'a>(document: &'a Value, name: &str) -> &'a str {
     document[name].as_str().unwrap_or_default()
+}
+
+fn message_path(session: &str, message: &str) -> String {
+    format!("/api/sessions/{session}/messages/{}", encoded(message))
 }
 
 fn user_path(owner: &Owner) -> String {

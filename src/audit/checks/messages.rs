@@ -161,14 +161,19 @@ impl MessagesCheck {
             self.list.add(format!("{seq}: its messageId is not an identifier"));
         }
         let (content, metadata) = (members.content.get(), members.metadata.get());
-        if content == "null" {
-            self.list.add(format!("{seq}: its content is null"));
+        let is_redacted = members.redacted_at.is_some();
+        if (content == "null") != is_redacted || (is_redacted && metadata != "{}") {
+            self.list.add(format!("{seq}: its content, metadata and redactedAt contradict each other"));
         }
         if !is_json_object(metadata) {
             self.list.add(format!("{seq}: its metadata is not a JSON object"));
         }
-        let rest = MessageRest::new(self.session_id, &members.message_id, role, content, metadata);
-        if !message.as_bytes().ends_with(rest.json.as_bytes()) {
+        let mut rest = MessageRest::new(self.session_id, &members.message_id, role, content, metadata).json;
+        if let Some(redacted_at) = &members.redacted_at {
+            rest.truncate(rest.len() - 1);
+            rest.extend([",\"redactedAt\":\"", redacted_at, "\"}"]);
+        }
+        if !message.as_bytes().ends_with(rest.as_bytes()) {
             self.list.add(format!("{seq}: its members are not in their order"));
         }
         Ok(ParsedMessage { seq: message.seq, message_id: members.message_id.into_owned() })
@@ -195,6 +200,44 @@ impl MessagesCheck {
         if session.largest_message_bytes < self.largest {
             let stored = session.largest_message_bytes;
             self.list.add(format!("largestMessage is {stored}, a message has {}", self.largest));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{Partition, Timestamp};
+
+    #[test]
+    fn only_redacted_messages_have_no_content() {
+        let id = SessionId::random(Partition(7)).expect("random bytes");
+        let problem_of = |role_and_rest: &str| {
+            let at = Timestamp(0);
+            let start = format!("{{\"seq\":1,\"createdAt\":\"{at}\",\"sessionId\":\"{id}\",\"messageId\":\"m\"");
+            let mut check = MessagesCheck::new(id);
+            let json = format!("{start},\"role\":\"user\",{role_and_rest}}}").into();
+            check.parse(StoredMessage { seq: 1, json });
+            check.list.detail()
+        };
+        let valid = [
+            r#""content":"null","metadata":{"a":1}"#,
+            r#""content":null,"metadata":{},"redactedAt":"2026-11-22T10:00:00.000Z""#,
+        ];
+        for rest in valid {
+            assert_eq!(problem_of(rest), None, "{rest}");
+        }
+        let invalid = [
+            r#""content":null,"metadata":{}"#,
+            r#""content":1,"metadata":{},"redactedAt":"x""#,
+            r#""content":null,"metadata":{"a":1},"redactedAt":"x""#,
+            r#""content":null,"metadata":{},"redactedAt":7"#,
+            // Members in another order, and one more.
+            r#""content":null,"redactedAt":"x","metadata":{}"#,
+            r#""content":1,"metadata":{},"more":1"#,
+        ];
+        for rest in invalid {
+            assert!(problem_of(rest).is_some(), "{rest}");
         }
     }
 }

@@ -6,24 +6,22 @@ use futures_util::future::try_join_all;
 
 use super::instrumented;
 use super::session_page::{PAGE_READS_MAX, PageBuilder, ScoreBound};
-use super::{Position, SessionPage};
+use super::{PageRequest, Position, SessionPage};
 use crate::metrics::Operation;
 use crate::session::{Identifier, Partition, Session, Status, Timestamp};
 use crate::store::redis::read_command::ReadCommand;
-use crate::store::{ResponseOwner, SessionStore, StoreError};
+use crate::store::{SessionStore, StoreError};
 
 impl SessionStore {
-    /// A page of the active sessions of a business for `owner`, latest expiry first, and the total number of active
-    /// sessions. The page ends after `limit` sessions or 4 MiB.
+    /// A page of the active sessions of a business, latest expiry first, and the total number of active sessions. The
+    /// page ends after the requested number of sessions or 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
     pub async fn list_active(
         &self,
         business_id: &Identifier,
-        limit: usize,
-        after: Option<Position>,
-        owner: ResponseOwner,
+        request: PageRequest,
         now: Timestamp,
     ) -> Result<(SessionPage, u64), StoreError> {
         instrumented(Operation::ListActive, async move {
@@ -31,7 +29,7 @@ impl SessionStore {
             let keys: Vec<_> =
                 partitions.into_iter().map(|partition| self.keys.business(partition, business_id.as_str())).collect();
             let totals = try_join_all(keys.iter().map(|key| self.count_active(key, now)));
-            let page = self.page_of_active(&keys, limit, after, owner, now);
+            let page = self.page_of_active(&keys, request, now);
             let (totals, page) = futures_util::try_join!(totals, page)?;
             Ok((page, totals.into_iter().sum()))
         })
@@ -41,18 +39,16 @@ impl SessionStore {
     async fn page_of_active(
         &self,
         keys: &[String],
-        limit: usize,
-        after: Option<Position>,
-        owner: ResponseOwner,
+        request: PageRequest,
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
-        let mut page = PageBuilder::new(limit, after);
+        let (mut page, limit) = (PageBuilder::new(request), request.limit);
         for _ in 0..PAGE_READS_MAX {
             let mut entries = self.merged_entries(keys, page.after, now, limit + 1).await?;
             entries.truncate(limit + 1);
             let exhausted = entries.len() <= limit;
             let is_active = |session: &Session| session.status == Status::Active;
-            if self.fill_page(&mut page, &entries, is_active, owner, now).await? {
+            if self.fill_page(&mut page, &entries, is_active, now).await? {
                 break;
             }
             if exhausted {

@@ -2,14 +2,14 @@
 
 use super::instrumented;
 use super::session_page::{PAGE_READS_MAX, PageBuilder, REFILL_ENTRIES_MIN, ScoreBound};
-use super::{Position, SessionPage};
+use super::{PageRequest, SessionPage};
 use crate::metrics::Operation;
 use crate::session::{Identifier, Timestamp};
-use crate::store::{ResponseOwner, SessionStore, StoreError};
+use crate::store::{SessionStore, StoreError};
 
 impl SessionStore {
-    /// A page of the user's sessions for `owner`, the one created or resumed last first. It ends after `limit` sessions
-    /// or 4 MiB.
+    /// A page of the user's sessions, the one created or resumed last first. It ends after the requested number of
+    /// sessions or 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -17,15 +17,13 @@ impl SessionStore {
         &self,
         business_id: &Identifier,
         user_id: &Identifier,
-        limit: usize,
-        after: Option<Position>,
-        owner: ResponseOwner,
+        request: PageRequest,
         now: Timestamp,
     ) -> Result<SessionPage, StoreError> {
         instrumented(Operation::ListHistory, async move {
             let key = self.keys.history(business_id.as_str(), user_id.as_str());
-            let mut page = PageBuilder::new(limit, after);
-            let mut wanted = limit + 1;
+            let mut page = PageBuilder::new(request);
+            let mut wanted = request.limit + 1;
             // Entries whose session no longer exists leave gaps. A page with very many gaps stays short, and has a next
             // page.
             for _ in 0..PAGE_READS_MAX {
@@ -33,7 +31,7 @@ impl SessionStore {
                 let highest = page.after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
                 let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
                 let exhausted = entries.len() < wanted;
-                if self.fill_page(&mut page, &entries, |_| true, owner, now).await? {
+                if self.fill_page(&mut page, &entries, |_| true, now).await? {
                     break;
                 }
                 if exhausted {

@@ -119,7 +119,7 @@ impl SessionStore {
     }
 
     /// Reads the messages from `first` to `last`, one large piece at a time. `None` if they are not there any more.
-    async fn read_piece(
+    pub(super) async fn read_piece(
         &self,
         session: &Session,
         first: u64,
@@ -154,7 +154,8 @@ impl SessionStore {
         is_large: bool,
     ) -> Result<Option<Vec<MessageJson>>, StoreError> {
         let id = session.session_id;
-        let mut newest = session.message_count;
+        // The message may be newer than the session that was read.
+        let mut newest = session.message_count.max(last);
         for _ in 0..SHIFTED_READS_MAX {
             let index = |seq: u64| -i64::try_from(newest - seq + 1).unwrap_or(i64::MAX);
             let command = ReadCommand::list(self.keys.messages(id), index(first), index(last));

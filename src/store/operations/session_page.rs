@@ -2,7 +2,7 @@
 
 use futures_util::future::try_join_all;
 
-use crate::session::{Identifier, Session, SessionId, TITLE_CHARS_MAX, TenantScope, Timestamp};
+use crate::session::{Identifier, Include, Session, SessionId, SessionView, TITLE_CHARS_MAX, TenantScope, Timestamp};
 use crate::store::redis::read_command::ReadCommand;
 use crate::store::reply::Reply;
 use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
@@ -26,11 +26,24 @@ pub struct Position {
     pub session_id: SessionId,
 }
 
+/// The page of a list that a caller requests.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRequest {
+    /// Most sessions on the page.
+    pub limit: usize,
+    /// The position to continue from; `None` for the first page.
+    pub after: Option<Position>,
+    /// What to add to each session.
+    pub include: Include,
+    /// The owner of the response.
+    pub owner: ResponseOwner,
+}
+
 /// Sessions in the list's order, and where the next page starts.
 #[derive(Debug)]
 pub struct SessionPage {
     /// In the list's order.
-    pub sessions: Vec<Session>,
+    pub sessions: Vec<SessionView>,
     /// The position to continue from, if there may be more sessions.
     pub next: Option<Position>,
     /// The memory of a large page. Keep it until the response is sent.
@@ -39,8 +52,8 @@ pub struct SessionPage {
 
 /// A page that is being filled.
 pub(super) struct PageBuilder {
-    limit: usize,
-    sessions: Vec<Session>,
+    request: PageRequest,
+    sessions: Vec<SessionView>,
     bytes: usize,
     memory: Option<MemoryPermit>,
     /// The last entry that was examined.
@@ -48,17 +61,17 @@ pub(super) struct PageBuilder {
 }
 
 impl PageBuilder {
-    pub(super) fn new(limit: usize, after: Option<Position>) -> Self {
-        Self { limit, sessions: Vec::with_capacity(limit), bytes: 0, memory: None, after }
+    pub(super) fn new(request: PageRequest) -> Self {
+        Self { request, sessions: Vec::with_capacity(request.limit), bytes: 0, memory: None, after: request.after }
     }
 
     /// Adds the sessions of these entries that exist. Returns whether an existing session did not fit: only such a
     /// session makes a further page.
-    fn fill(&mut self, entries: &[Position], read: impl IntoIterator<Item = Option<Session>>) -> bool {
+    fn fill(&mut self, entries: &[Position], read: Vec<Option<SessionView>>) -> bool {
         for (entry, session) in entries.iter().zip(read) {
             if let Some(session) = session {
                 let bytes = self.bytes + session.json_bytes();
-                if self.sessions.len() == self.limit || (!self.sessions.is_empty() && bytes > PAGE_BYTES_MAX) {
+                if self.sessions.len() == self.request.limit || (!self.sessions.is_empty() && bytes > PAGE_BYTES_MAX) {
                     return true;
                 }
                 self.bytes = bytes;
@@ -89,22 +102,42 @@ impl SessionStore {
         page: &mut PageBuilder,
         entries: &[Position],
         wanted: fn(&Session) -> bool,
-        owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        let session_bytes_max = self.config.metadata_bytes_max.saturating_add(SESSION_BYTES_BESIDE_METADATA_MAX);
+        let session_bytes_max = self.session_bytes_max();
         for piece in entries.chunks((PIECE_BYTES / session_bytes_max).max(1)) {
-            if page.bytes > SMALL_RESPONSE_BYTES && page.memory.is_none() {
-                let bytes = page.limit.saturating_mul(session_bytes_max).min(PAGE_BYTES_MAX.max(session_bytes_max));
-                page.memory = Some(self.response_memory.reserve(owner, bytes).await?);
-            }
+            self.reserve_memory(page, page.bytes).await?;
             let read = piece.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
             let read = try_join_all(read).await?.into_iter().map(|session| session.filter(wanted));
+            let mut read: Vec<_> = read.map(|session| session.map(SessionView::of)).collect();
+            if page.request.include.last_message {
+                let free = page.request.limit - page.sessions.len();
+                let mut views: Vec<_> = read.iter_mut().flatten().take(free).collect();
+                let bytes = views.iter().map(|view| view.json_bytes() + view.session.largest_message_bytes);
+                self.reserve_memory(page, page.bytes + bytes.sum::<usize>()).await?;
+                self.include_last_messages(&mut views, PAGE_BYTES_MAX.saturating_sub(page.bytes)).await?;
+            }
             if page.fill(piece, read) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Most bytes of one session.
+    fn session_bytes_max(&self) -> usize {
+        self.config.metadata_bytes_max.saturating_add(SESSION_BYTES_BESIDE_METADATA_MAX)
+    }
+
+    /// Reserves memory for the whole page if it may soon have this many `bytes` and they are not few.
+    async fn reserve_memory(&self, page: &mut PageBuilder, bytes: usize) -> Result<(), StoreError> {
+        if bytes > SMALL_RESPONSE_BYTES && page.memory.is_none() {
+            let PageRequest { limit, include, owner, .. } = page.request;
+            let (one, most) = (self.session_bytes_max(), PAGE_BYTES_MAX.max(self.session_bytes_max()));
+            let bytes = if include.last_message { most } else { limit.saturating_mul(one).min(most) };
+            page.memory = Some(self.response_memory.reserve(owner, bytes).await?);
+        }
+        Ok(())
     }
 
     /// Entries of a sorted set in descending order, starting at `highest`.

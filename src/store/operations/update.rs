@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::{VersionCondition, count_end, instrumented};
 use crate::metrics::{self, Operation};
 use crate::session::{
-    EndReason, PatchStatus, Session, SessionId, SessionPatch, Status, TenantScope, Timestamp, merge_patch,
+    EndReason, PatchStatus, Session, SessionId, SessionPatch, Status, TenantScope, Timestamp, patched_metadata,
 };
 use crate::store::keys::field;
 use crate::store::{SessionStore, StoreError};
@@ -152,16 +152,12 @@ fn count_change(change: &str, session: &Session) {
 /// The session's metadata with a merge patch applied (RFC 7396). A patch of `null` empties it.
 fn merged_metadata(session: &Session, patch: &serde_json::Value) -> Result<String, StoreError> {
     let malformed = |_| StoreError::Reply { operation: "update", problem: "the stored metadata is not a JSON object" };
-    let mut metadata = serde_json::from_str(&session.metadata).map_err(malformed)?;
-    match patch {
-        serde_json::Value::Object(patch) => merge_patch(&mut metadata, patch.clone()),
-        _ => metadata.clear(),
-    }
-    serde_json::to_string(&metadata).map_err(malformed)
+    let metadata = serde_json::from_str(&session.metadata).map_err(malformed)?;
+    serde_json::to_string(&patched_metadata(&metadata, patch)).map_err(malformed)
 }
 
-/// 64 random bits as 11 characters, which identify one call of `update.lua`.
-fn random_mutation_id() -> Result<String, StoreError> {
+/// 64 random bits as 11 characters, which identify one call of `update.lua` or `update_message.lua`.
+pub(super) fn random_mutation_id() -> Result<String, StoreError> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes)?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))

@@ -23,6 +23,11 @@ impl ReadCommand {
         Self { name: "HGETALL", key, args: Vec::new() }
     }
 
+    /// One field of a hash.
+    pub(in crate::store) fn hash_field(key: String, field: String) -> Self {
+        Self { name: "HGET", key, args: vec![field] }
+    }
+
     /// A string.
     pub(in crate::store) fn string(key: String) -> Self {
         Self { name: "GET", key, args: Vec::new() }

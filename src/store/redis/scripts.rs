@@ -73,6 +73,8 @@ impl Script {
 pub(in crate::store) struct Scripts {
     pub(in crate::store) get_or_create: Script,
     pub(in crate::store) update: Script,
+    pub(in crate::store) update_message: Script,
+    pub(in crate::store) redact_message: Script,
     pub(in crate::store) append_messages: Script,
     pub(in crate::store) delete: Script,
     pub(in crate::store) erase_user: Script,
@@ -85,6 +87,8 @@ impl Scripts {
         Self {
             get_or_create: Script::setting_expiries("get_or_create", include_str!("../../../lua/get_or_create.lua")),
             update: Script::setting_expiries("update", include_str!("../../../lua/update.lua")),
+            update_message: Script::new("update_message", include_str!("../../../lua/update_message.lua")),
+            redact_message: Script::new("redact_message", include_str!("../../../lua/redact_message.lua")),
             append_messages: Script::setting_expiries(
                 "append_messages",
                 include_str!("../../../lua/append_messages.lua"),

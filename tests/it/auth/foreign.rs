@@ -60,6 +60,13 @@ async fn a_foreign_session_is_indistinguishable_from_a_missing_one() {
         (Method::POST, "/messages", json!({"role": "user", "content": 1}), &ended),
         (Method::POST, "/messages", json!({"messageId": "m", "role": "user", "content": "ours"}), &active),
         (Method::POST, "/messages", json!({"messageId": "m", "role": "user", "content": "theirs"}), &active),
+        (Method::GET, "/messages/m", Value::Null, &active),
+        (Method::GET, "/messages/unknown", Value::Null, &active),
+        (Method::PATCH, "/messages/m", json!({"metadata": {"feedback": 1}}), &active),
+        (Method::PATCH, "/messages/m", json!({"metadata": {}}), &active),
+        (Method::PATCH, "/messages/unknown", json!({"metadata": null}), &active),
+        (Method::DELETE, "/messages/m", Value::Null, &active),
+        (Method::DELETE, "/messages/unknown", Value::Null, &active),
         (Method::DELETE, "", Value::Null, &active),
     ];
     fixture.service.wait_for_read_connection().await;

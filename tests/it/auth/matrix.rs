@@ -50,6 +50,9 @@ fn needs() -> Vec<Need> {
             body: json!({"role": "user", "content": 1}),
             ..need("appendMessages", Target::Session, Scope::Write, 201)
         },
+        need("getMessage", Target::Session, Scope::Read, 200),
+        Need { body: json!({"metadata": {"a": 1}}), ..need("updateMessage", Target::Session, Scope::Write, 200) },
+        need("redactMessage", Target::Session, Scope::Write, 204),
         need("listActiveSessions", Target::Business, Scope::Read, 200),
         need("getActiveSession", Target::User, Scope::Read, 200),
         need("listSessionHistory", Target::User, Scope::Read, 200),
@@ -243,7 +246,7 @@ async fn every_operation_accepts_only_authorized_callers() {
     let all: BTreeSet<_> = needs().iter().map(|need| need.operation).collect();
     assert_eq!(covered, all, "an operation does not exist any more");
     // The last term is `whoami`, which accepts every valid credential.
-    assert_eq!((cells, denied), (15 * (7 + 6 + 6), 10 * (6 + 5 + 5) + 3 * 3));
+    assert_eq!((cells, denied), (18 * (7 + 6 + 6), 13 * (6 + 5 + 5) + 3 * 3));
 }
 
 /// Panics unless the document lists the security requirements in `need`.
@@ -274,7 +277,8 @@ async fn check_cell(
     let headers = if case == Case::None { vec![] } else { vec![header] };
     let body = Some(&need.body).filter(|body| !body.is_null());
     let call = |session: &str| {
-        let path = template.replace("{sessionId}", session).replace("{businessId}", "b").replace("{userId}", "u");
+        let path = template.replace("{sessionId}", session).replace("{messageId}", "m");
+        let path = path.replace("{businessId}", "b").replace("{userId}", "u");
         let (headers, method) = (headers.clone(), method.clone());
         async move { fixture.service.call_as(&headers, method, &path, body).await }
     };

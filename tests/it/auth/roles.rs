@@ -93,6 +93,56 @@ async fn a_users_token_may_append_only_user_messages() {
 }
 
 #[tokio::test]
+async fn a_users_token_redacts_only_its_own_roles_and_patches_only_feedback_of_others() {
+    let fixture = Fixture::start(&["--user-roles", "user,tool"]).await;
+    let (path, user) = (fixture.messages().await, fixture.user());
+    for role in ROLES {
+        let known = json!({"messageId": role, "role": role, "content": "hello", "metadata": {"a": 1}});
+        fixture.append(&fixture.key, &path, known).await.expect(201);
+    }
+    let call = async |credential: &str, method: Method, role: &str, body: Value| {
+        fixture.service.bearer(credential, method, &format!("{path}/{role}"), body).await
+    };
+    for role in ["assistant", "system"] {
+        let before = fixture.service.probe.digest().await;
+        let forbidden = [
+            (Method::DELETE, Value::Null),
+            (Method::PATCH, json!({"metadata": {"a": 2}})),
+            (Method::PATCH, json!({"metadata": {"a": null}})),
+            (Method::PATCH, json!({"metadata": {"feedback": 1, "a": 1}})),
+            (Method::PATCH, json!({"metadata": null})),
+        ];
+        for (method, body) in forbidden {
+            let response = call(&user, method.clone(), role, body.clone()).await;
+            let detail = response.expect_problem(403, "forbidden").string("detail");
+            let wanted = format!("The message's role is {role}, but ");
+            assert!(detail.starts_with(&wanted) && detail.contains("these roles: user, tool;"), "{detail}");
+            let challenge = response.header("www-authenticate");
+            assert_eq!(challenge, Some("Bearer realm=\"sessiond\", error=\"insufficient_scope\""), "{method} {body}");
+        }
+        assert!(fixture.service.probe.digest().await == before, "a forbidden call changed Redis");
+        let patched = call(&user, Method::PATCH, role, json!({"metadata": {"feedback": {"stars": 5}}})).await;
+        assert_eq!(patched.expect(200).member("metadata"), json!({"a": 1, "feedback": {"stars": 5}}));
+        let cleared = call(&user, Method::PATCH, role, json!({"metadata": {"feedback": null}})).await;
+        assert_eq!(cleared.expect(200).member("metadata"), json!({"a": 1}));
+        call(&user, Method::PATCH, role, json!({"metadata": {}})).await.expect(200);
+    }
+    for role in ["user", "tool"] {
+        let patched = call(&user, Method::PATCH, role, json!({"metadata": {"a": null, "b": 1}})).await;
+        assert_eq!(patched.expect(200).member("metadata"), json!({"b": 1}));
+        call(&user, Method::DELETE, role, Value::Null).await.expect(204);
+    }
+    // An API key may change and redact messages with every role.
+    for role in ROLES {
+        call(&fixture.key, Method::PATCH, role, json!({"metadata": {"z": 1}})).await.expect(200);
+        call(&fixture.key, Method::DELETE, role, Value::Null).await.expect(204);
+        // A role is forbidden also if the message is redacted already.
+        let again = call(&user, Method::DELETE, role, Value::Null).await.status.as_u16();
+        assert_eq!(again, if ["user", "tool"].contains(&role) { 204 } else { 403 }, "{role}");
+    }
+}
+
+#[tokio::test]
 async fn api_keys_and_business_tokens_may_append_messages_of_every_role() {
     let fixture = Fixture::start(&[]).await;
     let path = fixture.messages().await;

@@ -17,6 +17,7 @@ const ROUNDS: usize = 15;
 const SESSIONS: &str = "/api/sessions";
 const SESSION: &str = "/api/sessions/{sessionId}";
 const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
+const MESSAGE: &str = "/api/sessions/{sessionId}/messages/{messageId}";
 const BUSINESS: &str = "/api/sessions/business/{businessId}/active";
 const ACTIVE: &str = "/api/sessions/business/{businessId}/user/{userId}/active";
 const HISTORY: &str = "/api/sessions/business/{businessId}/user/{userId}/history";
@@ -46,7 +47,7 @@ impl CountingClient {
     /// response has this status.
     async fn call(&mut self, method: &str, route: &str, op: Option<&str>, body: Value, status: u16) -> Value {
         let path = route.replace("{sessionId}", &self.session_id).replace("{businessId}", "b");
-        let path = path.replace("{userId}", &self.user_id);
+        let path = path.replace("{userId}", &self.user_id).replace("{messageId}", "1");
         self.call_at(method, route, &path, op, body, status).await
     }
 
@@ -147,6 +148,11 @@ impl CountingClient {
         self.call("POST", MESSAGES, append, json!({"role": "tool", "content": {}}), 201).await;
         self.count("messages_appended_total", 5);
         self.call("GET", MESSAGES, Some("list_messages"), Value::Null, 200).await;
+        self.call("GET", MESSAGE, Some("get_message"), Value::Null, 200).await;
+        self.call("PATCH", MESSAGE, Some("update_message"), json!({"metadata": {"a": 1}}), 200).await;
+        self.call("PATCH", MESSAGE, Some("update_message"), json!({"metadata": {"a": 1}}), 200).await;
+        self.call("DELETE", MESSAGE, Some("redact_message"), Value::Null, 204).await;
+        self.call("DELETE", MESSAGE, Some("redact_message"), Value::Null, 204).await;
     }
 
     /// Changes and replaces sessions. The user has two ended sessions after it.

@@ -20,11 +20,12 @@ const CALLERS: usize = 16;
 const CANARY: &str = "canary";
 
 /// The paths of the requests. Each `*` is replaced by a random text.
-const PATHS: [&str; 19] = [
+const PATHS: [&str; 20] = [
     "/api/sessions",
     "/api/sessions/*",
     "/api/sessions/*/messages",
     "/api/sessions/*/messages?limit=*",
+    "/api/sessions/*/messages/*",
     "/api/sessions/business/*/active",
     "/api/sessions/business/*/active?cursor=*&*=*",
     "/api/sessions/business/*/user/*/active",

@@ -5,7 +5,7 @@ use std::fs;
 
 use super::{
     READS, Run, SCRIPTS, Script, WRITES, append_messages_runs, delete_runs, erase_user_runs, get_or_create_runs,
-    project, ready_runs, script, update_runs,
+    project, ready_runs, redact_message_runs, script, update_message_runs, update_runs,
 };
 use crate::support::service::Service;
 
@@ -166,6 +166,8 @@ async fn the_service_sends_the_keys_and_arguments_of_the_headers() {
     get_or_create_runs(matches_its_header).await;
     update_runs(matches_its_header).await;
     append_messages_runs(matches_its_header).await;
+    update_message_runs(matches_its_header).await;
+    redact_message_runs(matches_its_header).await;
     delete_runs(matches_its_header).await;
     erase_user_runs(matches_its_header).await;
     ready_runs(matches_its_header).await;
@@ -187,7 +189,10 @@ fn tags_in(code: &str) -> BTreeSet<String> {
 /// The tags that the store expects at the start of a script's reply.
 fn tags_matched(operation: &str) -> BTreeSet<String> {
     let store = store_source();
-    let (_, rest) = store.split_once(&format!("self.scripts.{operation}")).expect("a method that runs the script");
+    // Not the script of another operation whose name starts with this one's.
+    let name = format!("self.scripts.{operation}");
+    let mut uses = store.split(&name).skip(1);
+    let rest = uses.find(|rest| !rest.starts_with('_')).expect("a method that runs the script");
     let (_, rest) = rest.split_once(".as_str() {").expect("a match of the tag");
     let (arms, _) = rest.split_once("reply.unknown_tag()").expect("an arm for an unknown tag");
     let heads = arms.lines().filter_map(|line| line.split_once("=>")).map(|(head, _)| head);
@@ -262,6 +267,8 @@ async fn no_run_reads_after_a_write() {
     get_or_create_runs(reads_first).await;
     update_runs(reads_first).await;
     append_messages_runs(reads_first).await;
+    update_message_runs(reads_first).await;
+    redact_message_runs(reads_first).await;
     delete_runs(reads_first).await;
     erase_user_runs(reads_first).await;
 }

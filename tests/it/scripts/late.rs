@@ -181,6 +181,39 @@ async fn a_late_second_append_appends_nothing() {
 }
 
 #[tokio::test]
+async fn a_late_second_patch_or_redaction_of_a_message_changes_nothing() {
+    let service = Service::start(&[]).await;
+    let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
+    for id in ["m", "n"] {
+        service.post(&path, json!({"messageId": id, "role": "user", "content": "secret"})).await.expect(201);
+    }
+    let message = format!("{path}/m");
+    let first = run(&service, "update_message", 200, service.patch(&message, json!({"metadata": {"a": 1}}))).await;
+    let undo = json!({"metadata": {"a": null}});
+    let undone = run(&service, "update_message", 200, service.patch(&message, undo)).await;
+    // The message is again the one from which the first run started.
+    let reply = again_without_effect(&service, &first).await;
+    assert_eq!(reply, [Some("updated".to_owned()), Some(undone.response.text.clone())]);
+    // A new call that started from an earlier state of the message is rejected.
+    let stale = undone.with("mutation_id", "_new_call_");
+    assert_eq!(again_without_effect(&service, &stale).await, [Some("stale".to_owned())]);
+
+    let redact = run(&service, "redact_message", 204, service.delete(&message)).await;
+    let redacted = service.get(&message).await.expect(200).text;
+    service.advance(TOUCH_DUE);
+    assert_eq!(again_without_effect(&service, &redact).await, [Some("redacted".to_owned())]);
+    let reply = again_without_effect(&service, &first).await;
+    assert_eq!(reply, [Some("updated".to_owned()), Some(redacted.clone())]);
+    assert_eq!(service.get(&message).await.expect(200).text, redacted);
+
+    let session = path.trim_end_matches("/messages");
+    service.delete(session).await.expect(204);
+    for run in [&first, &stale, &redact] {
+        assert_eq!(again_without_effect(&service, run).await, [Some("missing".to_owned())]);
+    }
+}
+
+#[tokio::test]
 async fn a_late_second_run_does_not_touch_a_deleted_session_or_its_successor() {
     let service = Service::start(&[]).await;
     let path = format!("/api/sessions/{}", service.session_of("u").await);

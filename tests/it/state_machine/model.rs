@@ -75,6 +75,10 @@ fn is_heartbeat(body: &Value) -> bool {
     body.as_object().is_some_and(|members| members.keys().all(|name| name == "ifActive"))
 }
 
+fn is_redacted(message: &Value) -> bool {
+    message.get("redactedAt").is_some()
+}
+
 fn time(ms: i64) -> Value {
     Timestamp(ms).to_string().into()
 }
@@ -232,6 +236,15 @@ impl Model {
         self.session(id).map_or(problem(404, "session_not_found"), |session| session.response(200, self.now))
     }
 
+    /// GET /api/sessions/{sessionId}?include=lastMessage
+    pub fn get_with_last_message(&self, id: &str) -> Expected {
+        let mut expected = self.get(id);
+        if let (Expected::Session { document, .. }, Some(session)) = (&mut expected, self.session(id)) {
+            document["lastMessage"] = session.messages.last().cloned().unwrap_or_default();
+        }
+        expected
+    }
+
     /// PATCH. `is_match` says whether `If-Match` allows the current version.
     pub fn patch(&mut self, id: &str, is_match: bool, body: &Value) -> Expected {
         let Some(index) = self.index(id) else {
@@ -295,7 +308,9 @@ impl Model {
     /// none.
     pub fn append(&mut self, id: &str, body: &Value, new_ids: &[String]) -> Expected {
         let sent = body.as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
-        let same = |one: &Value, other: &Value| one["role"] == other["role"] && one["content"] == other["content"];
+        let same = |known: &Value, new: &Value| {
+            known["role"] == new["role"] && (is_redacted(known) || known["content"] == new["content"])
+        };
         let Some(index) = self.index(id) else {
             return problem(404, "session_not_found");
         };
@@ -304,7 +319,12 @@ impl Model {
         let at = session.last_activity.max(now);
         let mut messages = session.messages.clone();
         let mut returned = Vec::new();
-        for (message, new_id) in sent.iter().zip(new_ids) {
+        for (place, (message, new_id)) in sent.iter().zip(new_ids).enumerate() {
+            let has_same_id = |earlier: &&Value| earlier["messageId"] == message["messageId"];
+            let earlier = sent[..place].iter().find(has_same_id).filter(|_| message.get("messageId").is_some());
+            if earlier.is_some_and(|earlier| !same(earlier, message)) {
+                return problem(409, "message_id_conflict");
+            }
             let message_id = message.get("messageId").cloned().unwrap_or_else(|| new_id.clone().into());
             if let Some(known) = messages.iter().find(|known| known["messageId"] == message_id) {
                 if !same(known, message) {
@@ -330,6 +350,61 @@ impl Model {
         }
         let body = if body.is_array() { returned.into() } else { returned.remove(0) };
         Expected::Body { status: if has_new { 201 } else { 200 }, body }
+    }
+
+    /// The session and the index of the message, or the problem that one of them does not exist.
+    fn find_message(&mut self, id: &str, message_id: &str) -> Result<(&mut Session, usize), Expected> {
+        let index = self.index(id).ok_or(problem(404, "session_not_found"))?;
+        let session = &mut self.sessions[index];
+        let place = session.messages.iter().position(|message| message["messageId"] == message_id);
+        place.map(|place| (session, place)).ok_or(problem(404, "message_not_found"))
+    }
+
+    /// GET .../messages/{messageId}
+    pub fn get_message(&mut self, id: &str, message_id: &str) -> Expected {
+        match self.find_message(id, message_id) {
+            Ok((session, place)) => Expected::Body { status: 200, body: session.messages[place].clone() },
+            Err(problem) => problem,
+        }
+    }
+
+    /// PATCH .../messages/{messageId}
+    pub fn patch_message(&mut self, id: &str, message_id: &str, patch: &Value) -> Expected {
+        let now = self.now;
+        let (session, place) = match self.find_message(id, message_id) {
+            Ok(found) => found,
+            Err(problem) => return problem,
+        };
+        let message = &mut session.messages[place];
+        let before = message.clone();
+        if !is_redacted(message) {
+            message["metadata"] = match patch {
+                Value::Null => json!({}),
+                patch => merge_patch(&message["metadata"], patch),
+            };
+        }
+        let body = message.clone();
+        if body != before {
+            session.change(now);
+        }
+        Expected::Body { status: 200, body }
+    }
+
+    /// DELETE .../messages/{messageId}
+    pub fn redact_message(&mut self, id: &str, message_id: &str) -> Expected {
+        let now = self.now;
+        let (session, place) = match self.find_message(id, message_id) {
+            Ok(found) => found,
+            Err(problem) => return problem,
+        };
+        let message = &mut session.messages[place];
+        if !is_redacted(message) {
+            message["content"] = Value::Null;
+            message["metadata"] = json!({});
+            message["redactedAt"] = time(now);
+            session.change(now);
+        }
+        Expected::NoContent
     }
 
     /// GET .../user/{userId}/active
@@ -363,6 +438,12 @@ impl Model {
 }
 
 impl Session {
+    /// Counts a change that is no activity.
+    fn change(&mut self, now: i64) {
+        self.version += 1;
+        self.updated = self.updated.max(now);
+    }
+
     /// The members that a PATCH can set, except the status.
     fn patchable(&self) -> [Value; 4] {
         [self.location.clone(), self.kind.clone(), self.title.clone(), self.metadata.clone()]

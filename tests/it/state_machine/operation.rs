@@ -37,6 +37,19 @@ pub enum Operation {
         session: Which,
         body: Json,
     },
+    GetMessage {
+        session: Which,
+        message: String,
+    },
+    PatchMessage {
+        session: Which,
+        message: String,
+        patch: Json,
+    },
+    RedactMessage {
+        session: Which,
+        message: String,
+    },
     ListMessages {
         session: Which,
         range: Range,
@@ -147,6 +160,10 @@ fn operation() -> BoxedStrategy<Operation> {
             .prop_map(|(session, if_match, body)| Operation::Patch { session, if_match, body }),
         2 => (which(), if_match()).prop_map(|(session, if_match)| Operation::Delete { session, if_match }),
         14 => (which(), append_body()).prop_map(|(session, body)| Operation::Append { session, body }),
+        2 => (which(), message_id()).prop_map(|(session, message)| Operation::GetMessage { session, message }),
+        4 => (which(), message_id(), json(METADATA_PATCHES))
+            .prop_map(|(session, message, patch)| Operation::PatchMessage { session, message, patch: Json(patch) }),
+        3 => (which(), message_id()).prop_map(|(session, message)| Operation::RedactMessage { session, message }),
         4 => (which(), range(), weighted(0.7, 1..=4_usize))
             .prop_map(|(session, range, limit)| Operation::ListMessages { session, range, limit }),
         2 => user().prop_map(|user| Operation::GetActive { user }),
@@ -173,6 +190,12 @@ fn which() -> BoxedStrategy<Which> {
         1 => Just(Which::NoUuid),
     ]
     .boxed()
+}
+
+/// Mostly the id of a message of the session.
+fn message_id() -> impl Strategy<Value = String> {
+    let known = json(MESSAGE_IDS).prop_map(|id| id.as_str().expect("a string").to_owned());
+    prop_oneof![20 => known, 1 => Just("unknown".to_owned())]
 }
 
 fn if_match() -> BoxedStrategy<IfMatch> {

@@ -1,0 +1,60 @@
+#!lua flags=allow-oom
+-- redact_message: remove content and metadata of one message, which stays at its seq.
+--
+-- Why it is atomic: one step finds the message, checks its role and replaces it. So no append, patch or trim comes
+-- between them, and a message that is appended meanwhile is not redacted in its place.
+-- Safe to run twice: the second run finds the message redacted and writes nothing. The flag `allow-oom` lets a full
+-- Redis redact.
+--
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
+-- ARGV   1 id             the session's id
+--        2 now_ms         Unix time
+--        3 now_text       the same as RFC 3339 with three decimals
+--        4 retention_ms   how long a session stays readable after its end
+--        5 message_id     the message's id as JSON writes it, without quotes
+--        6 roles          roles whose messages the caller may redact: `` for all, or lines of roles, each between two
+--                         line feeds
+-- Returns {`redacted`}         also if it was redacted before
+--         {`missing`}          the session does not exist
+--         {`no_message`}       the session has no message with this id
+--         {`forbidden`, role}  the caller may not redact messages with this role
+--         {`damaged`}          the ids and the messages do not agree
+-- O(n) in the number of newer messages.
+local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
+local id, now_ms, now_text, retention_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local message_id, roles = ARGV[5], ARGV[6]
+local REDACTED = ',"content":null,'
+
+local function int(number)
+  return string.format('%d', number)
+end
+
+local session_id, expires_at, ended_at, version, updated_at, message_count, message_bytes, largest_message = unpack(
+  redis.call('HMGET', session, 'sessionId', 'expiresAt', 'endedAt', 'version', 'updatedAt', 'messageCount',
+    'messageBytes', 'largestMessage'))
+if session_id ~= id then return {'missing'} end
+if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+local seq = redis.call('HGET', message_ids, message_id)
+if not seq then return {'no_message'} end
+-- seq has no gaps, so the distance from the newest message is the index from the end of the list.
+local index = int(tonumber(seq) - tonumber(message_count) - 1)
+local stored = redis.call('LINDEX', messages, index)
+local ids_at = stored and string.match(stored, '^{"seq":' .. seq .. ',"createdAt":"[^"]*"()')
+if not ids_at then return {'damaged'} end
+local ids = ',"sessionId":"' .. id .. '","messageId":"' .. message_id .. '","role":"'
+if string.sub(stored, ids_at, ids_at + #ids - 1) ~= ids then return {'damaged'} end
+local role, content_at = string.match(stored, '^(%l+)"()', ids_at + #ids)
+if not role then return {'damaged'} end
+if roles ~= '' and not string.find(roles, '\n' .. role .. '\n', 1, true) then return {'forbidden', role} end
+-- No client can append the content null.
+if string.sub(stored, content_at, content_at + #REDACTED - 1) == REDACTED then return {'redacted'} end
+local message = string.sub(stored, 1, content_at - 1) .. REDACTED .. '"metadata":{},"redactedAt":"' .. now_text .. '"}'
+
+-- From here on only writes.
+redis.call('LSET', messages, index, message)
+redis.call('HSET', session,
+  'version', int(tonumber(version) + 1),
+  'updatedAt', int(math.max(now_ms, tonumber(updated_at))),
+  'messageBytes', int(tonumber(message_bytes) + #message - #stored),
+  'largestMessage', int(math.max(#message, tonumber(largest_message))))
+return {'redacted'}

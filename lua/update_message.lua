@@ -1,0 +1,51 @@
+#!lua
+-- update_message: replace one message by the same message with other metadata.
+--
+-- Why it is atomic: one step compares the stored message with the one from which the new metadata was merged, and
+-- replaces it. So concurrent patches are all kept, and a redaction is never undone.
+-- Safe to run twice: the caller passes a mutation id, and the session stores its last few mutation ids. If the id is
+-- among them, the script changes nothing and returns the message as it is now.
+--
+-- KEYS   1 session, 2 messages    the session's hash and list
+-- ARGV   1 id             the session's id
+--        2 now_ms         Unix time
+--        3 retention_ms   how long a session stays readable after its end
+--        4 mutation_id    11 characters, new for every call
+--        5 seq            the message's seq
+--        6 base           the stored JSON of the message from which the new one was made
+--        7 message        the new JSON of the message
+-- Returns {`updated`, the JSON of the message}
+--         {`missing`}    the session does not exist
+--         {`stale`}      the message is not stored any more, or has changed
+-- O(n) in the number of newer messages.
+local MUTATIONS_KEPT = 4
+local session, messages = KEYS[1], KEYS[2]
+local id, now_ms, retention_ms, mutation_id = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local seq, base, message = ARGV[5], ARGV[6], ARGV[7]
+
+local function int(number)
+  return string.format('%d', number)
+end
+
+local session_id, expires_at, ended_at, version, updated_at, mutations, message_count, message_bytes, largest_message =
+  unpack(redis.call('HMGET', session, 'sessionId', 'expiresAt', 'endedAt', 'version', 'updatedAt', 'mutations',
+    'messageCount', 'messageBytes', 'largestMessage'))
+if session_id ~= id then return {'missing'} end
+if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+mutations = mutations or ''
+-- seq has no gaps, so the distance from the newest message is the index from the end of the list.
+local index = int(tonumber(seq) - tonumber(message_count) - 1)
+local stored = redis.call('LINDEX', messages, index)
+if not stored then return {'stale'} end
+if string.find(mutations, mutation_id, 1, true) then return {'updated', stored} end
+if stored ~= base then return {'stale'} end
+
+-- From here on only writes.
+redis.call('LSET', messages, index, message)
+redis.call('HSET', session,
+  'version', int(tonumber(version) + 1),
+  'updatedAt', int(math.max(now_ms, tonumber(updated_at))),
+  'mutations', string.sub(mutation_id .. ' ' .. mutations, 1, MUTATIONS_KEPT * (#mutation_id + 1)),
+  'messageBytes', int(tonumber(message_bytes) + #message - #stored),
+  'largestMessage', int(math.max(#message, tonumber(largest_message))))
+return {'updated', message}

@@ -1,0 +1,70 @@
+//! Adds the newest message to sessions that were read.
+
+use futures_util::future::try_join_all;
+
+use super::instrumented;
+use crate::metrics::Operation;
+use crate::session::{LastMessage, Session, SessionView};
+use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
+use crate::store::{SessionStore, StoreError};
+
+impl SessionStore {
+    /// A session with its newest message for `owner`, and the memory of a large one. Keep it until the response is
+    /// sent. The message is left out if the response would have more than 4 MiB.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn with_last_message(
+        &self,
+        session: Session,
+        owner: ResponseOwner,
+    ) -> Result<(SessionView, Option<MemoryPermit>), StoreError> {
+        instrumented(Operation::GetMessage, async move {
+            let bytes_max = session.largest_message_bytes;
+            let mut memory = None;
+            if bytes_max > SMALL_RESPONSE_BYTES {
+                memory = Some(self.response_memory.reserve(owner, bytes_max).await?);
+            }
+            let last_message = self.last_message(&session).await?;
+            let mut view = SessionView::of(session);
+            view.include_last_message(last_message, PAGE_BYTES_MAX);
+            if let Some(memory) = &mut memory {
+                memory.shrink_to(view.json_bytes());
+            }
+            Ok((view, memory))
+        })
+        .await
+    }
+
+    /// Adds the newest message to each of these sessions until all of them have `bytes_max` bytes. Reads a bounded
+    /// number of bytes at a time.
+    pub(super) async fn include_last_messages(
+        &self,
+        views: &mut [&mut SessionView],
+        bytes_max: usize,
+    ) -> Result<(), StoreError> {
+        let largest = views.iter().map(|view| view.session.largest_message_bytes).max().unwrap_or_default();
+        let mut room = bytes_max;
+        for piece in views.chunks_mut((PIECE_BYTES / largest.max(1)).max(1)) {
+            if room == 0 {
+                break;
+            }
+            let messages = try_join_all(piece.iter().map(|view| self.last_message(&view.session))).await?;
+            for (view, message) in piece.iter_mut().zip(messages) {
+                view.include_last_message(message, room);
+                room = room.saturating_sub(view.json_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest message of a session as it was read. Left out if it is not kept any more.
+    async fn last_message(&self, session: &Session) -> Result<LastMessage, StoreError> {
+        let newest = session.message_count;
+        if newest == 0 {
+            return Ok(LastMessage::Null);
+        }
+        let read = self.read_piece(session, newest, newest).await?;
+        Ok(read.and_then(|mut messages| messages.pop()).map_or(LastMessage::LeftOut, LastMessage::Message))
+    }
+}
