@@ -74,7 +74,7 @@ problems! {
     /// The errors of changing a message.
     UpdateProblems {
         InvalidRequest, SessionNotFound, MessageNotFound, RequestTimeout, ConcurrentUpdate, PayloadTooLarge,
-        UnsupportedMediaType, StoreFull
+        UnsupportedMediaType, StoreFull, ClockSkew
     }
 }
 

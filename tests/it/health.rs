@@ -43,7 +43,7 @@ fn message() -> Value {
     json!({"role": "user", "content": "hello"})
 }
 
-/// Makes every call that sets an expiry, on the active session at `active` and the ended one at `ended`.
+/// Makes every call that needs a safe clock, on the active session at `active` and the ended one at `ended`.
 async fn writes(service: &Service, active: &str, ended: &str) -> Vec<Answer> {
     let replace = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
     vec![
@@ -51,6 +51,7 @@ async fn writes(service: &Service, active: &str, ended: &str) -> Vec<Answer> {
         service.get_or_create("u").await,
         service.post("/api/sessions", replace).await,
         service.post(&format!("{active}/messages"), message()).await,
+        service.patch(&format!("{active}/messages/m"), json!({"metadata": {"a": 1}})).await,
         service.patch(active, json!({"title": "t"})).await,
         service.patch(active, json!({})).await,
         service.patch(ended, json!({"status": "active"})).await,
@@ -73,7 +74,9 @@ async fn clock_skew_allows_only_reads_and_deletes_until_corrected() {
     let ended = path(service.session_of("w").await);
     service.patch(&ended, json!({"status": "ended"})).await.expect(200);
     let active = path(service.session_of("u").await);
-    service.post(&format!("{active}/messages"), message()).await.expect(201);
+    let mut known = message();
+    known["messageId"] = "m".into();
+    service.post(&format!("{active}/messages"), known).await.expect(201);
     let before = service.probe.digest().await;
     let differences = [
         (-2 * HOUR_MS, "7200"),
@@ -100,6 +103,7 @@ async fn clock_skew_allows_only_reads_and_deletes_until_corrected() {
         service.get("/api/sessions/business/b/user/u/history").await.expect(200);
     }
     assert!(service.probe.digest().await == before, "something was written");
+    service.delete(&format!("{active}/messages/m")).await.expect(204);
     service.delete(&ended).await.expect(204);
     service.delete("/api/sessions/business/b/user/u").await.expect(200);
     assert_eq!(service.probe.keys().await, Vec::<String>::new());

@@ -26,8 +26,8 @@ impl Script {
         Self { operation, source, sha1: fred::util::sha1_hash(source), needs: Needs::Connection }
     }
 
-    /// A script that sets expiries, so it needs clocks that agree.
-    fn setting_expiries(operation: &'static str, source: &'static str) -> Self {
+    /// A script that needs clocks that agree, because it sets expiries or `updatedAt`. Scripts that only remove do not.
+    fn with_safe_clock(operation: &'static str, source: &'static str) -> Self {
         Self { needs: Needs::SafeClock, ..Self::new(operation, source) }
     }
 
@@ -85,11 +85,11 @@ pub(in crate::store) struct Scripts {
 impl Scripts {
     pub(in crate::store) fn new() -> Self {
         Self {
-            get_or_create: Script::setting_expiries("get_or_create", include_str!("../../../lua/get_or_create.lua")),
-            update: Script::setting_expiries("update", include_str!("../../../lua/update.lua")),
-            update_message: Script::new("update_message", include_str!("../../../lua/update_message.lua")),
+            get_or_create: Script::with_safe_clock("get_or_create", include_str!("../../../lua/get_or_create.lua")),
+            update: Script::with_safe_clock("update", include_str!("../../../lua/update.lua")),
+            update_message: Script::with_safe_clock("update_message", include_str!("../../../lua/update_message.lua")),
             redact_message: Script::new("redact_message", include_str!("../../../lua/redact_message.lua")),
-            append_messages: Script::setting_expiries(
+            append_messages: Script::with_safe_clock(
                 "append_messages",
                 include_str!("../../../lua/append_messages.lua"),
             ),

@@ -33,12 +33,13 @@ async fn session_with_message(service: &Service, user_id: &str) -> String {
 }
 
 /// Every write that needs memory.
-async fn writes(service: &Service, id: &str) -> [Answer; 4] {
+async fn writes(service: &Service, id: &str) -> [Answer; 5] {
     let path = format!("/api/sessions/{id}");
     [
         service.post("/api/sessions", json!({"businessId": "b", "userId": "new"})).await,
         service.post("/api/sessions", json!({"businessId": "b", "userId": "u", "ifActive": "replace"})).await,
         service.patch(&path, json!({"title": "t"})).await,
+        service.patch(&format!("{path}/messages/m1"), json!({"metadata": {"a": 1}})).await,
         service.post(&format!("{path}/messages"), one_message("m2")).await,
     ]
 }
@@ -60,6 +61,7 @@ async fn full_redis_allows_reads_and_deletes() {
     for path in reads(&id, "u") {
         service.get(&path).await.expect(200);
     }
+    service.delete(&format!("/api/sessions/{other}/messages/m1")).await.expect(204);
     service.delete(&format!("/api/sessions/{other}")).await.expect(204);
     let erased = service.delete("/api/sessions/business/b/user/erased").await.expect(200);
     assert_eq!(erased.json(), json!({"deletedSessions": 1}));
