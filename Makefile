@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-isolated conformance examples fuzz supply-chain deploy-check mutants soak check \
-	bench bench-load bench-peers bench-scale bench-soak bench-instructions
+	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ bench-peers: ## Compare with another build, bare Redis commands, bare axum, webd
 bench-scale: ## Compare the cost of calls with few and with SESSIOND_SCALE_SESSIONS (1000000) sessions: ARGS
 	benches/ensure-tools
 	benches/load/scale.py $(ARGS)
+
+bench-capacity: ## Compare three masters and three services with the formula of docs/capacity.md
+	benches/ensure-tools
+	benches/load/capacity.py $(ARGS)
 
 bench-soak: ## Measure the service's memory over SESSIOND_SOAK_MINUTES (30)
 	benches/ensure-tools oha

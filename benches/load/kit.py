@@ -110,6 +110,8 @@ class Redis(Server):
     """A Redis on a TCP port, with an append-only file that is synced every second, like the embedded Redis. The file is
     not rewritten, because that would start a second process at an arbitrary moment."""
 
+    FLAGS = ()
+
     def __init__(self):
         program = shutil.which("valkey-server") or shutil.which("redis-server")
         port = free_port()
@@ -119,7 +121,7 @@ class Redis(Server):
         words = ["--port", port, "--bind", "127.0.0.1", "--save", ""]
         words += ["--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"]
         self.folder = folder
-        super().__init__([program, *words], port, cwd=folder)
+        super().__init__([program, *words, *self.FLAGS], port, cwd=folder)
 
     def stop(self):
         super().stop()

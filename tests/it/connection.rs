@@ -19,10 +19,21 @@ struct ProxiedService {
 
 impl ProxiedService {
     async fn start(prefix: &str) -> Self {
+        Self::start_with(prefix, &[]).await
+    }
+
+    async fn start_with(prefix: &str, flags: &[&str]) -> Self {
         let proxy = ReplyProxy::start(shared()).await;
         let prefix = format!("sd:{prefix}-{}", std::process::id());
         let url = proxy.url.clone();
-        let start = move || Process::serve(&["--event-loops", "1", "--key-prefix", &prefix], &[("REDIS_URL", &url)]);
+        let mut args = vec!["--event-loops", "1"];
+        args.extend(flags);
+        let mut args: Vec<_> = args.into_iter().map(str::to_owned).collect();
+        args.extend(["--key-prefix".to_owned(), prefix]);
+        let start = move || {
+            let args: Vec<_> = args.iter().map(String::as_str).collect();
+            Process::serve(&args, &[("REDIS_URL", &url)])
+        };
         // The proxy runs on this test's thread, so the blocking start needs another one.
         let (process, base) = tokio::task::spawn_blocking(start).await.expect("no panic");
         Self { proxy, _process: process, base, client: reqwest::Client::new() }
@@ -102,4 +113,45 @@ async fn a_command_whose_reply_is_lost_is_applied_once() {
     let (status, replayed) = service.post(&messages, message).await;
     assert_eq!((status, &replayed["seq"]), (200, &json!(3)), "{replayed}");
     assert_eq!(service.get(&session).await.1["messageCount"], 3);
+}
+
+/// A session with 100 messages, of which a service keeps 100. 30 more are appended between the two reads of each page:
+/// of the session, and of its messages. So every index changes, and the messages from 1 to 30 are gone.
+#[tokio::test]
+async fn pages_are_right_if_messages_are_appended_and_trimmed_between_their_reads() {
+    let service = ProxiedService::start_with("shifted", &["--messages-kept", "100"]).await;
+    let messages = |from: u32, to: u32| {
+        json!((from..=to).map(|n| json!({"role": "user", "content": n})).collect::<Vec<_>>())
+    };
+    let pages = [
+        ("limit=10", 91..=100),
+        ("limit=10&before=50", 40..=49),
+        ("limit=10&before=101", 91..=100),
+        ("limit=10&after=60", 61..=70),
+        // What was to be read is gone. The page starts at the oldest message that is kept.
+        ("limit=10&after=0", 31..=40),
+        ("limit=10&before=11", 1..=0),
+    ];
+    for (index, (query, expected)) in pages.into_iter().enumerate() {
+        let path = format!("{}/messages", service.session_of(&format!("u{index}")).await);
+        assert_eq!(service.post(&path, messages(1, 100)).await.0, 201);
+        service.proxy.arm(Fault::Hold("LRANGE"));
+        let url = format!("{path}?{query}");
+        let append = async {
+            let started = Instant::now();
+            while service.proxy.armed() != Fault::Held {
+                assert!(started.elapsed() < TEST_TIMEOUT, "no LRANGE: {query}");
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(service.post(&path, messages(101, 130)).await.0, 201);
+            service.proxy.release();
+        };
+        let ((status, page), ()) = tokio::join!(service.get(&url), append);
+        assert_eq!(status, 200, "{query}: {page}");
+        let read = page.as_array().expect("an array").iter().map(|message| {
+            assert_eq!(message["seq"], message["content"], "{query}");
+            message["seq"].as_u64().expect("a number")
+        });
+        assert_eq!(read.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{query}");
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::Notify;
 
 use super::acl;
 
@@ -19,6 +20,11 @@ pub enum Fault {
     None,
     /// No fault. It is disarmed by the next command that contains this text, so a test can detect that command.
     Observe(&'static str),
+    /// Holds back the next command that contains this text, and what follows on its connection, until
+    /// [`ReplyProxy::release`].
+    Hold(&'static str),
+    /// A command is held back.
+    Held,
     /// Swaps the next two sessions that are read over one connection.
     SwapSessions,
     /// Closes the connection after Redis has run a command that contains this text, before the reply is forwarded.
@@ -33,6 +39,7 @@ pub struct ReplyProxy {
     /// The port of the proxy on 127.0.0.1.
     pub port: u16,
     fault: Arc<Mutex<Fault>>,
+    released: Arc<Notify>,
     /// How many seconds are added to the clock in replies to TIME.
     clock_ahead: Arc<AtomicI64>,
     /// Whether replies to INFO report version 6.
@@ -65,6 +72,7 @@ impl ReplyProxy {
             url,
             port: address.port(),
             fault: Arc::default(),
+            released: Arc::default(),
             clock_ahead: Arc::default(),
             seems_old: Arc::default(),
         };
@@ -121,6 +129,12 @@ impl ReplyProxy {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
+    /// Forwards the command that is held back.
+    pub fn release(&self) {
+        self.arm(Fault::None);
+        self.released.notify_one();
+    }
+
     /// The fault that has not happened yet.
     pub fn armed(&self) -> Fault {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -141,6 +155,12 @@ impl ReplyProxy {
                     {
                         self.arm(Fault::None);
                         cuts = armed == Fault::CutAfter(text);
+                    }
+                    if let Fault::Hold(text) = armed
+                        && has(bytes, text.as_bytes())
+                    {
+                        self.arm(Fault::Held);
+                        self.released.notified().await;
                     }
                     if to_server.write_all(bytes).await.is_err() { return }
                 }

@@ -40,7 +40,7 @@ fn messages(count: usize) -> Bytes {
         let content = "x".repeat(CONTENT_BYTES);
         write!(
             text,
-            r#"{comma}{{"seq":{seq},"createdAt":"{TIME}","sessionId":"f4bcc94a-5785-88ab-887f-b7afa6c6030f","messageId":"0198f4bc-c94a-4785-88ab-b7afa6c6030f","role":"{role}","content":"{content}","metadata":{{}}}}"#
+            r#"{comma}{{"seq":{seq},"createdAt":"{TIME}","sessionId":"f4bcc94a-5785-88ab-887f-b7afa6c6030f","messageId":"0198f4bcc94aF785","role":"{role}","content":"{content}","metadata":{{}}}}"#
         )
         .expect("a string takes all text");
     }
