@@ -8,35 +8,37 @@
 -- message has no content, so there the role decides.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
---        derived: pointer, history and business index of its user, under `partition`, if the expiry moves
--- ARGV   1 partition       key prefix of the partition
---        2 id              the session's id
---        3 scope           whose sessions the caller may use: `` for all, or lines of `business` or
+--        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition; absent in the
+--                          first run, because only the session says whose it is
+-- ARGV   1 id              the session's id
+--        2 scope           whose sessions the caller may use: `` for all, or lines of `business` or
 --                          `business<tab>user`, each between two line feeds
---        4 now_ms          Unix time
---        5 now_text        the same as RFC 3339 with three decimals
---        6 idle_ms         idle timeout
---        7 retention_ms    how long a session stays readable after its end
---        8 resolution_ms   an expiry that moves by less is not written
---        9 keep            number of newest messages to keep, at least as many as one call may append
---       10 bytes_max      bytes of newest messages to keep; those of this call are kept in any case
---       11 trim_max        maximum messages to trim
---       12 conflict_bytes_max   bytes of conflicting messages beyond which no more conflicts are collected
---       13 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
+--        3 now_ms          Unix time
+--        4 now_text        the same as RFC 3339 with three decimals
+--        5 idle_ms         idle timeout
+--        6 retention_ms    how long a session stays readable after its end
+--        7 resolution_ms   an expiry that moves by less is not written
+--        8 keep            number of newest messages to keep, at least as many as one call may append
+--        9 bytes_max      bytes of newest messages to keep; those of this call are kept in any case
+--       10 trim_max        maximum messages to trim
+--       11 conflict_bytes_max   bytes of conflicting messages beyond which no more conflicts are collected
+--       12 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
 --                          after `createdAt`; and how many bytes of it are the same in a replay)
 -- Returns {`appended`, messages trimmed, two for each message: 1 if it is new or 0 if it is known, its JSON}
 --         {`replayed`, the same}    every message was known
 --         {`conflict`, two for each: position from 1, the stored JSON}; only the first conflicts if they have more
 --                         bytes than conflict_bytes_max
+--         {`expiry_due`, businessId, userId}    the expiry has to move: run again with all keys
 --         {`missing`} {`not_active`}
 --         {`damaged`}    the ids and the messages do not agree
 -- O(messages in the call + trim_max), plus log n in the size of the business index.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
-local partition, id, scope, now_ms, now_text = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local idle_ms, retention_ms, resolution_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local keep, bytes_max, trim_max = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local conflict_bytes_max = tonumber(ARGV[12])
-local FIRST, WIDTH = 13, 3
+local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
+local id, scope, now_ms, now_text = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local idle_ms, retention_ms, resolution_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local keep, bytes_max, trim_max = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local conflict_bytes_max = tonumber(ARGV[11])
+local FIRST, WIDTH = 12, 3
 
 local function int(ms)
   return string.format('%d', ms)
@@ -57,13 +59,6 @@ local function rfc3339(ms)
   local seconds = floor(day_ms / 1000)
   return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day, floor(seconds / 3600),
     floor(seconds / 60) % 60, seconds % 60, day_ms % 1000)
-end
-
--- The same encoding as in src/store/keys.rs.
-local function encoded(identifier)
-  return (string.gsub(identifier, '[%%:{}%c]', function(character)
-    return string.format('%%%02x', string.byte(character))
-  end))
 end
 
 -- The id in a stored message, as JSON writes it.
@@ -136,6 +131,18 @@ if #conflicts > 1 then return conflicts end
 if #new_messages == 0 then return {'replayed', 0, unpack(replies)} end
 if not (status == 'active' and now_ms < expires_ms) then return {'not_active'} end
 
+local expires = math.min(active_ms + idle_ms, active_until_ms)
+local lag = expires - expires_ms
+-- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
+local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until_ms)
+local history_until, business_until
+if extends then
+  if not pointer then return {'expiry_due', unpack(redis.call('HMGET', session, 'businessId', 'userId'))} end
+  history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
+end
+-- New keys expire with their session.
+local is_first = old_count == 0
+local session_until = is_first and redis.call('PEXPIRETIME', session)
 local oldest, trimmed_ids = 1, {}
 if count >= keep or bytes > bytes_max then oldest = tonumber(redis.call('HGET', session, 'oldestSeq') or 1) end
 for index = 0, trim_max - 1 do
@@ -144,21 +151,6 @@ for index = 0, trim_max - 1 do
   if not message then break end
   oldest, bytes = oldest + 1, bytes - #message
   table.insert(trimmed_ids, message_id_of(message))
-end
-local expires = math.min(active_ms + idle_ms, active_until_ms)
-local lag = expires - expires_ms
--- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
-local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until_ms)
--- New keys expire with their session.
-local is_first = old_count == 0
-local session_until = is_first and redis.call('PEXPIRETIME', session)
-local pointer, history, business, history_until, business_until
-if extends then
-  local business_id, user_id = unpack(redis.call('HMGET', session, 'businessId', 'userId'))
-  local user = encoded(business_id) .. ':' .. encoded(user_id)
-  pointer, history = partition .. 'a:' .. user, partition .. 'h:' .. user
-  business = partition .. 'b:' .. encoded(business_id)
-  history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 end
 
 -- From here on only writes.
@@ -188,7 +180,7 @@ if extends then
   redis.call('ZADD', business, int(expires), id)
   if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
   if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
-elseif is_first then
+elseif is_first and session_until > 0 then
   redis.call('PEXPIREAT', messages, int(session_until))
   redis.call('PEXPIREAT', message_ids, int(session_until))
 end

@@ -178,6 +178,13 @@ impl Session {
         JSON_OVERHEAD_BYTES + title + texts.iter().map(|text| text.len()).sum::<usize>()
     }
 
+    /// An upper bound of the bytes of `count` of the messages that are kept.
+    #[must_use]
+    pub fn message_bytes_max(&self, count: usize) -> usize {
+        let all = usize::try_from(self.message_bytes).unwrap_or(usize::MAX);
+        count.saturating_mul(self.largest_message_bytes).min(all)
+    }
+
     /// The session as of `now`, or `None` if its retention is over.
     ///
     /// A session that is stored as `active` and has reached its `expires_at` is returned as `expired`. The next

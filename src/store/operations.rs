@@ -35,7 +35,7 @@ use super::redis::read_command::ReadCommand;
 use super::reply::Reply;
 use super::{SessionStore, StoreError};
 use crate::metrics::{self, Operation};
-use crate::session::{EndReason, Session, SessionId, TenantScope, Timestamp};
+use crate::session::{EndReason, Partition, Session, SessionId, TenantScope, Timestamp};
 use crate::trace::Span;
 
 /// Which versions of a session a call accepts (`If-Match`; `docs/api.md`, Preconditions).
@@ -67,8 +67,8 @@ impl VersionCondition {
 impl SessionStore {
     /// The session, if it is readable and within `scope`.
     ///
-    /// Every operation that takes a session id calls this first. A session outside the caller's tenant scope is
-    /// therefore treated as missing before anything else about it is examined, and costs the same: one `HGETALL`.
+    /// Every operation that takes a session id calls this first, or its script compares the scope first. A session
+    /// outside the caller's tenant scope is therefore treated as missing before anything else about it is examined.
     async fn get_in_scope(
         &self,
         id: SessionId,
@@ -98,13 +98,17 @@ impl SessionStore {
     /// The keys of a session and of its user, in the order of the scripts' KEYS.
     fn keys_of(&self, session: &Session) -> Vec<String> {
         let id = session.session_id;
-        vec![
-            self.keys.session(id),
-            self.keys.messages(id),
-            self.keys.message_ids(id),
-            self.keys.pointer(&session.business_id, &session.user_id),
-            self.keys.history(&session.business_id, &session.user_id),
-            self.keys.business(id.partition(), &session.business_id),
+        let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
+        keys.extend(self.user_keys(id.partition(), &session.business_id, &session.user_id));
+        keys
+    }
+
+    /// The pointer, the history and the business index of a user.
+    fn user_keys(&self, partition: Partition, business_id: &str, user_id: &str) -> [String; 3] {
+        [
+            self.keys.pointer(business_id, user_id),
+            self.keys.history(business_id, user_id),
+            self.keys.business(partition, business_id),
         ]
     }
 }

@@ -120,9 +120,8 @@ async fn a_command_whose_reply_is_lost_is_applied_once() {
 #[tokio::test]
 async fn pages_are_right_if_messages_are_appended_and_trimmed_between_their_reads() {
     let service = ProxiedService::start_with("shifted", &["--messages-kept", "100"]).await;
-    let messages = |from: u32, to: u32| {
-        json!((from..=to).map(|n| json!({"role": "user", "content": n})).collect::<Vec<_>>())
-    };
+    let messages =
+        |from: u32, to: u32| json!((from..=to).map(|n| json!({"role": "user", "content": n})).collect::<Vec<_>>());
     let pages = [
         ("limit=10", 91..=100),
         ("limit=10&before=50", 40..=49),

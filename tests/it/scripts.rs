@@ -232,10 +232,14 @@ async fn append_messages_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     appended(json!([message("m3", json!(3)), message("m2", json!(2))]), 201, "replayed").await;
     appended(message("m3", json!(3)), 200, "replayed").await;
     appended(json!([message("m4", json!(4)), message("m3", json!("three"))]), 409, "conflict").await;
+    service.advance(TOUCH_DUE);
+    let due = runs(&service, "append_messages", 201, service.post(&path, message("m6", json!(6)))).await;
+    assert_eq!(due.iter().map(|run| run.keys.len()).collect::<Vec<_>>(), [3, 6], "the expiry moves: {due:#?}");
+    check(&service, &due[1], "replayed").await;
     let hundred: Vec<_> = (0..100).map(|number| message(&format!("n{number}"), json!(number))).collect();
     appended(json!(hundred), 201, "replayed").await;
     let listed = service.get(&format!("{path}?limit=1000")).await.json();
-    assert_eq!((listed.as_array().map(Vec::len), &listed[0]["seq"]), (Some(100), &json!(6)), "nothing was trimmed");
+    assert_eq!((listed.as_array().map(Vec::len), &listed[0]["seq"]), (Some(100), &json!(7)), "nothing was trimmed");
     service.patch(&session, json!({"status": "ended"})).await.expect(200);
     appended(message("m5", json!(5)), 409, "not_active").await;
     appended(message("n99", json!(99)), 200, "replayed").await;

@@ -14,6 +14,8 @@ use crate::store::{SessionStore, StoreError};
 
 /// Most messages beyond the limits that one append removes.
 const TRIM_MESSAGES_MAX: u32 = 200;
+/// Number of a session's own keys, which precede those of its user.
+const SESSION_KEYS: usize = 3;
 /// Bytes of conflicting messages after which one append stops reading them.
 const CONFLICT_BYTES_MAX: u32 = 1 << 20;
 
@@ -33,8 +35,8 @@ pub enum Append {
 }
 
 impl SessionStore {
-    /// Appends messages to a session within `scope`, all or none. A message whose id is stored with the same role and
-    /// content is returned as it is stored.
+    /// Appends messages to a session within `tenant_scope`, all or none. A message whose id is stored with the same role
+    /// and content is returned as it is stored.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -42,13 +44,13 @@ impl SessionStore {
         &self,
         id: SessionId,
         new: &[NewMessage],
-        scope: &TenantScope,
+        tenant_scope: &TenantScope,
         now: Timestamp,
     ) -> Result<Append, StoreError> {
         instrumented(Operation::AppendMessages, async move {
-            let (batch, lines) = (Batch::new(id, new)?, scope.lines());
+            let (batch, lines) = (Batch::new(id, new)?, tenant_scope.lines());
             // The script checks the scope, unless it does not run or the scope has too many businesses to send.
-            if (batch.is_err() || lines.is_none()) && self.get_in_scope(id, scope, now).await?.is_none() {
+            if (batch.is_err() || lines.is_none()) && self.get_in_scope(id, tenant_scope, now).await?.is_none() {
                 return Ok(Append::Missing);
             }
             let mut batch = match batch {
@@ -56,9 +58,9 @@ impl SessionStore {
                 Err(message_id) => return Ok(Append::Conflict(message_id)),
             };
             let scope = lines.unwrap_or_default();
+            let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
             loop {
                 let mut args = vec![
-                    self.keys.partition(id.partition()),
                     id.to_string(),
                     scope.clone(),
                     now.0.to_string(),
@@ -72,8 +74,15 @@ impl SessionStore {
                     CONFLICT_BYTES_MAX.to_string(),
                 ];
                 batch.push_args(&mut args);
-                let keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
-                let mut reply = self.run(&self.scripts.append_messages, keys, args).await?;
+                let mut reply = match self.run(&self.scripts.append_messages, keys.clone(), args).await {
+                    // While its slot moves, a script with missing keys is refused. A session that is missing for that
+                    // reason looks like one outside of the scope.
+                    Err(StoreError::NotServing("TRYAGAIN", error)) => {
+                        let session = self.get_in_scope(id, tenant_scope, now).await?;
+                        return session.map_or(Ok(Append::Missing), |_| Err(StoreError::NotServing("TRYAGAIN", error)));
+                    }
+                    reply => reply?,
+                };
                 match reply.string()?.as_str() {
                     "appended" => {
                         metrics::messages_trimmed(reply.parse()?);
@@ -87,6 +96,10 @@ impl SessionStore {
                         // A generated id is known only if an earlier run of this call was applied and its reply was
                         // lost.
                         return Ok(if id_generated { Append::Appended(messages) } else { Append::Replayed(messages) });
+                    }
+                    "expiry_due" => {
+                        keys.truncate(SESSION_KEYS);
+                        keys.extend(self.user_keys(id.partition(), &reply.string()?, &reply.string()?));
                     }
                     "missing" => return Ok(Append::Missing),
                     "not_active" => return Ok(Append::NotActive),

@@ -68,7 +68,7 @@ impl SessionStore {
                 }
                 seen = held;
                 let wanted = WantedMessages::of(&session, range, limit);
-                let bytes_max = wanted.count().saturating_mul(session.largest_message_bytes);
+                let bytes_max = session.message_bytes_max(wanted.count());
                 let memory = if bytes_max <= SMALL_RESPONSE_BYTES {
                     None
                 } else {
@@ -91,7 +91,11 @@ impl SessionStore {
         session: &Session,
         wanted: &WantedMessages,
     ) -> Result<Option<Vec<MessageJson>>, StoreError> {
-        let piece_max = u64::try_from(PIECE_BYTES / session.largest_message_bytes.max(1)).unwrap_or(u64::MAX).max(1);
+        let piece_max = if session.message_bytes_max(usize::MAX) <= PIECE_BYTES {
+            u64::MAX
+        } else {
+            u64::try_from(PIECE_BYTES / session.largest_message_bytes.max(1)).unwrap_or(u64::MAX).max(1)
+        };
         let (mut first, mut last) = (wanted.first, wanted.last);
         let (mut messages, mut bytes) = (Vec::with_capacity(wanted.count()), 0);
         while first <= last {
@@ -126,7 +130,7 @@ impl SessionStore {
         last: u64,
     ) -> Result<Option<Vec<MessageJson>>, StoreError> {
         let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
-        if count.saturating_mul(session.largest_message_bytes) <= SMALL_RESPONSE_BYTES {
+        if session.message_bytes_max(count) <= SMALL_RESPONSE_BYTES {
             return self.read_messages(session, first, last, false).await;
         }
         // One large piece at a time, and a pause after each, so other requests wait for at most one of them.
