@@ -122,6 +122,36 @@ async fn a_change_of_an_expired_session_that_is_stored_as_active_is_no_activity(
     expect_clean(&service).await;
 }
 
+/// Stores this `seq` for message `b` of the only session.
+async fn set_seq_of_b(service: &Service, seq: &str) {
+    let [ids] = &service.probe.keys_of('d').await[..] else { panic!("one hash of ids") };
+    service.probe.command(&["HSET", ids, "b", seq]).await;
+}
+
+#[tokio::test]
+async fn another_message_at_the_same_seq_is_neither_returned_nor_changed() {
+    let service = Service::start(&[]).await;
+    let (_, message) = fixture(&service).await;
+    set_seq_of_b(&service, "1").await;
+    let digest = service.probe.digest().await;
+    service.get(&message).await.expect_problem(500, "internal");
+    service.patch(&message, patch(&json!({"b": 1}))).await.expect_problem(500, "internal");
+    assert_eq!(service.probe.digest().await, digest);
+    set_seq_of_b(&service, "2").await;
+    assert_eq!(service.get(&message).await.expect(200).member("messageId"), "b");
+}
+
+#[tokio::test]
+async fn a_message_that_the_list_lacks_is_an_error_and_not_a_busy_store() {
+    let service = Service::start(&[]).await;
+    let (_, message) = fixture(&service).await;
+    for seq in ["4", "99"] {
+        set_seq_of_b(&service, seq).await;
+        service.get(&message).await.expect_problem(500, "internal");
+        service.patch(&message, patch(&json!({"b": 1}))).await.expect_problem(500, "internal");
+    }
+}
+
 #[tokio::test]
 async fn concurrent_patches_are_all_kept() {
     let service = Service::start(&[]).await;
