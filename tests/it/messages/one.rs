@@ -206,7 +206,8 @@ async fn a_redacted_message_keeps_its_place_and_nothing_else() {
     assert_eq!((seqs(&listed), &listed.json()[1]), (vec![1, 2, 3], &expected));
     let now = service.get(&session).await;
     assert_eq!((now.member("version"), activity(&now)), (json!(2), activity(&at_first)));
-    assert_eq!(now.member("updatedAt"), service.now().to_string());
+    // A redaction runs also under clock skew, so it writes no time into the session.
+    assert_eq!(now.member("updatedAt"), at_first.member("updatedAt"));
 
     // Repeated, or patched, it stays as it is.
     let digest = service.probe.digest().await;
