@@ -122,7 +122,8 @@ fn patched(
         return Ok(Patched::Unchanged);
     }
     let merged = Value::Object(merged).to_string();
-    if merged.len() > metadata_bytes_max {
+    // An append counts the bytes of the client's own spelling, which may take fewer.
+    if merged.len() > metadata_bytes_max && merged.len() > Value::Object(metadata).to_string().len() {
         return Ok(Patched::TooLarge);
     }
     stored.with_metadata(members.metadata.get(), &merged).map(Patched::Changed).ok_or(malformed)

@@ -152,6 +152,24 @@ async fn a_message_that_the_list_lacks_is_an_error_and_not_a_busy_store() {
     }
 }
 
+/// An append keeps the client's spelling of numbers, and a patch writes them anew, which may take more bytes.
+#[tokio::test]
+async fn a_patch_may_shrink_metadata_that_is_over_the_limit_when_written_anew() {
+    let service = Service::start(&[]).await;
+    let path = session_with(&service, "u", 0).await;
+    let numbers = vec!["1e9"; 4000].join(",");
+    let content = format!(r#"1,"metadata":{{"a":1,"b":[1],"n":[{numbers}]}}"#);
+    append_text(&service, &path, "m", &content).await.expect(201);
+    let message = format!("{path}/m");
+    service.patch(&message, patch(&json!({"c": 1}))).await.expect_problem(400, "invalid_request");
+    let smaller = service.patch(&message, patch(&json!({"a": null}))).await.expect(200);
+    assert_eq!(smaller.member("metadata")["b"], json!([1]));
+    service.patch(&message, patch(&json!({"b": [2]}))).await.expect(200);
+    service.patch(&message, patch(&json!({"n": null}))).await.expect(200);
+    service.patch(&message, patch(&json!({"c": 1}))).await.expect(200);
+    expect_clean(&service).await;
+}
+
 #[tokio::test]
 async fn concurrent_patches_are_all_kept() {
     let service = Service::start(&[]).await;
