@@ -115,6 +115,11 @@ async fn update_message(
             Err(ApiError::new(Code::ConcurrentUpdate, "Concurrent changes came first; nothing was changed, try again"))
         }
         store::UpdateMessage::MetadataTooLarge => Err(ApiError::metadata_too_large(app.sessions.metadata_bytes_max)),
+        store::UpdateMessage::SessionTooLarge => {
+            let bytes_max = app.sessions.session_bytes_max;
+            let problem = format!("would make the session's messages larger than {bytes_max} bytes as JSON");
+            Err(ApiError::field("metadata", problem))
+        }
     }
 }
 
