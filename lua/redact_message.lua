@@ -3,6 +3,7 @@
 --
 -- Why it is atomic: one step finds the message, checks its role and replaces it. So no append, patch or trim comes
 -- between them, and a message that is appended meanwhile is not redacted in its place.
+-- It leaves `updatedAt` as it is, because it also runs while the clocks of the service and Redis differ too much.
 -- Safe to run twice: the second run finds the message redacted and writes nothing. The flag `allow-oom` lets a full
 -- Redis redact.
 --
@@ -29,9 +30,9 @@ local function int(number)
   return string.format('%d', number)
 end
 
-local session_id, expires_at, ended_at, version, updated_at, message_count, message_bytes, largest_message = unpack(
-  redis.call('HMGET', session, 'sessionId', 'expiresAt', 'endedAt', 'version', 'updatedAt', 'messageCount',
-    'messageBytes', 'largestMessage'))
+local session_id, expires_at, ended_at, version, message_count, message_bytes, largest_message = unpack(
+  redis.call('HMGET', session, 'sessionId', 'expiresAt', 'endedAt', 'version', 'messageCount', 'messageBytes',
+    'largestMessage'))
 if session_id ~= id then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 local seq = redis.call('HGET', message_ids, message_id)
@@ -54,7 +55,6 @@ local message = string.sub(stored, 1, content_at - 1) .. REDACTED .. '"metadata"
 redis.call('LSET', messages, index, message)
 redis.call('HSET', session,
   'version', int(tonumber(version) + 1),
-  'updatedAt', int(math.max(now_ms, tonumber(updated_at))),
   'messageBytes', int(tonumber(message_bytes) + #message - #stored),
   'largestMessage', int(math.max(#message, tonumber(largest_message))))
 return {'redacted'}

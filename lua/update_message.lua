@@ -14,14 +14,16 @@
 --        5 seq            the message's seq
 --        6 base           the stored JSON of the message from which the new one was made
 --        7 message        the new JSON of the message
+--        8 bytes_max      bytes of messages to keep
 -- Returns {`updated`, the JSON of the message}
 --         {`missing`}    the session does not exist
 --         {`stale`}      the message is not stored any more, or has changed
+--         {`too_large`}  the new message is larger, and the session's messages would have more than bytes_max bytes
 -- O(n) in the number of newer messages.
 local MUTATIONS_KEPT = 4
 local session, messages = KEYS[1], KEYS[2]
 local id, now_ms, retention_ms, mutation_id = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local seq, base, message = ARGV[5], ARGV[6], ARGV[7]
+local seq, base, message, bytes_max = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 
 local function int(number)
   return string.format('%d', number)
@@ -39,6 +41,8 @@ local stored = redis.call('LINDEX', messages, index)
 if not stored then return {'stale'} end
 if string.find(mutations, mutation_id, 1, true) then return {'updated', stored} end
 if stored ~= base then return {'stale'} end
+local bytes = tonumber(message_bytes) + #message - #stored
+if #message > #stored and bytes > bytes_max then return {'too_large'} end
 
 -- From here on only writes.
 redis.call('LSET', messages, index, message)
@@ -46,6 +50,6 @@ redis.call('HSET', session,
   'version', int(tonumber(version) + 1),
   'updatedAt', int(math.max(now_ms, tonumber(updated_at))),
   'mutations', string.sub(mutation_id .. ' ' .. mutations, 1, MUTATIONS_KEPT * (#mutation_id + 1)),
-  'messageBytes', int(tonumber(message_bytes) + #message - #stored),
+  'messageBytes', int(bytes),
   'largestMessage', int(math.max(#message, tonumber(largest_message))))
 return {'updated', message}

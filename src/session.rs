@@ -136,7 +136,7 @@ pub struct Session {
     /// When the session was created. Strictly increases from session to session of a user.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When the session last changed.
+    /// When the session last changed. A redaction of a message does not count.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
     /// Time of the last activity. May lag by the activity resolution.

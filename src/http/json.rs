@@ -9,7 +9,8 @@ use serde_json::{Map, Number, Value};
 use super::error::{ApiError, Code, FieldProblem, shortened};
 use crate::session::{Identifier, TITLE_CHARS_MAX};
 
-/// Parses a body. Rejects duplicate keys of an object, at any depth, and nesting deeper than 127 levels.
+/// Parses a body. Rejects duplicate keys of an object and [`RAW_VALUE_KEY`], at any depth, and nesting deeper than 127
+/// levels.
 ///
 /// # Errors
 /// A `400` that says where the text stops being JSON.
@@ -19,7 +20,10 @@ pub(super) fn parse(body: &[u8]) -> Result<Value, ApiError> {
         .map_err(|error| ApiError::new(Code::InvalidRequest, format!("The body is not valid JSON: {error}")))
 }
 
-/// A JSON value without duplicate keys.
+/// The key by which `serde_json` marks a `RawValue`. An object with it would not be read back as it was stored.
+const RAW_VALUE_KEY: &str = "$serde_json::private::RawValue";
+
+/// A JSON value without duplicate keys, and without [`RAW_VALUE_KEY`].
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -76,6 +80,9 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = members.next_key::<String>()? {
+            if key == RAW_VALUE_KEY {
+                return Err(A::Error::custom(format!("reserved key {key:?}")));
+            }
             match object.entry(key) {
                 Entry::Vacant(vacant) => {
                     let Strict(value) = members.next_value()?;
@@ -228,6 +235,21 @@ mod tests {
         let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(parse(nested(127).as_bytes()).is_ok());
         assert!(parse(nested(200).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn rejects_the_key_that_serde_json_reads_as_a_raw_value() {
+        for body in [
+            r#"{"$serde_json::private::RawValue":"x y"}"#,
+            r#"{"\u0024serde_json::private::RawValue":"1"}"#,
+            r#"[{"a":{"b":1,"$serde_json::private::RawValue":null}}]"#,
+        ] {
+            assert!(parse(body.as_bytes()).is_err(), "{body}");
+        }
+        // serde_json reads every other key of its own as a plain one.
+        let body = r#"{"$serde_json::private::Number":"1","$serde_json::private::RawValue2":"1","a":{"$":1}}"#;
+        let parsed = parse(body.as_bytes()).expect("JSON");
+        assert_eq!(serde_json::from_str::<Value>(body).expect("JSON"), parsed);
     }
 
     #[test]

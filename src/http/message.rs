@@ -80,9 +80,9 @@ problems! {
 
 /// Change the metadata of a message
 ///
-/// Also in sessions that are not active. It is no activity. Concurrent changes of different members are all kept. A
-/// redacted message stays as it is. With the token of a user, only the member `feedback` of messages of other roles can
-/// be changed.
+/// This also works in sessions that are not active, and does not count as activity. Concurrent changes of different
+/// members are all kept. A redacted message stays as it is. With the token of a user, only the member `feedback` of
+/// messages of other roles can be changed.
 #[utoipa::path(
     patch, path = "/api/sessions/{sessionId}/messages/{messageId}", tag = "messages", operation_id = "updateMessage",
     params(
@@ -115,6 +115,11 @@ async fn update_message(
             Err(ApiError::new(Code::ConcurrentUpdate, "Concurrent changes came first; nothing was changed, try again"))
         }
         store::UpdateMessage::MetadataTooLarge => Err(ApiError::metadata_too_large(app.sessions.metadata_bytes_max)),
+        store::UpdateMessage::SessionTooLarge => {
+            let bytes_max = app.sessions.session_bytes_max;
+            let problem = format!("would make the session's messages larger than {bytes_max} bytes as JSON");
+            Err(ApiError::field("metadata", problem))
+        }
     }
 }
 
@@ -125,8 +130,9 @@ problems! {
 
 /// Redact a message
 ///
-/// The message stays at its `seq`, with `content` null, empty `metadata`, and `redactedAt`. Also in sessions that are
-/// not active. It is no activity. The token of a user can redact only messages with the roles that it can append.
+/// The message stays at its `seq`, with `content` null, empty `metadata`, and `redactedAt`. This also works in sessions
+/// that are not active, and does not count as activity. The token of a user can redact only messages with the roles
+/// that it can append.
 #[utoipa::path(
     delete, path = "/api/sessions/{sessionId}/messages/{messageId}", tag = "messages", operation_id = "redactMessage",
     params(

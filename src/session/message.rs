@@ -117,6 +117,15 @@ impl MessageJson {
         self.json
     }
 
+    /// Whether the message has this id, which is written as [`escaped_message_id`] does.
+    #[must_use]
+    pub fn has_id(&self, escaped_id: &str) -> bool {
+        let prefix = b",\"messageId\":\"";
+        let Some(start) = self.json.windows(prefix.len()).position(|bytes| bytes == prefix) else { return false };
+        let id_and_rest = &self.json[start + prefix.len()..];
+        id_and_rest.strip_prefix(escaped_id.as_bytes()).is_some_and(|rest| rest.starts_with(b"\",\"role\":\""))
+    }
+
     /// The same message with other metadata, which is JSON. `None` if `stored` is not the message's metadata, or if the
     /// message is redacted.
     #[must_use]
@@ -244,6 +253,10 @@ mod tests {
         let members = message.members().expect("members");
         assert_eq!((message.seq, &*members.message_id, &*members.role), (12, "a\"\\,\"role\":\"é", "tool"));
         assert_eq!((members.content.get(), members.metadata.get()), ("{\"a\":1.0}", "{\"b\":[]}"));
+        assert!(message.has_id(&escaped_message_id("a\"\\,\"role\":\"é")));
+        for other in ["", "a", "a\"\\,\"role\":\"", "a\"\\,\"role\":\"é2", "b"] {
+            assert!(!message.has_id(&escaped_message_id(other)), "{other}");
+        }
         let other = SessionId::random(Partition(7)).expect("random bytes");
         assert_eq!(MessageJson::of(other, json.clone().into()), None);
         for end in 0..json.len() {

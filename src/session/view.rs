@@ -55,11 +55,14 @@ impl SessionView {
         Self { session, last_message: LastMessage::LeftOut }
     }
 
-    /// Adds the session's newest message, unless the response would have more than `bytes_max` bytes.
-    pub fn include_last_message(&mut self, last_message: LastMessage, bytes_max: usize) {
-        if self.session.json_bytes() + last_message.json_bytes() <= bytes_max {
+    /// Adds the session's newest message, unless the response would have more than `bytes_max` bytes. Returns whether
+    /// it fits.
+    pub fn include_last_message(&mut self, last_message: LastMessage, bytes_max: usize) -> bool {
+        let fits = self.session.json_bytes() + last_message.json_bytes() <= bytes_max;
+        if fits {
             self.last_message = last_message;
         }
+        fits
     }
 
     /// Approximate number of bytes that [`Self::write_json`] appends.

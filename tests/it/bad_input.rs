@@ -225,7 +225,7 @@ async fn rejects_bodies_that_are_not_json() {
 }
 
 #[tokio::test]
-async fn rejects_duplicate_keys_at_any_depth() {
+async fn rejects_duplicate_and_reserved_keys_at_any_depth() {
     let mut fixture = Fixture::start().await;
     for (method, path, base) in fixture.with_bodies() {
         let members = base.to_string();
@@ -237,6 +237,7 @@ async fn rejects_duplicate_keys_at_any_depth() {
             format!("{{{members},\"metadata\":{{\"a\":1,\"\\u0061\":1}}}}"),
             format!("{{{members},\"metadata\":{{\"l\":[0,{{\"o\":{{\"k\":null,\"k\":null}}}}]}}}}"),
             format!("{{{members},\"unknown\":{{\"k\":1,\"k\":1}}}}"),
+            format!("{{{members},\"metadata\":{{\"a\":{{\"$serde_json::private::RawValue\":\"x y\"}}}}}}"),
         ] {
             fixture.reject_body(method, &path, body, &[]).await;
         }
@@ -246,6 +247,7 @@ async fn rejects_duplicate_keys_at_any_depth() {
         r#"{"role":"user","content":{"a":1,"a":1}}"#,
         r#"{"role":"user","content":[[{"a":{"b":1,"b":2}}]]}"#,
         r#"[{"role":"user","content":1},{"role":"user","role":"user","content":1}]"#,
+        r#"[{"role":"user","content":[{"$serde_json::private::RawValue":"1"}]}]"#,
     ] {
         fixture.reject_body("POST", &path, body, &[]).await;
     }

@@ -259,3 +259,31 @@ async fn removed_sessions_are_counted() {
     let (created, trimmed) = ("sessiond_sessions_created_total", "sessiond_sessions_trimmed_total");
     assert_eq!((scrape.value(created), scrape.value(trimmed)), (5, 3));
 }
+
+#[tokio::test]
+async fn patches_of_messages_keep_the_bytes_of_a_session_bounded() {
+    let service = Service::start(&["--max-session-bytes", "2000"]).await;
+    let id = service.session_of("u").await;
+    let messages = format!("{}/messages", path(&id));
+    let message = |id: &str| json!({"messageId": id, "role": "user", "content": "x".repeat(600)});
+    service.post(&messages, json!([message("a"), message("b")])).await.expect(201);
+    let patch = |length: usize| json!({"metadata": {"k": "x".repeat(length)}});
+    let (first, second) = (format!("{messages}/a"), format!("{messages}/b"));
+    service.patch(&first, patch(200)).await.expect(200);
+    let before = service.probe.digest().await;
+    for (message, length) in [(&first, 600), (&second, 300)] {
+        let rejected = service.patch(message, patch(length)).await;
+        let errors = rejected.expect_problem(400, "invalid_request").member("errors");
+        assert_eq!(errors[0]["field"], "metadata", "{errors}");
+    }
+    assert!(service.probe.digest().await == before, "a rejected patch changed Redis");
+    // With a lower bound, a patch may still make a message smaller.
+    let lowered = service.sibling(&["--max-session-bytes", "1000"]).await;
+    lowered.patch(&first, patch(201)).await.expect_problem(400, "invalid_request");
+    lowered.patch(&first, patch(199)).await.expect(200);
+    lowered.patch(&first, json!({"metadata": null})).await.expect(200);
+    service.patch(&second, patch(300)).await.expect(200);
+    let listed = service.get(&messages).await.expect(200).json();
+    assert!(json_bytes(listed.as_array().expect("a list")) <= 2000);
+    expect_clean(&service).await;
+}

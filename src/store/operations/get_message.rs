@@ -45,24 +45,33 @@ impl SessionStore {
         now: Timestamp,
     ) -> Result<GetMessage, StoreError> {
         let id = message.session_id;
+        let message_id = escaped_message_id(message.message_id.as_str());
+        let mut seen = None;
         for _ in 0..LOOKUPS_MAX {
             let Some(session) = self.get_in_scope(id, scope, now).await? else {
                 return Ok(GetMessage::SessionMissing);
             };
-            let message_id = escaped_message_id(message.message_id.as_str());
-            let command = ReadCommand::hash_field(self.keys.message_ids(id), message_id);
+            let command = ReadCommand::hash_field(self.keys.message_ids(id), message_id.clone());
             let Some(seq) = self.read_command(command).await?.text("get_message")? else {
                 return Ok(GetMessage::MessageMissing);
             };
             let seq = std::str::from_utf8(&seq).ok().and_then(|seq| seq.parse().ok());
             let seq = seq.ok_or(StoreError::Reply { operation: "get_message", problem: "a seq is not a number" })?;
+            let held = Some((session.created_at, session.oldest_seq, session.message_count, seq));
+            if seen == held {
+                let problem = "the session lacks a message that its ids name";
+                return Err(StoreError::Reply { operation: "get_message", problem });
+            }
+            seen = held;
             let bytes_max = session.largest_message_bytes;
             let mut memory = None;
             if bytes_max > SMALL_RESPONSE_BYTES {
                 memory = Some(self.response_memory.reserve(owner, bytes_max).await?);
             }
             let read = self.read_piece(&session, seq, seq).await?;
-            if let Some(found) = read.and_then(|mut messages| messages.pop()) {
+            // A session that was created anew in the meantime may have another message at this seq.
+            let read = read.and_then(|mut messages| messages.pop());
+            if let Some(found) = read.filter(|found| found.has_id(&message_id)) {
                 if let Some(memory) = &mut memory {
                     memory.shrink_to(found.json_bytes());
                 }

@@ -36,26 +36,25 @@ impl SessionStore {
         .await
     }
 
-    /// Adds the newest message to each of these sessions until all of them have `bytes_max` bytes. Reads a bounded
-    /// number of bytes at a time.
+    /// Adds the newest message to each of these sessions until one does not fit into `bytes_max` bytes. Reads a bounded
+    /// number of bytes at a time. Returns whether all fit.
     pub(super) async fn include_last_messages(
         &self,
         views: &mut [&mut SessionView],
         bytes_max: usize,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let largest = views.iter().map(|view| view.session.largest_message_bytes).max().unwrap_or_default();
         let mut room = bytes_max;
         for piece in views.chunks_mut((PIECE_BYTES / largest.max(1)).max(1)) {
-            if room == 0 {
-                break;
-            }
             let messages = try_join_all(piece.iter().map(|view| self.last_message(&view.session))).await?;
             for (view, message) in piece.iter_mut().zip(messages) {
-                view.include_last_message(message, room);
+                if !view.include_last_message(message, room) {
+                    return Ok(false);
+                }
                 room = room.saturating_sub(view.json_bytes());
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The newest message of a session as it was read. Left out if it is not kept any more.

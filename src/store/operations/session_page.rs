@@ -115,7 +115,8 @@ impl SessionStore {
                 let mut views: Vec<_> = read.iter_mut().flatten().take(free).collect();
                 let bytes = views.iter().map(|view| view.json_bytes() + view.session.largest_message_bytes);
                 self.reserve_memory(page, page.bytes + bytes.sum::<usize>()).await?;
-                self.include_last_messages(&mut views, PAGE_BYTES_MAX.saturating_sub(page.bytes)).await?;
+                let room = PAGE_BYTES_MAX.saturating_sub(page.bytes);
+                page.request.include.last_message = self.include_last_messages(&mut views, room).await?;
             }
             if page.fill(piece, read) {
                 return Ok(true);

@@ -30,6 +30,8 @@ pub enum UpdateMessage {
     ConcurrentUpdate,
     /// The merged metadata would be too large. Nothing was changed.
     MetadataTooLarge,
+    /// The message would be larger, and the session's messages would have too many bytes. Nothing was changed.
+    SessionTooLarge,
 }
 
 /// What a patch makes of a message.
@@ -81,12 +83,14 @@ impl SessionStore {
                     stored.seq.to_string(),
                     stored.to_text(),
                     changed.to_text(),
+                    self.config.session_bytes_max.to_string(),
                 ];
                 let keys = vec![self.keys.session(id), self.keys.messages(id)];
                 let mut reply = self.run(&self.scripts.update_message, keys, args).await?;
                 match reply.string()?.as_str() {
                     "updated" => return Ok(UpdateMessage::Updated(reply.message(id)?, memory)),
                     "missing" => return Ok(UpdateMessage::SessionMissing),
+                    "too_large" => return Ok(UpdateMessage::SessionTooLarge),
                     // The message has changed in the meantime. Read it again.
                     "stale" => {}
                     _ => return Err(reply.unknown_tag()),
@@ -122,7 +126,8 @@ fn patched(
         return Ok(Patched::Unchanged);
     }
     let merged = Value::Object(merged).to_string();
-    if merged.len() > metadata_bytes_max {
+    // An append counts the bytes of the client's own spelling, which may take fewer.
+    if merged.len() > metadata_bytes_max && merged.len() > Value::Object(metadata).to_string().len() {
         return Ok(Patched::TooLarge);
     }
     stored.with_metadata(members.metadata.get(), &merged).map(Patched::Changed).ok_or(malformed)

@@ -26,7 +26,8 @@ impl Script {
         Self { operation, source, sha1: fred::util::sha1_hash(source), needs: Needs::Connection }
     }
 
-    /// A script that needs clocks that agree, because it sets expiries or `updatedAt`. Scripts that only remove do not.
+    /// A script that needs clocks that agree, because it sets expiries or `updatedAt`. Scripts that only remove set
+    /// neither.
     fn with_safe_clock(operation: &'static str, source: &'static str) -> Self {
         Self { needs: Needs::SafeClock, ..Self::new(operation, source) }
     }

@@ -164,6 +164,28 @@ async fn a_page_with_last_messages_ends_at_4_mib() {
 }
 
 #[tokio::test]
+async fn no_more_last_messages_are_read_after_one_that_did_not_fit() {
+    let folder = TempDir::new().expect("a folder");
+    let redis = redis::embedded(folder.path());
+    let flags = ["--max-body-bytes", "8388608", "--max-content-bytes", "8388608", "--max-metadata-bytes", "200000"];
+    let service = Service::start_on(&redis.socket(), &flags).await;
+    let content = "x".repeat(3 << 20);
+    // More sessions than are read at a time.
+    for _ in 0..12 {
+        let path = new_session(&service).await;
+        service.post(&format!("{path}/messages"), json!({"role": "user", "content": content})).await.expect(201);
+    }
+    service.wait_for_read_connection().await;
+    let monitor = Monitor::start(&redis.socket());
+    let page = service.get(&format!("{HISTORY}?include=lastMessage&limit=100")).await.expect(200).json();
+    let commands = monitor.finish(&service.probe).await;
+    let reads = commands.iter().filter(|command| command.words[0].eq_ignore_ascii_case("LRANGE")).count();
+    let page = page.as_array().expect("an array");
+    let with_message = page.iter().filter(|session| session.get("lastMessage").is_some()).count();
+    assert_eq!((page.len(), with_message, reads), (12, 1, 2));
+}
+
+#[tokio::test]
 async fn a_message_beyond_4_mib_is_left_out_of_its_session() {
     let flags = ["--max-body-bytes", "8388608", "--max-content-bytes", "8388608"];
     let service = Service::start(&flags).await;

@@ -402,7 +402,7 @@ impl Model {
             message["content"] = Value::Null;
             message["metadata"] = json!({});
             message["redactedAt"] = time(now);
-            session.change(now);
+            session.version += 1;
         }
         Expected::NoContent
     }
