@@ -7,7 +7,8 @@
 -- Safe to run twice: a removed session is not counted again. The flag `allow-oom` lets a full Redis delete.
 --
 -- KEYS   1 pointer, 2 history, 3 business    of the user, the user, the business in this partition
---        derived: the sessions that the history names, their messages and message ids, under `partition`
+--        derived: the sessions that pointer and history name, their messages and message ids, under `partition`; only
+--        in a slot that is not moving, see lua/README.md
 -- ARGV   1 partition      key prefix of the partition
 --        2 now_ms         Unix time
 --        3 retention_ms   how long a session stays readable after its end
@@ -17,6 +18,8 @@
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
 local partition, now_ms, retention_ms, batch_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
+-- In a moving slot a session may only seem missing. Then this fails.
+redis.call('EXISTS', pointer, partition .. 'none')
 local pointed_id = redis.call('GET', pointer)
 local ids = {pointed_id or nil}
 for _, id in ipairs(redis.call('ZRANGE', history, 0, batch_max - 1, 'REV')) do

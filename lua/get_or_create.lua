@@ -16,7 +16,8 @@
 --        3 business   the active sessions of the business in this partition, by expiresAt (sorted set)
 --        4 created    the session to create                (hash)
 --        derived: the sessions that the pointer and the oldest entries of the history name, their messages and message
---        ids, under `partition`; the messages and message ids of new_id
+--        ids, under `partition`; the messages and message ids of new_id; they are written only in a slot that is not
+--        moving, see lua/README.md
 -- ARGV   1 partition          key prefix of the partition, such as `sd:{03f2}:`
 --        2 new_id             id of the session to create
 --        3 now_ms             Unix time
@@ -72,6 +73,10 @@ if earlier_business and (earlier_business ~= business_id or earlier_user ~= user
 local is_replay = earlier_business and now_ms < tonumber(earlier_ended_at or earlier_expires_at) + retention_ms
 local is_active_replay = id_comes_again and is_replay and is_active and old_id == new_id
 if is_replay and not is_active_replay then return {'replayed', unpack(redis.call('HGETALL', created))} end
+
+-- In a moving slot the pointer's session may only seem missing. Then this fails. Without id_comes_again `created` is
+-- missing here, so Redis has rejected the call.
+if id_comes_again then redis.call('EXISTS', pointer, partition .. 'none') end
 
 if is_active_replay or (is_active and if_active == 'return') then
   local fields = redis.call('HGETALL', old_key)

@@ -9,7 +9,8 @@
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
---        derived: the session that the pointer names, its messages and its message ids, under `partition`
+--        derived: the session that the pointer names, its messages and its message ids, under `partition`; only in a
+--        slot that is not moving, see lua/README.md
 -- ARGV   1 partition          key prefix of the partition
 --        2 id                 the session's id
 --        3 now_ms             Unix time
@@ -91,6 +92,8 @@ if resumes and pointed_id and pointed_id ~= id then
     redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt', 'lastActivityAt'))
   other_active = other_status == 'active' and now_ms < tonumber(other_expires_at)
   if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
+  -- In a moving slot the other session may only seem missing. Then this fails.
+  redis.call('EXISTS', pointer, partition .. 'none')
 end
 
 -- From here on only writes. `document` becomes the stored session; `write` and `remove` collect the changed fields.

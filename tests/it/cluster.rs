@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sessiond::session::Partition;
 use tempfile::TempDir;
 
@@ -321,4 +322,213 @@ async fn a_migrating_slot_under_load_stays_readable_and_consistent() {
     expect_clean(&url);
     let sent: BTreeSet<_> = cluster.nodes.iter().flat_map(RedisServer::sent).collect();
     assert!(acl::IN_A_CLUSTER.iter().all(|&command| sent.contains(command)), "{sent:?}");
+}
+
+/// A slot that a test moves key by key, as `redis-cli --cluster reshard` does, with pauses in between.
+struct SlotMove<'a> {
+    cluster: &'a Cluster,
+    slot: String,
+    from: &'a RedisServer,
+    to: &'a RedisServer,
+    to_id: String,
+}
+
+impl<'a> SlotMove<'a> {
+    /// Starts to move the slot of the user from its master to the next one.
+    fn start(cluster: &'a Cluster, user: &(String, String)) -> Self {
+        let slot = cluster.slot(user);
+        let from = Cluster::master_of(slot);
+        let to = (from + 1) % 3;
+        let (from_id, to_id, slot) = (cluster.id(from), cluster.id(to), slot.to_string());
+        let (from, to) = (&cluster.nodes[from], &cluster.nodes[to]);
+        assert_eq!(to.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).trim(), "OK");
+        assert_eq!(from.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).trim(), "OK");
+        Self { cluster, slot, from, to, to_id }
+    }
+
+    fn keys_on(&self, node: &RedisServer) -> Vec<String> {
+        node.ask(&["CLUSTER", "GETKEYSINSLOT", &self.slot, "100"]).lines().map(str::to_owned).collect()
+    }
+
+    /// Moves the keys whose names have none of these endings.
+    fn move_all_but(&self, endings: &[&str]) {
+        for key in self.keys_on(self.from).iter().filter(|key| !key.is_empty()) {
+            if !endings.iter().any(|ending| key.ends_with(ending)) {
+                let port = self.to.port.to_string();
+                let reply = self.from.ask(&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS", key]);
+                assert_eq!(reply.trim(), "OK", "{key}");
+            }
+        }
+    }
+
+    /// Moves the other keys and then the slot.
+    fn finish(&self) {
+        self.move_all_but(&[]);
+        for node in [self.to, self.from].into_iter().chain(&self.cluster.nodes) {
+            assert_eq!(node.ask(&["CLUSTER", "SETSLOT", &self.slot, "NODE", &self.to_id]).trim(), "OK");
+        }
+    }
+}
+
+/// A user whose two sessions have keys in a slot that moves.
+struct Mover {
+    base: String,
+    user: (String, String),
+    client: reqwest::Client,
+}
+
+impl Mover {
+    fn new(base: &str) -> Self {
+        let user = ("b1".to_owned(), "mover".to_owned());
+        Self { base: base.to_owned(), user, client: reqwest::Client::new() }
+    }
+
+    async fn call(&self, method: Method, path: &str, key: &str, body: Value) -> (u16, Value) {
+        let mut request = self.client.request(method, format!("{}/api/sessions{path}", self.base)).json(&body);
+        if !key.is_empty() {
+            request = request.header("Idempotency-Key", key);
+        }
+        let response = with_timeout(request.send()).await.expect("a response");
+        (response.status().as_u16(), response.json().await.unwrap_or_default())
+    }
+
+    /// Gets or creates the session of the user. Returns its id.
+    async fn create(&self, key: &str) -> (u16, String) {
+        let body = json!({"businessId": self.user.0, "userId": self.user.1});
+        let (status, session) = self.call(Method::POST, "", key, body).await;
+        (status, session["sessionId"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Creates a session with a message.
+    async fn create_with_message(&self, key: &str) -> String {
+        let (status, id) = self.create(key).await;
+        assert_eq!(status, 201);
+        let message = json!({"messageId": "m1", "role": "user", "content": "x"});
+        let (status, body) = self.call(Method::POST, &format!("/{id}/messages"), "", message).await;
+        assert_eq!(status, 201, "{body}");
+        id
+    }
+
+    async fn set_status(&self, id: &str, patch: Value) -> (u16, Value) {
+        self.call(Method::PATCH, &format!("/{id}"), "", patch).await
+    }
+
+    /// Creates a session with this idempotency key and ends it, then creates another one. Returns both ids.
+    async fn ended_and_active(&self, key: &str) -> [String; 2] {
+        let ended = self.create_with_message(key).await;
+        assert_eq!(self.set_status(&ended, json!({"status": "ended"})).await.0, 200);
+        [ended, self.create_with_message("").await]
+    }
+
+    /// The status of a session.
+    async fn status(&self, id: &str) -> Value {
+        self.call(Method::GET, &format!("/{id}"), "", Value::Null).await.1["status"].clone()
+    }
+
+    async fn erase(&self) -> u16 {
+        let path = format!("/business/{}/user/{}", self.user.0, self.user.1);
+        self.call(Method::DELETE, &path, "", Value::Null).await.0
+    }
+}
+
+#[tokio::test]
+async fn a_resume_while_the_active_session_has_not_moved_is_rejected() {
+    let cluster = Cluster::start(0);
+    let url = cluster.url();
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let mover = Mover::new(&base);
+    let [ended, active] = mover.ended_and_active("").await;
+    let moving = SlotMove::start(&cluster, &mover.user);
+    moving.move_all_but(&[&format!(":s:{active}")]);
+    let (status, body) = mover.set_status(&ended, json!({"status": "active"})).await;
+    assert!([409, 503].contains(&status), "{status}: {body}");
+    moving.finish();
+    assert_eq!([mover.status(&ended).await, mover.status(&active).await], ["ended", "active"]);
+    assert_eq!(mover.set_status(&ended, json!({"status": "active"})).await.0, 409);
+    expect_clean(&url);
+}
+
+/// The active session is the only one in the index of its business, and has no messages. So the resume would empty a key
+/// and write it again, and write keys that do not exist: the master that the slot is leaving rejects such commands.
+#[tokio::test]
+async fn a_resume_that_replaces_in_a_moving_slot_changes_all_or_nothing() {
+    let cluster = Cluster::start(0);
+    let url = cluster.url();
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let mover = Mover::new(&base);
+    let ended = mover.create_with_message("").await;
+    assert_eq!(mover.set_status(&ended, json!({"status": "ended"})).await.0, 200);
+    let (_, active) = mover.create("").await;
+    let moving = SlotMove::start(&cluster, &mover.user);
+    let replace = json!({"status": "active", "ifActive": "replace"});
+    for rest in [[""].as_slice(), &[&format!(":s:{active}")], &[]] {
+        moving.move_all_but(rest);
+        let (status, body) = mover.set_status(&ended, replace.clone()).await;
+        assert_eq!(status, 503, "{body}");
+        assert_eq!([mover.status(&ended).await, mover.status(&active).await], ["ended", "active"]);
+    }
+    moving.finish();
+    expect_clean(&url);
+    assert_eq!(mover.set_status(&ended, replace).await.0, 200);
+    assert_eq!([mover.status(&ended).await, mover.status(&active).await], ["active", "ended"]);
+    expect_clean(&url);
+}
+
+#[tokio::test]
+async fn an_erasure_in_a_moving_slot_leaves_nothing_behind() {
+    let cluster = Cluster::start(0);
+    let url = cluster.url();
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let mover = Mover::new(&base);
+    // Which keys have not moved yet: of both sessions, of the older one, only messages.
+    for (kinds, is_of_both) in [(["s", "m", "d"].as_slice(), true), (&["s", "m", "d"], false), (&["m", "d"], true)] {
+        let [ended, active] = mover.ended_and_active("").await;
+        let moving = SlotMove::start(&cluster, &mover.user);
+        let ids = if is_of_both { vec![&ended, &active] } else { vec![&ended] };
+        let rest: Vec<_> = kinds.iter().flat_map(|kind| ids.iter().map(move |id| format!(":{kind}:{id}"))).collect();
+        moving.move_all_but(&rest.iter().map(String::as_str).collect::<Vec<_>>());
+        let status = mover.erase().await;
+        moving.finish();
+        if status == 503 {
+            assert_eq!([mover.status(&ended).await, mover.status(&active).await], ["ended", "active"]);
+            assert_eq!(mover.erase().await, 200);
+        }
+        let left: Vec<_> = cluster.nodes.iter().flat_map(|node| moving.keys_on(node)).collect();
+        assert!(left.iter().all(String::is_empty), "{status}: {left:?}");
+        expect_clean(&url);
+        // Back, for the next round.
+        for node in &cluster.nodes {
+            let from_id = moving.from.ask(&["CLUSTER", "MYID"]);
+            assert_eq!(node.ask(&["CLUSTER", "SETSLOT", &moving.slot, "NODE", from_id.trim()]).trim(), "OK");
+        }
+    }
+}
+
+/// Redis rejects a create in a moving slot, because the key of the new session is missing. Only the session of an
+/// idempotency key may exist: here it is no longer readable, but Redis has not removed it.
+#[tokio::test]
+async fn a_create_while_the_active_session_has_not_moved_is_rejected() {
+    let cluster = Cluster::start(0);
+    let url = cluster.url();
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let mover = Mover::new(&base);
+    let [ended, active] = mover.ended_and_active("key-of-the-mover").await;
+    let partition = Partition::of_user(&mover.user.0, &mover.user.1);
+    let keys = ["s", "m", "d"].map(|kind| format!("sd:{{{partition}}}:{kind}:{ended}"));
+    let node = &cluster.nodes[Cluster::master_of(cluster.slot(&mover.user))];
+    assert_eq!(node.ask(&["HSET", &keys[0], "endedAt", "1", "expiresAt", "1"]).trim(), "0");
+    let moving = SlotMove::start(&cluster, &mover.user);
+    for rest in [[""].as_slice(), &[&format!(":s:{active}"), &format!(":m:{ended}")], &[&format!(":s:{active}")]] {
+        moving.move_all_but(rest);
+        let (status, id) = mover.create("key-of-the-mover").await;
+        assert!(status == 503 || (status, &id) == (200, &active), "{status} {id}");
+    }
+    moving.finish();
+    assert_eq!(mover.status(&active).await, "active");
+    assert_eq!(mover.create("key-of-the-mover").await, (200, active));
+    // What Redis does a moment later, and then a create.
+    assert_eq!(moving.to.ask(&["DEL", &keys[0], &keys[1], &keys[2]]).trim(), "3");
+    let history = format!("sd:{{{partition}}}:h:{}:{}", mover.user.0, mover.user.1);
+    assert_eq!(moving.to.ask(&["ZREM", &history, &ended]).trim(), "1");
+    expect_clean(&url);
 }
