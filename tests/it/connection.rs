@@ -1,5 +1,6 @@
 //! Connections to Redis that swap replies, or that close after a command was run and before its reply arrives.
 
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use serde_json::json;
@@ -129,7 +130,7 @@ async fn pages_are_right_if_messages_are_appended_and_trimmed_between_their_read
         ("limit=10&after=60", 61..=70),
         // What was to be read is gone. The page starts at the oldest message that is kept.
         ("limit=10&after=0", 31..=40),
-        ("limit=10&before=11", 1..=0),
+        ("limit=10&before=11", RangeInclusive::new(1, 0)),
     ];
     for (index, (query, expected)) in pages.into_iter().enumerate() {
         let path = format!("{}/messages", service.session_of(&format!("u{index}")).await);
