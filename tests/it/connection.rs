@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::support::process::{Process, TEST_TIMEOUT};
-use crate::support::redis::shared;
+use crate::support::redis::{shared, shared_url};
 use crate::support::reply_proxy::{Fault, ReplyProxy};
 
 /// A service whose connections to Redis pass through a proxy. It has one worker, so there is one connection of each
@@ -114,6 +114,44 @@ async fn a_command_whose_reply_is_lost_is_applied_once() {
     let (status, replayed) = service.post(&messages, message).await;
     assert_eq!((status, &replayed["seq"]), (200, &json!(3)), "{replayed}");
     assert_eq!(service.get(&session).await.1["messageCount"], 3);
+}
+
+/// Between the reads of a message's seq and of the message, its session is deleted and created anew by its
+/// Idempotency-Key, with another message at the same seq.
+#[tokio::test]
+async fn a_message_of_a_session_that_was_created_anew_is_not_returned_for_another() {
+    let service = ProxiedService::start("anew").await;
+    // The proxy delays every reply to the first service, so a second one changes the session.
+    let prefix = format!("sd:anew-{}", std::process::id());
+    let (_direct, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &shared_url())]);
+    let create = async || {
+        let body = json!({"businessId": "b", "userId": "u"});
+        let request = service.client.post(format!("{base}/api/sessions")).json(&body);
+        let (status, session) = send(request.header("idempotency-key", "0123456789abcdef")).await;
+        assert_eq!(status, 201, "{session}");
+        format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"))
+    };
+    let message = |id: &str| json!({"messageId": id, "role": "user", "content": id});
+    let session = create().await;
+    let messages = format!("{session}/messages");
+    let append = |id| send(service.client.post(format!("{base}{messages}")).json(&message(id)));
+    assert_eq!(append("first").await.0, 201);
+    service.proxy.arm(Fault::Hold("LRANGE"));
+    let replace = async {
+        let started = Instant::now();
+        while service.proxy.armed() != Fault::Held {
+            assert!(started.elapsed() < TEST_TIMEOUT, "no LRANGE");
+            tokio::task::yield_now().await;
+        }
+        let deleted = service.client.delete(format!("{base}{session}")).send().await;
+        assert_eq!(deleted.expect("a response").status(), 204);
+        assert_eq!(create().await, session);
+        assert_eq!(append("second").await.0, 201);
+        service.proxy.release();
+    };
+    let path = format!("{messages}/first");
+    let ((status, body), ()) = tokio::join!(service.get(&path), replace);
+    assert_eq!((status, &body["code"]), (404, &json!("message_not_found")), "{body}");
 }
 
 /// A session with 100 messages, of which a service keeps 100. 30 more are appended between the two reads of each page:
