@@ -35,8 +35,8 @@ pub enum Append {
 }
 
 impl SessionStore {
-    /// Appends messages to a session within `tenant_scope`, all or none. A message whose id is stored with the same role
-    /// and content is returned as it is stored.
+    /// Appends messages to a session within `tenant_scope`, all or none. A message whose id is stored with the same
+    /// role and content is returned as it is stored.
     ///
     /// # Errors
     /// If the store cannot serve.
