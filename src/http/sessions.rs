@@ -343,7 +343,8 @@ pub(super) async fn included_response(
     if !include.last_message {
         return Ok(session_response(StatusCode::OK, &session));
     }
-    let (view, memory) = app.store.with_last_message(session, caller.response_owner()).await?;
+    // Boxed to keep the future of the usual call small.
+    let (view, memory) = Box::pin(app.store.with_last_message(session, caller.response_owner())).await?;
     let mut body = Vec::with_capacity(view.json_bytes());
     view.write_json(&mut body);
     let mut response = match memory {

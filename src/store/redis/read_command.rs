@@ -55,8 +55,12 @@ impl ReadCommand {
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        let words = [self.name, &self.key].into_iter().chain(self.args.iter().map(String::as_str));
-        resp::write_command(words.map(str::as_bytes), out);
+        resp::write_header(b'*', 2 + self.args.len(), out);
+        resp::write_word(self.name.as_bytes(), out);
+        resp::write_word(self.key.as_bytes(), out);
+        for arg in &self.args {
+            resp::write_word(arg.as_bytes(), out);
+        }
     }
 
     /// Sends the command by the client.

@@ -37,14 +37,19 @@ pub(super) enum Flat {
 pub(super) fn write_command<'a>(words: impl Iterator<Item = &'a [u8]> + Clone, out: &mut Vec<u8>) {
     write_header(b'*', words.clone().count(), out);
     for word in words {
-        write_header(b'$', word.len(), out);
-        out.extend_from_slice(word);
-        out.extend_from_slice(b"\r\n");
+        write_word(word, out);
     }
 }
 
+/// Appends one word of a command.
+pub(super) fn write_word(word: &[u8], out: &mut Vec<u8>) {
+    write_header(b'$', word.len(), out);
+    out.extend_from_slice(word);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends a header line: the kind of the value that follows, and its length.
-fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
+pub(super) fn write_header(kind: u8, number: usize, out: &mut Vec<u8>) {
     out.push(kind);
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     out.extend_from_slice(b"\r\n");
