@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from kit import CONNECTIONS, ROUNDS, SECONDS, Cpu, Redis, Service, begin, ratios, report, spread, wrk
+from kit import CONNECTIONS, ROUNDS, SECONDS, Cpu, Redis, Service, begin, free_port, ratios, report, spread, wrk
 from scenarios import SCENARIOS, Calls
 
 NODES = 3
@@ -21,6 +21,12 @@ class Master(Redis):
 
     FLAGS = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
 
+    def __init__(self):
+        # The default is a port that may not exist: 10,000 above the other.
+        self.bus = free_port()
+        self.FLAGS = (*Master.FLAGS, "--cluster-port", self.bus)
+        super().__init__()
+
 
 class Cluster:
     """Masters that know each other. It stands for one Redis in the configuration of a service."""
@@ -30,7 +36,7 @@ class Cluster:
         for number, master in enumerate(self.masters):
             bounds = [SLOTS * each // NODES for each in (number, number + 1)]
             master.command("cluster", "addslotsrange", str(bounds[0]), str(bounds[1] - 1))
-            master.command("cluster", "meet", "127.0.0.1", str(self.masters[0].port))
+            master.command("cluster", "meet", "127.0.0.1", str(self.masters[0].port), str(self.masters[0].bus))
         deadline = time.monotonic() + 30
         while not all("cluster_state:ok" in master.command("cluster", "info") for master in self.masters):
             if time.monotonic() > deadline:

@@ -233,7 +233,8 @@ async fn get(
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     if include.last_message {
         // Never `304`: a new message does not change the version.
-        return included_response(&app, &caller, session, include).await;
+        // Boxed to keep the future of the usual call small.
+        return Box::pin(included_response(&app, &caller, session, include)).await;
     }
     Ok(read_response(&session, &if_none_match))
 }
@@ -343,7 +344,6 @@ pub(super) async fn included_response(
     if !include.last_message {
         return Ok(session_response(StatusCode::OK, &session));
     }
-    // Boxed to keep the future of the usual call small.
     let (view, memory) = Box::pin(app.store.with_last_message(session, caller.response_owner())).await?;
     let mut body = Vec::with_capacity(view.json_bytes());
     view.write_json(&mut body);
