@@ -49,8 +49,7 @@ problems! {
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Start of the page, from a `Link` header of this list.",
             nullable = false),
-        ("include" = Option<Vec<Included>>, Query, description = "Members to add to each session.", nullable = false,
-            style = Form, explode = false),
+        ("include" = Option<Included>, Query, description = "Members to add to each session.", nullable = false),
     ),
     responses(
         (status = 200, description = "A page of sessions.", body = [Session], headers(
@@ -92,8 +91,7 @@ problems! {
     params(
         ("businessId" = String, Path, description = "The id of the business."),
         ("userId" = String, Path, description = "The id of the user."),
-        ("include" = Option<Vec<Included>>, Query, description = "Members to add to the session.", nullable = false,
-            style = Form, explode = false),
+        ("include" = Option<Included>, Query, description = "Members to add to the session.", nullable = false),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
@@ -128,8 +126,7 @@ async fn get_active(
             minimum = 1, maximum = 100, nullable = false),
         ("cursor" = Option<String>, Query, description = "Start of the page, from a `Link` header of this list.",
             nullable = false),
-        ("include" = Option<Vec<Included>>, Query, description = "Members to add to each session.", nullable = false,
-            style = Form, explode = false),
+        ("include" = Option<Included>, Query, description = "Members to add to each session.", nullable = false),
     ),
     responses(
         (status = 200, description = "A page of sessions.", body = [Session],

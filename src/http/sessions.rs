@@ -209,8 +209,7 @@ problems! {
         ("If-None-Match" = Option<String>, Header, nullable = false, example = "\"1\"", description =
             "Respond with 304 if this is still the session's `ETag`. Activity and messages do not change the `ETag`. \
             An expired session is always returned, and so is one with `include`."),
-        ("include" = Option<Vec<Included>>, Query, description = "Members to add to the session.", nullable = false,
-            style = Form, explode = false),
+        ("include" = Option<Included>, Query, description = "Members to add to the session.", nullable = false),
     ),
     responses(
         (status = 200, description = "The session.", body = Session,
