@@ -168,11 +168,16 @@ impl Fields {
         }
     }
 
-    /// A JSON object of at most `bytes_max` bytes, as text.
-    pub(super) fn object_text(&mut self, name: &'static str, bytes_max: usize) -> Option<String> {
+    /// A JSON object, as the text that `text_of` gives it, which must have at most `bytes_max` bytes.
+    pub(super) fn object_text(
+        &mut self,
+        name: &'static str,
+        text_of: impl FnOnce(&Value) -> String,
+        bytes_max: usize,
+    ) -> Option<String> {
         match self.take(name)? {
             value @ Value::Object(_) => {
-                let text = value.to_string();
+                let text = text_of(&value);
                 if text.len() > bytes_max {
                     return self.problem(name, format!("must have at most {bytes_max} bytes as JSON"));
                 }

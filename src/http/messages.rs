@@ -97,6 +97,7 @@ pub(super) fn new_messages(
     metadata_bytes_max: usize,
     content_bytes_max: usize,
 ) -> Result<Vec<NewMessage>, ApiError> {
+    let mut texts = message_texts(text, body.is_array()).into_iter();
     let (items, path): (Vec<Value>, fn(usize) -> String) = match body {
         Value::Object(_) => (vec![body], |_| String::new()),
         Value::Array(items) => (items, |index| format!("[{index}].")),
@@ -108,7 +109,6 @@ pub(super) fn new_messages(
     }
     let mut messages = Vec::with_capacity(items.len());
     let mut problems = Vec::new();
-    let mut texts = message_texts(text).into_iter();
     for (index, item) in items.into_iter().enumerate() {
         let texts = texts.next().unwrap_or_default();
         match item {
@@ -127,9 +127,9 @@ pub(super) fn new_messages(
 }
 
 /// The texts of all messages. None if an item is not an object, which is a problem of its own.
-fn message_texts(body: &[u8]) -> Vec<MessageTexts<'_>> {
-    let one = || serde_json::from_slice(body).map(|texts| vec![texts]);
-    serde_json::from_slice(body).or_else(|_| one()).unwrap_or_default()
+fn message_texts(body: &[u8], is_array: bool) -> Vec<MessageTexts<'_>> {
+    let texts = if is_array { serde_json::from_slice(body) } else { serde_json::from_slice(body).map(|one| vec![one]) };
+    texts.unwrap_or_default()
 }
 
 fn new_message(
@@ -140,7 +140,6 @@ fn new_message(
 ) -> Option<NewMessage> {
     let json = |text: Option<&RawValue>| text.map(|text| compact_json(text.get()));
     let content_json = json(texts.content).unwrap_or_default();
-    let metadata_json = json(texts.metadata).unwrap_or_else(|| "{}".to_owned());
     let message_id = fields.identifier("messageId");
     let role = fields.required("role", |fields, name| fields.word(name, Role::WORDS, Role::from_word));
     let content = fields.required("content", |fields, name| match fields.take(name) {
@@ -150,15 +149,9 @@ fn new_message(
         }
         content => content,
     });
-    match fields.take("metadata") {
-        Some(Value::Object(_)) if metadata_json.len() > metadata_bytes_max => {
-            fields.problem::<()>("metadata", format!("must have at most {metadata_bytes_max} bytes as JSON"));
-        }
-        None | Some(Value::Object(_)) => {}
-        Some(_) => {
-            fields.problem::<()>("metadata", "must be an object");
-        }
-    }
+    let metadata_text = |_: &Value| json(texts.metadata).unwrap_or_default();
+    let metadata_json = fields.object_text("metadata", metadata_text, metadata_bytes_max);
+    let metadata_json = metadata_json.unwrap_or_else(|| "{}".to_owned());
     Some(NewMessage { message_id, role: role?, content: content?, content_json, metadata_json })
 }
 

@@ -78,7 +78,7 @@ pub(super) fn new_session(
     let location_id = fields.identifier("locationId");
     let session_type = fields.identifier("sessionType");
     let title = fields.title("title");
-    let metadata = fields.object_text("metadata", metadata_bytes_max);
+    let metadata = fields.object_text("metadata", Value::to_string, metadata_bytes_max);
     let if_active = fields.word("ifActive", IfActive::WORDS, IfActive::from_word);
     fields.finish()?;
     // Cannot fail: `finish` returns an error if one of them is missing.

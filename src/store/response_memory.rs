@@ -78,6 +78,21 @@ impl ResponseMemory {
         Self { process, process_kib, wait_max, shares: Mutex::default() }
     }
 
+    /// Reserves memory for a response of at most `bytes`, unless it is small.
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub(super) async fn reserve_if_large(
+        &self,
+        owner: ResponseOwner,
+        bytes: usize,
+    ) -> Result<Option<MemoryPermit>, StoreError> {
+        if bytes <= SMALL_RESPONSE_BYTES {
+            return Ok(None);
+        }
+        self.reserve(owner, bytes).await.map(Some)
+    }
+
     /// Reserves memory for a response of at most `bytes`. A response that is larger than its owner's share takes the
     /// whole share.
     ///

@@ -1,5 +1,7 @@
 //! Appends messages to a session.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -118,23 +120,25 @@ impl SessionStore {
 }
 
 /// The messages of one call, each id once, in the form that `append_messages.lua` takes.
-struct Batch {
+struct Batch<'a> {
     session_id: SessionId,
-    messages: Vec<BatchMessage>,
+    messages: Vec<BatchMessage<'a>>,
     /// For each message of the call, its index in `messages`.
     indexes: Vec<usize>,
 }
 
-struct BatchMessage {
+struct BatchMessage<'a> {
     message_id: String,
     id_generated: bool,
-    new: NewMessage,
+    new: &'a NewMessage,
+    /// The stored JSON of the content if that has another text than the new one, otherwise the new one.
+    content_json: Cow<'a, str>,
     rest: MessageRest,
 }
 
-impl Batch {
+impl<'a> Batch<'a> {
     /// Creates a batch of the messages of a call. The inner error is an id that occurs twice with different content.
-    fn new(session_id: SessionId, new: &[NewMessage]) -> Result<Result<Self, String>, StoreError> {
+    fn new(session_id: SessionId, new: &'a [NewMessage]) -> Result<Result<Self, String>, StoreError> {
         let capacity = new.len();
         let mut batch =
             Self { session_id, messages: Vec::with_capacity(capacity), indexes: Vec::with_capacity(capacity) };
@@ -144,7 +148,7 @@ impl Batch {
                 None => (random_message_id()?, true),
             };
             if let Some(index) = batch.messages.iter().position(|earlier| earlier.message_id == message_id) {
-                let earlier = &batch.messages[index].new;
+                let earlier = batch.messages[index].new;
                 if earlier.role != message.role || !same_json(&earlier.content, &message.content) {
                     return Ok(Err(message_id));
                 }
@@ -153,7 +157,8 @@ impl Batch {
                 batch.indexes.push(batch.messages.len());
                 let NewMessage { role, content_json, metadata_json, .. } = message;
                 let rest = MessageRest::new(session_id, &message_id, *role, content_json, metadata_json);
-                batch.messages.push(BatchMessage { message_id, id_generated, new: message.clone(), rest });
+                let content_json = Cow::Borrowed(content_json.as_str());
+                batch.messages.push(BatchMessage { message_id, id_generated, new: message, content_json, rest });
             }
         }
         Ok(Ok(batch))
@@ -184,12 +189,12 @@ impl Batch {
             };
             let same = serde_json::from_str::<serde_json::Value>(content.get())
                 .is_ok_and(|stored| role == message.new.role.as_str() && same_json(&stored, &message.new.content));
-            if !same || message.new.content_json == content.get() {
+            if !same || message.content_json == content.get() {
                 return Ok(Some(message.message_id.clone()));
             }
-            content.get().clone_into(&mut message.new.content_json);
-            let NewMessage { role, content_json, metadata_json, .. } = &message.new;
-            message.rest = MessageRest::new(self.session_id, &message.message_id, *role, content_json, metadata_json);
+            let NewMessage { role, metadata_json, .. } = message.new;
+            message.rest = MessageRest::new(self.session_id, &message.message_id, *role, content.get(), metadata_json);
+            message.content_json = Cow::Owned(content.get().to_owned());
         }
         Ok(None)
     }

@@ -4,7 +4,7 @@ use super::instrumented;
 use crate::metrics::Operation;
 use crate::session::{MessageJson, MessageRef, TenantScope, Timestamp, escaped_message_id};
 use crate::store::redis::read_command::ReadCommand;
-use crate::store::response_memory::{MemoryPermit, ResponseOwner, SMALL_RESPONSE_BYTES};
+use crate::store::response_memory::{MemoryPermit, ResponseOwner};
 use crate::store::{SessionStore, StoreError};
 
 /// How often a message is looked up if the session's messages change in the meantime.
@@ -63,11 +63,7 @@ impl SessionStore {
                 return Err(StoreError::Reply { operation: "get_message", problem });
             }
             seen = held;
-            let bytes_max = session.largest_message_bytes;
-            let mut memory = None;
-            if bytes_max > SMALL_RESPONSE_BYTES {
-                memory = Some(self.response_memory.reserve(owner, bytes_max).await?);
-            }
+            let mut memory = self.response_memory.reserve_if_large(owner, session.largest_message_bytes).await?;
             let read = self.read_piece(&session, seq, seq).await?;
             // A session that was created anew in the meantime may have another message at this seq.
             let read = read.and_then(|mut messages| messages.pop());

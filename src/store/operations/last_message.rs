@@ -5,7 +5,7 @@ use futures_util::future::try_join_all;
 use super::instrumented;
 use crate::metrics::Operation;
 use crate::session::{LastMessage, Session, SessionView};
-use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
+use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner};
 use crate::store::{SessionStore, StoreError};
 
 impl SessionStore {
@@ -20,11 +20,7 @@ impl SessionStore {
         owner: ResponseOwner,
     ) -> Result<(SessionView, Option<MemoryPermit>), StoreError> {
         instrumented(Operation::GetMessage, async move {
-            let bytes_max = session.largest_message_bytes;
-            let mut memory = None;
-            if bytes_max > SMALL_RESPONSE_BYTES {
-                memory = Some(self.response_memory.reserve(owner, bytes_max).await?);
-            }
+            let mut memory = self.response_memory.reserve_if_large(owner, session.largest_message_bytes).await?;
             let last_message = self.last_message(&session).await?;
             let mut view = SessionView::of(session);
             view.include_last_message(last_message, PAGE_BYTES_MAX);

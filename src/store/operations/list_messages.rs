@@ -69,12 +69,8 @@ impl SessionStore {
                 seen = held;
                 let wanted = WantedMessages::of(&session, range, limit);
                 let bytes_max = session.message_bytes_max(wanted.count());
-                let memory = if bytes_max <= SMALL_RESPONSE_BYTES {
-                    None
-                } else {
-                    let reserved = bytes_max.min(PAGE_BYTES_MAX.max(session.largest_message_bytes));
-                    Some(self.response_memory.reserve(owner, reserved).await?)
-                };
+                let page_bytes_max = bytes_max.min(PAGE_BYTES_MAX.max(session.largest_message_bytes));
+                let memory = self.response_memory.reserve_if_large(owner, page_bytes_max).await?;
                 if let Some(messages) = self.read_wanted(&session, &wanted).await? {
                     return Ok(Some(wanted.into_page(messages, memory)));
                 }
