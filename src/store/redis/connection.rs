@@ -28,10 +28,12 @@ use crate::{log, metrics};
 const COMMANDS_WAITING_MAX: usize = 16_384;
 /// Timeout of one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a server may leave commands without a reply before the connection is replaced.
+/// After this time without a reply fred replaces a connection.
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// Interval between checks for an unresponsive server.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
+/// Longest time to connect to a server that certainly did not hang meanwhile.
+const CONNECT_PROMPTLY: Duration = Duration::from_millis(500);
 /// A persistent error is logged again after this time.
 const REPEAT_ERROR_AFTER: Duration = Duration::from_secs(30);
 const RECONNECT_MIN_MS: u32 = 50;
@@ -71,7 +73,7 @@ pub(in crate::store) struct Server {
     connection: Connection,
     /// The present connection, or the last one; none before the first.
     connection_id: Arc<SharedConnectionId>,
-    /// Whether the last PING timed out.
+    /// Whether a PING timed out, and the connection is not replaced yet.
     is_unresponsive: Arc<AtomicBool>,
     /// Set once the preflight check has passed.
     preflight_passed: OnceCell<()>,
@@ -161,6 +163,34 @@ impl Server {
         }
     }
 
+    /// Sends a command to this server if it has what the command needs.
+    ///
+    /// The inner error is that of the command. It is a timeout as well if the reply may be that of a master that hung,
+    /// was replaced meanwhile, and does not know that.
+    pub(in crate::store) async fn send<T, F>(
+        &self,
+        needs: Needs,
+        send: &impl Fn(Client) -> F,
+    ) -> Result<Result<T, Error>, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let client = self.client().await?;
+        self.require(needs)?;
+        if let Err(error) = self.require_responsive() {
+            return Ok(Err(error));
+        }
+        let result = send(client).await;
+        Ok(self.require_responsive().and(result))
+    }
+
+    fn require_responsive(&self) -> Result<(), Error> {
+        if self.is_unresponsive.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Timeout, "Redis does not reply"));
+        }
+        Ok(())
+    }
+
     /// Its name in the log.
     pub(in crate::store) fn name(&self) -> &str {
         &self.name
@@ -172,18 +202,18 @@ impl Server {
         key: String,
         id: SessionId,
     ) -> Result<Option<Option<Session>>, StoreError> {
-        match self.readable_connection() {
-            Some(connection_id) => self.read_connection.session(key, id, connection_id).await.transpose(),
-            None => Ok(None),
-        }
+        let Some(connection_id) = self.readable_connection() else { return Ok(None) };
+        let session = self.read_connection.session(key, id, connection_id).await.transpose()?;
+        self.require_responsive()?;
+        Ok(session)
     }
 
     /// The reply to a command, over the read connection. `None` means that the client has to send it.
     pub(in crate::store) async fn read(&self, command: ReadCommand) -> Result<Option<ReadReply>, StoreError> {
-        match self.readable_connection() {
-            Some(connection_id) => self.read_connection.read(command, connection_id).await.transpose(),
-            None => Ok(None),
-        }
+        let Some(connection_id) = self.readable_connection() else { return Ok(None) };
+        let reply = self.read_connection.read(command, connection_id).await.transpose()?;
+        self.require_responsive()?;
+        Ok(reply)
     }
 
     /// The client's present connection, if the read connection beside it may be used.
@@ -269,26 +299,31 @@ fn client(settings: &Settings) -> Result<Client, Error> {
 }
 
 /// Replaces the connection to a server that accepts commands and does not reply. fred's own detection counts from the
-/// last command that it wrote, so it never detects this under load. Reconnecting also finds a new master, if there is
-/// one.
+/// last command that it wrote, so it never detects this under load.
+///
+/// Such a server may be replaced by another master while it hangs, and continue without knowing that: then it accepts
+/// writes for up to a second, and they are lost. So its replies count for nothing from the first timeout until there is
+/// a connection that was made at once. Making it asks Sentinel, or finds the server replying again. Sentinel takes at
+/// least a second to notice what the PING notices within that time.
 async fn watch_responsiveness(client: Client, is_unresponsive: Arc<AtomicBool>) {
-    let mut unresponsive_since = None;
     loop {
         tokio::time::sleep(UNRESPONSIVE_CHECK).await;
         let reply = client.ping::<Value>(None).await;
-        if !matches!(&reply, Err(error) if *error.kind() == ErrorKind::Timeout) {
-            unresponsive_since = None;
-            is_unresponsive.store(false, Ordering::Relaxed);
+        let is_timeout = matches!(&reply, Err(error) if *error.kind() == ErrorKind::Timeout);
+        if !is_timeout || !client.is_connected() {
             continue;
         }
         is_unresponsive.store(true, Ordering::Relaxed);
-        let since = *unresponsive_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= UNRESPONSIVE_AFTER {
-            tracing::warn!("Redis accepts commands but does not reply; reconnecting");
+        tracing::warn!("Redis accepts commands but does not reply; reconnecting");
+        loop {
+            let started = Instant::now();
             // Returns once there is a connection again.
-            let _ = client.force_reconnection().await;
-            unresponsive_since = None;
+            if client.force_reconnection().await.is_ok() && started.elapsed() < CONNECT_PROMPTLY {
+                break;
+            }
+            tokio::time::sleep(UNRESPONSIVE_CHECK).await;
         }
+        is_unresponsive.store(false, Ordering::Relaxed);
     }
 }
 

@@ -71,11 +71,7 @@ impl Topology {
         F: Future<Output = Result<T, Error>>,
     {
         match &self.masters {
-            Masters::One(server) => {
-                let client = server.client().await?;
-                server.require(needs)?;
-                Ok(send(client).await?)
-            }
+            Masters::One(server) => Ok(server.send(needs, &send).await??),
             // Boxed to keep the future of every call small.
             Masters::Cluster(cluster) => Box::pin(self.call_cluster(cluster, needs, key, send)).await,
         }
@@ -140,11 +136,7 @@ impl Topology {
                     server.send_asking(&send).await
                 }
                 None => match cluster.master_of(key) {
-                    Some(server) => {
-                        let client = server.client().await?;
-                        server.require(needs)?;
-                        send(client).await
-                    }
+                    Some(server) => server.send(needs, &send).await?,
                     None => Err(Error::new(ErrorKind::Cluster, NO_MASTER)),
                 },
             };
