@@ -88,7 +88,8 @@ async fn record(recorder: &Recorder, bases: &[String], size: Size, random: &mut 
 pub fn expect_clean(url: &str, prefix: &str) {
     let arguments = ["audit", "--key-prefix", prefix, "--max-keys-per-second", "1000000"];
     let audited = process::run(&arguments, &[("REDIS_URL", &acl::audit_url(url))]);
-    assert!(audited.status.success(), "{}", String::from_utf8_lossy(&audited.stdout));
+    let text = [audited.stdout, audited.stderr].concat();
+    assert!(audited.status.success(), "{}", String::from_utf8_lossy(&text));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{LazyLock, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -26,7 +27,7 @@ pub const IN_MEMORY: &[&str] = &["--appendonly", "no"];
 pub const POLL: Duration = Duration::from_millis(25);
 /// The polling interval while a server starts.
 const START_POLL: Duration = Duration::from_millis(5);
-/// Makes the kernel kill the server when the thread that started it ends, which is the thread of the test.
+/// Makes the kernel kill the server when the thread that spawned it ends.
 const WITH_PARENT: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 /// Gives the server a disk of 2 MB in its own mount namespace. Needs no root privileges.
 const ON_SMALL_DISK: [&str; 7] = [
@@ -121,7 +122,27 @@ fn spawn(words: &[String], folder: &Path) -> Child {
     let [output, errors] = ["log", "stderr"].map(|name| File::create(folder.join(name)).expect("a file"));
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).current_dir(folder);
-    command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().expect("setpriv or unshare")
+    command.stdin(Stdio::null()).stdout(output).stderr(errors);
+    spawn_by_lasting_thread(command).expect("setpriv or unshare")
+}
+
+/// Spawns a process by a thread that lasts as long as the test process. The kernel kills a server when the thread ends
+/// that spawned it, and tokio ends a blocking thread that has had no work for 10 s.
+fn spawn_by_lasting_thread(command: Command) -> std::io::Result<Child> {
+    type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static SPAWNER: LazyLock<Mutex<mpsc::Sender<Request>>> = LazyLock::new(|| {
+        let (requests, receiver) = mpsc::channel::<Request>();
+        std::thread::spawn(move || {
+            for (mut command, spawned) in receiver {
+                // The test that waits for it may have failed.
+                let _ = spawned.send(command.spawn());
+            }
+        });
+        Mutex::new(requests)
+    });
+    let (spawned, result) = mpsc::channel();
+    SPAWNER.lock().expect("no panic").send((command, spawned)).expect("the spawner");
+    result.recv().expect("the spawner")
 }
 
 /// One server process. Killed when dropped.
