@@ -54,6 +54,8 @@ impl Bench {
                     activity_resolution: Duration::from_secs(60),
                 },
                 session_bytes_max: 32 << 20,
+                turn_lease: Duration::from_secs(30),
+                turn_bytes_max: 1 << 20,
                 sessions_per_user_max: 1000,
                 messages_kept: 10_000,
                 hint_cache_size: 100_000,

@@ -26,6 +26,8 @@
 --                          after `createdAt`; and how many bytes of it are the same in a replay)
 -- Returns {`appended`, messages trimmed, two for each message: 1 if it is new or 0 if it is known, its JSON}
 --         {`replayed`, the same}    every message was known
+--         {`turn_open`, position from 1}    the message has the id of the open turn
+--         {`turn_lost`}   the lease of the open turn is over: end that turn, then run again
 --         {`conflict`, two for each: position from 1, the stored JSON}; only the first conflicts if they have more
 --                         bytes than conflict_bytes_max
 --         {`expiry_due`, businessId, userId}    the expiry has to move: run again with all keys
@@ -39,6 +41,7 @@ local idle_ms, retention_ms, resolution_ms = tonumber(ARGV[5]), tonumber(ARGV[6]
 local keep, bytes_max, trim_max = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local conflict_bytes_max = tonumber(ARGV[11])
 local FIRST, WIDTH = 12, 3
+local LOST_AFTER_MS = 1000
 
 local function int(ms)
   return string.format('%d', ms)
@@ -75,9 +78,9 @@ local function is_redacted_replay(stored, start, rest)
 end
 
 -- Looking up a field costs Redis more the later it is in the hash, so what is rarely needed is read only then.
-local session_id, status, expires_at, last_activity_at, active_until, message_count, message_bytes, largest_message =
-  unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
-    'messageCount', 'messageBytes', 'largestMessage'))
+local session_id, status, expires_at, last_activity_at, active_until, message_count, message_bytes, largest_message,
+  turn_until = unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
+    'messageCount', 'messageBytes', 'largestMessage', 'turnUntil'))
 if session_id ~= id then return {'missing'} end
 if scope ~= '' then
   local business_id, user_id = unpack(redis.call('HMGET', session, 'businessId', 'userId'))
@@ -94,6 +97,7 @@ local created_at = active_ms == now_ms and now_text or rfc3339(active_ms)
 local old_count, old_bytes = tonumber(message_count), tonumber(message_bytes or 0)
 local old_largest = tonumber(largest_message or 0)
 local count, bytes, largest = old_count, old_bytes, old_largest
+local turn_id = turn_until and redis.call('HGET', session, 'turnId')
 local replies, conflicts, conflict_bytes = {}, {'conflict'}, 0
 local new_messages, new_ids = {}, {}
 for i = FIRST, #ARGV, WIDTH do
@@ -115,6 +119,8 @@ for i = FIRST, #ARGV, WIDTH do
       conflict_bytes = conflict_bytes + #stored
       if conflict_bytes > conflict_bytes_max then break end
     end
+  elseif message_id == turn_id then
+    return {'turn_open', int((i - FIRST) / WIDTH + 1)}
   else
     count = count + 1
     local seq_text = int(count)
@@ -130,6 +136,7 @@ end
 if #conflicts > 1 then return conflicts end
 if #new_messages == 0 then return {'replayed', 0, unpack(replies)} end
 if not (status == 'active' and now_ms < expires_ms) then return {'not_active'} end
+if turn_until and now_ms >= tonumber(turn_until) + LOST_AFTER_MS then return {'turn_lost'} end
 
 local expires = math.min(active_ms + idle_ms, active_until_ms)
 local lag = expires - expires_ms

@@ -7,7 +7,7 @@
 -- Safe to run twice: a removed session is not counted again. The flag `allow-oom` lets a full Redis delete.
 --
 -- KEYS   1 pointer, 2 history, 3 business    of the user, the user, the business in this partition
---        derived: the sessions that pointer and history name, their messages and message ids, under `partition`; only
+--        derived: the sessions that pointer and history name, their messages, message ids and turns, under `partition`; only
 --        in a slot that is not moving, see lua/README.md
 -- ARGV   1 partition      key prefix of the partition
 --        2 now_ms         Unix time
@@ -35,7 +35,8 @@ end
 
 -- From here on only writes.
 for _, id in ipairs(ids) do
-  redis.call('UNLINK', partition .. 's:' .. id, partition .. 'm:' .. id, partition .. 'd:' .. id)
+  redis.call('UNLINK', partition .. 's:' .. id, partition .. 'm:' .. id, partition .. 'd:' .. id,
+    partition .. 't:' .. id, partition .. 'r:' .. id)
 end
 if #ids > 0 then
   redis.call('ZREM', history, unpack(ids))

@@ -15,9 +15,9 @@
 --        2 history    the user's sessions by creation or last resume (sorted set)
 --        3 business   the active sessions of the business in this partition, by expiresAt (sorted set)
 --        4 created    the session to create                (hash)
---        derived: the sessions that the pointer and the oldest entries of the history name, their messages and message
---        ids, under `partition`; the messages and message ids of new_id; they are written only in a slot that is not
---        moving, see lua/README.md
+--        derived: the sessions that the pointer and the oldest entries of the history name, their messages, message
+--        ids and turns, under `partition`; those of new_id; they are written only in a slot that is not moving, see
+--        lua/README.md
 -- ARGV   1 partition          key prefix of the partition, such as `sd:{03f2}:`
 --        2 new_id             id of the session to create
 --        3 now_ms             Unix time
@@ -118,7 +118,10 @@ local stale_business = redis.call('ZRANGE', business, '-inf', int(now_ms), 'BYSC
 
 -- From here on only writes.
 -- Removes what an earlier session with this id left: Redis may not have expired all of its keys yet.
-if id_comes_again then redis.call('UNLINK', created, partition .. 'm:' .. new_id, partition .. 'd:' .. new_id) end
+if id_comes_again then
+  redis.call('UNLINK', created, partition .. 'm:' .. new_id, partition .. 'd:' .. new_id, partition .. 't:' .. new_id,
+    partition .. 'r:' .. new_id)
+end
 if #stale_history > 0 then redis.call('ZREM', history, unpack(stale_history)) end
 if #stale_business > 0 then redis.call('ZREM', business, unpack(stale_business)) end
 
@@ -157,7 +160,8 @@ redis.call('PEXPIREAT', history, int(math.max(history_until, expires + retention
 redis.call('PEXPIREAT', business, int(math.max(business_until, expires + retention_ms)))
 -- After all other writes, because one of them may have ended a session that is removed here.
 for _, id in ipairs(trimmed) do
-  redis.call('UNLINK', partition .. 's:' .. id, partition .. 'm:' .. id, partition .. 'd:' .. id)
+  redis.call('UNLINK', partition .. 's:' .. id, partition .. 'm:' .. id, partition .. 'd:' .. id,
+    partition .. 't:' .. id, partition .. 'r:' .. id)
   redis.call('ZREM', history, id)
   redis.call('ZREM', business, id)
 end

@@ -49,7 +49,10 @@ if not role then return {'damaged'} end
 if roles ~= '' and not string.find(roles, '\n' .. role .. '\n', 1, true) then return {'forbidden', role} end
 -- No client can append the content null.
 if string.sub(stored, content_at, content_at + #REDACTED - 1) == REDACTED then return {'redacted'} end
-local message = string.sub(stored, 1, content_at - 1) .. REDACTED .. '"metadata":{},"redactedAt":"' .. now_text .. '"}'
+-- Metadata is an object, so only the message's own last member ends like this.
+local finish_reason = string.match(stored, ',"finishReason":"%l+"}$')
+local message = string.sub(stored, 1, content_at - 1) .. REDACTED .. '"metadata":{}'
+  .. (finish_reason and string.sub(finish_reason, 1, -2) or '') .. ',"redactedAt":"' .. now_text .. '"}'
 
 -- From here on only writes.
 redis.call('LSET', messages, index, message)

@@ -9,6 +9,7 @@
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
+--        7 turn, 8 chunks    the session's latest turn (hash) and its chunks (list); absent if it has had no turn
 --        derived: the session that the pointer names, its messages and its message ids, under `partition`; only in a
 --        slot that is not moving, see lua/README.md
 -- ARGV   1 partition          key prefix of the partition
@@ -23,26 +24,30 @@
 --       10 base_metadata      `=` and the stored metadata from which the new metadata was merged, or ``
 --       11 status             `active`, `ended` or ``
 --       12 if_active          `replace`, or `return` to reject a resume if another session is active
---       13 ... field, value   `=` and the new value, or `` to remove the field
+--       13 keep               number of newest messages to keep
+--       14 bytes_max          bytes of newest messages to keep
+--       15 trim_max           maximum messages to trim
+--       16 lease_ms           how long the chunks of a turn that this call closes stay readable
+--       17 ... field, value   `=` and the new value, or `` to remove the field
 -- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, fields}
 --         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
+--         {`has_turn`}    run again with the keys of the turn
 -- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
--- O(log n) in the size of the indexes.
+-- An end closes the open turn in the same step.
+-- O(log n) in the size of the indexes, and the chunks of a turn that it closes.
 local MUTATIONS_KEPT = 4
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
+local turn, chunks = KEYS[7], KEYS[8]
 local partition, id, now_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local idle_ms, max_lifetime_ms, retention_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local resolution_ms = tonumber(ARGV[7])
 local mutation_id, if_version, base_metadata = ARGV[8], ARGV[9], ARGV[10]
 local status, if_active = ARGV[11], ARGV[12]
+local keep, bytes_max, trim_max = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
+local lease_ms = tonumber(ARGV[16])
 
-local function int(ms)
-  return string.format('%d', ms)
-end
-
-local fields, document = redis.call('HGETALL', session), {}
-for i = 1, #fields, 2 do document[fields[i]] = fields[i + 1] end
+local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
 
 local function updated(change, other_ended)
@@ -96,6 +101,19 @@ if resumes and pointed_id and pointed_id ~= id then
   redis.call('EXISTS', pointer, partition .. 'none')
 end
 
+if document.turnNumber and not turn then return {'has_turn'} end
+local latest, plan
+if ends and document.turnId then
+  latest = by_name(redis.call('HGETALL', turn))
+  local how = {status = 'interrupted', at_ms = now_ms, created_ms = active_ms}
+  if is_lost(document, now_ms) then
+    local lease_until = tonumber(document.turnUntil)
+    how = {status = 'lost', at_ms = lease_until, created_ms = lease_until}
+  end
+  plan = plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
+    document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max, lease_ms = lease_ms})
+end
+
 -- From here on only writes. `document` becomes the stored session; `write` and `remove` collect the changed fields.
 local write, remove = {}, {}
 local function set(field, value)
@@ -116,6 +134,7 @@ local function unset(field)
   return false
 end
 
+if plan then write_close(plan, document, latest) end
 local other_ended = ''
 if other_status == 'active' then
   if other_active then
@@ -136,7 +155,7 @@ if other_status == 'active' then
 end
 
 local changed = false
-for i = 13, #ARGV, 2 do
+for i = 17, #ARGV, 2 do
   local field, value = ARGV[i], ARGV[i + 1]
   if value == '' then
     changed = unset(field) or changed
@@ -198,4 +217,5 @@ if extends or change ~= '' then
   redis.call('PEXPIREAT', messages, gone)
   redis.call('PEXPIREAT', message_ids, gone)
 end
+if resumes and turn then redis.call('PEXPIREAT', turn, int(active_until + retention_ms)) end
 return updated(change, other_ended)

@@ -86,6 +86,8 @@ pub fn store_config(config: &Config, redis: RedisAddress) -> StoreConfig {
         lifecycle: config.sessions.lifecycle,
         messages_kept: config.sessions.messages_kept,
         session_bytes_max: config.sessions.session_bytes_max,
+        turn_lease: config.sessions.turn_lease,
+        turn_bytes_max: config.sessions.turn_bytes_max,
         sessions_per_user_max: config.sessions.sessions_per_user_max,
         metadata_bytes_max: config.sessions.metadata_bytes_max,
         hint_cache_size: config.sessions.hint_cache_size,

@@ -36,6 +36,7 @@ mod pagination;
 mod preconditions;
 mod request_id;
 mod sessions;
+mod turns;
 mod whoami;
 
 use std::any::Any;

@@ -57,10 +57,18 @@ macro_rules! label {
 label! {
     /// An operation of the store: one of its methods.
     Operation {
+        /// `append_chunks`
+        AppendChunks = "append_chunks",
         /// `append_messages`
         AppendMessages = "append_messages",
+        /// `begin_turn`
+        BeginTurn = "begin_turn",
+        /// `cancel_turn`
+        CancelTurn = "cancel_turn",
         /// `delete`
         Delete = "delete",
+        /// `end_turn`
+        EndTurn = "end_turn",
         /// `erase_user`
         EraseUser = "erase_user",
         /// `get`
@@ -71,6 +79,8 @@ label! {
         GetMessage = "get_message",
         /// `get_or_create`
         GetOrCreate = "get_or_create",
+        /// `get_turn`
+        GetTurn = "get_turn",
         /// `list_active`
         ListActive = "list_active",
         /// `list_history`

@@ -10,6 +10,7 @@ mod message;
 mod partition;
 mod tenant_scope;
 mod timestamp;
+mod turn;
 mod view;
 
 use utoipa::ToSchema;
@@ -23,12 +24,13 @@ pub use self::lifecycle::Lifecycle;
 pub use self::merge_patch::{merge_patch, patched_metadata};
 pub use self::message::{
     APPEND_MESSAGES_MAX, Message, MessageJson, MessageMembers, MessageRef, MessageRest, NewMessage, Role,
-    content_schema, escaped_message_id,
+    content_schema, escaped_text,
 };
 pub use self::partition::Partition;
 pub use self::tenant_scope::TenantScope;
 pub use self::timestamp::{Clock, Timestamp};
-pub use self::view::{Include, Included, LastMessage, SessionView};
+pub use self::turn::{EndStatus, IfOpen, OpenTurn, Turn, TurnStatus};
+pub use self::view::{Include, Included, LastMessage, SessionView, ViewedTurn};
 
 /// Maximum characters of a title.
 pub const TITLE_CHARS_MAX: usize = 200;
@@ -167,6 +169,12 @@ pub struct Session {
     /// When the session was created or last resumed: its score in its user's history. Not in the JSON.
     #[schema(ignore)]
     pub history_at: Timestamp,
+    /// The number of the latest turn, if there was one. Not in the JSON.
+    #[schema(ignore)]
+    pub turn_number: Option<u64>,
+    /// The open turn. Not in the JSON.
+    #[schema(ignore)]
+    pub open_turn: Option<OpenTurn>,
 }
 
 impl Session {
@@ -221,10 +229,7 @@ impl Session {
         object.time(member!("updatedAt"), self.updated_at);
         object.time(member!("lastActivityAt"), self.last_activity_at);
         object.time(member!("expiresAt"), self.expires_at);
-        match self.ended_at {
-            Some(ended_at) => object.time(member!("endedAt"), ended_at),
-            None => object.word(member!("endedAt"), None),
-        }
+        object.optional_time(member!("endedAt"), self.ended_at);
         object.word(member!("endReason"), self.end_reason.map(EndReason::as_str));
         object.close();
     }

@@ -25,8 +25,9 @@ use self::hints::Hints;
 use self::keys::Keys;
 pub(crate) use self::operations::score_of;
 pub use self::operations::{
-    Append, Delete, GetMessage, GetOrCreate, MessagePage, MessageRange, PageRequest, Position, RedactMessage,
-    SessionPage, Update, UpdateMessage, VersionCondition,
+    Append, AppendChunks, BeginTurn, CancelTurn, ChunksAppended, Delete, EndTurn, GetMessage, GetOrCreate, GetTurn,
+    MessagePage, MessageRange, NewChunks, NewTurn, NotOpen, PageRequest, Position, RedactMessage, SessionPage,
+    TurnChunks, TurnEnd, TurnName, Update, UpdateMessage, VersionCondition,
 };
 pub use self::redis::address::RedisAddress;
 use self::redis::connection;
@@ -57,6 +58,10 @@ pub struct StoreConfig {
     pub messages_kept: usize,
     /// Bytes of the newest messages of a session that are kept; those of the last append are kept in any case.
     pub session_bytes_max: usize,
+    /// How long the writer of a turn may be silent.
+    pub turn_lease: Duration,
+    /// Most bytes of all chunks of a turn, as JSON.
+    pub turn_bytes_max: usize,
     /// How many of the newest sessions of a user are kept; at least 1.
     pub sessions_per_user_max: usize,
     /// Largest metadata of a session after a merge, in bytes.

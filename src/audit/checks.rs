@@ -4,6 +4,7 @@ mod index;
 mod messages;
 mod pointer;
 mod session;
+mod turn;
 
 use super::{Finding, Throttle};
 use crate::session::{Partition, Status, Timestamp};
@@ -87,6 +88,8 @@ impl Inspector<'_> {
                 KeyKind::Session(id) => self.session(key, *id, expiry, now, &mut out).await?,
                 KeyKind::Messages(id) => self.messages(key, *id, expiry, &mut out).await?,
                 KeyKind::MessageIds(id) => self.message_ids(key, *id, expiry, &mut out).await?,
+                KeyKind::Turn(id) => self.turn(key, *id, expiry, &mut out).await?,
+                KeyKind::Chunks(_) => out.check_expires(key, expiry, None),
                 KeyKind::Pointer(user) => self.pointer(key, user, expiry, &mut out).await?,
                 KeyKind::History(user) => {
                     let owner = (user.business_id.as_str(), Some(user.user_id.as_str()));
@@ -104,7 +107,11 @@ impl Inspector<'_> {
 /// Whether a key is in the partition to which its name assigns it.
 fn is_in_its_partition(key: &FoundKey) -> bool {
     match &key.kind {
-        KeyKind::Session(id) | KeyKind::Messages(id) | KeyKind::MessageIds(id) => id.partition() == key.partition,
+        KeyKind::Session(id)
+        | KeyKind::Messages(id)
+        | KeyKind::MessageIds(id)
+        | KeyKind::Turn(id)
+        | KeyKind::Chunks(id) => id.partition() == key.partition,
         KeyKind::Pointer(user) | KeyKind::History(user) => {
             Partition::of_user(&user.business_id, &user.user_id) == key.partition
         }

@@ -11,6 +11,9 @@ use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
 /// More than the difference between clocks that NTP keeps in sync, and too short for users to notice.
 const CLOCK_SKEW_MAX_DEFAULT: Duration = Duration::from_secs(30);
 
+/// A writer renews its lease by calls over the network.
+const TURN_LEASE_MIN: Duration = Duration::from_secs(1);
+
 /// The settings as text.
 #[derive(Args, Clone)]
 pub(super) struct SessionArgs {
@@ -49,6 +52,13 @@ pub(super) struct SessionArgs {
     /// Number of newest sessions that are kept per user; creates remove older sessions with their messages
     #[arg(long, global = true, env = "SESSIOND_MAX_SESSIONS_PER_USER", value_name = "COUNT", default_value = "1000")]
     max_sessions_per_user: String,
+    /// How long the writer of a turn may be silent before others may close the turn as lost; every call of the writer
+    /// renews it. At least 1s
+    #[arg(long, global = true, env = "SESSIOND_TURN_LEASE", value_name = "DURATION", default_value = "30s")]
+    turn_lease: String,
+    /// Maximum bytes of all chunks of a turn, as JSON
+    #[arg(long, global = true, env = "SESSIOND_MAX_TURN_BYTES", value_name = "BYTES", default_value = "1048576")]
+    max_turn_bytes: String,
     /// Maximum number of users whose session id the process remembers, so that resuming the session needs no script;
     /// about 60 bytes per user. 0 to disable
     #[arg(long, global = true, env = "SESSIOND_HINT_CACHE_SIZE", value_name = "COUNT", default_value = "100000")]
@@ -78,6 +88,10 @@ pub struct SessionConfig {
     pub session_bytes_max: usize,
     /// Number of newest sessions that are kept per user.
     pub sessions_per_user_max: usize,
+    /// How long the writer of a turn may be silent.
+    pub turn_lease: Duration,
+    /// Maximum bytes of all chunks of a turn, as JSON.
+    pub turn_bytes_max: usize,
     /// Maximum number of users whose session id the process remembers.
     pub hint_cache_size: usize,
     /// Maximum bytes of metadata, as JSON.
@@ -95,6 +109,11 @@ impl SessionArgs {
         let messages_kept = errors.number("--messages-kept", &self.messages_kept, APPEND_MESSAGES_MAX, 1_000_000);
         let session_bytes_max = errors.number("--max-session-bytes", &self.max_session_bytes, 1, 1 << 30);
         let sessions_per_user_max = errors.number("--max-sessions-per-user", &self.max_sessions_per_user, 1, 1_000_000);
+        let turn_lease = errors.duration("--turn-lease", &self.turn_lease);
+        if turn_lease < TURN_LEASE_MIN && !turn_lease.is_zero() {
+            errors.checked::<()>("--turn-lease", Err("must be at least 1s".to_owned()));
+        }
+        let turn_bytes_max = errors.number("--max-turn-bytes", &self.max_turn_bytes, 1, 16 << 20);
         let hint_cache_size = errors.number("--hint-cache-size", &self.hint_cache_size, 0, 100_000_000);
         let metadata_bytes_max = errors.number("--max-metadata-bytes", &self.max_metadata_bytes, 2, 1 << 30);
         let content_bytes_max = errors.number("--max-content-bytes", &self.max_content_bytes, 2, 1 << 30);
@@ -106,6 +125,8 @@ impl SessionArgs {
             messages_kept,
             session_bytes_max,
             sessions_per_user_max,
+            turn_lease,
+            turn_bytes_max,
             hint_cache_size,
             metadata_bytes_max,
             content_bytes_max,

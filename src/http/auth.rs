@@ -74,7 +74,12 @@ impl Principal {
     /// The roles of the messages that the caller may append and redact: `user_roles` with the token of one user, `None`
     /// for every role otherwise.
     pub(super) fn own_roles<'a>(&self, user_roles: &'a [Role]) -> Option<&'a [Role]> {
-        matches!(self.tenant_scope(), TenantScope::User { .. }).then_some(user_roles)
+        self.is_one_user().then_some(user_roles)
+    }
+
+    /// Whether the caller has the token of one user.
+    pub(super) fn is_one_user(&self) -> bool {
+        matches!(self.tenant_scope(), TenantScope::User { .. })
     }
 
     /// The owner against whose share the memory of a large response counts.
@@ -115,6 +120,13 @@ pub(super) fn forbidden_role(field: &str, role: Role, limited_to: &str, user_rol
         role.as_str(),
         roles.join(", ")
     );
+    ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
+}
+
+/// The error for a token of one user that begins, writes or ends a turn.
+pub(super) fn forbidden_writer() -> ApiError {
+    metrics::credential_rejected("role");
+    let detail = "The token of a user may read and cancel turns only; use an API key or a business token";
     ApiError::challenge(Code::Forbidden, detail, ", error=\"insufficient_scope\"")
 }
 

@@ -81,13 +81,19 @@ codes! {
     SessionNotFound NOT_FOUND "session_not_found" "the session does not exist",
     NoActiveSession NOT_FOUND "no_active_session" "the user has no active session",
     MessageNotFound NOT_FOUND "message_not_found" "the session has no message with this id",
+    TurnNotFound NOT_FOUND "turn_not_found" "the session has had no turn with this id",
     RouteNotFound NOT_FOUND "route_not_found" "the path does not exist",
     MethodNotAllowed METHOD_NOT_ALLOWED "method_not_allowed"
         "the path does not support this method; `Allow` lists its methods",
     RequestTimeout REQUEST_TIMEOUT "request_timeout" "the request's body did not arrive in time",
-    SessionNotActive CONFLICT "session_not_active" "messages can be appended only to an active session",
+    SessionNotActive CONFLICT "session_not_active"
+        "messages can be appended, and turns begun, only in an active session",
     AnotherSessionActive CONFLICT "another_session_active" "the user has another active session, `activeSessionId`",
     MessageIdConflict CONFLICT "message_id_conflict" "the session has a message with this id and different content",
+    TurnOpen CONFLICT "turn_open" "the session has an open turn, `openTurnId`, until its lease ends at `leaseUntil`",
+    TurnClosed CONFLICT "turn_closed" "the turn is closed, or another writer has it; `turnStatus` says which",
+    ChunkGap CONFLICT "chunk_gap" "the turn has fewer chunks than `from` says; its next one is `nextChunk`",
+    ChunkConflict CONFLICT "chunk_conflict" "the turn has another chunk with one of these numbers",
     ConcurrentUpdate CONFLICT "concurrent_update"
         "concurrent changes repeatedly prevented the update; nothing was changed",
     VersionMismatch PRECONDITION_FAILED "version_mismatch" "`If-Match` does not name the current version",
@@ -117,13 +123,23 @@ pub(super) struct FieldProblem {
     pub message: String,
 }
 
+/// The members that only errors with one code have, see [`Problem`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct ProblemMembers {
+    pub(super) active_session_id: Option<String>,
+    pub(super) open_turn_id: Option<String>,
+    pub(super) lease_until: Option<String>,
+    pub(super) turn_status: Option<&'static str>,
+    pub(super) next_chunk: Option<u64>,
+}
+
 /// An error that becomes a response. [`finish`] adds the request id and writes the body.
 #[derive(Clone, Debug)]
 pub(super) struct ApiError {
     code: Code,
     detail: Cow<'static, str>,
     errors: Vec<FieldProblem>,
-    active_session_id: Option<SessionId>,
+    members: Box<ProblemMembers>,
     /// Headers that only this response has.
     // Boxed to keep results small: few errors have any.
     headers: Option<Box<HeaderMap>>,
@@ -134,7 +150,7 @@ pub(super) struct ApiError {
 impl ApiError {
     /// An error with a human-readable text.
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), active_session_id: None, headers: None, cause: None }
+        Self { code, detail: detail.into(), errors: Vec::new(), members: Box::default(), headers: None, cause: None }
     }
 
     /// A `401` or `403` with a `Bearer` challenge (RFC 6750), to which `parameters` are appended.
@@ -189,6 +205,12 @@ impl ApiError {
         Self::new(Code::MessageNotFound, format!("Message {} not found", shortened(id)))
     }
 
+    /// The `404` for a turn.
+    #[must_use]
+    pub(super) fn turn_not_found(id: &str) -> Self {
+        Self::new(Code::TurnNotFound, format!("Turn {} not found", shortened(id)))
+    }
+
     /// The `400` for a merge patch after which the metadata would be too large.
     #[must_use]
     pub(super) fn metadata_too_large(bytes_max: usize) -> Self {
@@ -199,7 +221,14 @@ impl ApiError {
     #[must_use]
     pub(super) fn another_session_active(active: SessionId) -> Self {
         let detail = "The user has another active session; end it, or send \"ifActive\":\"replace\" to end it now";
-        Self { active_session_id: Some(active), ..Self::new(Code::AnotherSessionActive, detail) }
+        let members = ProblemMembers { active_session_id: Some(active.to_string()), ..ProblemMembers::default() };
+        Self::new(Code::AnotherSessionActive, detail).with_members(members)
+    }
+
+    /// Sets members that only this error has.
+    #[must_use]
+    pub(super) fn with_members(self, members: ProblemMembers) -> Self {
+        Self { members: Box::new(members), ..self }
     }
 
     /// A `500`. The client gets a fixed text, and the log gets the cause.
@@ -247,7 +276,11 @@ impl ApiError {
             code: self.code.as_str(),
             request_id,
             errors: &self.errors,
-            active_session_id: self.active_session_id.map(|id| id.to_string()),
+            active_session_id: self.members.active_session_id.as_deref(),
+            open_turn_id: self.members.open_turn_id.as_deref(),
+            lease_until: self.members.lease_until.as_deref(),
+            turn_status: self.members.turn_status,
+            next_chunk: self.members.next_chunk,
             status_code: self.code.status().as_u16(),
             message: &self.detail,
             error: title,
@@ -361,7 +394,23 @@ pub(super) struct Problem<'a> {
     /// The user's active session, which prevents a resume (`another_session_active`).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = String, format = Uuid, required = false)]
-    active_session_id: Option<String>,
+    active_session_id: Option<&'a str>,
+    /// The open turn (`turn_open`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, required = false)]
+    open_turn_id: Option<&'a str>,
+    /// When the lease of the open turn ends (`turn_open`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = String, format = DateTime, required = false)]
+    lease_until: Option<&'a str>,
+    /// How the turn ended; `taken` if another writer has it (`turn_closed`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, required = false)]
+    turn_status: Option<&'a str>,
+    /// How many chunks the turn has (`chunk_gap`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, required = false)]
+    next_chunk: Option<u64>,
     /// The same as `status`, for `NestJS` clients.
     #[schema(minimum = 400, maximum = 599)]
     status_code: u16,

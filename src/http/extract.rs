@@ -69,6 +69,24 @@ impl<S: Send + Sync> FromRequestParts<S> for PathMessage {
     }
 }
 
+/// The session id and the turn id in the path. A text that is not a UUID is a session that does not exist (`404`).
+pub(super) struct PathTurn {
+    pub(super) session_id: SessionId,
+    pub(super) turn_id: Identifier,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PathTurn {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path((session_id, turn_id)) =
+            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(invalid_path)?;
+        let [turn_id] = identifiers([("turnId", turn_id)])?;
+        let session_id = session_id.parse().map_err(|_| ApiError::session_not_found(&session_id))?;
+        Ok(Self { session_id, turn_id })
+    }
+}
+
 fn invalid_path(_: axum::extract::rejection::PathRejection) -> ApiError {
     ApiError::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8")
 }

@@ -11,6 +11,7 @@ pub(super) fn read(query: &mut Query) -> Include {
     for name in query.text(INCLUDE).iter().flat_map(|names| names.split(',')) {
         match Included::from_word(name) {
             Some(Included::LastMessage) => include.last_message = true,
+            Some(Included::Turn) => include.turn = true,
             None => {
                 query.problem(INCLUDE, format!("must be a comma-separated list of: {}", Included::WORDS.join(", ")));
                 break;
@@ -22,5 +23,7 @@ pub(super) fn read(query: &mut Query) -> Include {
 
 /// The parameter with an ampersand in front, or nothing.
 pub(super) fn parameter(include: Include) -> String {
-    if include.last_message { format!("&{INCLUDE}={}", Included::LastMessage.as_str()) } else { String::new() }
+    let words = [(include.last_message, Included::LastMessage), (include.turn, Included::Turn)];
+    let words: Vec<_> = words.iter().filter(|(is_included, _)| *is_included).map(|(_, word)| word.as_str()).collect();
+    if words.is_empty() { String::new() } else { format!("&{INCLUDE}={}", words.join(",")) }
 }

@@ -195,6 +195,14 @@ impl Fields {
         }
     }
 
+    /// A whole number from `min` to `max`.
+    pub(super) fn number(&mut self, name: &'static str, min: u64, max: u64) -> Option<u64> {
+        match self.take(name)?.as_u64() {
+            Some(number) if (min..=max).contains(&number) => Some(number),
+            _ => self.problem(name, format!("must be a whole number from {min} to {max}")),
+        }
+    }
+
     /// One of `words`.
     pub(super) fn word<T>(
         &mut self,

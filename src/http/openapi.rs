@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
-use super::{AppState, businesses, docs, health, message, messages, sessions, whoami};
+use super::{AppState, businesses, docs, health, message, messages, sessions, turns, whoami};
 use crate::session::{Identifier, Included};
 
 const REQUEST_ID: &str = "X-Request-Id";
@@ -29,10 +29,19 @@ const RATE_LIMIT_POLICY: &str = "RateLimit-Policy";
 const BEARER: &str = "bearer";
 const API_KEY: &str = "apiKey";
 /// The bodies that may have no members except those in the document.
-const CLOSED_SCHEMAS: [&str; 4] = ["GetOrCreateSession", "UpdateSession", "AppendMessage", "UpdateMessage"];
+const CLOSED_SCHEMAS: [&str; 7] = [
+    "GetOrCreateSession",
+    "UpdateSession",
+    "AppendMessage",
+    "UpdateMessage",
+    "BeginTurnBody",
+    "AppendChunksBody",
+    "EndTurnBody",
+];
 /// The names of all members and parameters that are an [`Identifier`].
-const IDENTIFIERS: [&str; 5] = ["businessId", "userId", "locationId", "sessionType", MESSAGE_ID];
+const IDENTIFIERS: [&str; 7] = ["businessId", "userId", "locationId", "sessionType", MESSAGE_ID, TURN_ID, "writer"];
 const MESSAGE_ID: &str = "messageId";
+const TURN_ID: &str = "turnId";
 /// Excludes control characters (Unicode category Cc), `.` and `..`: the text starts with a character other than a dot,
 /// or with one dot and a character other than a dot, or with two dots and any character. Uses no look-ahead, because
 /// several regular expression engines (RE2, Rust's `regex`) do not support it.
@@ -55,6 +64,7 @@ const SESSION_SCHEMA: &str = "Session";
     tags(
         (name = "sessions", description = "Find or create a session; read, change or delete it by its id."),
         (name = "messages", description = "The messages of a session."),
+        (name = "turns", description = "Messages while they are being written."),
         (name = "businesses", description = "The sessions of a business and of its users."),
         (name = "credentials", description = "The permissions of the caller."),
         (name = "health", description = "Checks for orchestrators and load balancers."),
@@ -71,6 +81,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<AppState>> {
         .merge(sessions::router())
         .merge(messages::router())
         .merge(message::router())
+        .merge(turns::router())
         .merge(businesses::router())
         .merge(whoami::router())
         .merge(health::router())
@@ -106,6 +117,7 @@ fn complete(mut document: OpenApi) -> OpenApi {
     }
     if let Some(RefOr::T(Schema::Object(session))) = components.schemas.get_mut(SESSION_SCHEMA) {
         session.properties.insert(Included::LastMessage.as_str().to_owned(), last_message_schema());
+        session.properties.insert(Included::Turn.as_str().to_owned(), turn_schema());
     }
     require_credentials(&mut document);
     for operation in operations(&mut document) {
@@ -207,6 +219,13 @@ fn last_message_schema() -> RefOr<Schema> {
     OneOfBuilder::new().description(Some(description)).item(null).item(Ref::from_schema_name("Message")).into()
 }
 
+/// The schema of the member that `include=turn` adds to a session.
+fn turn_schema() -> RefOr<Schema> {
+    let null = ObjectBuilder::new().schema_type(Type::Null);
+    let description = "The open turn, or null. Only with `include=turn`.";
+    OneOfBuilder::new().description(Some(description)).item(null).item(Ref::from_schema_name("Turn")).into()
+}
+
 /// A link to every operation whose path parameters are all members of a session.
 fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
     let mut links = BTreeMap::new();
@@ -217,7 +236,7 @@ fn links(document: &mut OpenApi) -> BTreeMap<String, RefOr<Link>> {
         });
         let id = operation.operation_id.clone().unwrap_or_default();
         let parameters: Vec<_> = parameters.collect();
-        if parameters.is_empty() || parameters.iter().any(|name| name == MESSAGE_ID) {
+        if parameters.is_empty() || parameters.iter().any(|name| name == MESSAGE_ID || name == TURN_ID) {
             continue;
         }
         let link = parameters.iter().fold(LinkBuilder::new().operation_id(&id), |link, name| {

@@ -230,7 +230,7 @@ async fn get(
     query.finish()?;
     let session = app.store.get(id, caller.tenant_scope(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
-    if include.last_message {
+    if include != Include::default() {
         // Never `304`: a new message does not change the version.
         // Boxed to keep the future of the usual call small.
         return Box::pin(included_response(&app, &caller, session, include)).await;
@@ -340,10 +340,11 @@ pub(super) async fn included_response(
     session: Session,
     include: Include,
 ) -> Result<Response, ApiError> {
-    if !include.last_message {
+    if include == Include::default() {
         return Ok(session_response(StatusCode::OK, &session));
     }
-    let (view, memory) = Box::pin(app.store.with_last_message(session, caller.response_owner())).await?;
+    let (view, memory) =
+        Box::pin(app.store.with_included(session, include, caller.response_owner(), app.now())).await?;
     let mut body = Vec::with_capacity(view.json_bytes());
     view.write_json(&mut body);
     let mut response = match memory {

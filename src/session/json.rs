@@ -74,6 +74,26 @@ impl<'a> JsonObject<'a> {
         self.json(name, itoa::Buffer::new().format(value));
     }
 
+    pub(super) fn optional_number(&mut self, name: &'static str, value: Option<u64>) {
+        match value {
+            Some(value) => self.number(name, value),
+            None => self.json(name, "null"),
+        }
+    }
+
+    pub(super) fn optional_time(&mut self, name: &'static str, time: Option<Timestamp>) {
+        match time {
+            Some(time) => self.time(name, time),
+            None => self.json(name, "null"),
+        }
+    }
+
+    /// Writes an array of strings that are escaped already.
+    pub(super) fn escaped_strings(&mut self, name: &'static str, strings: &[impl AsRef<[u8]>]) {
+        self.name(name);
+        write_escaped_strings(strings, self.out);
+    }
+
     /// Writes a value that is already JSON.
     pub(super) fn json(&mut self, name: &'static str, text: &str) {
         self.name(name);
@@ -92,6 +112,17 @@ fn write_json_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     escape(text, |piece| out.extend_from_slice(piece.as_bytes()));
     out.push(b'"');
+}
+
+/// Appends an array of strings that are escaped already.
+pub(crate) fn write_escaped_strings(strings: &[impl AsRef<[u8]>], out: &mut Vec<u8>) {
+    out.push(b'[');
+    for (index, string) in strings.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b"\"" } else { b",\"" });
+        out.extend_from_slice(string.as_ref());
+        out.push(b'"');
+    }
+    out.push(b']');
 }
 
 /// Appends `text` as a JSON string without its quotes.

@@ -46,11 +46,17 @@ impl Lifecycle {
     /// one, differs by the activity resolution or more.
     #[must_use]
     pub fn is_touch_due(&self, session: &Session, now: Timestamp) -> bool {
-        let idle_for = now.0.saturating_sub(session.last_activity_at.0);
-        let expires = now.0.saturating_add(self.idle_ms()).min(session.active_until.0);
-        let lag = expires.saturating_sub(session.expires_at.0);
+        self.is_due([session.last_activity_at, session.expires_at, session.active_until], now)
+    }
+
+    /// The same for a session with these times: its last activity, its expiry and the end of its maximum lifetime.
+    #[must_use]
+    pub fn is_due(&self, [last_activity_at, expires_at, active_until]: [Timestamp; 3], now: Timestamp) -> bool {
+        let idle_for = now.0.saturating_sub(last_activity_at.0);
+        let expires = now.0.saturating_add(self.idle_ms()).min(active_until.0);
+        let lag = expires.saturating_sub(expires_at.0);
         // The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
-        let is_last_step = lag > 0 && expires == session.active_until.0;
+        let is_last_step = lag > 0 && expires == active_until.0;
         idle_for > 0 && (idle_for.max(lag) >= self.resolution_ms() || is_last_step)
     }
 }

@@ -28,6 +28,23 @@ words! {
     }
 }
 
+/// How the turn that wrote a message ended.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "documents a member of the JSON of a `MessageJson`")]
+enum FinishReason {
+    /// Its writer completed it.
+    Completed,
+    /// Its writer failed.
+    Failed,
+    /// A reader asked its writer to stop.
+    Cancelled,
+    /// The session was ended, or another turn began in its place.
+    Interrupted,
+    /// Its writer was silent for longer than its lease.
+    Lost,
+}
+
 /// One message of a session.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = message_example)]
@@ -51,6 +68,9 @@ pub struct Message {
     /// A JSON object that the client keeps with the message.
     #[schema(value_type = HashMap<String, Value>)]
     metadata: Value,
+    /// How the turn that wrote the message ended. Absent if no turn did.
+    #[schema(required = false, nullable = false)]
+    finish_reason: Option<FinishReason>,
     /// When the message was redacted. Absent otherwise.
     #[schema(value_type = String, format = DateTime, required = false, nullable = false)]
     redacted_at: Option<Timestamp>,
@@ -117,7 +137,7 @@ impl MessageJson {
         self.json
     }
 
-    /// Whether the message has this id, which is written as [`escaped_message_id`] does.
+    /// Whether the message has this id, which is written as [`escaped_text`] does.
     #[must_use]
     pub fn has_id(&self, escaped_id: &str) -> bool {
         let prefix = b",\"messageId\":\"";
@@ -130,8 +150,13 @@ impl MessageJson {
     /// message is redacted.
     #[must_use]
     pub fn with_metadata(&self, stored: &str, metadata: &str) -> Option<Self> {
-        let before = self.json.strip_suffix(b"}")?.strip_suffix(stored.as_bytes())?;
-        Some(Self { seq: self.seq, json: [before, metadata.as_bytes(), b"}"].concat().into() })
+        let members = self.members()?;
+        let after = match members.finish_reason {
+            Some(reason) => format!(",\"finishReason\":\"{reason}\"}}"),
+            None => "}".to_owned(),
+        };
+        let before = self.json.strip_suffix(after.as_bytes())?.strip_suffix(stored.as_bytes())?;
+        Some(Self { seq: self.seq, json: [before, metadata.as_bytes(), after.as_bytes()].concat().into() })
     }
 
     /// The members, or `None` if the JSON is not that of a message.
@@ -161,6 +186,9 @@ pub struct MessageMembers<'a> {
     /// The JSON of the metadata.
     #[serde(borrow)]
     pub metadata: &'a RawValue,
+    /// How the turn that wrote it ended.
+    #[serde(borrow, default)]
+    pub finish_reason: Option<Cow<'a, str>>,
     /// When the message was redacted.
     #[serde(borrow, default)]
     pub redacted_at: Option<Cow<'a, str>>,
@@ -230,11 +258,11 @@ impl MessageRest {
 /// More than the bytes of [`MessageRest`] that do not depend on the client.
 const REST_BYTES: usize = 128;
 
-/// A message id as it is written in the JSON of its message, without quotes.
+/// A text as JSON writes it, without quotes. Message ids are stored like this.
 #[must_use]
-pub fn escaped_message_id(message_id: &str) -> String {
-    let mut escaped = String::with_capacity(message_id.len());
-    push_escaped(message_id, &mut escaped);
+pub fn escaped_text(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    push_escaped(text, &mut escaped);
     escaped
 }
 
@@ -253,9 +281,9 @@ mod tests {
         let members = message.members().expect("members");
         assert_eq!((message.seq, &*members.message_id, &*members.role), (12, "a\"\\,\"role\":\"é", "tool"));
         assert_eq!((members.content.get(), members.metadata.get()), ("{\"a\":1.0}", "{\"b\":[]}"));
-        assert!(message.has_id(&escaped_message_id("a\"\\,\"role\":\"é")));
+        assert!(message.has_id(&escaped_text("a\"\\,\"role\":\"é")));
         for other in ["", "a", "a\"\\,\"role\":\"", "a\"\\,\"role\":\"é2", "b"] {
-            assert!(!message.has_id(&escaped_message_id(other)), "{other}");
+            assert!(!message.has_id(&escaped_text(other)), "{other}");
         }
         let other = SessionId::random(Partition(7)).expect("random bytes");
         assert_eq!(MessageJson::of(other, json.clone().into()), None);

@@ -3,13 +3,15 @@
 use utoipa::ToSchema;
 
 use super::json::member;
-use super::{MessageJson, Session, words};
+use super::{MessageJson, Session, Turn, words};
 
 words! {
     /// A member that `include` adds to a session.
     Included {
         /// The newest message.
         LastMessage = "lastMessage",
+        /// The open turn.
+        Turn = "turn",
     }
 }
 
@@ -18,6 +20,8 @@ words! {
 pub struct Include {
     /// Whether to add its newest message.
     pub last_message: bool,
+    /// Whether to add its open turn.
+    pub turn: bool,
 }
 
 /// The newest message of a session in a [`SessionView`].
@@ -39,6 +43,17 @@ impl LastMessage {
     }
 }
 
+/// The open turn of a session in a [`SessionView`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ViewedTurn {
+    /// It was not asked for.
+    LeftOut,
+    /// No turn is open.
+    Null,
+    /// The turn.
+    Turn(Box<Turn>),
+}
+
 /// A session as a response shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionView {
@@ -46,13 +61,15 @@ pub struct SessionView {
     pub session: Session,
     /// Its newest message.
     pub last_message: LastMessage,
+    /// Its open turn.
+    pub turn: ViewedTurn,
 }
 
 impl SessionView {
     /// The session without anything else.
     #[must_use]
     pub fn of(session: Session) -> Self {
-        Self { session, last_message: LastMessage::LeftOut }
+        Self { session, last_message: LastMessage::LeftOut, turn: ViewedTurn::LeftOut }
     }
 
     /// Adds the session's newest message, unless the response would have more than `bytes_max` bytes. Returns whether
@@ -68,21 +85,30 @@ impl SessionView {
     /// Approximate number of bytes that [`Self::write_json`] appends.
     #[must_use]
     pub fn json_bytes(&self) -> usize {
-        self.session.json_bytes() + self.last_message.json_bytes()
+        let turn = if let ViewedTurn::Turn(turn) = &self.turn { turn.json_bytes() } else { 0 };
+        self.session.json_bytes() + self.last_message.json_bytes() + turn
     }
 
     /// Appends the session as JSON, with what it includes after its own members.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         self.session.write_json(out);
-        let json = match &self.last_message {
-            LastMessage::LeftOut => return,
-            LastMessage::Null => b"null",
-            LastMessage::Message(message) => message.as_bytes(),
-        };
-        // Replaces the brace that closes the session.
-        out.pop();
-        for part in [member!("lastMessage").as_bytes(), json, b"}"] {
-            out.extend_from_slice(part);
+        match &self.last_message {
+            LastMessage::LeftOut => {}
+            LastMessage::Null => add_member(member!("lastMessage"), b"null", out),
+            LastMessage::Message(message) => add_member(member!("lastMessage"), message.as_bytes(), out),
         }
+        match &self.turn {
+            ViewedTurn::LeftOut => {}
+            ViewedTurn::Null => add_member(member!("turn"), b"null", out),
+            ViewedTurn::Turn(turn) => add_member(member!("turn"), &turn.to_json(), out),
+        }
+    }
+}
+
+/// Adds a member to the object that `out` ends with.
+fn add_member(name: &str, json: &[u8], out: &mut Vec<u8>) {
+    out.pop();
+    for part in [name.as_bytes(), json, b"}"] {
+        out.extend_from_slice(part);
     }
 }

@@ -52,6 +52,8 @@ fn key_of(keys: &Keys, partition: Partition, kind: &KeyKind) -> String {
         KeyKind::Session(id) => keys.session(*id),
         KeyKind::Messages(id) => keys.messages(*id),
         KeyKind::MessageIds(id) => keys.message_ids(*id),
+        KeyKind::Turn(id) => keys.turn(*id),
+        KeyKind::Chunks(id) => keys.chunks(*id),
         KeyKind::Pointer(user) => keys.pointer(&user.business_id, &user.user_id),
         KeyKind::History(user) => keys.history(&user.business_id, &user.user_id),
         KeyKind::Business(business_id) => keys.business(partition, business_id),

@@ -37,7 +37,8 @@ macro_rules! session_fields {
 }
 
 // `title`, `endedAt` and `endReason` are absent if null, `largestMessage` and `messageBytes` if there are no messages,
-// `oldestSeq` until a message is trimmed, and `historyAt` until a resume. `update.lua` has one more field, `mutations`,
+// `oldestSeq` until a message is trimmed, `historyAt` until a resume, and `turnNumber` until the first turn. `turnId`
+// and `turnUntil` are there while a turn is open. `update.lua` has one more field, `mutations`,
 // for its own use.
 session_fields! {
     SessionId = "sessionId",
@@ -61,6 +62,29 @@ session_fields! {
     MessageBytes = "messageBytes",
     OldestSeq = "oldestSeq",
     HistoryAt = "historyAt",
+    TurnNumber = "turnNumber",
+    TurnId = "turnId",
+    TurnUntil = "turnUntil",
+}
+
+/// Fields of a turn's hash. `lua/turn.lua` has more, for its own use.
+pub(super) mod turn_field {
+    pub(in crate::store) const TURN_ID: &str = "turnId";
+    pub(in crate::store) const NUMBER: &str = "number";
+    pub(in crate::store) const WRITER: &str = "writer";
+    pub(in crate::store) const ROLE: &str = "role";
+    pub(in crate::store) const METADATA: &str = "metadata";
+    pub(in crate::store) const STATUS: &str = "status";
+    pub(in crate::store) const NEXT_CHUNK: &str = "nextChunk";
+    pub(in crate::store) const AFTER_SEQ: &str = "afterSeq";
+    pub(in crate::store) const CANCEL_UNTIL: &str = "cancelUntil";
+    pub(in crate::store) const LEASE_UNTIL: &str = "leaseUntil";
+    pub(in crate::store) const STARTED_AT: &str = "startedAt";
+    pub(in crate::store) const ENDED_AT: &str = "endedAt";
+    pub(in crate::store) const ERROR: &str = "error";
+    pub(in crate::store) const MESSAGE_SEQ: &str = "messageSeq";
+    pub(in crate::store) const ENDED_AS: &str = "endedAs";
+    pub(in crate::store) const EARLIER: &str = "earlier";
 }
 
 /// The fields that name the owner and the status of a session.
@@ -75,6 +99,10 @@ pub enum KeyKind {
     Messages(SessionId),
     /// A session's map of `messageId` to `seq`.
     MessageIds(SessionId),
+    /// A session's latest turn.
+    Turn(SessionId),
+    /// The chunks of that turn.
+    Chunks(SessionId),
     /// A user's active pointer.
     Pointer(User),
     /// A user's history.
@@ -130,6 +158,16 @@ impl Keys {
         self.of_session("d", id)
     }
 
+    /// `sd:{pppp}:t:<sessionId>`: the session's latest turn, a hash.
+    pub(super) fn turn(&self, id: SessionId) -> String {
+        self.of_session("t", id)
+    }
+
+    /// `sd:{pppp}:r:<sessionId>`: the chunks of that turn, a list of JSON strings without quotes.
+    pub(super) fn chunks(&self, id: SessionId) -> String {
+        self.of_session("r", id)
+    }
+
     /// The keys of the hash, the messages and the message ids of `session_id`, as an index of the partition names it.
     /// It may not be a valid session id.
     pub(super) fn named(&self, partition: Partition, session_id: &str) -> [String; 3] {
@@ -174,6 +212,8 @@ impl Keys {
             "s" => KeyKind::Session(name.parse().ok()?),
             "m" => KeyKind::Messages(name.parse().ok()?),
             "d" => KeyKind::MessageIds(name.parse().ok()?),
+            "t" => KeyKind::Turn(name.parse().ok()?),
+            "r" => KeyKind::Chunks(name.parse().ok()?),
             "a" => KeyKind::Pointer(user()?),
             "h" => KeyKind::History(user()?),
             "b" => KeyKind::Business(decoded(name)?),
@@ -183,6 +223,8 @@ impl Keys {
             KeyKind::Session(id) => self.session(*id),
             KeyKind::Messages(id) => self.messages(*id),
             KeyKind::MessageIds(id) => self.message_ids(*id),
+            KeyKind::Turn(id) => self.turn(*id),
+            KeyKind::Chunks(id) => self.chunks(*id),
             KeyKind::Pointer(user) => self.pointer(&user.business_id, &user.user_id),
             KeyKind::History(user) => self.history(&user.business_id, &user.user_id),
             KeyKind::Business(business_id) => self.business(partition, business_id),
@@ -262,6 +304,8 @@ mod tests {
             (keys.session(id), KeyKind::Session(id)),
             (keys.messages(id), KeyKind::Messages(id)),
             (keys.message_ids(id), KeyKind::MessageIds(id)),
+            (keys.turn(id), KeyKind::Turn(id)),
+            (keys.chunks(id), KeyKind::Chunks(id)),
             (keys.pointer(&user.business_id, &user.user_id), KeyKind::Pointer(user.clone())),
             (keys.history(&user.business_id, &user.user_id), KeyKind::History(user.clone())),
             (keys.business(partition, &user.business_id), KeyKind::Business(user.business_id.clone())),

@@ -48,8 +48,8 @@ impl FoundKey {
     #[must_use]
     pub fn expected_type(&self) -> &'static str {
         match self.kind {
-            KeyKind::Session(_) | KeyKind::MessageIds(_) => "hash",
-            KeyKind::Messages(_) => "list",
+            KeyKind::Session(_) | KeyKind::MessageIds(_) | KeyKind::Turn(_) => "hash",
+            KeyKind::Messages(_) | KeyKind::Chunks(_) => "list",
             KeyKind::Pointer(_) => "string",
             KeyKind::History(_) | KeyKind::Business(_) => "zset",
         }

@@ -7,13 +7,14 @@ mod get;
 mod get_active;
 mod get_message;
 mod get_or_create;
-mod last_message;
+mod included;
 mod list_active;
 mod list_history;
 mod list_messages;
 mod ready;
 mod redact_message;
 mod session_page;
+mod turns;
 mod update;
 mod update_message;
 
@@ -29,6 +30,10 @@ pub use self::list_messages::{MessagePage, MessageRange};
 pub use self::redact_message::RedactMessage;
 pub(crate) use self::session_page::score_of;
 pub use self::session_page::{PageRequest, Position, SessionPage};
+pub use self::turns::{
+    AppendChunks, BeginTurn, CancelTurn, ChunksAppended, EndTurn, GetTurn, NewChunks, NewTurn, NotOpen, TurnChunks,
+    TurnEnd, TurnName,
+};
 pub use self::update::Update;
 pub use self::update_message::UpdateMessage;
 use super::redis::read_command::ReadCommand;
@@ -95,11 +100,14 @@ impl SessionStore {
         Reply::of_texts("get", fields).session(id)
     }
 
-    /// The keys of a session and of its user, in the order of the scripts' KEYS.
+    /// The keys of a session, of its user and of its turn, in the order of the scripts' KEYS.
     fn keys_of(&self, session: &Session) -> Vec<String> {
         let id = session.session_id;
         let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
         keys.extend(self.user_keys(id.partition(), &session.business_id, &session.user_id));
+        if session.turn_number.is_some() {
+            keys.extend([self.keys.turn(id), self.keys.chunks(id)]);
+        }
         keys
     }
 

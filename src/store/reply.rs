@@ -1,6 +1,7 @@
 //! Parses replies of Redis: those of scripts value by value, in the order of the script's header; sessions by the names
 //! of their fields.
 
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::str::FromStr;
 
@@ -10,7 +11,7 @@ use fred::types::Value;
 
 use super::StoreError;
 use super::keys::{SESSION_FIELDS, SessionField};
-use crate::session::{EndReason, MessageJson, Session, SessionId, Status, Timestamp};
+use crate::session::{EndReason, MessageJson, OpenTurn, Session, SessionId, Status, Timestamp};
 
 /// The array that Redis sent as the reply to one operation, read from its start.
 pub(super) struct Reply {
@@ -93,6 +94,15 @@ impl Reply {
         self.parse().map(Timestamp)
     }
 
+    /// The rest of the reply: names and values in turn.
+    pub(super) fn named_values(&mut self) -> Result<HashMap<String, String>, StoreError> {
+        let mut values = HashMap::new();
+        while !self.is_empty() {
+            values.insert(self.string()?, self.string()?);
+        }
+        Ok(values)
+    }
+
     /// Parses the rest of the reply: the names and values of a session's fields, in any order.
     pub(super) fn fields(&mut self) -> Result<SessionFields<Str>, StoreError> {
         let mut fields = SessionFields::default();
@@ -172,7 +182,15 @@ impl<T: Deref<Target = str>> SessionFields<T> {
             message_bytes: self.if_present(SessionField::MessageBytes, Self::parse)?.unwrap_or_default(),
             oldest_seq: self.if_present(SessionField::OldestSeq, Self::parse)?.unwrap_or(1),
             history_at: self.if_present(SessionField::HistoryAt, Self::parse)?.map_or(created_at, Timestamp),
+            turn_number: self.if_present(SessionField::TurnNumber, Self::parse)?,
+            open_turn: self.open_turn()?,
         }))
+    }
+
+    fn open_turn(&self) -> Result<Option<OpenTurn>, MalformedField> {
+        let Some(escaped_id) = self.text(SessionField::TurnId) else { return Ok(None) };
+        let lease_until = self.parse(SessionField::TurnUntil).map(Timestamp)?;
+        Ok(Some(OpenTurn { escaped_id: escaped_id.to_owned(), lease_until }))
     }
 
     fn text(&self, field: SessionField) -> Option<&str> {

@@ -47,3 +47,4 @@ mod sentinel;
 mod state_machine;
 mod support;
 mod topologies;
+mod turns;

@@ -14,7 +14,12 @@ use crate::support::credentials::api_key;
 use crate::support::service::{Answer, Service};
 
 /// The operations of the service: `docs/api.md`, Endpoints.
-const OPERATIONS: [(&str, &str); 18] = [
+const OPERATIONS: [(&str, &str); 23] = [
+    ("post", "/api/sessions/{sessionId}/turns"),
+    ("get", "/api/sessions/{sessionId}/turns/{turnId}"),
+    ("post", "/api/sessions/{sessionId}/turns/{turnId}/chunks"),
+    ("post", "/api/sessions/{sessionId}/turns/{turnId}/end"),
+    ("post", "/api/sessions/{sessionId}/turns/{turnId}/cancel"),
     ("post", "/api/sessions"),
     ("get", "/api/sessions/{sessionId}"),
     ("patch", "/api/sessions/{sessionId}"),
@@ -37,7 +42,12 @@ const OPERATIONS: [(&str, &str); 18] = [
 /// Needs a credential, but no scope.
 const WHOAMI: &str = "/api/whoami";
 /// The error codes (`docs/api.md`, Errors), except `overloaded`, which needs a service under overload.
-const CODES: [&str; 22] = [
+const CODES: [&str; 27] = [
+    "turn_not_found",
+    "turn_open",
+    "turn_closed",
+    "chunk_gap",
+    "chunk_conflict",
     "unauthorized",
     "forbidden",
     "rate_limited",
@@ -84,9 +94,11 @@ const UNKNOWN_SESSION: &str = "/api/sessions/f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1
 const SESSION: &str = "/api/sessions/{sessionId}";
 const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
 const MESSAGE: &str = "/api/sessions/{sessionId}/messages/{messageId}";
+const TURNS: &str = "/api/sessions/{sessionId}/turns";
+const TURN: &str = "/api/sessions/{sessionId}/turns/{turnId}";
 const JSON: &str = "application/json";
 /// The members of a message or a session that are sometimes absent.
-const OPTIONAL_MEMBERS: [&str; 2] = ["lastMessage", "redactedAt"];
+const OPTIONAL_MEMBERS: [&str; 4] = ["finishReason", "lastMessage", "redactedAt", "turn"];
 
 /// The generated document.
 struct Document(Value);
@@ -218,7 +230,7 @@ fn every_operation_is_described() {
             assert!(parameter["description"].is_string() && parameter["schema"].is_object(), "{what} {name}");
             assert_eq!(parameter["required"] == true, wanted.contains(&name), "{what} {name}");
         }
-        let has_body = ["post", "patch"].contains(&method);
+        let has_body = ["post", "patch"].contains(&method) && !path.ends_with("/cancel");
         assert_eq!(operation["requestBody"]["required"] == true, has_body, "{what}");
         assert_eq!(names(&operation["requestBody"]["content"]).contains(JSON), has_body, "{what}");
     }
@@ -271,14 +283,22 @@ fn examples_are_valid_for_their_schemas() {
 #[test]
 fn schemas_name_every_member() {
     let document = Document::generated();
-    for name in ["Session", "Message"] {
+    for name in ["Session", "Message", "Turn"] {
         let schema = document.schema(name);
         let example = names(&schema["example"]);
         let mut properties = names(&schema["properties"]);
         properties.retain(|member| !OPTIONAL_MEMBERS.contains(member));
         assert_eq!((properties, names(&schema["required"])), (example.clone(), example), "{name}");
     }
-    for name in ["GetOrCreateSession", "UpdateSession", "AppendMessage", "UpdateMessage"] {
+    for name in [
+        "GetOrCreateSession",
+        "UpdateSession",
+        "AppendMessage",
+        "UpdateMessage",
+        "BeginTurnBody",
+        "AppendChunksBody",
+        "EndTurnBody",
+    ] {
         assert_eq!(document.schema(name)["additionalProperties"], false, "{name}: unknown members are rejected");
     }
     for (name, member) in [
@@ -523,6 +543,44 @@ impl CheckedClient {
         }
     }
 
+    /// Calls the operations of turns.
+    async fn drive_turns(&mut self) {
+        let session = self.post_session(json!({"businessId": "b", "userId": "turns"}), 201).await.string("sessionId");
+        let turns = format!("/api/sessions/{session}/turns");
+        let (chunks, end, cancel) = (format!("{TURN}/chunks"), format!("{TURN}/end"), format!("{TURN}/cancel"));
+        let begin = |turn_id: &str| call(Method::POST, TURNS, &turns).json(json!({"turnId": turn_id, "writer": "w"}));
+        let some = |number: u64, from: u64| json!({"number": number, "from": from, "chunks": ["x"]});
+        let over = |number: u64| json!({"number": number, "status": "completed"});
+        let path = |rest: &str| format!("{turns}/t{rest}");
+        self.call(begin("t"), 201).await;
+        self.call(begin("t"), 200).await;
+        self.call(begin("u"), 409).await;
+        self.call(call(Method::POST, &chunks, &path("/chunks")).json(some(1, 0)), 200).await;
+        self.call(call(Method::POST, &chunks, &path("/chunks")).json(some(1, 9)), 409).await;
+        let conflict = json!({"number": 1, "from": 0, "chunks": ["y"]});
+        self.call(call(Method::POST, &chunks, &path("/chunks")).json(conflict), 409).await;
+        self.get(TURN, &path("?from=1"), 200).await;
+        self.get(TURN, &format!("{turns}/latest"), 200).await;
+        self.get(TURN, &path("?from=x"), 400).await;
+        self.call(call(Method::POST, &cancel, &path("/cancel")), 202).await;
+        self.call(call(Method::POST, &end, &path("/end")).json(over(2)), 409).await;
+        self.call(call(Method::POST, &end, &path("/end")).json(over(1)), 200).await;
+        self.call(call(Method::POST, &cancel, &path("/cancel")), 409).await;
+        let long = format!("{turns}/{}", "x".repeat(129));
+        self.call(call(Method::POST, &cancel, &format!("{long}/cancel")), 400).await;
+        self.send_invalid_bodies(Method::POST, TURNS, &turns).await;
+        self.send_invalid_bodies(Method::POST, &chunks, &path("/chunks")).await;
+        self.send_invalid_bodies(Method::POST, &end, &path("/end")).await;
+        let unknown = format!("{UNKNOWN_SESSION}/turns");
+        self.call(call(Method::POST, TURNS, &unknown).json(json!({"turnId": "t", "writer": "w"})), 404).await;
+        for path in [format!("{unknown}/t"), format!("{turns}/none")] {
+            self.get(TURN, &path, 404).await;
+            self.call(call(Method::POST, &chunks, &format!("{path}/chunks")).json(some(1, 0)), 404).await;
+            self.call(call(Method::POST, &end, &format!("{path}/end")).json(over(1)), 404).await;
+            self.call(call(Method::POST, &cancel, &format!("{path}/cancel")), 404).await;
+        }
+    }
+
     /// Calls the operations of businesses and users.
     async fn drive_businesses(&mut self) {
         let (active, of_user) =
@@ -549,8 +607,8 @@ impl CheckedClient {
             (&of_user_active, "/api/sessions/business/c/user/x/active"),
             (SESSION, messages.trim_end_matches("/messages")),
         ] {
-            self.get(template, &format!("{path}?include=lastMessage"), 200).await;
-            self.get(template, &format!("{path}?include=turn"), 400).await;
+            self.get(template, &format!("{path}?include=lastMessage,turn"), 200).await;
+            self.get(template, &format!("{path}?include=turns"), 400).await;
         }
         self.get(&of_user_active, &format!("/api/sessions/business/c/user/{long}/active"), 400).await;
         let erase = |user: &str| call(Method::DELETE, of_user, &format!("/api/sessions/business/c/user/{user}"));
@@ -570,7 +628,7 @@ impl CheckedClient {
         self.service = Service::start(&[flags.as_slice(), &["0"]].concat()).await;
         let mut limited = Service::start(&[flags.as_slice(), &["1"]].concat()).await;
         for (method, template) in OPERATIONS.into_iter().filter(|(_, path)| path.starts_with("/api/")) {
-            let path = template.replace("{sessionId}", "1").replace("{messageId}", "m");
+            let path = template.replace("{sessionId}", "1").replace("{messageId}", "m").replace("{turnId}", "t");
             let path = path.replace("{businessId}", "b").replace("{userId}", "u");
             let method: Method = method.to_uppercase().parse().expect("a method");
             let other = if method == Method::GET { &writer } else { &reader };
@@ -595,6 +653,7 @@ async fn responses_are_as_documented() {
     client.drive_sessions().await;
     client.drive_messages().await;
     client.drive_message().await;
+    client.drive_turns().await;
     client.drive_businesses().await;
     for path in [WHOAMI, "/livez", "/readyz", "/openapi.json", "/docs"] {
         client.get(path, path, 200).await;
@@ -679,6 +738,8 @@ async fn document_and_service_accept_the_same_bodies() {
     let talk = format!("/api/sessions/{}/messages", service.session_of("talker").await);
     service.post(&talk, json!({"messageId": "m", "role": "user", "content": 1})).await.expect(201);
     let message = format!("{talk}/m");
+    let turns = format!("/api/sessions/{}/turns", service.session_of("writer").await);
+    let (chunks, end) = (format!("{TURN}/chunks"), format!("{TURN}/end"));
     let requests = [
         (
             Method::POST,
@@ -690,6 +751,15 @@ async fn document_and_service_accept_the_same_bodies() {
         (Method::PATCH, SESSION, session, "UpdateSession", json!({})),
         (Method::POST, MESSAGES, talk, "AppendMessage", json!({"role": "user", "content": "c"})),
         (Method::PATCH, MESSAGE, message, "UpdateMessage", json!({"metadata": {}})),
+        (Method::POST, TURNS, turns.clone(), "BeginTurnBody", json!({"turnId": "t", "writer": "w"})),
+        (
+            Method::POST,
+            &chunks,
+            format!("{turns}/t/chunks"),
+            "AppendChunksBody",
+            json!({"number": 1, "from": 0, "chunks": ["a"]}),
+        ),
+        (Method::POST, &end, format!("{turns}/t/end"), "EndTurnBody", json!({"number": 1, "status": "completed"})),
     ];
     for (method, template, path, schema, base) in requests {
         let operation = document.operation(&method.as_str().to_lowercase(), template);
@@ -725,8 +795,11 @@ async fn document_and_service_accept_the_same_queries() {
     let document = Document::generated();
     let service = Service::start(&[]).await;
     let session = service.session_of("u").await;
+    let turn = json!({"turnId": "t", "writer": "w"});
+    service.post(&format!("/api/sessions/{session}/turns"), turn).await.expect(201);
     let path_of = |template: &str| {
-        template.replace("{sessionId}", &session).replace("{businessId}", "b").replace("{userId}", "u")
+        let path = template.replace("{sessionId}", &session).replace("{turnId}", "t");
+        path.replace("{businessId}", "b").replace("{userId}", "u")
     };
     let numbers = ["-1", "0", "1", "2", "99", "100", "101", "1000", "1001", "9007199254740991", "9007199254740992"];
     let mut checked = BTreeMap::new();
@@ -749,7 +822,7 @@ async fn document_and_service_accept_the_same_queries() {
     let count = numbers.len();
     assert_eq!(
         checked,
-        [("after", count), ("before", count), ("limit", 3 * count)]
+        [("after", count), ("before", count), ("from", count), ("limit", 3 * count)]
             .map(|(name, count)| (name.to_owned(), count))
             .into()
     );

@@ -26,8 +26,8 @@ use crate::support::redis::{self, RedisProbe};
 use crate::support::service::{Answer, Service};
 
 /// The commands that scripts may use to read.
-const READS: [&str; 10] =
-    ["EXISTS", "GET", "HGET", "HGETALL", "HMGET", "LINDEX", "PEXPIRETIME", "ZCARD", "ZRANGE", "ZSCORE"];
+const READS: [&str; 11] =
+    ["EXISTS", "GET", "HGET", "HGETALL", "HMGET", "LINDEX", "LRANGE", "PEXPIRETIME", "ZCARD", "ZRANGE", "ZSCORE"];
 /// The commands that scripts may use to write.
 const WRITES: [&str; 11] =
     ["DEL", "HDEL", "HSET", "LSET", "LTRIM", "PEXPIREAT", "RPUSH", "SET", "UNLINK", "ZADD", "ZREM"];
@@ -40,23 +40,35 @@ const TOUCH_DUE: Duration = Duration::from_secs(2 * 60);
 /// Longer than the idle timeout.
 const EXPIRED: Duration = Duration::from_secs(31 * 60);
 
-/// One file of `lua/`.
+/// The file that precedes the scripts that close turns.
+const SHARED: &str = "turn";
+
+/// One script of `lua/`.
 struct Script {
     operation: String,
+    /// Its file.
     source: String,
+    /// What Redis runs: the file, after the shared one if it uses that.
+    whole: String,
     sha1: String,
 }
 
 /// Every file of `lua/`.
 static SCRIPTS: LazyLock<Vec<Script>> = LazyLock::new(|| {
+    let shared = fs::read_to_string(project().join(format!("lua/{SHARED}.lua"))).expect("the shared file");
     let files = fs::read_dir(project().join("lua")).expect("lua/").map(|file| file.expect("a file").path());
     let scripts = files.filter(|path| path.extension().is_some_and(|extension| extension == "lua")).map(|path| {
         let operation = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let source = fs::read_to_string(path).expect("a script");
-        let sha1 = fred::util::sha1_hash(&source);
-        Script { operation, source, sha1 }
+        let engine = "#!lua\n";
+        let whole = match source.strip_prefix(engine) {
+            Some(body) if body.contains("by_name(") => [engine, &shared, body].concat(),
+            _ => source.clone(),
+        };
+        let sha1 = fred::util::sha1_hash(&whole);
+        Script { operation, source, whole, sha1 }
     });
-    let mut scripts: Vec<_> = scripts.collect();
+    let mut scripts: Vec<_> = scripts.filter(|script| script.operation != SHARED).collect();
     scripts.sort_by(|one, other| one.operation.cmp(&other.operation));
     scripts
 });
@@ -87,7 +99,7 @@ impl Run {
         let text = command.words.get(1)?;
         let is_named = |script: &&Script| match command.words[0].to_uppercase().as_str() {
             "EVALSHA" => *text == script.sha1,
-            "EVAL" => *text == script.source,
+            "EVAL" => *text == script.whole,
             _ => false,
         };
         let script = SCRIPTS.iter().find(is_named)?;
@@ -105,10 +117,16 @@ impl Run {
     /// Runs the script with the same arguments again. Uses EVAL, because another test may flush the server's scripts.
     async fn again(&self, probe: &RedisProbe) -> Vec<Option<String>> {
         let key_count = self.keys.len().to_string();
-        let mut words = vec!["EVAL", &script(&self.operation).source, &key_count];
+        let mut words = vec!["EVAL", &script(&self.operation).whole, &key_count];
         words.extend(self.keys.iter().chain(&self.args).map(String::as_str));
         let reply = probe.command(&words).await.into_array();
         reply.into_iter().map(fred::types::Value::into_string).collect()
+    }
+
+    /// The turn's id among the arguments.
+    fn turn_id(&self) -> &str {
+        let index = Header::of(script(&self.operation)).args.iter().position(|arg| arg == "turn_id");
+        &self.args[index.expect("an argument")]
     }
 
     /// The same run with another value for the argument of this name.
@@ -290,6 +308,40 @@ async fn delete_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     assert_eq!(service.probe.keys().await, Vec::<String>::new(), "every key of the user is removed");
 }
 
+/// The runs of the scripts of turns, of an update that closes one, and of a delete.
+async fn turn_runs(check: impl AsyncFn(&Service, &Run, &str)) {
+    let service = Service::start(&[]).await;
+    let created = service.post("/api/sessions", json!({"businessId": BUSINESS, "userId": USER})).await;
+    let session = format!("/api/sessions/{}", created.string("sessionId"));
+    let turns = format!("{session}/turns");
+    let post = async |operation: &str, path: &str, body: Value, status: u16, tag: &str| {
+        let run = run(&service, operation, status, service.post(&format!("{turns}{path}"), body)).await;
+        check(&service, &run, tag).await;
+    };
+    let begin = |turn_id: &str, if_open: &str| json!({"turnId": turn_id, "writer": "\"{w", "ifOpen": if_open});
+    let some = |number: u64, from: u64| json!({"number": number, "from": from, "chunks": ["{\"\\", "💬"]});
+    post("begin_turn", "", begin("t{1}", "reject"), 201, "known").await;
+    post("append_chunks", "/t%7B1%7D/chunks", some(1, 0), 200, "appended").await;
+    post("append_chunks", "/t%7B1%7D/chunks", some(1, 1), 409, "chunk_conflict").await;
+    post("append_chunks", "/t%7B1%7D/chunks", some(1, 3), 409, "chunk_gap").await;
+    post("append_chunks", "/t%7B1%7D/chunks", some(7, 2), 409, "taken").await;
+    post("cancel_turn", "/t%7B1%7D/cancel", Value::Null, 202, "cancelled").await;
+    post("begin_turn", "", begin("t2", "interrupt"), 201, "known").await;
+    post("begin_turn", "", begin("t3", "discard"), 201, "known").await;
+    post("append_chunks", "/t3/chunks", some(3, 0), 200, "appended").await;
+    post("begin_turn", "", json!({"turnId": "t3", "writer": "x", "ifOpen": "takeover"}), 200, "known").await;
+    post("end_turn", "/t3/end", json!({"number": 4, "status": "failed", "error": {"a": 1}}), 200, "not_open").await;
+    post("begin_turn", "", begin("t3", "reject"), 200, "over").await;
+    post("begin_turn", "", begin("t4", "reject"), 201, "known").await;
+    let ended = run(&service, "update", 200, service.patch(&session, json!({"status": "ended"}))).await;
+    check(&service, &ended, "updated").await;
+    let resumed = run(&service, "update", 200, service.patch(&session, json!({"status": "active"}))).await;
+    check(&service, &resumed, "updated").await;
+    let deleted = run(&service, "delete", 204, service.delete(&session)).await;
+    check(&service, &deleted, "missing").await;
+    assert_eq!(service.probe.keys().await, Vec::<String>::new(), "every key of the user is removed");
+}
+
 async fn erase_user_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     let service = Service::start(&[]).await;
     // More sessions than one run erases.
@@ -342,7 +394,11 @@ async fn safe_to_run_twice(service: &Service, run: &Run, tag: &str) {
         "conflict" => assert_eq!(reply[1..].len() % 2, 0, "{reply:?}"),
         // No session was erased, and none remains.
         "erased" => assert_eq!(reply[1..], [Some("0".to_owned()), Some("0".to_owned())]),
-        "missing" | "not_active" | "ready" | "redacted" | "no_message" => assert_eq!(reply.len(), 1, "{reply:?}"),
+        "missing" | "not_active" | "ready" | "redacted" | "no_message" | "over" | "not_open" | "taken"
+        | "chunk_conflict" => assert_eq!(reply.len(), 1, "{reply:?}"),
+        "known" | "cancelled" => assert_eq!(fields_of(&reply[1..])["turnId"], run.turn_id(), "{reply:?}"),
+        "appended" => assert_eq!(json!(reply[1]), run.response.member("nextChunk").to_string()),
+        "chunk_gap" => assert_eq!(reply.len(), 2, "{reply:?}"),
         _ => panic!("no check for a second run with the tag {tag}"),
     }
 }
@@ -426,6 +482,11 @@ async fn erase_user_is_safe_to_run_twice() {
 }
 
 #[tokio::test]
+async fn turns_are_safe_to_run_twice() {
+    turn_runs(safe_to_run_twice).await;
+}
+
+#[tokio::test]
 async fn ready_is_safe_to_run_twice() {
     ready_runs(safe_to_run_twice).await;
 }
@@ -493,6 +554,11 @@ async fn erase_user_keeps_to_one_hash_tag() {
 }
 
 #[tokio::test]
+async fn turns_keep_to_one_hash_tag() {
+    turn_runs(one_hash_tag).await;
+}
+
+#[tokio::test]
 async fn ready_touches_no_key() {
     let no_key = async |_: &Service, run: &Run, _: &str| {
         assert_eq!((&run.keys, &run.args, &run.inner), (&vec![], &vec![], &vec![]));
@@ -527,15 +593,18 @@ async fn no_endpoint_searches_the_keyspace() {
     for banned in ["FLUSHALL", "FLUSHDB", "HSCAN", "KEYS", "RANDOMKEY", "SCAN", "SMEMBERS", "SSCAN", "ZSCAN"] {
         assert!(!names.contains(banned), "an endpoint sends {banned}");
     }
-    // A session's hash has a fixed set of fields; the hash of message ids has one field per message.
+    // The hashes of sessions and turns have a fixed set of fields; the hash of message ids has one field per message.
     let whole = commands.iter().filter(|command| command.words[0].eq_ignore_ascii_case("HGETALL"));
-    assert!(whole.clone().all(|command| command.words[1].contains("}:s:")), "{:#?}", whole.collect::<Vec<_>>());
+    let is_bounded = |key: &str| key.contains("}:s:") || key.contains("}:t:");
+    assert!(whole.clone().all(|command| is_bounded(&command.words[1])), "{:#?}", whole.collect::<Vec<_>>());
 }
 
 /// Calls every endpoint at least once. Returns each as `METHOD /path/{parameter}`.
 async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
     const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
     const MESSAGE: &str = "/api/sessions/{sessionId}/messages/{messageId}";
+    const TURN: &str = "/api/sessions/{sessionId}/turns/{turnId}";
+    let turn = |rest: &str| format!("{TURN}{rest}");
     let id = service.session_of("u").await;
     let mut called = BTreeSet::new();
     for (method, path, body, status) in [
@@ -557,6 +626,11 @@ async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
         ("GET", "/api/sessions/{sessionId}/messages", None, 200),
         ("GET", "/api/sessions/{sessionId}/messages?after=0", None, 200),
         ("GET", "/api/sessions/{sessionId}/messages?before=2", None, 200),
+        ("POST", "/api/sessions/{sessionId}/turns", Some(json!({"turnId": "t", "writer": "w"})), 201),
+        ("POST", &turn("/chunks"), Some(json!({"number": 1, "from": 0, "chunks": ["x"]})), 200),
+        ("POST", &turn("/cancel"), None, 202),
+        ("GET", TURN, None, 200),
+        ("POST", &turn("/end"), Some(json!({"number": 1, "status": "completed"})), 200),
         ("GET", "/api/sessions/business/{businessId}/active", None, 200),
         ("GET", "/api/sessions/business/{businessId}/user/{userId}/active", None, 200),
         ("GET", "/api/sessions/business/{businessId}/user/{userId}/history", None, 200),
@@ -564,7 +638,7 @@ async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
         ("DELETE", "/api/sessions/{sessionId}", None, 204),
         ("DELETE", "/api/sessions/business/{businessId}/user/{userId}", None, 200),
     ] {
-        let filled = path.replace("{sessionId}", &id).replace("{messageId}", "m");
+        let filled = path.replace("{sessionId}", &id).replace("{messageId}", "m").replace("{turnId}", "t");
         let filled = filled.replace("{businessId}", "b").replace("{userId}", "u");
         let body = body.map_or_else(Vec::new, |body: Value| body.to_string().into_bytes());
         let name = Method::from_bytes(method.as_bytes()).expect("a method");

@@ -1,7 +1,7 @@
 //! Checks the messages of a session, and the index of their ids.
 
 use super::{Inspection, Inspector, is_json_object};
-use crate::session::{Identifier, MessageJson, MessageRest, Role, Session, SessionId, escaped_message_id};
+use crate::session::{Identifier, MessageJson, MessageRest, Role, Session, SessionId, escaped_text};
 use crate::store::StoreError;
 use crate::store::keyspace::{Expiry, FoundKey, RepairTarget, Stored, StoredMessage};
 
@@ -22,7 +22,7 @@ impl Inspector<'_> {
             let page = self.store.messages_page(id, check.last_seq).await?;
             self.throttle.spend(page.len()).await;
             let page: Vec<_> = page.into_iter().map(|stored| check.parse(stored)).collect();
-            let message_ids = page.iter().flatten().map(|message| escaped_message_id(&message.message_id)).collect();
+            let message_ids = page.iter().flatten().map(|message| escaped_text(&message.message_id)).collect();
             let (seqs, indexed) = self.store.indexed_seqs(id, message_ids).await?;
             if page.is_empty() {
                 break indexed;
@@ -169,9 +169,10 @@ impl MessagesCheck {
             self.list.add(format!("{seq}: its metadata is not a JSON object"));
         }
         let mut rest = MessageRest::new(self.session_id, &members.message_id, role, content, metadata).json;
-        if let Some(redacted_at) = &members.redacted_at {
+        let more = [("finishReason", &members.finish_reason), ("redactedAt", &members.redacted_at)];
+        for (name, value) in more.iter().filter_map(|(name, value)| value.as_ref().map(|value| (name, value))) {
             rest.truncate(rest.len() - 1);
-            rest.extend([",\"redactedAt\":\"", redacted_at, "\"}"]);
+            rest.extend([",\"", name, "\":\"", value, "\"}"]);
         }
         if !message.as_bytes().ends_with(rest.as_bytes()) {
             self.list.add(format!("{seq}: its members are not in their order"));

@@ -8,14 +8,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::instrumented;
 use crate::metrics::{self, Operation};
 use crate::session::{
-    MessageJson, MessageMembers, MessageRest, NewMessage, SessionId, TenantScope, Timestamp, escaped_message_id,
-    same_json,
+    MessageJson, MessageMembers, MessageRest, NewMessage, SessionId, TenantScope, Timestamp, escaped_text, same_json,
 };
 use crate::store::reply::Reply;
 use crate::store::{SessionStore, StoreError};
 
 /// Most messages beyond the limits that one append removes.
-const TRIM_MESSAGES_MAX: u32 = 200;
+pub(super) const TRIM_MESSAGES_MAX: u32 = 200;
 /// Number of a session's own keys, which precede those of its user.
 const SESSION_KEYS: usize = 3;
 /// Bytes of conflicting messages after which one append stops reading them.
@@ -105,6 +104,12 @@ impl SessionStore {
                     }
                     "missing" => return Ok(Append::Missing),
                     "not_active" => return Ok(Append::NotActive),
+                    "turn_open" => return Ok(Append::Conflict(batch.message_id_at(&mut reply)?)),
+                    "turn_lost" => {
+                        if let Some(session) = self.get_in_scope(id, tenant_scope, now).await? {
+                            self.close_lost_turn(&session, now).await?;
+                        }
+                    }
                     "conflict" => {
                         if let Some(message_id) = batch.adopt_stored_texts(&mut reply)? {
                             return Ok(Append::Conflict(message_id));
@@ -167,11 +172,18 @@ impl<'a> Batch<'a> {
     fn push_args(&self, args: &mut Vec<String>) {
         for message in &self.messages {
             args.extend([
-                escaped_message_id(&message.message_id),
+                escaped_text(&message.message_id),
                 message.rest.json.clone(),
                 message.rest.compared.to_string(),
             ]);
         }
+    }
+
+    /// The message id at the position that a reply names.
+    fn message_id_at(&self, reply: &mut Reply) -> Result<String, StoreError> {
+        let message = self.messages.get(reply.parse::<usize>()?.wrapping_sub(1));
+        let message = message.ok_or_else(|| reply.unexpected("a position is out of range"))?;
+        Ok(message.message_id.clone())
     }
 
     /// The script compares texts. If a stored text is the same JSON (with another order of members, or spelling of

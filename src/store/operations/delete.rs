@@ -52,8 +52,8 @@ impl SessionStore {
                         return Ok(Delete::Deleted);
                     }
                     "missing" => return Ok(Delete::Missing),
-                    // The session has changed in the meantime. Read it again.
-                    "version_mismatch" => {}
+                    // The session has changed in the meantime, or has a turn now. Read it again.
+                    "version_mismatch" | "has_turn" => {}
                     _ => return Err(reply.unknown_tag()),
                 }
             }

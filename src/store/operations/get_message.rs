@@ -2,7 +2,7 @@
 
 use super::instrumented;
 use crate::metrics::Operation;
-use crate::session::{MessageJson, MessageRef, TenantScope, Timestamp, escaped_message_id};
+use crate::session::{MessageJson, MessageRef, TenantScope, Timestamp, escaped_text};
 use crate::store::redis::read_command::ReadCommand;
 use crate::store::response_memory::{MemoryPermit, ResponseOwner};
 use crate::store::{SessionStore, StoreError};
@@ -45,7 +45,7 @@ impl SessionStore {
         now: Timestamp,
     ) -> Result<GetMessage, StoreError> {
         let id = message.session_id;
-        let message_id = escaped_message_id(message.message_id.as_str());
+        let message_id = escaped_text(message.message_id.as_str());
         let mut seen = None;
         for _ in 0..LOOKUPS_MAX {
             let Some(session) = self.get_in_scope(id, scope, now).await? else {

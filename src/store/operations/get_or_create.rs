@@ -173,6 +173,8 @@ impl SessionStore {
             message_bytes: 0,
             oldest_seq: 1,
             history_at: created_at,
+            turn_number: None,
+            open_turn: None,
         }
     }
 }

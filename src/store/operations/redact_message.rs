@@ -2,7 +2,7 @@
 
 use super::instrumented;
 use crate::metrics::Operation;
-use crate::session::{MessageRef, Role, TenantScope, Timestamp, escaped_message_id};
+use crate::session::{MessageRef, Role, TenantScope, Timestamp, escaped_text};
 use crate::store::{SessionStore, StoreError};
 
 /// Outcome of [`SessionStore::redact_message`].
@@ -41,7 +41,7 @@ impl SessionStore {
                 now.0.to_string(),
                 now.to_string(),
                 self.config.lifecycle.retention_ms().to_string(),
-                escaped_message_id(message.message_id.as_str()),
+                escaped_text(message.message_id.as_str()),
                 own_roles.map_or_else(String::new, lines_of),
             ];
             let keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];

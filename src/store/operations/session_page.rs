@@ -110,6 +110,11 @@ impl SessionStore {
             let read = piece.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
             let read = try_join_all(read).await?.into_iter().map(|session| session.filter(wanted));
             let mut read: Vec<_> = read.map(|session| session.map(SessionView::of)).collect();
+            if page.request.include.turn {
+                let free = page.request.limit - page.sessions.len();
+                let mut views: Vec<_> = read.iter_mut().flatten().take(free).collect();
+                self.include_turns(&mut views, now).await?;
+            }
             if page.request.include.last_message {
                 let free = page.request.limit - page.sessions.len();
                 let mut views: Vec<_> = read.iter_mut().flatten().take(free).collect();

@@ -80,8 +80,8 @@ impl SessionStore {
                     }
                     "missing" => return Ok(Update::Missing),
                     "another_active" => return Ok(Update::AnotherActive(reply.parse()?)),
-                    // The session has changed in the meantime. Read it again.
-                    "version_mismatch" | "stale" => {}
+                    // The session has changed in the meantime, or has a turn now. Read it again.
+                    "version_mismatch" | "stale" | "has_turn" => {}
                     _ => return Err(reply.unknown_tag()),
                 }
             }
@@ -123,6 +123,8 @@ impl SessionStore {
             patch.status.map_or("", PatchStatus::as_str).to_owned(),
             patch.if_active.as_str().to_owned(),
         ];
+        args.extend(self.trim_args());
+        args.push(self.turn_lease_ms().to_string());
         let mut set = |name: &str, value: String| args.extend([name.to_owned(), value]);
         if let Some(location_id) = &patch.location_id {
             set(field::LOCATION_ID, format!("={location_id}"));

@@ -1,5 +1,7 @@
 //! The Lua scripts of `lua/`, run by their digest.
 
+use std::borrow::Cow;
+
 use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::LuaInterface;
@@ -12,24 +14,38 @@ use crate::store::StoreError;
 use crate::store::error::Redirection;
 use crate::store::reply::Reply;
 
+/// The first line of a script.
+const ENGINE: &str = "#!lua\n";
+
 /// One script: an operation that Redis runs as one step.
 #[derive(Debug)]
 pub(in crate::store) struct Script {
     operation: &'static str,
-    source: &'static str,
+    source: Cow<'static, str>,
     sha1: String,
     needs: Needs,
 }
 
 impl Script {
     fn new(operation: &'static str, source: &'static str) -> Self {
-        Self { operation, source, sha1: fred::util::sha1_hash(source), needs: Needs::Connection }
+        Self::of(operation, source.into(), Needs::Connection)
+    }
+
+    fn of(operation: &'static str, source: Cow<'static, str>, needs: Needs) -> Self {
+        Self { operation, sha1: fred::util::sha1_hash(&source), source, needs }
     }
 
     /// A script that needs clocks that agree, because it sets expiries or `updatedAt`. Scripts that only remove set
     /// neither.
     fn with_safe_clock(operation: &'static str, source: &'static str) -> Self {
-        Self { needs: Needs::SafeClock, ..Self::new(operation, source) }
+        Self::of(operation, source.into(), Needs::SafeClock)
+    }
+
+    /// A script that uses the functions of `turn.lua`.
+    fn of_turns(operation: &'static str, source: &'static str) -> Self {
+        let body = source.strip_prefix(ENGINE).unwrap_or(source);
+        let source = [ENGINE, include_str!("../../../lua/turn.lua"), body].concat();
+        Self::of(operation, source.into(), Needs::SafeClock)
     }
 
     /// Runs the script on the server that has its keys.
@@ -59,11 +75,11 @@ impl Script {
             other => return other,
         }
         metrics::store_retried("noscript");
-        let reply = client.eval(self.source, keys.to_vec(), args.to_vec()).await;
+        let reply = client.eval(&*self.source, keys.to_vec(), args.to_vec()).await;
         if reply.as_ref().is_err_and(|error| Redirection::of(error).is_some()) {
             // A server that a slot is moving to accepts one command for that slot per ASKING. The retry sends the
             // digest.
-            let _: Value = client.script_load(self.source).await?;
+            let _: Value = client.script_load(&*self.source).await?;
         }
         reply
     }
@@ -74,6 +90,10 @@ impl Script {
 pub(in crate::store) struct Scripts {
     pub(in crate::store) get_or_create: Script,
     pub(in crate::store) update: Script,
+    pub(in crate::store) begin_turn: Script,
+    pub(in crate::store) append_chunks: Script,
+    pub(in crate::store) end_turn: Script,
+    pub(in crate::store) cancel_turn: Script,
     pub(in crate::store) update_message: Script,
     pub(in crate::store) redact_message: Script,
     pub(in crate::store) append_messages: Script,
@@ -87,7 +107,11 @@ impl Scripts {
     pub(in crate::store) fn new() -> Self {
         Self {
             get_or_create: Script::with_safe_clock("get_or_create", include_str!("../../../lua/get_or_create.lua")),
-            update: Script::with_safe_clock("update", include_str!("../../../lua/update.lua")),
+            update: Script::of_turns("update", include_str!("../../../lua/update.lua")),
+            begin_turn: Script::of_turns("begin_turn", include_str!("../../../lua/begin_turn.lua")),
+            append_chunks: Script::with_safe_clock("append_chunks", include_str!("../../../lua/append_chunks.lua")),
+            end_turn: Script::of_turns("end_turn", include_str!("../../../lua/end_turn.lua")),
+            cancel_turn: Script::of_turns("cancel_turn", include_str!("../../../lua/cancel_turn.lua")),
             update_message: Script::with_safe_clock("update_message", include_str!("../../../lua/update_message.lua")),
             redact_message: Script::new("redact_message", include_str!("../../../lua/redact_message.lua")),
             append_messages: Script::with_safe_clock(

@@ -26,6 +26,8 @@ enum Target {
     User,
     /// It names a session by its id.
     Session,
+    /// It names a session by its id, and is no call for the token of a user.
+    Writer,
 }
 
 /// What an operation needs. This table is independent of the service's table, which is under test.
@@ -53,6 +55,14 @@ fn needs() -> Vec<Need> {
         need("getMessage", Target::Session, Scope::Read, 200),
         Need { body: json!({"metadata": {"a": 1}}), ..need("updateMessage", Target::Session, Scope::Write, 200) },
         need("redactMessage", Target::Session, Scope::Write, 204),
+        Need { body: json!({"turnId": "t", "writer": "w"}), ..need("beginTurn", Target::Writer, Scope::Write, 200) },
+        need("getTurn", Target::Session, Scope::Read, 200),
+        Need {
+            body: json!({"number": 1, "from": 0, "chunks": ["x"]}),
+            ..need("appendChunks", Target::Writer, Scope::Write, 200)
+        },
+        Need { body: json!({"number": 1, "status": "failed"}), ..need("endTurn", Target::Writer, Scope::Write, 200) },
+        need("cancelTurn", Target::Session, Scope::Write, 202),
         need("listActiveSessions", Target::Business, Scope::Read, 200),
         need("getActiveSession", Target::User, Scope::Read, 200),
         need("listSessionHistory", Target::User, Scope::Read, 200),
@@ -147,6 +157,10 @@ impl Fixture {
         let path = format!("/api/sessions/{session}/messages");
         let appended = self.service.bearer(all, Method::POST, &path, message).await;
         assert!(appended.status.is_success(), "{appended:?}");
+        let path = format!("/api/sessions/{session}/turns");
+        let turn = json!({"turnId": "t", "writer": "w"});
+        let began = self.service.bearer(all, Method::POST, &path, turn).await;
+        assert!(began.status.is_success(), "{began:?}");
         session
     }
 
@@ -177,7 +191,7 @@ impl Fixture {
         let now = self.service.now();
         let own = claims("b", "u", now);
         // An operation on more than one user needs more than a user's token.
-        let is_for_all = need.target == Target::Business || need.scope == Scope::Admin;
+        let is_for_all = [Target::Business, Target::Writer].contains(&need.target) || need.scope == Scope::Admin;
         let right = if is_for_all { with(&own, "scope", "read write admin profile") } else { own.clone() };
         let claims = match case {
             Case::None => return String::new(),
@@ -203,6 +217,7 @@ fn expected(need: &Need, case: Case) -> (u16, &'static str) {
         Case::Right => (need.success, ""),
         Case::None | Case::Bad | Case::Expired => (401, "unauthorized"),
         _ if need.target == Target::Principal => (need.success, ""),
+        Case::WrongBusiness if need.target == Target::Writer => (404, "session_not_found"),
         Case::WrongBusiness | Case::WrongUser if need.target == Target::Session => (404, "session_not_found"),
         Case::WrongBusiness | Case::WrongUser | Case::MissingScope => (403, "forbidden"),
     }
@@ -246,7 +261,7 @@ async fn every_operation_accepts_only_authorized_callers() {
     let all: BTreeSet<_> = needs().iter().map(|need| need.operation).collect();
     assert_eq!(covered, all, "an operation does not exist any more");
     // The last term is `whoami`, which accepts every valid credential.
-    assert_eq!((cells, denied), (18 * (7 + 6 + 6), 13 * (6 + 5 + 5) + 3 * 3));
+    assert_eq!((cells, denied), (23 * (7 + 6 + 6), 18 * (6 + 5 + 5) + 3 * 3));
 }
 
 /// Panics unless the document lists the security requirements in `need`.
@@ -277,7 +292,7 @@ async fn check_cell(
     let headers = if case == Case::None { vec![] } else { vec![header] };
     let body = Some(&need.body).filter(|body| !body.is_null());
     let call = |session: &str| {
-        let path = template.replace("{sessionId}", session).replace("{messageId}", "m");
+        let path = template.replace("{sessionId}", session).replace("{messageId}", "m").replace("{turnId}", "t");
         let path = path.replace("{businessId}", "b").replace("{userId}", "u");
         let (headers, method) = (headers.clone(), method.clone());
         async move { fixture.service.call_as(&headers, method, &path, body).await }

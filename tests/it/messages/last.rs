@@ -205,10 +205,11 @@ async fn unknown_members_and_parameters_are_rejected() {
     let service = Service::start(&[]).await;
     let path = new_session(&service).await;
     for path in [path.as_str(), "/api/sessions/business/b/user/u/active", HISTORY, ACTIVE] {
-        for bad in ["", "turn", "lastmessage", "lastMessage,", "lastMessage,turn", "lastMessage,%20lastMessage", "*"] {
+        for bad in ["", "turns", "lastmessage", "lastMessage,", "lastMessage,turns", "lastMessage,%20lastMessage", "*"]
+        {
             let response = service.get(&format!("{path}?include={bad}")).await;
             let errors = response.expect_problem(400, "invalid_request").member("errors");
-            let message = "must be a comma-separated list of: lastMessage";
+            let message = "must be a comma-separated list of: lastMessage, turn";
             assert_eq!(errors, json!([{"field": "include", "message": message}]), "{path} {bad}");
         }
         for bad in ["include=lastMessage&include=lastMessage", "includes=lastMessage"] {

@@ -20,12 +20,17 @@ const CALLERS: usize = 16;
 const CANARY: &str = "canary";
 
 /// The paths of the requests. Each `*` is replaced by a random text.
-const PATHS: [&str; 20] = [
+const PATHS: [&str; 25] = [
     "/api/sessions",
     "/api/sessions/*",
     "/api/sessions/*/messages",
     "/api/sessions/*/messages?limit=*",
     "/api/sessions/*/messages/*",
+    "/api/sessions/*/turns",
+    "/api/sessions/*/turns/*",
+    "/api/sessions/*/turns/*/chunks",
+    "/api/sessions/*/turns/*/end",
+    "/api/sessions/*/turns/*/cancel",
     "/api/sessions/business/*/active",
     "/api/sessions/business/*/active?cursor=*&*=*",
     "/api/sessions/business/*/user/*/active",

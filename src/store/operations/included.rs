@@ -1,35 +1,52 @@
-//! Adds the newest message to sessions that were read.
+//! Adds the newest message and the open turn to sessions that were read.
 
 use futures_util::future::try_join_all;
 
 use super::instrumented;
 use crate::metrics::Operation;
-use crate::session::{LastMessage, Session, SessionView};
+use crate::session::{Include, LastMessage, Session, SessionView, Timestamp, ViewedTurn};
 use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner};
 use crate::store::{SessionStore, StoreError};
 
 impl SessionStore {
-    /// A session with its newest message for `owner`, and the memory of a large one. Keep it until the response is
-    /// sent. The message is left out if the response would have more than 4 MiB.
+    /// A session with what the caller asked for, for `owner`, and the memory of a large response. Keep it until the
+    /// response is sent. The message is left out if the response would have more than 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
-    pub async fn with_last_message(
+    pub async fn with_included(
         &self,
         session: Session,
+        include: Include,
         owner: ResponseOwner,
+        now: Timestamp,
     ) -> Result<(SessionView, Option<MemoryPermit>), StoreError> {
         instrumented(Operation::GetMessage, async move {
-            let mut memory = self.response_memory.reserve_if_large(owner, session.largest_message_bytes).await?;
-            let last_message = self.last_message(&session).await?;
+            let message_bytes = if include.last_message { session.largest_message_bytes } else { 0 };
+            let mut memory = self.response_memory.reserve_if_large(owner, message_bytes).await?;
             let mut view = SessionView::of(session);
-            view.include_last_message(last_message, PAGE_BYTES_MAX);
+            if include.turn {
+                self.include_turns(&mut [&mut view], now).await?;
+            }
+            if include.last_message {
+                let last_message = self.last_message(&view.session).await?;
+                view.include_last_message(last_message, PAGE_BYTES_MAX);
+            }
             if let Some(memory) = &mut memory {
                 memory.shrink_to(view.json_bytes());
             }
             Ok((view, memory))
         })
         .await
+    }
+
+    /// Adds the open turn to each of these sessions.
+    pub(super) async fn include_turns(&self, views: &mut [&mut SessionView], now: Timestamp) -> Result<(), StoreError> {
+        let turns = try_join_all(views.iter().map(|view| self.open_turn(&view.session, now))).await?;
+        for (view, turn) in views.iter_mut().zip(turns) {
+            view.turn = turn.map_or(ViewedTurn::Null, ViewedTurn::Turn);
+        }
+        Ok(())
     }
 
     /// Adds the newest message to each of these sessions until one does not fit into `bytes_max` bytes. Reads a bounded

@@ -1,0 +1,81 @@
+#!lua
+-- append_chunks: append chunks to the open turn, and renew its lease.
+--
+-- Why it is atomic: one step compares the turn's number and the number of its chunks with those of the caller. So a
+-- writer whose turn was closed or taken over writes nothing, and chunks have no gaps.
+-- Safe to run twice: the caller numbers the chunks. Those that are stored are compared and skipped.
+--
+-- KEYS   1 session    the session's hash
+--        2 turn, 3 chunks    the session's latest turn (hash) and its chunks (list)
+-- ARGV   1 id                the session's id
+--        2 scope             whose sessions the caller may use: `` for all, or lines of `business` or
+--                            `business<tab>user`, each between two line feeds
+--        3 now_ms            Unix time
+--        4 retention_ms      how long a session stays readable after its end
+--        5 lease_ms          how long the writer may be silent
+--        6 turn_chunks_max   maximum chunks of a turn
+--        7 turn_bytes_max    maximum bytes of all chunks of a turn, as JSON writes them
+--        8 turn_id           the turn's id as JSON writes it, without quotes
+--        9 number            the number of the turn, which its begin returned
+--       10 from              the number of the first chunk, from 0
+--       11 ... chunk (each as JSON writes it, without quotes)
+-- Returns {`appended`, nextChunk, leaseUntil, 1 if the writer should stop or ``, status, lastActivityAt, expiresAt,
+--          activeUntil}      the last four of the session
+--         {`chunk_gap`, nextChunk} {`chunk_conflict`} {`too_large`}
+--         {`taken`}          the turn has another number
+--         {`not_open`}       another turn is open, or none
+--         {`missing`}
+-- O(chunks in the call).
+local session, turn, chunks = KEYS[1], KEYS[2], KEYS[3]
+local id, scope, now_ms, retention_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local lease_ms, turn_chunks_max, turn_bytes_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local turn_id, number, from = ARGV[8], ARGV[9], ARGV[10]
+
+local function int(ms)
+  return string.format('%d', ms)
+end
+
+local session_id, status, expires_at, ended_at, last_activity_at, active_until, turn_number, open_id = unpack(
+  redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'endedAt', 'lastActivityAt', 'activeUntil',
+    'turnNumber', 'turnId'))
+if session_id ~= id then return {'missing'} end
+if scope ~= '' then
+  local business_id, user_id = unpack(redis.call('HMGET', session, 'businessId', 'userId'))
+  local is_in_scope = string.find(scope, '\n' .. business_id .. '\n', 1, true)
+    or string.find(scope, '\n' .. business_id .. '\t' .. user_id .. '\n', 1, true)
+  if not is_in_scope then return {'missing'} end
+end
+if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+if open_id ~= turn_id then return {'not_open'} end
+if turn_number ~= number then return {'taken'} end
+
+local next_chunk, chunk_bytes, cancel_until = unpack(
+  redis.call('HMGET', turn, 'nextChunk', 'chunkBytes', 'cancelUntil'))
+local FIRST, WIDTH = 11, 1
+local first, count = tonumber(from), #ARGV - FIRST + 1
+local stored = tonumber(next_chunk)
+if count > 0 and first > stored then return {'chunk_gap', next_chunk} end
+local known = math.min(count, math.max(stored - first, 0))
+if known > 0 then
+  for index, chunk in ipairs(redis.call('LRANGE', chunks, first, first + known - 1)) do
+    if chunk ~= ARGV[FIRST + index - 1] then return {'chunk_conflict'} end
+  end
+end
+local bytes = tonumber(chunk_bytes)
+for i = FIRST + known, #ARGV, WIDTH do bytes = bytes + #ARGV[i] end
+local has_new = known < count
+if has_new then stored = first + count end
+if has_new and (stored > turn_chunks_max or bytes > turn_bytes_max) then return {'too_large'} end
+local lease_until = int(math.min(now_ms + lease_ms, tonumber(cancel_until or now_ms + lease_ms)))
+
+-- From here on only writes.
+if has_new then
+  redis.call('RPUSH', chunks, unpack(ARGV, FIRST + known))
+  if next_chunk == '0' then redis.call('PEXPIREAT', chunks, int(tonumber(active_until) + retention_ms)) end
+  redis.call('HSET', turn, 'nextChunk', int(stored), 'chunkBytes', int(bytes), 'leaseUntil', lease_until)
+else
+  redis.call('HSET', turn, 'leaseUntil', lease_until)
+end
+redis.call('HSET', session, 'turnUntil', lease_until)
+return {'appended', int(stored), lease_until, cancel_until and '1' or '', status, last_activity_at, expires_at,
+  active_until}

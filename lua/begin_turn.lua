@@ -1,0 +1,82 @@
+#!lua
+-- begin_turn: begin a turn, which is a message that one writer writes piece by piece, or take over the open one.
+--
+-- Why it is atomic: one step looks for an open turn and begins this one. So a session has at most one open turn, and of
+-- ten thousand concurrent callers only one writes. An open turn that this call closes leaves its message in the same
+-- step.
+-- Safe to run twice: the caller names the turn and its writer. The second run finds both and only renews the lease.
+--
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
+--        4 turn, 5 chunks    the session's latest turn (hash) and its chunks (list)
+-- ARGV   1 id             the session's id
+--        2 now_ms         Unix time
+--        3 retention_ms   how long a session stays readable after its end
+--        4 lease_ms       how long the writer may be silent
+--        5 keep           number of newest messages to keep
+--        6 bytes_max      bytes of newest messages to keep
+--        7 trim_max       maximum messages to trim
+--        8 turn_id        the turn's id as JSON writes it, without quotes
+--        9 writer         its writer, likewise
+--       10 role           the role of the message that it becomes
+--       11 metadata       the metadata of that message, JSON
+--       12 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
+-- Returns {`began`, fields}    this turn is new
+--         {`known`, fields}    it is open: this writer began it before, or has it now
+--         {`over`}             it is closed, or a message has its id
+--         {`turn_open`, turnId, leaseUntil}    of the open turn
+--         {`not_active`} {`missing`}
+-- where fields are all fields of the turn's hash: name, value, name, value, in no fixed order.
+-- O(chunks of the turn that it closes + trim_max).
+local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local id, now_ms, retention_ms, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local keep, bytes_max, trim_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local turn_id, writer, role, metadata, if_open = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+
+local document = by_name(redis.call('HGETALL', session))
+if document.sessionId ~= id then return {'missing'} end
+if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+local latest = by_name(redis.call('HGETALL', turn))
+local is_this = document.turnId == turn_id
+local is_own = is_this and latest.writer == writer
+local is_over = not is_this and (latest.turnId == turn_id
+  or string.find(latest.earlier or '', '\n' .. turn_id .. '\t', 1, true)
+  or redis.call('HGET', message_ids, turn_id))
+if is_over then return {'over'} end
+local is_active = document.status == 'active' and now_ms < tonumber(document.expiresAt)
+if not is_own and not is_active then return {'not_active'} end
+
+local lost = not is_own and is_lost(document, now_ms)
+local takes_over = is_this and not lost and (is_own or if_open == 'takeover' or if_open == 'discard')
+local plan
+if document.turnId and not takes_over then
+  local how = {status = 'interrupted', at_ms = now_ms, discards = if_open == 'discard'}
+  if lost then
+    how = {status = 'lost', at_ms = tonumber(document.turnUntil)}
+  elseif is_this or (if_open ~= 'interrupt' and if_open ~= 'discard') then
+    return {'turn_open', document.turnId, document.turnUntil}
+  end
+  how.created_ms = lost and how.at_ms or math.max(now_ms, tonumber(document.lastActivityAt))
+  plan = plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
+    document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max, lease_ms = lease_ms})
+end
+
+-- From here on only writes.
+if plan then write_close(plan, document, latest) end
+-- It was this turn that was lost.
+if plan and is_this then return {'over'} end
+local goes_on = takes_over and (is_own or if_open == 'takeover')
+if not goes_on then
+  local earlier = takes_over and latest.earlier or earlier_with(latest)
+  latest = {
+    turnId = turn_id, role = role, metadata = metadata, status = 'open', nextChunk = '0', chunkBytes = '0',
+    afterSeq = document.messageCount, startedAt = int(now_ms), earlier = earlier,
+  }
+  redis.call('DEL', turn, chunks)
+end
+if not is_own then document.turnNumber = int(tonumber(document.turnNumber or 0) + 1) end
+latest.number, latest.writer = document.turnNumber, writer
+latest.leaseUntil = lease_end(latest, now_ms + lease_ms)
+redis.call('HSET', turn, unpack(with_turn({}, latest)))
+redis.call('PEXPIREAT', turn, int(tonumber(document.activeUntil) + retention_ms))
+redis.call('HSET', session, 'turnNumber', latest.number, 'turnId', turn_id, 'turnUntil', latest.leaseUntil)
+return with_turn({takes_over and 'known' or 'began'}, latest)

@@ -1,0 +1,34 @@
+#!lua
+-- cancel_turn: ask the writer of the open turn to stop.
+--
+-- Why it is atomic: one step finds the turn open and bounds its lease, so no renewal comes between.
+-- Safe to run twice: the first request bounds the lease; the second run finds it and writes nothing.
+--
+-- KEYS   1 session    the session's hash
+--        2 turn       the session's latest turn (hash)
+-- ARGV   1 id             the session's id
+--        2 now_ms         Unix time
+--        3 retention_ms   how long a session stays readable after its end
+--        4 stop_ms        how long the writer has to stop
+--        5 turn_id        the turn's id as JSON writes it, without quotes
+-- Returns {`cancelled`, fields}   all fields of the turn's hash: name, value, name, value, in no fixed order
+--         {`not_open`}            another turn is open, or none
+--         {`missing`}
+-- O(1).
+local session, turn = KEYS[1], KEYS[2]
+local id, now_ms, retention_ms, stop_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local turn_id = ARGV[5]
+
+local document = by_name(redis.call('HGETALL', session))
+if document.sessionId ~= id then return {'missing'} end
+if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+if document.turnId ~= turn_id then return {'not_open'} end
+local latest = by_name(redis.call('HGETALL', turn))
+if latest.cancelUntil then return with_turn({'cancelled'}, latest) end
+latest.cancelUntil = int(now_ms + stop_ms)
+latest.leaseUntil = lease_end(latest, tonumber(document.turnUntil))
+
+-- From here on only writes.
+redis.call('HSET', turn, 'cancelUntil', latest.cancelUntil, 'leaseUntil', latest.leaseUntil)
+redis.call('HSET', session, 'turnUntil', latest.leaseUntil)
+return with_turn({'cancelled'}, latest)

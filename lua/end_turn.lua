@@ -1,0 +1,55 @@
+#!lua
+-- end_turn: close the open turn, with the message that it becomes.
+--
+-- Why it is atomic: one step compares the turn's number, appends its message and closes it. So a turn becomes one
+-- message, whoever closes it, and readers never see the one without the other.
+-- Safe to run twice: the second run finds the turn closed.
+--
+-- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
+--        4 turn, 5 chunks    the session's latest turn (hash) and its chunks (list)
+-- ARGV   1 id             the session's id
+--        2 now_ms         Unix time
+--        3 retention_ms   how long a session stays readable after its end
+--        4 lease_ms       how long the chunks stay readable
+--        5 keep           number of newest messages to keep
+--        6 bytes_max      bytes of newest messages to keep
+--        7 trim_max       maximum messages to trim
+--        8 turn_id        the turn's id as JSON writes it, without quotes
+--        9 number         the number of the turn, which its begin returned
+--       10 status         `completed` or `failed`; or `lost`, which closes only a turn whose lease is over
+--       11 content        the JSON of the message's content, or `` for all chunks joined
+--       12 metadata       the JSON of the message's metadata, or `` for the turn's own
+--       13 error          why it failed, JSON, or ``
+-- Returns {`closed`, fields}   all fields of the turn's hash: name, value, name, value, in no fixed order
+--         {`taken`}            the turn has another number
+--         {`not_open`}         another turn is open, or none; or its lease is not over
+--         {`missing`}
+-- O(chunks of the turn + trim_max).
+local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local id, now_ms, retention_ms, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local keep, bytes_max, trim_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local turn_id, number, status = ARGV[8], ARGV[9], ARGV[10]
+local content, metadata, error = ARGV[11], ARGV[12], ARGV[13]
+
+local document = by_name(redis.call('HGETALL', session))
+if document.sessionId ~= id then return {'missing'} end
+if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+if document.turnId ~= turn_id then return {'not_open'} end
+if document.turnNumber ~= number then return {'taken'} end
+if status == 'lost' and not is_lost(document, now_ms) then return {'not_open'} end
+local latest = by_name(redis.call('HGETALL', turn))
+local how = {
+  status = status, at_ms = now_ms, created_ms = math.max(now_ms, tonumber(document.lastActivityAt)), endedAs = status,
+  content = content ~= '' and content, metadata = metadata ~= '' and metadata, error = error ~= '' and error,
+}
+if status == 'lost' then
+  local lease_until = tonumber(document.turnUntil)
+  how = {status = status, at_ms = lease_until, created_ms = lease_until}
+end
+local plan = plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn,
+  chunks = chunks}, document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max,
+  lease_ms = lease_ms})
+
+-- From here on only writes.
+write_close(plan, document, latest)
+return with_turn({'closed'}, latest)

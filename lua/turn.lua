@@ -1,0 +1,145 @@
+-- turn: what the scripts that close a turn have in common. The service sends it in front of each of them.
+--
+-- A turn is open while the session's hash names it in `turnId`. It may be closed as lost from LOST_AFTER_MS after
+-- `turnUntil` on, which is the end of its lease.
+local LOST_AFTER_MS, TURNS_KEPT = 1000, 8
+
+local function int(number)
+  return string.format('%d', number)
+end
+
+-- Unix milliseconds as RFC 3339, from days since 0000-03-01 in eras of 400 years.
+local function rfc3339(ms)
+  local floor = math.floor
+  local days, day_ms = floor(ms / 86400000) + 719468, ms % 86400000
+  local era = floor(days / 146097)
+  local era_day = days - era * 146097
+  local era_year = floor((era_day - floor(era_day / 1460) + floor(era_day / 36524) - floor(era_day / 146096)) / 365)
+  local year_day = era_day - (365 * era_year + floor(era_year / 4) - floor(era_year / 100))
+  local shifted_month = floor((5 * year_day + 2) / 153)
+  local day = year_day - floor((153 * shifted_month + 2) / 5) + 1
+  local month = shifted_month < 10 and shifted_month + 3 or shifted_month - 9
+  local year = era * 400 + era_year + (month <= 2 and 1 or 0)
+  local seconds = floor(day_ms / 1000)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day, floor(seconds / 3600),
+    floor(seconds / 60) % 60, seconds % 60, day_ms % 1000)
+end
+
+-- The id in a stored message, as JSON writes it.
+local function message_id_of(message)
+  local _, before = string.find(message, ',"messageId":"', 1, true)
+  return string.sub(message, before + 1, string.find(message, '","role":"', before, true) - 1)
+end
+
+local function by_name(fields)
+  local values = {}
+  for i = 1, #fields, 2 do values[fields[i]] = fields[i + 1] end
+  return values
+end
+
+-- A reply that ends with all fields of a turn.
+local function with_turn(reply, turn)
+  for field, value in pairs(turn) do
+    table.insert(reply, field)
+    table.insert(reply, value)
+  end
+  return reply
+end
+
+local function is_lost(document, now_ms)
+  return document.turnId and now_ms >= tonumber(document.turnUntil) + LOST_AFTER_MS
+end
+
+-- The end of a lease that is renewed until `until_ms`. The first request to stop bounds it.
+local function lease_end(turn, until_ms)
+  return int(math.min(until_ms, tonumber(turn.cancelUntil or until_ms)))
+end
+
+-- What is remembered of closed turns when another one begins: a line for each, the newest last.
+local function earlier_with(turn)
+  local earlier = turn.earlier or '\n'
+  if not turn.turnId then return earlier end
+  earlier = earlier .. table.concat({turn.turnId, turn.number, turn.writer, turn.role, turn.status, turn.endedAs or '',
+    turn.nextChunk, turn.afterSeq, turn.leaseUntil, turn.startedAt, turn.endedAt, turn.messageSeq or ''}, '\t') .. '\n'
+  local _, lines = string.gsub(earlier, '\n', '')
+  if lines > TURNS_KEPT then earlier = string.sub(earlier, string.find(earlier, '\n', 2, true), -1) end
+  return earlier
+end
+
+-- What closing the open turn changes. Reads, and writes nothing.
+--   keys      session, messages, message_ids, turn, chunks
+--   document  the session's fields, `latest` the turn's
+--   how       status: of a turn that nobody asked to stop; at_ms: when it ended; created_ms: `createdAt` of its
+--             message; discards: whether its text is dropped; and, given by its writer: endedAs, content, metadata, error
+--   limits    keep, bytes_max, trim_max: as in append_messages; lease_ms: how long its chunks stay readable
+local function plan_close(keys, document, latest, how, limits)
+  local status = latest.cancelUntil and 'cancelled' or how.status
+  local content = how.content
+  if not content and not how.discards then
+    local chunks = redis.call('LRANGE', keys.chunks, 0, -1)
+    if #chunks > 0 or status == 'completed' then content = '"' .. table.concat(chunks) .. '"' end
+  end
+  local plan = {
+    keys = keys, turn_id = latest.turnId, chunks_until = how.discards and 0 or how.at_ms + limits.lease_ms,
+    turn = {'status', status, 'endedAt', int(how.at_ms), 'metadata', how.metadata or latest.metadata},
+    session = {}, trimmed = {},
+  }
+  local function change(list, field, value)
+    table.insert(list, field)
+    table.insert(list, value)
+  end
+  if how.endedAs then change(plan.turn, 'endedAs', how.endedAs) end
+  if how.error then change(plan.turn, 'error', how.error) end
+  if not content then return plan end
+
+  local old_count = tonumber(document.messageCount)
+  local count = old_count + 1
+  plan.seq = int(count)
+  plan.message = '{"seq":' .. plan.seq .. ',"createdAt":"' .. rfc3339(how.created_ms) .. '","sessionId":"'
+    .. document.sessionId .. '","messageId":"' .. latest.turnId .. '","role":"' .. latest.role .. '","content":' .. content
+    .. ',"metadata":' .. (how.metadata or latest.metadata) .. ',"finishReason":"' .. status .. '"}'
+  local bytes = tonumber(document.messageBytes or 0) + #plan.message
+  local first_oldest = tonumber(document.oldestSeq or 1)
+  local oldest = first_oldest
+  for index = 0, limits.trim_max - 1 do
+    if count - oldest < limits.keep and bytes <= limits.bytes_max then break end
+    local message = redis.call('LINDEX', keys.messages, index)
+    if not message then break end
+    oldest, bytes = oldest + 1, bytes - #message
+    table.insert(plan.trimmed, message_id_of(message))
+  end
+  -- New keys expire with their session.
+  plan.keys_until = old_count == 0 and redis.call('PEXPIRETIME', keys.session) or 0
+  change(plan.turn, 'messageSeq', plan.seq)
+  change(plan.session, 'messageCount', plan.seq)
+  change(plan.session, 'messageBytes', int(bytes))
+  if #plan.message > tonumber(document.largestMessage or 0) then
+    change(plan.session, 'largestMessage', int(#plan.message))
+  end
+  if oldest > first_oldest then change(plan.session, 'oldestSeq', int(oldest)) end
+  return plan
+end
+
+-- Closes the turn as planned, and brings `document` and `latest` up to date.
+local function write_close(plan, document, latest)
+  local keys = plan.keys
+  if plan.message then
+    redis.call('RPUSH', keys.messages, plan.message)
+    redis.call('HSET', keys.message_ids, plan.turn_id, plan.seq)
+    if #plan.trimmed > 0 then
+      redis.call('LTRIM', keys.messages, #plan.trimmed, -1)
+      redis.call('HDEL', keys.message_ids, unpack(plan.trimmed))
+    end
+    if plan.keys_until > 0 then
+      redis.call('PEXPIREAT', keys.messages, int(plan.keys_until))
+      redis.call('PEXPIREAT', keys.message_ids, int(plan.keys_until))
+    end
+    redis.call('HSET', keys.session, unpack(plan.session))
+  end
+  redis.call('HDEL', keys.session, 'turnId', 'turnUntil')
+  redis.call('HSET', keys.turn, unpack(plan.turn))
+  redis.call('PEXPIREAT', keys.chunks, int(plan.chunks_until))
+  document.turnId, document.turnUntil = nil, nil
+  for i = 1, #plan.session, 2 do document[plan.session[i]] = plan.session[i + 1] end
+  for i = 1, #plan.turn, 2 do latest[plan.turn[i]] = plan.turn[i + 1] end
+end

@@ -1,0 +1,162 @@
+//! Turns: begin, write, end, cancel and read them (docs/api.md, "Turns").
+
+mod append_chunks;
+mod begin;
+mod cancel;
+mod end;
+mod read;
+
+use std::collections::HashMap;
+
+pub use self::append_chunks::{AppendChunks, ChunksAppended, NewChunks};
+pub use self::begin::{BeginTurn, NewTurn};
+pub use self::cancel::CancelTurn;
+pub use self::end::{EndTurn, TurnEnd};
+pub use self::read::{GetTurn, TurnChunks, TurnName};
+use super::append_messages::TRIM_MESSAGES_MAX;
+use crate::session::{
+    EndStatus, OpenTurn, PatchStatus, Role, Session, SessionId, SessionPatch, Timestamp, Turn, TurnStatus,
+};
+use crate::store::keys::turn_field;
+use crate::store::{SessionStore, StoreError};
+
+/// Why a call of a writer, or a request to stop, has no effect.
+#[derive(Debug)]
+pub enum NotOpen {
+    /// Another writer has the turn.
+    Taken,
+    /// The turn is closed.
+    Closed(Box<Turn>),
+    /// The session has had no turn with this id, as far as it is known.
+    Missing,
+}
+
+impl SessionStore {
+    /// The keys of the scripts that may close a turn.
+    fn turn_keys(&self, id: SessionId) -> Vec<String> {
+        vec![
+            self.keys.session(id),
+            self.keys.messages(id),
+            self.keys.message_ids(id),
+            self.keys.turn(id),
+            self.keys.chunks(id),
+        ]
+    }
+
+    /// The limits of the messages of a session that these scripts take.
+    pub(super) fn trim_args(&self) -> [String; 3] {
+        [
+            self.config.messages_kept.to_string(),
+            self.config.session_bytes_max.to_string(),
+            TRIM_MESSAGES_MAX.to_string(),
+        ]
+    }
+
+    /// Closes the session's open turn if its lease is over. Returns whether it did.
+    pub(super) async fn close_lost_turn(&self, session: &Session, now: Timestamp) -> Result<bool, StoreError> {
+        let is_lost = |turn: &&OpenTurn| turn.is_lost(now);
+        let (Some(turn), Some(number)) = (session.open_turn.as_ref().filter(is_lost), session.turn_number) else {
+            return Ok(false);
+        };
+        let lost = end::Closing { status: TurnStatus::Lost.as_str(), ..end::Closing::default() };
+        // Boxed to keep the futures of the calls that read small.
+        let reply = Box::pin(self.run_end_turn(session.session_id, &turn.escaped_id, number, &lost, now)).await?;
+        Ok(matches!(reply, end::Ended::Closed(_)))
+    }
+
+    /// Records the activity of a writer, if the session is active and that is due.
+    async fn record_activity(&self, session: &Session, now: Timestamp) -> Result<(), StoreError> {
+        use crate::session::{IfActive, Status, TenantScope};
+        use crate::store::VersionCondition;
+        if session.status != Status::Active || !self.config.lifecycle.is_touch_due(session, now) {
+            return Ok(());
+        }
+        let heartbeat = SessionPatch {
+            location_id: None,
+            session_type: None,
+            title: None,
+            metadata: None,
+            status: None::<PatchStatus>,
+            if_active: IfActive::Return,
+        };
+        let everything = TenantScope::Everything;
+        let recorded = self.update(session.session_id, &heartbeat, &VersionCondition::Any, &everything, now);
+        // Boxed to keep the future of every call small.
+        Box::pin(recorded).await.map(|_| ())
+    }
+}
+
+/// The turn in the fields of its hash.
+fn turn_of(session_id: SessionId, mut fields: HashMap<String, String>) -> Result<Box<Turn>, StoreError> {
+    let mut take = |name: &str| fields.remove(name);
+    Ok(Box::new(Turn {
+        turn_id: take(turn_field::TURN_ID).and_then(|text| unescaped(&text)).ok_or(MALFORMED)?,
+        session_id,
+        number: number_of(take(turn_field::NUMBER))?,
+        writer: take(turn_field::WRITER).and_then(|text| unescaped(&text)),
+        role: take(turn_field::ROLE).and_then(|word| Role::from_word(&word)).ok_or(MALFORMED)?,
+        metadata: take(turn_field::METADATA).ok_or(MALFORMED)?,
+        status: take(turn_field::STATUS).and_then(|word| TurnStatus::from_word(&word)).ok_or(MALFORMED)?,
+        next_chunk: number_of(take(turn_field::NEXT_CHUNK))?,
+        after_seq: number_of(take(turn_field::AFTER_SEQ))?,
+        cancel_requested: take(turn_field::CANCEL_UNTIL).is_some(),
+        lease_until: time_of(take(turn_field::LEASE_UNTIL))?,
+        started_at: time_of(take(turn_field::STARTED_AT))?,
+        ended_at: time_of(take(turn_field::ENDED_AT))?,
+        error: take(turn_field::ERROR),
+        message_seq: number_of(take(turn_field::MESSAGE_SEQ))?,
+        ended_as: take(turn_field::ENDED_AS),
+    }))
+}
+
+/// A closed turn in its line of the field `earlier` (`lua/turn.lua`).
+fn earlier_turn_of(session_id: SessionId, line: &str) -> Result<Box<Turn>, StoreError> {
+    let fields: Vec<_> = line.split('\t').collect();
+    let [turn_id, number, writer, role, status, ended_as, next_chunk, after_seq, lease, started, ended, seq] =
+        fields.as_slice()
+    else {
+        return Err(MALFORMED);
+    };
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let status = TurnStatus::from_word(status).ok_or(MALFORMED)?;
+    Ok(Box::new(Turn {
+        turn_id: unescaped(turn_id).ok_or(MALFORMED)?,
+        session_id,
+        number: number_of(text(number))?,
+        writer: unescaped(writer),
+        role: Role::from_word(role).ok_or(MALFORMED)?,
+        metadata: "{}".to_owned(),
+        status,
+        next_chunk: number_of(text(next_chunk))?,
+        after_seq: number_of(text(after_seq))?,
+        cancel_requested: status == TurnStatus::Cancelled,
+        lease_until: time_of(text(lease))?,
+        started_at: time_of(text(started))?,
+        ended_at: time_of(text(ended))?,
+        error: None,
+        message_seq: number_of(text(seq))?,
+        ended_as: text(ended_as),
+    }))
+}
+
+const MALFORMED: StoreError = StoreError::Reply { operation: "turn", problem: "a field of the turn is malformed" };
+
+fn number_of(text: Option<String>) -> Result<Option<u64>, StoreError> {
+    text.map(|text| text.parse().map_err(|_| MALFORMED)).transpose()
+}
+
+fn time_of(text: Option<String>) -> Result<Option<Timestamp>, StoreError> {
+    text.map(|text| text.parse().map(Timestamp).map_err(|_| MALFORMED)).transpose()
+}
+
+/// A text that JSON wrote, without quotes.
+fn unescaped(text: &str) -> Option<String> {
+    serde_json::from_str(&format!("\"{text}\"")).ok()
+}
+
+impl EndStatus {
+    /// Whether a turn was ended with this status by its writer.
+    fn is_of(self, turn: &Turn) -> bool {
+        turn.ended_as.as_deref() == Some(self.as_str())
+    }
+}

@@ -1,0 +1,128 @@
+//! Appends chunks to the open turn.
+
+use super::NotOpen;
+use crate::metrics::Operation;
+use crate::session::{Identifier, Session, SessionId, Status, TenantScope, Timestamp, escaped_text};
+use crate::store::operations::instrumented;
+use crate::store::{SessionStore, StoreError};
+
+/// Most chunks of a turn.
+const TURN_CHUNKS_MAX: u32 = 32_768;
+
+/// Chunks to append.
+#[derive(Clone, Debug)]
+pub struct NewChunks {
+    /// The turn.
+    pub turn_id: Identifier,
+    /// The number of the turn.
+    pub number: u64,
+    /// The number of the first chunk, from 0.
+    pub from: u64,
+    /// Each as JSON writes it, without quotes.
+    pub chunks: Vec<String>,
+}
+
+/// The turn after an append.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunksAppended {
+    /// How many chunks it has.
+    pub next_chunk: u64,
+    /// When the lease ends.
+    pub lease_until: Timestamp,
+    /// Whether the writer should stop.
+    pub cancel_requested: bool,
+}
+
+/// Outcome of [`SessionStore::append_chunks`].
+#[derive(Debug)]
+pub enum AppendChunks {
+    /// All chunks are stored.
+    Appended(ChunksAppended),
+    /// The turn has only this many chunks.
+    Gap(u64),
+    /// A stored chunk is another one.
+    Conflict,
+    /// The turn would have too many chunks or bytes.
+    TooLarge,
+    /// The writer does not have the turn.
+    NotOpen(NotOpen),
+    /// The session does not exist.
+    Missing,
+}
+
+impl SessionStore {
+    /// Appends chunks to the open turn of a session within `scope`, and renews its lease.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn append_chunks(
+        &self,
+        id: SessionId,
+        new: &NewChunks,
+        scope: &TenantScope,
+        now: Timestamp,
+    ) -> Result<AppendChunks, StoreError> {
+        instrumented(Operation::AppendChunks, async move {
+            // The script checks the scope, unless it has too many businesses to send.
+            let lines = scope.lines();
+            if lines.is_none() && self.get_in_scope(id, scope, now).await?.is_none() {
+                return Ok(AppendChunks::Missing);
+            }
+            let turn_id = escaped_text(new.turn_id.as_str());
+            let mut args = vec![
+                id.to_string(),
+                lines.unwrap_or_default(),
+                now.0.to_string(),
+                self.config.lifecycle.retention_ms().to_string(),
+                self.turn_lease_ms().to_string(),
+                TURN_CHUNKS_MAX.to_string(),
+                self.config.turn_bytes_max.to_string(),
+                turn_id.clone(),
+                new.number.to_string(),
+                new.from.to_string(),
+            ];
+            args.extend(new.chunks.iter().cloned());
+            let keys = vec![self.keys.session(id), self.keys.turn(id), self.keys.chunks(id)];
+            let mut reply = match self.run(&self.scripts.append_chunks, keys, args).await {
+                // While its slot moves, a script with missing keys is refused, before it checks the scope.
+                Err(StoreError::NotServing("TRYAGAIN", error)) => {
+                    let session = self.get_in_scope(id, scope, now).await?;
+                    let refused = Err(StoreError::NotServing("TRYAGAIN", error));
+                    return session.map_or(Ok(AppendChunks::Missing), |_| refused);
+                }
+                reply => reply?,
+            };
+            match reply.string()?.as_str() {
+                "appended" => {
+                    let appended = ChunksAppended {
+                        next_chunk: reply.parse()?,
+                        lease_until: reply.time()?,
+                        cancel_requested: !reply.string()?.is_empty(),
+                    };
+                    let is_active = reply.string()? == Status::Active.as_str();
+                    let times = [reply.time()?, reply.time()?, reply.time()?];
+                    if is_active && self.config.lifecycle.is_due(times, now) {
+                        self.record_activity_of(id, now).await?;
+                    }
+                    Ok(AppendChunks::Appended(appended))
+                }
+                "chunk_gap" => Ok(AppendChunks::Gap(reply.parse()?)),
+                "chunk_conflict" => Ok(AppendChunks::Conflict),
+                "too_large" => Ok(AppendChunks::TooLarge),
+                "taken" => Ok(AppendChunks::NotOpen(NotOpen::Taken)),
+                "not_open" => Ok(AppendChunks::NotOpen(self.not_open(id, &turn_id).await?)),
+                "missing" => Ok(AppendChunks::Missing),
+                _ => Err(reply.unknown_tag()),
+            }
+        })
+        .await
+    }
+
+    async fn record_activity_of(&self, id: SessionId, now: Timestamp) -> Result<(), StoreError> {
+        let session: Option<Session> = self.get_in_scope(id, &TenantScope::Everything, now).await?;
+        match session {
+            Some(session) => self.record_activity(&session, now).await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Ends a turn.
+
+use serde_json::{Map, Value};
+
+use super::{NotOpen, turn_of};
+use crate::metrics::Operation;
+use crate::session::{EndStatus, Identifier, SessionId, TenantScope, Timestamp, Turn, escaped_text, patched_metadata};
+use crate::store::operations::instrumented;
+use crate::store::{SessionStore, StoreError};
+
+/// The end of a turn, as its writer gives it.
+#[derive(Clone, Debug)]
+pub struct TurnEnd {
+    /// The turn.
+    pub turn_id: Identifier,
+    /// The number of the turn.
+    pub number: u64,
+    /// Whether it is complete.
+    pub status: EndStatus,
+    /// The JSON of the message's content; `None` for all chunks joined.
+    pub content_json: Option<String>,
+    /// A merge patch for the turn's metadata.
+    pub metadata: Option<Value>,
+    /// Why it failed, JSON.
+    pub error_json: Option<String>,
+}
+
+/// Outcome of [`SessionStore::end_turn`].
+#[derive(Debug)]
+pub enum EndTurn {
+    /// The closed turn. It was closed by this call, or before with the same status.
+    Ended(Box<Turn>),
+    /// The writer does not have the turn.
+    NotOpen(NotOpen),
+    /// The merged metadata would be too large.
+    MetadataTooLarge,
+    /// The session does not exist.
+    Missing,
+}
+
+/// How to close a turn; texts are empty if absent.
+#[derive(Debug, Default)]
+pub(super) struct Closing<'a> {
+    pub(super) status: &'a str,
+    pub(super) content: &'a str,
+    pub(super) metadata: &'a str,
+    pub(super) error: &'a str,
+}
+
+/// Reply of `end_turn.lua`.
+pub(super) enum Ended {
+    Closed(Box<Turn>),
+    Taken,
+    NotOpen,
+    Missing,
+}
+
+impl SessionStore {
+    /// Closes the open turn of a session within `scope`, with the message that it becomes.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn end_turn(
+        &self,
+        id: SessionId,
+        end: &TurnEnd,
+        scope: &TenantScope,
+        now: Timestamp,
+    ) -> Result<EndTurn, StoreError> {
+        instrumented(Operation::EndTurn, async move {
+            let Some(session) = self.get_in_scope(id, scope, now).await? else {
+                return Ok(EndTurn::Missing);
+            };
+            let turn_id = escaped_text(end.turn_id.as_str());
+            let metadata = match &end.metadata {
+                // The metadata of a turn changes only with its number.
+                Some(patch) => match self.latest_turn(id).await? {
+                    Some(turn) if turn.number == Some(end.number) => merged(&turn, patch)?,
+                    _ => String::new(),
+                },
+                None => String::new(),
+            };
+            if metadata.len() > self.config.metadata_bytes_max {
+                return Ok(EndTurn::MetadataTooLarge);
+            }
+            let closing = Closing {
+                status: end.status.as_str(),
+                content: end.content_json.as_deref().unwrap_or_default(),
+                metadata: &metadata,
+                error: end.error_json.as_deref().unwrap_or_default(),
+            };
+            match self.run_end_turn(id, &turn_id, end.number, &closing, now).await? {
+                Ended::Closed(turn) => {
+                    self.record_activity(&session, now).await?;
+                    Ok(EndTurn::Ended(turn))
+                }
+                Ended::Taken => Ok(EndTurn::NotOpen(NotOpen::Taken)),
+                Ended::NotOpen => match self.not_open(id, &turn_id).await? {
+                    NotOpen::Closed(turn) if end.status.is_of(&turn) && turn.number == Some(end.number) => {
+                        Ok(EndTurn::Ended(turn))
+                    }
+                    not_open => Ok(EndTurn::NotOpen(not_open)),
+                },
+                Ended::Missing => Ok(EndTurn::Missing),
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn run_end_turn(
+        &self,
+        id: SessionId,
+        escaped_turn_id: &str,
+        number: u64,
+        closing: &Closing<'_>,
+        now: Timestamp,
+    ) -> Result<Ended, StoreError> {
+        let [keep, bytes_max, trim_max] = self.trim_args();
+        let args = vec![
+            id.to_string(),
+            now.0.to_string(),
+            self.config.lifecycle.retention_ms().to_string(),
+            self.turn_lease_ms().to_string(),
+            keep,
+            bytes_max,
+            trim_max,
+            escaped_turn_id.to_owned(),
+            number.to_string(),
+            closing.status.to_owned(),
+            closing.content.to_owned(),
+            closing.metadata.to_owned(),
+            closing.error.to_owned(),
+        ];
+        let mut reply = self.run(&self.scripts.end_turn, self.turn_keys(id), args).await?;
+        match reply.string()?.as_str() {
+            "closed" => Ok(Ended::Closed(turn_of(id, reply.named_values()?)?)),
+            "taken" => Ok(Ended::Taken),
+            "not_open" => Ok(Ended::NotOpen),
+            "missing" => Ok(Ended::Missing),
+            _ => Err(reply.unknown_tag()),
+        }
+    }
+
+    /// Why a turn that is not the open one is not.
+    pub(super) async fn not_open(&self, id: SessionId, escaped_turn_id: &str) -> Result<NotOpen, StoreError> {
+        Ok(self.closed_turn(id, escaped_turn_id).await?.map_or(NotOpen::Missing, NotOpen::Closed))
+    }
+}
+
+/// The metadata of a turn with a merge patch (RFC 7396).
+fn merged(turn: &Turn, patch: &Value) -> Result<String, StoreError> {
+    let metadata = serde_json::from_str::<Map<String, Value>>(&turn.metadata).map_err(|_| super::MALFORMED)?;
+    Ok(Value::Object(patched_metadata(&metadata, patch)).to_string())
+}

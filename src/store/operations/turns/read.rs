@@ -1,0 +1,187 @@
+//! Reads a turn and its chunks.
+
+use bytes::Bytes;
+
+use super::{earlier_turn_of, turn_of};
+use crate::metrics::Operation;
+use crate::session::{
+    Identifier, MessageRef, Role, Session, SessionId, TenantScope, Timestamp, Turn, TurnStatus, escaped_text,
+};
+use crate::store::keys::turn_field;
+use crate::store::operations::get_message::GetMessage;
+use crate::store::operations::instrumented;
+use crate::store::redis::read_command::ReadCommand;
+use crate::store::reply::Reply;
+use crate::store::response_memory::{MemoryPermit, ResponseOwner};
+use crate::store::{SessionStore, StoreError};
+
+/// How often a turn is read again if it changes between its reads.
+const READS_MAX: u32 = 8;
+
+/// Which turn to read.
+#[derive(Clone, Debug)]
+pub enum TurnName {
+    /// The turn that began last.
+    Latest,
+    /// The turn with this id.
+    Id(Identifier),
+}
+
+/// A turn with its chunks from one number on.
+#[derive(Debug)]
+pub struct TurnChunks {
+    /// The turn.
+    pub turn: Box<Turn>,
+    /// Each as JSON writes it, without quotes.
+    pub chunks: Vec<Bytes>,
+    /// The memory of a large response. Keep it until the response is sent.
+    pub memory: Option<MemoryPermit>,
+}
+
+/// Outcome of [`SessionStore::get_turn`].
+#[derive(Debug)]
+pub enum GetTurn {
+    /// The turn.
+    Found(Box<TurnChunks>),
+    /// The session has had no such turn, as far as it is known.
+    TurnMissing,
+    /// The session does not exist.
+    SessionMissing,
+}
+
+impl SessionStore {
+    /// A turn of a session within `scope`, with its chunks from number `from` on. An open turn whose lease is over is
+    /// closed first.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn get_turn(
+        &self,
+        id: SessionId,
+        name: &TurnName,
+        from: u64,
+        scope: &TenantScope,
+        owner: ResponseOwner,
+        now: Timestamp,
+    ) -> Result<GetTurn, StoreError> {
+        instrumented(Operation::GetTurn, async move {
+            let Some(session) = self.get_in_scope(id, scope, now).await? else {
+                return Ok(GetTurn::SessionMissing);
+            };
+            // If the turn cannot be closed now, it is still open.
+            let _ = self.close_lost_turn(&session, now).await;
+            for _ in 0..READS_MAX {
+                let (turn, earlier) = match self.stored_turn(id).await? {
+                    Some((turn, earlier)) => (Some(turn), earlier),
+                    None => (None, String::new()),
+                };
+                let is_named = |turn: &Turn| match name {
+                    TurnName::Latest => true,
+                    TurnName::Id(turn_id) => turn.turn_id == turn_id.as_str(),
+                };
+                let Some(turn) = turn.filter(|turn| is_named(turn)) else {
+                    let TurnName::Id(turn_id) = name else { return Ok(GetTurn::TurnMissing) };
+                    let before = self.turn_before(id, &escaped_text(turn_id.as_str()), &earlier).await?;
+                    let alone = |turn| Box::new(TurnChunks { turn, chunks: Vec::new(), memory: None });
+                    return Ok(before.map_or(GetTurn::TurnMissing, |turn| GetTurn::Found(alone(turn))));
+                };
+                let memory = self.response_memory.reserve_if_large(owner, self.config.turn_bytes_max).await?;
+                let from = i64::try_from(from).unwrap_or(i64::MAX);
+                let command = ReadCommand::list(self.keys.chunks(id), from, -1);
+                let chunks = self.read_command(command).await?.texts("get_turn")?;
+                // The chunks of another writer must not be shown as this one's.
+                let number = turn.number;
+                let again = self.latest_turn(id).await?;
+                if let Some(turn) = again.filter(|again| again.number == number) {
+                    let known = usize::try_from(turn.next_chunk.unwrap_or_default()).unwrap_or(usize::MAX);
+                    let from = usize::try_from(from).unwrap_or(usize::MAX);
+                    let mut chunks = chunks;
+                    chunks.truncate(known.saturating_sub(from));
+                    return Ok(GetTurn::Found(Box::new(TurnChunks { turn, chunks, memory })));
+                }
+            }
+            Err(StoreError::Busy("the session's turns change faster than they can be read".to_owned()))
+        })
+        .await
+    }
+
+    /// The open turn of a session that was read, unless its lease is over.
+    pub(crate) async fn open_turn(&self, session: &Session, now: Timestamp) -> Result<Option<Box<Turn>>, StoreError> {
+        if session.open_turn.as_ref().is_none_or(|turn| turn.is_lost(now)) {
+            return Ok(None);
+        }
+        Ok(self.latest_turn(session.session_id).await?.filter(|turn| turn.status == TurnStatus::Open))
+    }
+
+    /// The turn that began last.
+    pub(crate) async fn latest_turn(&self, id: SessionId) -> Result<Option<Box<Turn>>, StoreError> {
+        Ok(self.stored_turn(id).await?.map(|(turn, _)| turn))
+    }
+
+    /// The turn that began last, and the lines about those before it.
+    async fn stored_turn(&self, id: SessionId) -> Result<Option<(Box<Turn>, String)>, StoreError> {
+        let texts = self.read_command(ReadCommand::hash(self.keys.turn(id))).await?.texts("get_turn")?;
+        if texts.is_empty() {
+            return Ok(None);
+        }
+        let mut fields = Reply::of_texts("get_turn", texts).named_values()?;
+        let earlier = fields.remove(turn_field::EARLIER).unwrap_or_default();
+        Ok(Some((turn_of(id, fields)?, earlier)))
+    }
+
+    /// A closed turn: the latest, one of those before it, or what its message says.
+    pub(super) async fn closed_turn(
+        &self,
+        id: SessionId,
+        escaped_turn_id: &str,
+    ) -> Result<Option<Box<Turn>>, StoreError> {
+        let Some((turn, earlier)) = self.stored_turn(id).await? else {
+            return self.turn_before(id, escaped_turn_id, "").await;
+        };
+        if turn.status != TurnStatus::Open && escaped_text(&turn.turn_id) == escaped_turn_id {
+            return Ok(Some(turn));
+        }
+        self.turn_before(id, escaped_turn_id, &earlier).await
+    }
+
+    async fn turn_before(
+        &self,
+        id: SessionId,
+        escaped_turn_id: &str,
+        earlier: &str,
+    ) -> Result<Option<Box<Turn>>, StoreError> {
+        let is_named = |line: &&str| line.split('\t').next() == Some(escaped_turn_id);
+        if let Some(line) = earlier.split('\n').find(is_named) {
+            return Ok(Some(earlier_turn_of(id, line)?));
+        }
+        let Some(turn_id) = super::unescaped(escaped_turn_id).and_then(|turn_id| Identifier::new(turn_id).ok()) else {
+            return Ok(None);
+        };
+        let message = MessageRef { session_id: id, message_id: turn_id };
+        let owner = ResponseOwner::default();
+        // Every readable session has a later end.
+        let now = Timestamp(0);
+        let found = Box::pin(self.find_message(&message, &TenantScope::Everything, owner, now)).await?;
+        let GetMessage::Found(stored, _memory) = found else { return Ok(None) };
+        let members = stored.members().ok_or(super::MALFORMED)?;
+        let status = members.finish_reason.as_deref().and_then(TurnStatus::from_word);
+        Ok(Some(Box::new(Turn {
+            turn_id: message.message_id.to_string(),
+            session_id: id,
+            number: None,
+            writer: None,
+            role: Role::from_word(&members.role).ok_or(super::MALFORMED)?,
+            metadata: members.metadata.get().to_owned(),
+            status: status.unwrap_or(TurnStatus::Completed),
+            next_chunk: None,
+            after_seq: None,
+            cancel_requested: status == Some(TurnStatus::Cancelled),
+            lease_until: None,
+            started_at: None,
+            ended_at: None,
+            error: None,
+            message_seq: Some(stored.seq),
+            ended_as: status.map(|status| status.as_str().to_owned()),
+        })))
+    }
+}
