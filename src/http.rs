@@ -20,6 +20,7 @@ mod concurrency_limit;
 mod cors;
 mod docs;
 mod error;
+mod export;
 mod extract;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;

@@ -71,6 +71,8 @@ label! {
         EndTurn = "end_turn",
         /// `erase_user`
         EraseUser = "erase_user",
+        /// `export`
+        Export = "export",
         /// `get`
         Get = "get",
         /// `get_active`

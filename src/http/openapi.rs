@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
-use super::{AppState, businesses, docs, health, message, messages, sessions, turns, whoami};
+use super::{AppState, businesses, docs, export, health, message, messages, sessions, turns, whoami};
 use crate::session::{Identifier, Included};
 
 const REQUEST_ID: &str = "X-Request-Id";
@@ -83,6 +83,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<AppState>> {
         .merge(message::router())
         .merge(turns::router())
         .merge(businesses::router())
+        .merge(export::router())
         .merge(whoami::router())
         .merge(health::router())
 }

@@ -18,6 +18,7 @@ mod cluster;
 mod connection;
 mod cors;
 mod embedded_redis;
+mod export;
 mod faults;
 mod health;
 mod hints;

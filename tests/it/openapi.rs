@@ -14,7 +14,8 @@ use crate::support::credentials::api_key;
 use crate::support::service::{Answer, Service};
 
 /// The operations of the service: `docs/api.md`, Endpoints.
-const OPERATIONS: [(&str, &str); 23] = [
+const OPERATIONS: [(&str, &str); 24] = [
+    ("get", "/api/sessions/business/{businessId}/user/{userId}/export"),
     ("post", "/api/sessions/{sessionId}/turns"),
     ("get", "/api/sessions/{sessionId}/turns/{turnId}"),
     ("post", "/api/sessions/{sessionId}/turns/{turnId}/chunks"),
@@ -403,7 +404,11 @@ impl CheckedClient {
         let content_type = response.header("content-type").expect("a content type");
         let essence = content_type.split(';').next().unwrap_or_default();
         let content = contents.get(essence).unwrap_or_else(|| panic!("{what}: {content_type} is not documented"));
-        let body = if essence.ends_with("json") { response.json() } else { Value::from(response.text.as_str()) };
+        let body = if essence.ends_with("json") && !essence.ends_with("ndjson") {
+            response.json()
+        } else {
+            Value::from(response.text.as_str())
+        };
         self.document.check(&content["schema"], &body, what);
     }
 
@@ -611,6 +616,9 @@ impl CheckedClient {
             self.get(template, &format!("{path}?include=turns"), 400).await;
         }
         self.get(&of_user_active, &format!("/api/sessions/business/c/user/{long}/active"), 400).await;
+        let export = format!("{of_user}/export");
+        self.get(&export, "/api/sessions/business/c/user/x/export", 200).await;
+        self.get(&export, &format!("/api/sessions/business/c/user/{long}/export"), 400).await;
         let erase = |user: &str| call(Method::DELETE, of_user, &format!("/api/sessions/business/c/user/{user}"));
         self.call(erase("x"), 200).await;
         self.call(erase(&long), 400).await;

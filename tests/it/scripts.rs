@@ -634,6 +634,7 @@ async fn call_every_endpoint(service: &Service) -> BTreeSet<String> {
         ("GET", "/api/sessions/business/{businessId}/active", None, 200),
         ("GET", "/api/sessions/business/{businessId}/user/{userId}/active", None, 200),
         ("GET", "/api/sessions/business/{businessId}/user/{userId}/history", None, 200),
+        ("GET", "/api/sessions/business/{businessId}/user/{userId}/export", None, 200),
         ("POST", "/api/sessions", Some(replacing("u")), 201),
         ("DELETE", "/api/sessions/{sessionId}", None, 204),
         ("DELETE", "/api/sessions/business/{businessId}/user/{userId}", None, 200),

@@ -175,7 +175,7 @@ pub(super) enum ScoreBound {
 }
 
 impl ScoreBound {
-    fn to_text(self, infinite: &str) -> String {
+    pub(super) fn to_text(self, infinite: &str) -> String {
         match self {
             Self::Infinite => infinite.to_owned(),
             Self::Inclusive(ms) => ms.to_string(),

@@ -45,6 +45,13 @@ impl ReadCommand {
         Self { name: "ZREVRANGEBYSCORE", key, args }
     }
 
+    /// The same in ascending order.
+    pub(in crate::store) fn sorted_set_up(key: String, lowest: String, highest: String, count: usize) -> Self {
+        let limit = ["BYSCORE", "LIMIT", "0"].map(str::to_owned);
+        let args = [lowest, highest].into_iter().chain(limit).chain([count.to_string(), "WITHSCORES".to_owned()]);
+        Self { name: "ZRANGE", key, args: args.collect() }
+    }
+
     /// Number of entries of a sorted set from one score to another.
     pub(in crate::store) fn sorted_set_count(key: String, lowest: String, highest: String) -> Self {
         Self { name: "ZCOUNT", key, args: vec![lowest, highest] }

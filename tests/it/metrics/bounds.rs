@@ -20,7 +20,7 @@ const CALLERS: usize = 16;
 const CANARY: &str = "canary";
 
 /// The paths of the requests. Each `*` is replaced by a random text.
-const PATHS: [&str; 25] = [
+const PATHS: [&str; 26] = [
     "/api/sessions",
     "/api/sessions/*",
     "/api/sessions/*/messages",
@@ -36,6 +36,7 @@ const PATHS: [&str; 25] = [
     "/api/sessions/business/*/user/*/active",
     "/api/sessions/business/*/user/*/history",
     "/api/sessions/business/*/user/*",
+    "/api/sessions/business/*/user/*/export",
     "/api/whoami?*",
     "/livez",
     "/readyz?*",
