@@ -10,6 +10,7 @@ mod acl;
 mod architecture;
 mod audit;
 mod auth;
+mod backup;
 mod bad_input;
 mod bounds;
 mod cli;
