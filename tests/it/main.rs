@@ -48,3 +48,4 @@ mod sentinel;
 mod state_machine;
 mod support;
 mod topologies;
+mod upgrade;
