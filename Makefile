@@ -1,7 +1,7 @@
 # `make` lists the commands. All need a Rust toolchain; they install other missing tools (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-isolated conformance examples fuzz supply-chain deploy-check mutants soak check \
+.PHONY: help run demo test test-isolated test-servers upgrade-check conformance examples fuzz supply-chain deploy-check mutants soak check \
 	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
 
 help: ## List the commands
@@ -27,6 +27,12 @@ test-isolated: ## Run the whole test suite by cargo-nextest, each test in a proc
 	deploy/ensure-prometheus
 	cargo nextest --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-nextest@0.9.143
 	cargo nextest run --locked
+
+test-servers: ## Run the integration tests against the installed server, Redis 8.2 and Valkey 9.1: TESTS selects some
+	tests/servers/run $(TESTS)
+
+upgrade-check: ## Replace services under load by those of another version: the commit before, or REVISION
+	tests/upgrade/run $(REVISION)
 
 conformance: ## Test every operation with schemathesis, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run

@@ -60,7 +60,7 @@ impl FaultyRedis {
 
 /// Cuts off a transaction that was only partly written before the kill, as docs/operations.md advises. Redis 7.0 keeps
 /// the start of such a transaction in the file, and runs it with the next transaction when it loads the file again.
-fn remove_unfinished_transaction(data: &Path) {
+pub fn remove_unfinished_transaction(data: &Path) {
     let checker = server_program().to_string_lossy().replace("-server", "-check-aof");
     let mut command = Command::new(checker);
     command.args(["--fix", "appendonlydir/appendonly.aof.manifest"]).current_dir(data);

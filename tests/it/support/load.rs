@@ -1,13 +1,16 @@
 //! A low, steady load of several users during a fault, with a record of every acknowledged write.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+
+use super::process::with_timeout;
+use super::redis_server::POLL;
 
 /// The pause of a user between two groups of calls.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -35,6 +38,36 @@ pub struct User {
     pub wrong: Vec<String>,
 }
 
+/// The services that get the calls of a load in turn, as from a load balancer.
+#[derive(Clone, Default)]
+pub struct Nodes(Arc<Mutex<Vec<Arc<String>>>>);
+
+impl Nodes {
+    /// Adds the service with this base URL.
+    pub fn add(&self, base: &str) {
+        self.0.lock().expect("no panic").push(Arc::new(base.to_owned()));
+    }
+
+    /// Removes a service, and waits until it has responded to every call that it got.
+    pub async fn remove(&self, base: &str) {
+        let mut removed: Vec<_> = self.0.lock().expect("no panic").extract_if(.., |node| **node == base).collect();
+        let node = removed.pop().expect("a service that is in use");
+        let drained = async {
+            while Arc::strong_count(&node) > 1 {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        with_timeout(drained).await;
+    }
+
+    /// The service for the next call, which it counts as in progress until the value is dropped.
+    fn next(&self) -> Arc<String> {
+        let mut nodes = self.0.lock().expect("no panic");
+        nodes.rotate_left(1);
+        nodes[0].clone()
+    }
+}
+
 /// Users that are making calls.
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -44,19 +77,26 @@ pub struct Load {
 impl Load {
     /// Creates the sessions of these users, then starts their calls.
     pub async fn start(base: &str, users: &[(String, String)]) -> Self {
+        let nodes = Nodes::default();
+        nodes.add(base);
+        Self::start_on(&nodes, users).await
+    }
+
+    /// The same, on several services.
+    pub async fn start_on(nodes: &Nodes, users: &[(String, String)]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut working = Vec::new();
         for (business_id, user_id) in users {
             let mut user = User::new(business_id, user_id);
             let body = json!({"businessId": business_id, "userId": user_id});
-            let (status, session) = user.call(base, "create", Method::POST, "/api/sessions", body).await;
+            let (status, session) = user.call(nodes, "create", Method::POST, "/api/sessions", body).await;
             assert_eq!(status, 201, "{session}");
             session["sessionId"].as_str().expect("an id").clone_into(&mut user.session_id);
-            let (base, stop) = (base.to_owned(), stop.clone());
+            let (nodes, stop) = (nodes.clone(), stop.clone());
             working.push(tokio::spawn(async move {
                 let mut round = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    user.work(&base, round).await;
+                    user.work(&nodes, round).await;
                     round += 1;
                 }
                 user
@@ -91,7 +131,7 @@ impl User {
 
     async fn call(
         &mut self,
-        base: &str,
+        nodes: &Nodes,
         operation: &'static str,
         method: Method,
         path: &str,
@@ -99,7 +139,8 @@ impl User {
     ) -> (u16, Value) {
         thread_local!(static CLIENT: Client = Client::new());
         let started = Instant::now();
-        let request = CLIENT.with(Client::clone).request(method, format!("{base}{path}")).json(&body);
+        let node = nodes.next();
+        let request = CLIENT.with(Client::clone).request(method, format!("{node}{path}")).json(&body);
         let response = request.send().await.expect("a response");
         let status = response.status().as_u16();
         let body = response.json().await.unwrap_or_default();
@@ -114,13 +155,13 @@ impl User {
     }
 
     /// Calls every operation once. Creates and deletes a session of a second user, [`guest_of`].
-    async fn work(&mut self, base: &str, round: u32) {
+    async fn work(&mut self, nodes: &Nodes, round: u32) {
         let path = format!("/api/sessions/{}", self.session_id);
         let id = Value::from(self.session_id.clone());
         let message_id = format!("{}-{round}", self.user_id);
         let message = json!({"messageId": message_id, "role": "user", "content": message_id});
         self.sent.insert(message_id.clone());
-        let response = self.call(base, "append", Method::POST, &format!("{path}/messages"), message).await;
+        let response = self.call(nodes, "append", Method::POST, &format!("{path}/messages"), message).await;
         let is_ours = response.1["sessionId"] == id && response.1["messageId"] == message_id.as_str();
         self.check("append", &response, matches!(response.0, 200 | 201) && is_ours);
         if let (true, Some(seq)) = (is_ours, response.1["seq"].as_u64()) {
@@ -128,26 +169,26 @@ impl User {
         }
         tokio::time::sleep(PAUSE).await;
 
-        let response = self.call(base, "get", Method::GET, &path, Value::Null).await;
+        let response = self.call(nodes, "get", Method::GET, &path, Value::Null).await;
         self.check("get", &response, response.0 == 200 && response.1["sessionId"] == id);
         let body = json!({"businessId": self.business_id, "userId": self.user_id});
-        let response = self.call(base, "resume", Method::POST, "/api/sessions", body).await;
+        let response = self.call(nodes, "resume", Method::POST, "/api/sessions", body).await;
         self.check("resume", &response, response.0 == 200 && response.1["sessionId"] == id);
         let list = format!("/api/sessions/business/{}/user/{}/history", self.business_id, self.user_id);
-        let response = self.call(base, "history", Method::GET, &list, Value::Null).await;
+        let response = self.call(nodes, "history", Method::GET, &list, Value::Null).await;
         self.check("history", &response, response.0 == 200 && response.1[0]["sessionId"] == id);
         tokio::time::sleep(PAUSE).await;
 
         // A session that is created and deleted in this round. After a 503 its state is unknown, so the round ends.
         let guest = guest_of(&self.user_id);
         let body = json!({"businessId": self.business_id, "userId": guest, "ifActive": "replace"});
-        let response = self.call(base, "replace", Method::POST, "/api/sessions", body).await;
+        let response = self.call(nodes, "replace", Method::POST, "/api/sessions", body).await;
         self.check("replace", &response, response.0 == 201 && response.1["userId"] == guest.as_str());
         let Some(guest_id) = response.1["sessionId"].as_str().map(str::to_owned) else { return };
         let guest_path = format!("/api/sessions/{guest_id}");
-        let response = self.call(base, "update", Method::PATCH, &guest_path, json!({"title": guest_id})).await;
+        let response = self.call(nodes, "update", Method::PATCH, &guest_path, json!({"title": guest_id})).await;
         self.check("update", &response, response.0 == 200 && response.1["title"] == guest_id.as_str());
-        let response = self.call(base, "delete", Method::DELETE, &guest_path, Value::Null).await;
+        let response = self.call(nodes, "delete", Method::DELETE, &guest_path, Value::Null).await;
         self.check("delete", &response, response.0 == 204);
         tokio::time::sleep(PAUSE).await;
     }

@@ -10,6 +10,9 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The time limit of every wait in a test. Only a failing test reaches it.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sessiond");
+
 /// Runs the program to its end with these arguments and variables, and no other settings.
 pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     command(arguments, variables).output().expect("the program")
@@ -22,7 +25,11 @@ pub fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
 
 /// The same, run by a wrapper: a command line to which the program and its arguments are appended.
 pub fn command_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> Command {
-    let words = [wrapper, &[env!("CARGO_BIN_EXE_sessiond")], arguments].concat();
+    command_of(&[wrapper, &[PROGRAM], arguments].concat(), variables)
+}
+
+/// Any command line with these variables, and no other settings.
+pub fn command_of(words: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).stdin(Stdio::null());
     command.env_clear().envs(["PATH", "HOME"].map(|name| (name, std::env::var(name).unwrap_or_default())));
@@ -41,11 +48,10 @@ pub struct Process {
 impl Process {
     /// Starts the program with these arguments and variables, and no other settings.
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::start_under(&[], arguments, variables)
+        Self::spawn(command(arguments, variables))
     }
 
-    fn start_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut command = command_under(wrapper, arguments, variables);
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
         let stderr = BufReader::new(child.stderr.take().expect("its stderr"));
         let (sender, log) = channel();
@@ -60,11 +66,13 @@ impl Process {
 
     /// The same, run by a wrapper.
     pub fn serve_under(wrapper: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
-        let arguments: Vec<_> = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-            .into_iter()
-            .chain(arguments.iter().copied())
-            .collect();
-        let mut process = Self::start_under(wrapper, &arguments, variables);
+        Self::serve_by(&[wrapper, &[PROGRAM]].concat(), arguments, variables)
+    }
+
+    /// The same, with this command line in place of the program, which may be another version.
+    pub fn serve_by(program: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
+        let addresses = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+        let mut process = Self::spawn(command_of(&[program, &addresses, arguments].concat(), variables));
         let line = process.wait_for_line("serving on http");
         let start = line.find("http").expect("an address");
         let length = line[start..].find(',').expect("the end of the address");
