@@ -24,6 +24,7 @@
 --         {`chunk_gap`, nextChunk} {`chunk_conflict`} {`too_large`}
 --         {`taken`}          the turn has another number
 --         {`not_open`}       another turn is open, or none
+--         {`damaged`}        the turn lacks chunks that it should have
 --         {`missing`}
 -- O(chunks in the call).
 local session, turn, chunks = KEYS[1], KEYS[2], KEYS[3]
@@ -52,12 +53,15 @@ if turn_number ~= number then return {'taken'} end
 local next_chunk, chunk_bytes, cancel_until = unpack(
   redis.call('HMGET', turn, 'nextChunk', 'chunkBytes', 'cancelUntil'))
 local FIRST, WIDTH = 11, 1
+if not next_chunk then return {'not_open'} end
 local first, count = tonumber(from), #ARGV - FIRST + 1
 local stored = tonumber(next_chunk)
 if count > 0 and first > stored then return {'chunk_gap', next_chunk} end
 local known = math.min(count, math.max(stored - first, 0))
 if known > 0 then
-  for index, chunk in ipairs(redis.call('LRANGE', chunks, first, first + known - 1)) do
+  local old_chunks = redis.call('LRANGE', chunks, first, first + known - 1)
+  if #old_chunks < known then return {'damaged'} end
+  for index, chunk in ipairs(old_chunks) do
     if chunk ~= ARGV[FIRST + index - 1] then return {'chunk_conflict'} end
   end
 end
@@ -70,8 +74,8 @@ local lease_until = int(math.min(now_ms + lease_ms, tonumber(cancel_until or now
 
 -- From here on only writes.
 if has_new then
-  redis.call('RPUSH', chunks, unpack(ARGV, FIRST + known))
-  if next_chunk == '0' then redis.call('PEXPIREAT', chunks, int(tonumber(active_until) + retention_ms)) end
+  local length = redis.call('RPUSH', chunks, unpack(ARGV, FIRST + known))
+  if length == count - known then redis.call('PEXPIREAT', chunks, int(tonumber(active_until) + retention_ms)) end
   redis.call('HSET', turn, 'nextChunk', int(stored), 'chunkBytes', int(bytes), 'leaseUntil', lease_until)
 else
   redis.call('HSET', turn, 'leaseUntil', lease_until)

@@ -35,7 +35,7 @@ local turn_id, writer, role, metadata, if_open = ARGV[8], ARGV[9], ARGV[10], ARG
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
 if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
-local latest = by_name(redis.call('HGETALL', turn))
+local latest = latest_turn(turn, document)
 local is_this = document.turnId == turn_id
 local is_own = is_this and latest.writer == writer
 local is_over = not is_this and (latest.turnId == turn_id
@@ -49,7 +49,7 @@ local lost = not is_own and is_lost(document, now_ms)
 local takes_over = is_this and not lost and (is_own or if_open == 'takeover' or if_open == 'discard')
 local plan
 if document.turnId and not takes_over then
-  local how = {status = 'interrupted', at_ms = now_ms, discards = if_open == 'discard'}
+  local how = {status = 'interrupted', at_ms = now_ms, is_activity = true, discards = if_open == 'discard'}
   if lost then
     how = {status = 'lost', at_ms = tonumber(document.turnUntil)}
   elseif is_this or (if_open ~= 'interrupt' and if_open ~= 'discard') then
@@ -70,6 +70,8 @@ if not goes_on then
   latest = {
     turnId = turn_id, role = role, metadata = metadata, status = 'open', nextChunk = '0', chunkBytes = '0',
     afterSeq = document.messageCount, startedAt = int(now_ms), earlier = earlier,
+    -- The same turn is still asked to stop.
+    cancelUntil = takes_over and latest.cancelUntil or nil,
   }
   redis.call('DEL', turn, chunks)
 end

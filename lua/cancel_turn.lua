@@ -22,8 +22,8 @@ local turn_id = ARGV[5]
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
 if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+local latest = latest_turn(turn, document)
 if document.turnId ~= turn_id then return {'not_open'} end
-local latest = by_name(redis.call('HGETALL', turn))
 if latest.cancelUntil then return with_turn({'cancelled'}, latest) end
 latest.cancelUntil = int(now_ms + stop_ms)
 latest.leaseUntil = lease_end(latest, tonumber(document.turnUntil))

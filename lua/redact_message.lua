@@ -8,6 +8,7 @@
 -- Redis redact.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
+--        4 turn, 5 chunks    the session's latest turn (hash) and its chunks (list); absent if it has had no turn
 -- ARGV   1 id             the session's id
 --        2 now_ms         Unix time
 --        3 now_text       the same as RFC 3339 with three decimals
@@ -19,9 +20,11 @@
 --         {`missing`}          the session does not exist
 --         {`no_message`}       the session has no message with this id
 --         {`forbidden`, role}  the caller may not redact messages with this role
+--         {`has_turn`}         run again with the keys of the turn
 --         {`damaged`}          the ids and the messages do not agree
 -- O(n) in the number of newer messages.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
+local turn, chunks = KEYS[4], KEYS[5]
 local id, now_ms, now_text, retention_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local message_id, roles = ARGV[5], ARGV[6]
 local REDACTED = ',"content":null,'
@@ -30,9 +33,9 @@ local function int(number)
   return string.format('%d', number)
 end
 
-local session_id, expires_at, ended_at, version, message_count, message_bytes, largest_message = unpack(
+local session_id, expires_at, ended_at, version, message_count, message_bytes, largest_message, turn_number = unpack(
   redis.call('HMGET', session, 'sessionId', 'expiresAt', 'endedAt', 'version', 'messageCount', 'messageBytes',
-    'largestMessage'))
+    'largestMessage', 'turnNumber'))
 if session_id ~= id then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 local seq = redis.call('HGET', message_ids, message_id)
@@ -53,8 +56,16 @@ if string.sub(stored, content_at, content_at + #REDACTED - 1) == REDACTED then r
 local finish_reason = string.match(stored, ',"finishReason":"%l+"}$')
 local message = string.sub(stored, 1, content_at - 1) .. REDACTED .. '"metadata":{}'
   .. (finish_reason and string.sub(finish_reason, 1, -2) or '') .. ',"redactedAt":"' .. now_text .. '"}'
+if turn_number and not turn then return {'has_turn'} end
+-- A closed turn repeats what its message had. An open one has no message.
+local is_of_turn = turn and redis.call('HGET', turn, 'turnId') == message_id
 
 -- From here on only writes.
+if is_of_turn then
+  redis.call('HSET', turn, 'metadata', '{}')
+  redis.call('HDEL', turn, 'error')
+  redis.call('UNLINK', chunks)
+end
 redis.call('LSET', messages, index, message)
 redis.call('HSET', session,
   'version', int(tonumber(version) + 1),

@@ -37,6 +37,13 @@ local function by_name(fields)
   return values
 end
 
+-- The latest turn. If it is not the one that the session names as open, because its hash was lost, none is open.
+local function latest_turn(key, document)
+  local latest = by_name(redis.call('HGETALL', key))
+  if latest.turnId ~= document.turnId then document.turnId = nil end
+  return latest
+end
+
 -- A reply that ends with all fields of a turn.
 local function with_turn(reply, turn)
   for field, value in pairs(turn) do
@@ -59,8 +66,10 @@ end
 local function earlier_with(turn)
   local earlier = turn.earlier or '\n'
   if not turn.turnId then return earlier end
-  earlier = earlier .. table.concat({turn.turnId, turn.number, turn.writer, turn.role, turn.status, turn.endedAs or '',
-    turn.nextChunk, turn.afterSeq, turn.leaseUntil, turn.startedAt, turn.endedAt, turn.messageSeq or ''}, '\t') .. '\n'
+  local status = turn.status == 'open' and 'interrupted' or turn.status
+  earlier = earlier .. table.concat({turn.turnId, turn.number, turn.writer, turn.role, status, turn.endedAs or '',
+    turn.nextChunk, turn.afterSeq, turn.leaseUntil, turn.startedAt, turn.endedAt or '', turn.messageSeq or ''}, '\t')
+    .. '\n'
   local _, lines = string.gsub(earlier, '\n', '')
   if lines > TURNS_KEPT then earlier = string.sub(earlier, string.find(earlier, '\n', 2, true), -1) end
   return earlier
@@ -70,7 +79,8 @@ end
 --   keys      session, messages, message_ids, turn, chunks
 --   document  the session's fields, `latest` the turn's
 --   how       status: of a turn that nobody asked to stop; at_ms: when it ended; created_ms: `createdAt` of its
---             message; discards: whether its text is dropped; and, given by its writer: endedAs, content, metadata, error
+--             message; is_activity: whether that is activity of the session; discards: whether its text is dropped; and,
+--             given by its writer: endedAs, content, metadata, error
 --   limits    keep, bytes_max, trim_max: as in append_messages; lease_ms: how long its chunks stay readable
 local function plan_close(keys, document, latest, how, limits)
   local status = latest.cancelUntil and 'cancelled' or how.status
@@ -113,6 +123,7 @@ local function plan_close(keys, document, latest, how, limits)
   change(plan.turn, 'messageSeq', plan.seq)
   change(plan.session, 'messageCount', plan.seq)
   change(plan.session, 'messageBytes', int(bytes))
+  if how.is_activity then change(plan.session, 'lastActivityAt', int(how.created_ms)) end
   if #plan.message > tonumber(document.largestMessage or 0) then
     change(plan.session, 'largestMessage', int(#plan.message))
   end

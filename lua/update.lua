@@ -9,7 +9,8 @@
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition
---        7 turn, 8 chunks    the session's latest turn (hash) and its chunks (list); absent if it has had no turn
+--        7 turn, 8 chunks    the session's latest turn (hash), absent if it has had none; its chunks (list), absent
+--                          unless it is open
 --        derived: the session that the pointer names, its messages and its message ids, under `partition`; only in a
 --        slot that is not moving, see lua/README.md
 -- ARGV   1 partition          key prefix of the partition
@@ -101,16 +102,16 @@ if resumes and pointed_id and pointed_id ~= id then
   redis.call('EXISTS', pointer, partition .. 'none')
 end
 
-if document.turnNumber and not turn then return {'has_turn'} end
+if (document.turnNumber and not turn) or (document.turnId and not chunks) then return {'has_turn'} end
 local latest, plan
 if ends and document.turnId then
-  latest = by_name(redis.call('HGETALL', turn))
+  latest = latest_turn(turn, document)
   local how = {status = 'interrupted', at_ms = now_ms, created_ms = active_ms}
   if is_lost(document, now_ms) then
     local lease_until = tonumber(document.turnUntil)
     how = {status = 'lost', at_ms = lease_until, created_ms = lease_until}
   end
-  plan = plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
+  plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
     document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max, lease_ms = lease_ms})
 end
 
@@ -218,4 +219,5 @@ if extends or change ~= '' then
   redis.call('PEXPIREAT', message_ids, gone)
 end
 if resumes and turn then redis.call('PEXPIREAT', turn, int(active_until + retention_ms)) end
+if resumes and chunks then redis.call('PEXPIREAT', chunks, int(active_until + retention_ms)) end
 return updated(change, other_ended)

@@ -14,7 +14,7 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, NUMBER_MAX, new_chunks, new_turn, turn_end};
+use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, NUMBER_MAX, new_chunks, new_turn, turn_end};
 use super::AppState;
 use super::auth::{Principal, forbidden_writer};
 use super::error::{ApiError, Code, ProblemMembers, problems};
@@ -25,8 +25,6 @@ use crate::store::{AppendChunks, BeginTurn, CancelTurn, EndTurn, GetTurn, NotOpe
 
 /// All characters of a path segment but those that need no percent-encoding (RFC 3986, section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// The name of the turn that began last, in a path.
-const LATEST: &str = "latest";
 
 /// The routes of this file.
 pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {

@@ -73,6 +73,9 @@ pub struct Turn {
     /// How many chunks it has.
     #[schema(required, minimum = 0)]
     pub next_chunk: Option<u64>,
+    /// Bytes of the chunks as JSON, without quotes. Not in the JSON.
+    #[schema(ignore)]
+    pub chunk_bytes: usize,
     /// `seq` of the session's last message when the turn began; 0 if there was none.
     #[schema(required, minimum = 0)]
     pub after_seq: Option<u64>,

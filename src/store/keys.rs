@@ -76,6 +76,7 @@ pub(super) mod turn_field {
     pub(in crate::store) const METADATA: &str = "metadata";
     pub(in crate::store) const STATUS: &str = "status";
     pub(in crate::store) const NEXT_CHUNK: &str = "nextChunk";
+    pub(in crate::store) const CHUNK_BYTES: &str = "chunkBytes";
     pub(in crate::store) const AFTER_SEQ: &str = "afterSeq";
     pub(in crate::store) const CANCEL_UNTIL: &str = "cancelUntil";
     pub(in crate::store) const LEASE_UNTIL: &str = "leaseUntil";

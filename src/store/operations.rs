@@ -101,14 +101,11 @@ impl SessionStore {
         Reply::of_texts("get", fields).session(id)
     }
 
-    /// The keys of a session, of its user and of its turn, in the order of the scripts' KEYS.
+    /// The keys of a session and of its user, in the order of the scripts' KEYS.
     fn keys_of(&self, session: &Session) -> Vec<String> {
         let id = session.session_id;
         let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
         keys.extend(self.user_keys(id.partition(), &session.business_id, &session.user_id));
-        if session.turn_number.is_some() {
-            keys.extend([self.keys.turn(id), self.keys.chunks(id)]);
-        }
         keys
     }
 

@@ -295,3 +295,71 @@ async fn a_message_of_a_turn_is_patched_and_redacted_like_any_other() {
     assert_eq!((&redacted["finishReason"], redacted["redactedAt"].is_string()), (&json!("completed"), true));
     expect_clean(&service).await;
 }
+
+#[tokio::test]
+async fn a_redaction_removes_what_the_turn_repeats() {
+    let service = Service::start(&[]).await;
+    let turns = Turns::of(&service, "u").await;
+    turns.begin("t", "w", json!({"metadata": {"a": "secret"}})).await.expect(201);
+    turns.chunks("t", 1, 0, &["secret"]).await.expect(200);
+    turns.end("t", 1, json!({"status": "failed", "error": "secret"})).await.expect(200);
+    service.delete(&turns.path("messages/t")).await.expect(204);
+    let turn = turns.get("t").await.expect(200);
+    assert!(!turn.text.contains("secret"), "{turn:?}");
+    assert_eq!(
+        (turn.member("metadata"), turn.member("error"), turn.member("chunks")),
+        (json!({}), Value::Null, json!([]))
+    );
+    turns.begin("next", "w", json!({})).await.expect(201);
+    assert!(!turns.get("t").await.expect(200).text.contains("secret"));
+}
+
+#[tokio::test]
+async fn a_turn_and_its_chunks_are_read_together() {
+    let service = Service::start(&[]).await;
+    let turns = Turns::of(&service, "u").await;
+    turns.begin("t", "w", json!({})).await.expect(201);
+    let index = |number: u64| usize::try_from(number).expect("few");
+    let write = async {
+        for from in 0..200 {
+            turns.chunks("t", 1, from, &["x"]).await.expect(200);
+        }
+    };
+    let read = async {
+        let mut seen = 0_u64;
+        while seen < 200 {
+            let turn = turns.get(&format!("t?from={seen}")).await.expect(200).json();
+            let count = turn["chunks"].as_array().expect("an array").len() as u64;
+            assert_eq!(Some(seen + count), turn["nextChunk"].as_u64(), "{turn}");
+            seen += count;
+        }
+    };
+    tokio::join!(write, read, async {
+        for _ in 0..300 {
+            let turn = turns.get("latest").await.expect(200).json();
+            assert_eq!(turn["chunks"].as_array().map(Vec::len), turn["nextChunk"].as_u64().map(index));
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_session_whose_turn_was_lost_by_redis_goes_on() {
+    let service = Service::start(&[]).await;
+    let turns = Turns::of(&service, "u").await;
+    for (round, call) in ["append", "begin", "chunks", "end", "cancel", "end-session"].into_iter().enumerate() {
+        let turn_id = format!("t{round}");
+        turns.begin(&turn_id, "w", json!({"ifOpen": "interrupt"})).await.expect(201);
+        let number = turns.get(&turn_id).await.member("number").as_u64().expect("a number");
+        turns.chunks(&turn_id, number, 0, &["x"]).await.expect(200);
+        service.probe.command(&["DEL", &service.probe.keys_of('t').await[0]]).await;
+        service.advance(LOST);
+        match call {
+            "append" => drop(turns.append("m").await.expect(201)),
+            "begin" => drop(turns.begin("b", "w", json!({})).await.expect(201)),
+            "chunks" => drop(turns.chunks(&turn_id, number, 1, &["y"]).await.expect(404)),
+            "end" => drop(turns.end(&turn_id, number, json!({})).await.expect(404)),
+            "cancel" => drop(turns.cancel(&turn_id).await.expect(404)),
+            _ => drop(service.patch(&turns.session, json!({"status": "ended"})).await.expect(200)),
+        }
+    }
+}

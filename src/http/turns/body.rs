@@ -12,6 +12,8 @@ use crate::http::json::Fields;
 use crate::session::{EndStatus, Identifier, IfOpen, Role, compact_json, content_schema, escaped_text};
 use crate::store::{NewChunks, NewTurn, TurnEnd};
 
+/// The name of the turn that began last, in a path.
+pub(super) const LATEST: &str = "latest";
 /// Most chunks of one call.
 const CHUNKS_MAX: usize = 1000;
 /// The largest number that a JavaScript number represents exactly.
@@ -77,7 +79,7 @@ pub(super) struct EndTurnBody {
     /// A merge patch for the turn's metadata (RFC 7396).
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
-    /// Why it failed: any JSON value, at most 16 KiB.
+    /// Why it failed: any JSON value, at most 16 KiB. Kept only if the status is `failed`.
     #[schema(required = false)]
     error: Value,
 }
@@ -111,7 +113,10 @@ fn unreported() -> ApiError {
 pub(super) fn new_turn(body: JsonBody, metadata_bytes_max: usize) -> Result<NewTurn, ApiError> {
     let texts = Texts::of(&body.text);
     let mut fields = Fields::of_body(body.value)?;
-    let turn_id = fields.required("turnId", Fields::identifier);
+    let turn_id = fields.required("turnId", |fields, name| match fields.identifier(name)? {
+        turn_id if turn_id.as_str() == LATEST => fields.problem(name, "must not be latest"),
+        turn_id => Some(turn_id),
+    });
     let writer = fields.required("writer", Fields::identifier);
     let role = fields.word("role", Role::WORDS, Role::from_word);
     let metadata_json = fields.object_text("metadata", |_| text_of(texts.metadata), metadata_bytes_max);
@@ -177,6 +182,7 @@ pub(super) fn turn_end(turn_id: Identifier, body: JsonBody, content_bytes_max: u
         Some(_) => fields.problem("metadata", "must be an object"),
     };
     let error_json = match fields.take("error") {
+        _ if status != Some(EndStatus::Failed) => None,
         None | Some(Value::Null) => None,
         Some(_) if error.len() > ERROR_BYTES_MAX => {
             fields.problem("error", format!("must have at most {ERROR_BYTES_MAX} bytes as JSON"))

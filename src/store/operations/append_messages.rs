@@ -17,6 +17,8 @@ use crate::store::{SessionStore, StoreError};
 pub(super) const TRIM_MESSAGES_MAX: u32 = 200;
 /// Number of a session's own keys, which precede those of its user.
 const SESSION_KEYS: usize = 3;
+/// Most turns that one append closes before it gives up.
+const TURNS_LOST_MAX: u32 = 4;
 /// Bytes of conflicting messages after which one append stops reading them.
 const CONFLICT_BYTES_MAX: u32 = 1 << 20;
 
@@ -60,20 +62,9 @@ impl SessionStore {
             };
             let scope = lines.unwrap_or_default();
             let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
+            let mut turns_lost = 0;
             loop {
-                let mut args = vec![
-                    id.to_string(),
-                    scope.clone(),
-                    now.0.to_string(),
-                    now.to_string(),
-                    self.config.lifecycle.idle_ms().to_string(),
-                    self.config.lifecycle.retention_ms().to_string(),
-                    self.config.lifecycle.resolution_ms().to_string(),
-                    self.config.messages_kept.to_string(),
-                    self.config.session_bytes_max.to_string(),
-                    TRIM_MESSAGES_MAX.to_string(),
-                    CONFLICT_BYTES_MAX.to_string(),
-                ];
+                let mut args = self.append_args(id, &scope, now);
                 batch.push_args(&mut args);
                 let mut reply = match self.run(&self.scripts.append_messages, keys.clone(), args).await {
                     // While its slot moves, a script with missing keys is refused. A session that is missing for that
@@ -105,11 +96,13 @@ impl SessionStore {
                     "missing" => return Ok(Append::Missing),
                     "not_active" => return Ok(Append::NotActive),
                     "turn_open" => return Ok(Append::Conflict(batch.message_id_at(&mut reply)?)),
-                    "turn_lost" => {
+                    "turn_lost" if turns_lost < TURNS_LOST_MAX => {
+                        turns_lost += 1;
                         if let Some(session) = self.get_in_scope(id, tenant_scope, now).await? {
                             self.close_lost_turn(&session, now).await?;
                         }
                     }
+                    "turn_lost" => return Err(StoreError::Busy("the session's turns change too fast".to_owned())),
                     "conflict" => {
                         if let Some(message_id) = batch.adopt_stored_texts(&mut reply)? {
                             return Ok(Append::Conflict(message_id));
@@ -121,6 +114,23 @@ impl SessionStore {
             }
         })
         .await
+    }
+
+    /// The arguments of the script before those of the messages.
+    fn append_args(&self, id: SessionId, scope: &str, now: Timestamp) -> Vec<String> {
+        vec![
+            id.to_string(),
+            scope.to_owned(),
+            now.0.to_string(),
+            now.to_string(),
+            self.config.lifecycle.idle_ms().to_string(),
+            self.config.lifecycle.retention_ms().to_string(),
+            self.config.lifecycle.resolution_ms().to_string(),
+            self.config.messages_kept.to_string(),
+            self.config.session_bytes_max.to_string(),
+            TRIM_MESSAGES_MAX.to_string(),
+            CONFLICT_BYTES_MAX.to_string(),
+        ]
     }
 }
 

@@ -45,7 +45,9 @@ impl SessionStore {
                     self.config.lifecycle.retention_ms().to_string(),
                     condition.expected_version(session.version),
                 ];
-                let mut reply = self.run(&self.scripts.delete, self.keys_of(&session), args).await?;
+                let mut keys = self.keys_of(&session);
+                keys.extend(self.turn_keys_of(&session));
+                let mut reply = self.run(&self.scripts.delete, keys, args).await?;
                 match reply.string()?.as_str() {
                     "deleted" => {
                         metrics::sessions_deleted(1);

@@ -51,6 +51,12 @@ impl SessionStore {
             let Some(session) = self.get_in_scope(id, scope, now).await? else {
                 return Ok(GetMessage::SessionMissing);
             };
+            // A refused write must not fail the read: the turn has no message then.
+            if session.open_turn.as_ref().is_some_and(|turn| turn.escaped_id == message_id)
+                && matches!(self.close_lost_turn(&session, now).await, Ok(true))
+            {
+                continue;
+            }
             let command = ReadCommand::hash_field(self.keys.message_ids(id), message_id.clone());
             let Some(seq) = self.read_command(command).await?.text("get_message")? else {
                 return Ok(GetMessage::MessageMissing);

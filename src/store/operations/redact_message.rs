@@ -1,5 +1,7 @@
 //! Redacts one message.
 
+use std::time::Instant;
+
 use super::instrumented;
 use crate::metrics::Operation;
 use crate::session::{MessageRef, Role, TenantScope, Timestamp, escaped_text};
@@ -33,30 +35,38 @@ impl SessionStore {
     ) -> Result<RedactMessage, StoreError> {
         instrumented(Operation::RedactMessage, async move {
             let id = message.session_id;
-            if self.get_in_scope(id, scope, now).await?.is_none() {
-                return Ok(RedactMessage::SessionMissing);
-            }
-            let args = vec![
-                id.to_string(),
-                now.0.to_string(),
-                now.to_string(),
-                self.config.lifecycle.retention_ms().to_string(),
-                escaped_text(message.message_id.as_str()),
-                own_roles.map_or_else(String::new, lines_of),
-            ];
-            let keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
-            let mut reply = self.run(&self.scripts.redact_message, keys, args).await?;
-            match reply.string()?.as_str() {
-                "redacted" => Ok(RedactMessage::Redacted),
-                "missing" => Ok(RedactMessage::SessionMissing),
-                "no_message" => Ok(RedactMessage::MessageMissing),
-                "forbidden" => {
-                    let role = Role::from_word(&reply.string()?);
-                    Ok(RedactMessage::Forbidden(role.ok_or_else(|| reply.unexpected("a role is unknown"))?))
+            let started = Instant::now();
+            while started.elapsed() < self.retry_budget {
+                let Some(session) = self.get_in_scope(id, scope, now).await? else {
+                    return Ok(RedactMessage::SessionMissing);
+                };
+                let args = vec![
+                    id.to_string(),
+                    now.0.to_string(),
+                    now.to_string(),
+                    self.config.lifecycle.retention_ms().to_string(),
+                    escaped_text(message.message_id.as_str()),
+                    own_roles.map_or_else(String::new, lines_of),
+                ];
+                let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
+                keys.extend(self.turn_keys_of(&session));
+                let mut reply = self.run(&self.scripts.redact_message, keys, args).await?;
+                match reply.string()?.as_str() {
+                    "redacted" => return Ok(RedactMessage::Redacted),
+                    "missing" => return Ok(RedactMessage::SessionMissing),
+                    "no_message" => return Ok(RedactMessage::MessageMissing),
+                    "forbidden" => {
+                        let role = Role::from_word(&reply.string()?);
+                        let role = role.ok_or_else(|| reply.unexpected("a role is unknown"))?;
+                        return Ok(RedactMessage::Forbidden(role));
+                    }
+                    // The session has a turn now. Read it again.
+                    "has_turn" => {}
+                    "damaged" => return Err(reply.unexpected("the ids and the messages do not agree")),
+                    _ => return Err(reply.unknown_tag()),
                 }
-                "damaged" => Err(reply.unexpected("the ids and the messages do not agree")),
-                _ => Err(reply.unknown_tag()),
             }
+            Err(StoreError::Busy("the session changes faster than it can be read".to_owned()))
         })
         .await
     }

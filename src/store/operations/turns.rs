@@ -43,6 +43,12 @@ impl SessionStore {
         ]
     }
 
+    /// The keys of the session's latest turn, if it has had one.
+    pub(super) fn turn_keys_of(&self, session: &Session) -> Vec<String> {
+        let id = session.session_id;
+        session.turn_number.map(|_| vec![self.keys.turn(id), self.keys.chunks(id)]).unwrap_or_default()
+    }
+
     /// The limits of the messages of a session that these scripts take.
     pub(super) fn trim_args(&self) -> [String; 3] {
         [
@@ -64,12 +70,13 @@ impl SessionStore {
         Ok(matches!(reply, end::Ended::Closed(_)))
     }
 
-    /// Records the activity of a writer, if the session is active and that is due.
-    async fn record_activity(&self, session: &Session, now: Timestamp) -> Result<(), StoreError> {
+    /// Records the activity of a writer, if the session is active and that is due. The writer's call is stored already,
+    /// so an error only lets the activity lag until its next call.
+    async fn record_activity(&self, session: &Session, now: Timestamp) {
         use crate::session::{IfActive, Status, TenantScope};
         use crate::store::VersionCondition;
         if session.status != Status::Active || !self.config.lifecycle.is_touch_due(session, now) {
-            return Ok(());
+            return;
         }
         let heartbeat = SessionPatch {
             location_id: None,
@@ -82,7 +89,7 @@ impl SessionStore {
         let everything = TenantScope::Everything;
         let recorded = self.update(session.session_id, &heartbeat, &VersionCondition::Any, &everything, now);
         // Boxed to keep the future of every call small.
-        Box::pin(recorded).await.map(|_| ())
+        let _ = Box::pin(recorded).await;
     }
 }
 
@@ -98,6 +105,7 @@ fn turn_of(session_id: SessionId, mut fields: HashMap<String, String>) -> Result
         metadata: take(turn_field::METADATA).ok_or(MALFORMED)?,
         status: take(turn_field::STATUS).and_then(|word| TurnStatus::from_word(&word)).ok_or(MALFORMED)?,
         next_chunk: number_of(take(turn_field::NEXT_CHUNK))?,
+        chunk_bytes: number_of(take(turn_field::CHUNK_BYTES))?.and_then(|bytes| bytes.try_into().ok()).unwrap_or(0),
         after_seq: number_of(take(turn_field::AFTER_SEQ))?,
         cancel_requested: take(turn_field::CANCEL_UNTIL).is_some(),
         lease_until: time_of(take(turn_field::LEASE_UNTIL))?,
@@ -128,6 +136,7 @@ fn earlier_turn_of(session_id: SessionId, line: &str) -> Result<Box<Turn>, Store
         metadata: "{}".to_owned(),
         status,
         next_chunk: number_of(text(next_chunk))?,
+        chunk_bytes: 0,
         after_seq: number_of(text(after_seq))?,
         cancel_requested: status == TurnStatus::Cancelled,
         lease_until: time_of(text(lease))?,

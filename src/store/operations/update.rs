@@ -65,7 +65,10 @@ impl SessionStore {
                     return Ok(Update::MetadataTooLarge);
                 }
                 let args = self.update_args(&session, patch, metadata, condition, &mutation_id, now);
-                let mut reply = self.run(&self.scripts.update, self.keys_of(&session), args).await?;
+                let mut keys = self.keys_of(&session);
+                keys.extend(session.turn_number.map(|_| self.keys.turn(id)));
+                keys.extend(session.open_turn.as_ref().map(|_| self.keys.chunks(id)));
+                let mut reply = self.run(&self.scripts.update, keys, args).await?;
                 match reply.string()?.as_str() {
                     "updated" => {
                         let (change, other_ended) = (reply.string()?, reply.string()?);

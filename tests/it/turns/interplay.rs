@@ -125,3 +125,34 @@ async fn messages_of_turns_are_trimmed_like_others() {
     assert_eq!(seqs, (6..=105).map(Value::from).collect::<Vec<_>>());
     expect_clean(&service).await;
 }
+
+#[tokio::test]
+async fn a_resume_keeps_the_chunks_of_an_open_turn() {
+    let flags = ["--idle-timeout", "10m", "--max-lifetime", "1h", "--retention", "1h", "--turn-lease", "10days"];
+    let service = Service::start(&flags).await;
+    let turns = Turns::of(&service, "u").await;
+    turns.begin("t", "w", json!({})).await.expect(201);
+    turns.chunks("t", 1, 0, &["first"]).await.expect(200);
+    service.advance(Duration::from_secs(60 * 60));
+    service.patch(&turns.session, json!({"status": "active"})).await.expect(200);
+    let session_expiry = service.probe.texts(&["PEXPIRETIME", &service.probe.keys_of('s').await[0]]).await;
+    for kind in ['t', 'r'] {
+        let expiry = service.probe.texts(&["PEXPIRETIME", &service.probe.keys_of(kind).await[0]]).await;
+        assert!(expiry >= session_expiry, "{kind}: {expiry:?}, and the session {session_expiry:?}");
+    }
+    turns.chunks("t", 1, 1, &[" second"]).await.expect(200);
+    turns.end("t", 1, json!({})).await.expect(200);
+    assert_eq!(turns.messages().await, [[json!("t"), json!("first second"), json!("completed")]]);
+}
+
+#[tokio::test]
+async fn a_turn_that_starts_anew_is_still_asked_to_stop() {
+    let service = Service::start(&[]).await;
+    let turns = Turns::of(&service, "u").await;
+    turns.begin("t", "w1", json!({})).await.expect(201);
+    turns.cancel("t").await.expect(202);
+    let anew = turns.begin("t", "w2", json!({"ifOpen": "discard"})).await.expect(200);
+    assert_eq!(anew.member("cancelRequested"), true);
+    turns.end("t", 2, json!({"content": "x"})).await.expect(200);
+    assert_eq!(turns.messages().await, [[json!("t"), json!("x"), json!("cancelled")]]);
+}

@@ -2,7 +2,7 @@
 
 use super::NotOpen;
 use crate::metrics::Operation;
-use crate::session::{Identifier, Session, SessionId, Status, TenantScope, Timestamp, escaped_text};
+use crate::session::{Identifier, SessionId, Status, TenantScope, Timestamp, escaped_text};
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
 
@@ -102,7 +102,7 @@ impl SessionStore {
                     let is_active = reply.string()? == Status::Active.as_str();
                     let times = [reply.time()?, reply.time()?, reply.time()?];
                     if is_active && self.config.lifecycle.is_due(times, now) {
-                        self.record_activity_of(id, now).await?;
+                        self.record_activity_of(id, now).await;
                     }
                     Ok(AppendChunks::Appended(appended))
                 }
@@ -111,6 +111,7 @@ impl SessionStore {
                 "too_large" => Ok(AppendChunks::TooLarge),
                 "taken" => Ok(AppendChunks::NotOpen(NotOpen::Taken)),
                 "not_open" => Ok(AppendChunks::NotOpen(self.not_open(id, &turn_id).await?)),
+                "damaged" => Err(reply.unexpected("the turn lacks chunks")),
                 "missing" => Ok(AppendChunks::Missing),
                 _ => Err(reply.unknown_tag()),
             }
@@ -118,11 +119,9 @@ impl SessionStore {
         .await
     }
 
-    async fn record_activity_of(&self, id: SessionId, now: Timestamp) -> Result<(), StoreError> {
-        let session: Option<Session> = self.get_in_scope(id, &TenantScope::Everything, now).await?;
-        match session {
-            Some(session) => self.record_activity(&session, now).await,
-            None => Ok(()),
+    async fn record_activity_of(&self, id: SessionId, now: Timestamp) {
+        if let Ok(Some(session)) = self.get_in_scope(id, &TenantScope::Everything, now).await {
+            self.record_activity(&session, now).await;
         }
     }
 }

@@ -76,16 +76,18 @@ impl SessionStore {
             let mut reply = self.run(&self.scripts.begin_turn, self.turn_keys(id), args).await?;
             match reply.string()?.as_str() {
                 "began" => {
-                    self.record_activity(&session, now).await?;
+                    self.record_activity(&session, now).await;
                     Ok(BeginTurn::Began(turn_of(id, reply.named_values()?)?))
                 }
                 "known" => {
-                    self.record_activity(&session, now).await?;
+                    self.record_activity(&session, now).await;
                     Ok(BeginTurn::Known(turn_of(id, reply.named_values()?)?))
                 }
                 "over" => match self.closed_turn(id, &turn_id).await? {
                     Some(turn) => Ok(BeginTurn::Known(turn)),
-                    None => Err(reply.unexpected("a turn that is over is not known")),
+                    // The session, or the message, was deleted meanwhile.
+                    None if self.get_in_scope(id, scope, now).await?.is_none() => Ok(BeginTurn::Missing),
+                    None => Err(StoreError::Busy("the session changes faster than it can be read".to_owned())),
                 },
                 "turn_open" => {
                     let turn_id = unescaped(&reply.string()?).ok_or(super::MALFORMED)?;

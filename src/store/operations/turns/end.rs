@@ -73,12 +73,17 @@ impl SessionStore {
             };
             let turn_id = escaped_text(end.turn_id.as_str());
             let metadata = match &end.metadata {
+                None => Some(String::new()),
                 // The metadata of a turn changes only with its number.
-                Some(patch) => match self.latest_turn(id).await? {
-                    Some(turn) if turn.number == Some(end.number) => merged(&turn, patch)?,
-                    _ => String::new(),
-                },
-                None => String::new(),
+                Some(patch) => {
+                    let turn = self.latest_turn(id).await?.filter(|turn| turn.number == Some(end.number));
+                    turn.map(|turn| merged(&turn, patch)).transpose()?
+                }
+            };
+            let Some(metadata) = metadata else {
+                let is_open = session.open_turn.is_some_and(|open| open.escaped_id == turn_id);
+                let reason = if is_open { NotOpen::Taken } else { self.not_open(id, &turn_id).await? };
+                return Ok(ended_before(end, reason));
             };
             if metadata.len() > self.config.metadata_bytes_max {
                 return Ok(EndTurn::MetadataTooLarge);
@@ -91,16 +96,11 @@ impl SessionStore {
             };
             match self.run_end_turn(id, &turn_id, end.number, &closing, now).await? {
                 Ended::Closed(turn) => {
-                    self.record_activity(&session, now).await?;
+                    self.record_activity(&session, now).await;
                     Ok(EndTurn::Ended(turn))
                 }
                 Ended::Taken => Ok(EndTurn::NotOpen(NotOpen::Taken)),
-                Ended::NotOpen => match self.not_open(id, &turn_id).await? {
-                    NotOpen::Closed(turn) if end.status.is_of(&turn) && turn.number == Some(end.number) => {
-                        Ok(EndTurn::Ended(turn))
-                    }
-                    not_open => Ok(EndTurn::NotOpen(not_open)),
-                },
+                Ended::NotOpen => Ok(ended_before(end, self.not_open(id, &turn_id).await?)),
                 Ended::Missing => Ok(EndTurn::Missing),
             }
         })
@@ -144,6 +144,14 @@ impl SessionStore {
     /// Why a turn that is not the open one is not.
     pub(super) async fn not_open(&self, id: SessionId, escaped_turn_id: &str) -> Result<NotOpen, StoreError> {
         Ok(self.closed_turn(id, escaped_turn_id).await?.map_or(NotOpen::Missing, NotOpen::Closed))
+    }
+}
+
+/// The outcome of an end that found the turn closed.
+fn ended_before(end: &TurnEnd, reason: NotOpen) -> EndTurn {
+    match reason {
+        NotOpen::Closed(turn) if end.status.is_of(&turn) && turn.number == Some(end.number) => EndTurn::Ended(turn),
+        reason => EndTurn::NotOpen(reason),
     }
 }
 

@@ -12,11 +12,14 @@ use crate::store::operations::get_message::GetMessage;
 use crate::store::operations::instrumented;
 use crate::store::redis::read_command::ReadCommand;
 use crate::store::reply::Reply;
-use crate::store::response_memory::{MemoryPermit, ResponseOwner};
+use crate::store::response_memory::{MemoryPermit, ResponseOwner, SMALL_RESPONSE_BYTES};
 use crate::store::{SessionStore, StoreError};
 
 /// How often a turn is read again if it changes between its reads.
 const READS_MAX: u32 = 8;
+
+/// Bytes of a chunk beside its text: those of its JSON, and of the value that holds it.
+const CHUNK_OVERHEAD_BYTES: usize = 35;
 
 /// Which turn to read.
 #[derive(Clone, Debug)]
@@ -82,27 +85,41 @@ impl SessionStore {
                 let Some(turn) = turn.filter(|turn| is_named(turn)) else {
                     let TurnName::Id(turn_id) = name else { return Ok(GetTurn::TurnMissing) };
                     let before = self.turn_before(id, &escaped_text(turn_id.as_str()), &earlier).await?;
+                    // A message that no turn wrote has no finishReason.
+                    let before = before.filter(|turn| turn.number.is_some() || turn.ended_as.is_some());
                     let alone = |turn| Box::new(TurnChunks { turn, chunks: Vec::new(), memory: None });
                     return Ok(before.map_or(GetTurn::TurnMissing, |turn| GetTurn::Found(alone(turn))));
                 };
-                let memory = self.response_memory.reserve_if_large(owner, self.config.turn_bytes_max).await?;
-                let from = i64::try_from(from).unwrap_or(i64::MAX);
-                let command = ReadCommand::list(self.keys.chunks(id), from, -1);
-                let chunks = self.read_command(command).await?.texts("get_turn")?;
+                let wanted = usize::try_from(turn.next_chunk.unwrap_or_default().saturating_sub(from)).unwrap_or(0);
+                let bytes = if wanted == 0 { 0 } else { turn.chunk_bytes + wanted * CHUNK_OVERHEAD_BYTES };
+                // The chunks, and the response that is made of them.
+                let memory = self.response_memory.reserve_if_large(owner, 2 * bytes).await?;
+                let mut chunks = if wanted == 0 { Vec::new() } else { self.read_chunks(id, from, bytes).await? };
+                let again = self.latest_turn(id).await?.filter(|again| again.number == turn.number);
                 // The chunks of another writer must not be shown as this one's.
-                let number = turn.number;
-                let again = self.latest_turn(id).await?;
-                if let Some(turn) = again.filter(|again| again.number == number) {
-                    let known = usize::try_from(turn.next_chunk.unwrap_or_default()).unwrap_or(usize::MAX);
-                    let from = usize::try_from(from).unwrap_or(usize::MAX);
-                    let mut chunks = chunks;
-                    chunks.truncate(known.saturating_sub(from));
+                let Some(again) = again else { continue };
+                // They may be gone because the turn was closed meanwhile.
+                let is_over = chunks.len() < wanted && again.status != TurnStatus::Open;
+                chunks.truncate(wanted);
+                if is_over || chunks.len() == wanted {
+                    let turn = if is_over { again } else { turn };
                     return Ok(GetTurn::Found(Box::new(TurnChunks { turn, chunks, memory })));
                 }
             }
             Err(StoreError::Busy("the session's turns change faster than they can be read".to_owned()))
         })
         .await
+    }
+
+    /// The chunks of the latest turn from number `from` on, which may have this many `bytes` together.
+    async fn read_chunks(&self, id: SessionId, from: u64, bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        let command = ReadCommand::list(self.keys.chunks(id), i64::try_from(from).unwrap_or(i64::MAX), -1);
+        if bytes <= SMALL_RESPONSE_BYTES {
+            return self.read_command(command).await?.texts("get_turn");
+        }
+        // A large reply on the read connection would delay the reads behind it.
+        let _permit = self.large_reads.acquire().await;
+        self.topology.read_by_client(&command).await?.texts("get_turn")
     }
 
     /// The open turn of a session that was read, unless its lease is over.
@@ -152,8 +169,19 @@ impl SessionStore {
     ) -> Result<Option<Box<Turn>>, StoreError> {
         let is_named = |line: &&str| line.split('\t').next() == Some(escaped_turn_id);
         if let Some(line) = earlier.split('\n').find(is_named) {
-            return Ok(Some(earlier_turn_of(id, line)?));
+            let mut turn = earlier_turn_of(id, line)?;
+            if turn.message_seq.is_some()
+                && let Some(message) = self.turn_of_message(id, escaped_turn_id).await?
+            {
+                turn.metadata = message.metadata;
+            }
+            return Ok(Some(turn));
         }
+        self.turn_of_message(id, escaped_turn_id).await
+    }
+
+    /// What a message says of the turn with its id.
+    async fn turn_of_message(&self, id: SessionId, escaped_turn_id: &str) -> Result<Option<Box<Turn>>, StoreError> {
         let Some(turn_id) = super::unescaped(escaped_turn_id).and_then(|turn_id| Identifier::new(turn_id).ok()) else {
             return Ok(None);
         };
@@ -174,6 +202,7 @@ impl SessionStore {
             metadata: members.metadata.get().to_owned(),
             status: status.unwrap_or(TurnStatus::Completed),
             next_chunk: None,
+            chunk_bytes: 0,
             after_seq: None,
             cancel_requested: status == Some(TurnStatus::Cancelled),
             lease_until: None,
