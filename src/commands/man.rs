@@ -14,8 +14,6 @@ pub(crate) fn run(directory: &Path) -> ExitCode {
     let command = Cli::command().override_usage("sessiond [OPTIONS] [COMMAND]");
     match clap_mangen::generate_to(command, directory) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            fail(&format!("cannot write the manual pages to {}: {error}", directory.display()), EXIT_USAGE)
-        }
+        Err(error) => fail(&format!("cannot write the manual pages to {}: {error}", directory.display()), EXIT_USAGE),
     }
 }
