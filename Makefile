@@ -2,6 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-isolated test-servers upgrade-check conformance examples fuzz supply-chain deploy-check mutants soak check \
+	deb deb-check dist dist-check \
 	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
 
 help: ## List the commands
@@ -49,6 +50,18 @@ supply-chain: ## Check licences, duplicates and sources of all dependencies
 
 deploy-check: ## Check the Dockerfile, compose file, manifests and unit, as far as possible without containers
 	tests/deploy/run
+
+deb: ## Build a Debian package of the commit, in target/dist
+	deploy/dist deb
+
+deb-check: deb ## Install, upgrade, remove and purge the Debian package in a container with systemd (needs root)
+	tests/deploy/package
+
+dist: ## Build the release files of the commit for this architecture, in target/dist
+	deploy/dist
+
+dist-check: ## Build the release files twice, in two folders, and compare the bytes
+	tests/deploy/reproducible
 
 mutants: ## Apply each mutant of tests/mutants and run the tests that must fail: MUTANTS selects some
 	deploy/ensure-redis

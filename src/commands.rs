@@ -2,8 +2,10 @@
 
 pub(crate) mod audit;
 pub(crate) mod check_config;
+pub(crate) mod completions;
 pub(crate) mod healthcheck;
 pub(crate) mod keygen;
+pub(crate) mod man;
 pub(crate) mod openapi;
 pub(crate) mod serve;
 

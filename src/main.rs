@@ -29,6 +29,8 @@ fn run() -> ExitCode {
     let command = match cli.command.unwrap_or(Subcommands::Serve) {
         Subcommands::Openapi => return commands::openapi::run(),
         Subcommands::Keygen(args) => return commands::keygen::run(args),
+        Subcommands::Completions { shell } => return commands::completions::run(shell),
+        Subcommands::Man { directory } => return commands::man::run(&directory),
         command => command,
     };
     let config = match cli.settings.check() {

@@ -1,6 +1,9 @@
 //! The command line: subcommands and their arguments.
 
+use std::path::PathBuf;
+
 use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use super::{SettingsArgs, is_set_but_empty};
 use crate::auth::{NewApiKey, Scope};
@@ -80,6 +83,16 @@ pub enum Subcommands {
     /// written; exit 2 if either cannot be written.
     #[command(after_help = KEYGEN_EXAMPLES)]
     Keygen(KeygenArgs),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages, one for the program and one for each subcommand
+    Man {
+        /// An existing directory
+        directory: PathBuf,
+    },
 }
 
 const KEYGEN_EXAMPLES: &str = "\

@@ -149,6 +149,47 @@ fn the_configuration_page_lists_every_setting_with_its_variable_and_default() {
 }
 
 #[test]
+fn the_configuration_page_lists_every_command() {
+    use clap::CommandFactory;
+    let page = include_str!("../../docs/configuration.md");
+    for command in sessiond::config::Cli::command().get_subcommands() {
+        let row = format!("| `{}", command.get_name());
+        assert!(page.lines().any(|line| line.starts_with(&row)), "no row {row}");
+    }
+}
+
+#[test]
+fn manual_pages_and_completions_name_every_setting_and_command() {
+    use clap::CommandFactory;
+    let folder = TempDir::new().expect("a folder");
+    let directory = folder.path().to_str().expect("text");
+    assert_eq!(run(&["man", directory], &[("REDIS_URL", "redis://:hunter2@x")]), (Some(0), Vec::new()));
+    let page = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_else(|_| panic!("no {name}"));
+    let pages = page("sessiond.1");
+    assert!(!pages.contains("hunter2"));
+    let shells = ["bash", "elvish", "fish", "powershell", "zsh"].map(|shell| {
+        let output = process::run(&["completions", shell], &[("REDIS_URL", "redis://:hunter2@x")]);
+        String::from_utf8(output.stdout).expect("text")
+    });
+    let command = sessiond::config::Cli::command();
+    for setting in command.get_arguments().filter_map(clap::Arg::get_long) {
+        // roff escapes hyphens.
+        let escaped = format!("\\-\\-{}", setting.replace('-', "\\-"));
+        assert!(pages.contains(&escaped), "sessiond.1 has no {escaped}");
+        for script in &shells {
+            assert!(script.contains(setting) && !script.contains("hunter2"), "{setting} in {script}");
+        }
+    }
+    for name in command.get_subcommands().map(clap::Command::get_name) {
+        assert!(page(&format!("sessiond-{name}.1")).contains("sessiond"), "{name}");
+        assert!(shells.iter().all(|script| script.contains(name)), "{name}");
+    }
+    let (status, lines) = run(&["man", "/dev/null"], &[]);
+    assert_eq!(status, Some(2));
+    assert!(lines.join("\n").contains("cannot write the manual pages to /dev/null"), "{lines:#?}");
+}
+
+#[test]
 fn check_config_shows_the_settings_and_no_password() {
     let program = env!("CARGO_BIN_EXE_sessiond");
     let output = std::process::Command::new(program)
