@@ -1,7 +1,8 @@
 # `make` lists the commands. All need a Rust toolchain; they install other missing tools (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-isolated conformance examples fuzz supply-chain deploy-check mutants soak check \
+.PHONY: help run demo test test-isolated test-clients test-clients-all conformance examples fuzz supply-chain \
+	deploy-check mutants soak check \
 	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
 
 help: ## List the commands
@@ -27,6 +28,14 @@ test-isolated: ## Run the whole test suite by cargo-nextest, each test in a proc
 	deploy/ensure-prometheus
 	cargo nextest --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-nextest@0.9.143
 	cargo nextest run --locked
+
+test-clients: ## Run the tests of clients/ on the Node.js that is installed: SESSIOND_PROGRAM, or a debug build
+	deploy/ensure-node
+	clients/typescript/test/run
+
+test-clients-all: ## Run the same also on Node 18 and 22, Chromium, workerd and edge-runtime
+	deploy/ensure-node
+	clients/typescript/test/run --all
 
 conformance: ## Test every operation with schemathesis, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run

@@ -38,7 +38,7 @@ export interface ResumeOptions extends VersionOptions {
 export type ListOptions = CallOptions & Pick<PageQuery, "limit" | "cursor" | "include">;
 export type MessagesOptions = CallOptions & Pick<PageQuery, "limit" | "before" | "after">;
 
-/** A client of a sessiond service. Its methods reject with a `SessiondError`, or with the reason of an aborted signal. */
+/** A client of a service. Its methods reject with a `SessiondError`, or with the reason of an aborted signal. */
 export class Sessiond {
   private readonly transport: Transport;
 
@@ -65,8 +65,8 @@ export class Sessiond {
   }
 
   /**
-   * Messages, always in ascending `seq`. `await` gives the newest, or those next to `before` or `after`. `pages()` goes on
-   * from there to older ones, with `after` to newer ones. `for await` gives all, the oldest first.
+   * Messages, always in ascending `seq`. `await` gives the newest, or those next to `before` or `after`. `pages()` goes
+   * on from there to older ones, with `after` to newer ones. `for await` gives all, the oldest first.
    */
   getSessionMessages(sessionId: string, options: MessagesOptions = {}): Pager<Message> {
     const { before, after, ...others } = options;
@@ -110,10 +110,14 @@ export class Sessiond {
     return this.updateSession(sessionId, {}, options);
   }
 
-  /** Deletes a session with its messages. False if there is none, also if an attempt without response has deleted it. */
+  /** Deletes a session with its messages. False if there is none, or if an attempt without response deleted it. */
   async deleteSession(sessionId: string, options?: VersionOptions): Promise<boolean> {
     const call = this.json({ method: "DELETE", path: path`/api/sessions/${sessionId}`, ...ifVersion(options) });
-    return unless(call.then(() => true), false, "session_not_found");
+    return unless(
+      call.then(() => true),
+      false,
+      "session_not_found",
+    );
   }
 
   /** Appends a message, or up to 100 in one step. Messages without `messageId` get one, so no attempt appends twice. */
@@ -148,7 +152,12 @@ export class Sessiond {
   async redactMessage(sessionId: string, messageId: string, options?: CallOptions): Promise<boolean> {
     const target = path`/api/sessions/${sessionId}/messages/${messageId}`;
     const call = this.json({ method: "DELETE", path: target, options });
-    return unless(call.then(() => true), false, "message_not_found", "session_not_found");
+    return unless(
+      call.then(() => true),
+      false,
+      "message_not_found",
+      "session_not_found",
+    );
   }
 
   /** Erases every session and message of a user. Counts what the last attempt deleted. */

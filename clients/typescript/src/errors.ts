@@ -44,7 +44,9 @@ export class ProblemError extends SessiondError {
     const code = typeof problem.code === "string" ? problem.code : null;
     // Browsers show a redirect as status 0.
     const foreign =
-      status < 400 ? "a redirect, which the client does not follow" : `${headers.get("Content-Type")} of another server`;
+      status < 400
+        ? "a redirect, which the client does not follow"
+        : `${headers.get("Content-Type")} of another server`;
     const detail = typeof problem.detail === "string" ? problem.detail : foreign;
     super(`${status} ${code ?? response.statusText}: ${detail}`);
     this.status = status;

@@ -1,5 +1,12 @@
 export { Sessiond } from "./client.js";
-export type { CreateOptions, GetOptions, ListOptions, MessagesOptions, ResumeOptions, VersionOptions } from "./client.js";
+export type {
+  CreateOptions,
+  GetOptions,
+  ListOptions,
+  MessagesOptions,
+  ResumeOptions,
+  VersionOptions,
+} from "./client.js";
 export { ConnectionError, isProblem, isSessiondError, ProblemError, SessiondError, TimeoutError } from "./errors.js";
 export type { AnyProblemCode } from "./errors.js";
 export type { Page, PageQuery, Pager } from "./pager.js";

@@ -32,7 +32,7 @@ export function pager<T>(read: ReadPage<T>, query: PageQuery, items?: () => Asyn
   let first: Promise<T[]> | undefined;
   const start = () => (first ??= read(query).then((page) => page.items));
   async function* pages() {
-    for (let next: PageQuery | null = query; next; ) {
+    for (let next: PageQuery | null = query; next;) {
       const page: Page<T> = await read(next);
       yield page;
       next = page.next;

@@ -1,7 +1,7 @@
 import { ConnectionError, ProblemError, SessiondError, TimeoutError } from "./errors.js";
 
 export interface SessiondOptions {
-  /** Where the service is, such as `https://sessions.example.com`, or a path of the page's own origin: `/sessiond`. */
+  /** Where the service is: `https://sessions.example.com`, or `/` for the page's own origin. */
   baseUrl: string | URL;
   /** An API key or a JWT, or a function that is called for each attempt. */
   token?: Token | (() => Token | Promise<Token>);
@@ -92,6 +92,8 @@ export class Transport {
   private readonly baseUrl: string;
 
   constructor(options: SessiondOptions) {
+    // A setting that is missing would be a path of the page.
+    if (options.baseUrl == null) throw new SessiondError("baseUrl is missing");
     this.options = options;
     this.baseUrl = `${options.baseUrl}`.replace(/\/+$/, "");
   }
@@ -103,9 +105,14 @@ export class Transport {
     for (let retry = 1; ; retry++) {
       signal?.throwIfAborted();
       try {
-        return await limited((signal) => this.attempt(call, body, signal), timeoutMs, signal, () => {
-          return new TimeoutError(`${method} ${path}: no response in ${timeoutMs} ms`);
-        });
+        return await limited(
+          (signal) => this.attempt(call, body, signal),
+          timeoutMs,
+          signal,
+          () => {
+            return new TimeoutError(`${method} ${path}: no response in ${timeoutMs} ms`);
+          },
+        );
       } catch (error) {
         if (retry > maxRetries || call.repeatable === false || !isTransient(error)) throw error;
         const backoffMs = Math.min(BACKOFF_MS * 2 ** (retry - 1), MAX_BACKOFF_MS);

@@ -49,7 +49,7 @@ test("errors of another copy of the package are recognised", async () => {
   assert(!(error instanceof first.SessiondError));
   assert(first.isSessiondError(error) && error.name === "ProblemError");
   assert(first.isProblem(error) && first.isProblem(error, "version_mismatch") && !first.isProblem(error, "forbidden"));
-  const refused = await new second.Sessiond({ baseUrl: "" }).getSession("..").catch((e) => e);
+  const refused = await new second.Sessiond({ baseUrl: "/" }).getSession("..").catch((e) => e);
   assert(first.isSessiondError(refused) && refused.name === "SessiondError" && !first.isProblem(refused));
   for (const other of [null, undefined, "no", new Error("no"), { name: "ProblemError" }]) {
     assert(!first.isSessiondError(other) && !first.isProblem(other));

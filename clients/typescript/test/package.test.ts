@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -47,16 +47,32 @@ test("attw finds nothing", () => {
   run("attw", "--profile", "esm-only", join(folder, packed.filename));
 });
 
-test("a project that uses the package compiles, with either kind of module resolution", () => {
+test("a project that uses the package and the code of the documents compile, with either module resolution", () => {
   const project = join(folder, "project");
   cpSync(join(root, "test/consumer"), project, { recursive: true });
   const modules = join(project, "node_modules");
   mkdirSync(join(modules, "sessiond"), { recursive: true });
   const archive = join(folder, packed.filename);
-  execFileSync("tar", ["--extract", "--strip-components=1", "--file", archive, "--directory", join(modules, "sessiond")]);
+  execFileSync("tar", [
+    "--extract",
+    "--strip-components=1",
+    "--file",
+    archive,
+    "--directory",
+    join(modules, "sessiond"),
+  ]);
   symlinkSync(join(root, "node_modules/@types"), join(modules, "@types"));
   symlinkSync(join(root, "node_modules/undici-types"), join(modules, "undici-types"));
   writeFileSync(join(project, "package.json"), '{"type":"module"}');
+  const blocks = ["README.md", "../../docs/clients.md"].flatMap((document) => {
+    return readFileSync(join(root, document), "utf8").split("```ts\n").slice(1);
+  });
+  assert.equal(blocks.length, 4);
+  blocks.forEach((block, i) => {
+    const code = block.split("```")[0]!;
+    const client = code.includes("new Sessiond") ? "" : 'declare const client: import("sessiond").Sessiond;\n';
+    writeFileSync(join(project, `document${i}.ts`), `${client}${code}\nexport {};\n`);
+  });
   run("tsc", "--project", join(project, "tsconfig.bundler.json"));
   run("tsc", "--project", join(project, "tsconfig.nodenext.json"));
 });

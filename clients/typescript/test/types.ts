@@ -62,4 +62,6 @@ type None<T extends never> = T;
 
 export type SchemasAreEqual = None<DifferentSchemas>;
 export type ParametersAreKnown = None<MissingParameters>;
-export type CodesAreEqual = None<Equal<Schemas["Problem"]["code"], api.ProblemCode> extends true ? never : "ProblemCode">;
+export type CodesAreEqual = None<
+  Equal<Schemas["Problem"]["code"], api.ProblemCode> extends true ? never : "ProblemCode"
+>;
