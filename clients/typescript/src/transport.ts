@@ -102,17 +102,12 @@ export class Transport {
     const { maxRetries = MAX_RETRIES, onRetry } = this.options;
     const { method, path, options: { signal, timeoutMs = this.options.timeoutMs ?? TIMEOUT_MS } = {} } = call;
     const body = call.body === undefined ? undefined : JSON.stringify(call.body);
+    const attempt = (signal: AbortSignal) => this.attempt(call, body, signal);
+    const timeoutError = () => new TimeoutError(`${method} ${path}: no response in ${timeoutMs} ms`);
     for (let retry = 1; ; retry++) {
       signal?.throwIfAborted();
       try {
-        return await limited(
-          (signal) => this.attempt(call, body, signal),
-          timeoutMs,
-          signal,
-          () => {
-            return new TimeoutError(`${method} ${path}: no response in ${timeoutMs} ms`);
-          },
-        );
+        return await limited(attempt, timeoutMs, timeoutError, signal);
       } catch (error) {
         if (retry > maxRetries || call.repeatable === false || !isTransient(error)) throw error;
         const backoffMs = Math.min(BACKOFF_MS * 2 ** (retry - 1), MAX_BACKOFF_MS);
@@ -179,8 +174,8 @@ function retryAfterMs(error: Retry["error"]): number | null {
 function limited<T>(
   work: (signal: AbortSignal) => Promise<T>,
   timeoutMs: number,
-  outer: AbortSignal | undefined,
   timeoutError: () => TimeoutError,
+  outer: AbortSignal | undefined,
 ): Promise<T> {
   return new Promise<T>((resolve, reject) => {
     const controller = new AbortController();
