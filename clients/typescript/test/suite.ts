@@ -399,7 +399,13 @@ export const tests: Record<string, Test> = {
     // Also of a `fetch` that ignores its signal, and of a token that does not come.
     const never = () => new Promise<never>(() => {});
     const once = { maxRetries: 0, timeoutMs: 20 };
-    equal((await caught(serverClient(env, { ...once, fetch: never }).whoami())).name, "TimeoutError");
+    const signals: AbortSignal[] = [];
+    const ignore = (_: string, init: RequestInit) => (signals.push(init.signal!), never());
+    equal((await caught(serverClient(env, { ...once, fetch: ignore }).whoami())).name, "TimeoutError");
+    equal(
+      signals.map(({ aborted }) => aborted),
+      [true],
+    );
     equal((await caught(serverClient(env, { ...once, token: never }).whoami())).name, "TimeoutError");
     const slow = serverClient(env, { ...once, fetch: never }).whoami({ timeoutMs: Infinity });
     equal(await Promise.race([slow, serverClient(env).livez()]), { status: "alive" });
