@@ -1,8 +1,8 @@
 # `make` lists the commands. All need a Rust toolchain; they install other missing tools (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-isolated test-servers upgrade-check conformance examples fuzz supply-chain deploy-check mutants soak check \
-	deb deb-check dist dist-check \
+.PHONY: help run demo test test-isolated test-servers test-clients test-clients-all upgrade-check conformance \
+	examples fuzz supply-chain deploy-check mutants soak check deb deb-check dist dist-check \
 	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
 
 help: ## List the commands
@@ -34,6 +34,14 @@ test-servers: ## Run the integration tests against the installed server, Redis 8
 
 upgrade-check: ## Replace services under load by those of another version: the commit before, or REVISION
 	tests/upgrade/run $(REVISION)
+
+test-clients: ## Run the tests of clients/ on the Node.js that is installed: SESSIOND_PROGRAM, or a debug build
+	deploy/ensure-node
+	clients/typescript/test/run
+
+test-clients-all: ## Run the same also on Node 18 and 22, Chromium, workerd and edge-runtime
+	deploy/ensure-node
+	clients/typescript/test/run --all
 
 conformance: ## Test every operation with schemathesis, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run

@@ -1,0 +1,242 @@
+import { isProblem } from "./errors.js";
+import { linked, pager, type Page, type PageQuery, type Pager } from "./pager.js";
+import { path, query, Transport, type Call, type CallOptions, type SessiondOptions } from "./transport.js";
+import type {
+  AppendMessage,
+  ErasedUser,
+  GetOrCreateSession,
+  Health,
+  IfActive,
+  Included,
+  Message,
+  ProblemCode,
+  Session,
+  UpdateMessage,
+  UpdateSession,
+  WhoAmI,
+} from "./types.js";
+
+export interface GetOptions extends CallOptions {
+  include?: Included | undefined;
+}
+
+export interface CreateOptions extends CallOptions {
+  /** The same key of the same user is the same new session. The client makes one for each call with `replace`. */
+  idempotencyKey?: string | undefined;
+}
+
+export interface VersionOptions extends CallOptions {
+  /** Rejects with `version_mismatch` if the session has another `version`. Such a call is not repeated. */
+  ifVersion?: number | undefined;
+}
+
+export interface ResumeOptions extends VersionOptions {
+  /** `replace` ends another active session of the user, for which the call rejects with `another_session_active`. */
+  ifActive?: IfActive | undefined;
+}
+
+export type ListOptions = CallOptions & Pick<PageQuery, "limit" | "cursor" | "include">;
+export type MessagesOptions = CallOptions & Pick<PageQuery, "limit" | "before" | "after">;
+
+/** A client of a service. Its methods reject with a `SessiondError`, or with the reason of an aborted signal. */
+export class Sessiond {
+  private readonly transport: Transport;
+
+  constructor(options: SessiondOptions) {
+    this.transport = new Transport(options);
+  }
+
+  /** The user's active session, or null. Creates none. */
+  async getActiveSessionForUser(businessId: string, userId: string, options?: GetOptions): Promise<Session | null> {
+    const call = this.get<Session>(path`/api/sessions/business/${businessId}/user/${userId}/active`, options);
+    return unless(call, null, "no_active_session");
+  }
+
+  /** The user's active session, or a new one. */
+  async createSession(session: GetOrCreateSession, options: CreateOptions = {}): Promise<Session> {
+    const key = options.idempotencyKey ?? (session.ifActive === "replace" ? randomId() : undefined);
+    const headers = { "Idempotency-Key": key };
+    return this.json({ method: "POST", path: "/api/sessions", body: session, headers, options });
+  }
+
+  /** A session with any status, or null. */
+  async getSession(sessionId: string, options?: GetOptions): Promise<Session | null> {
+    return unless(this.get<Session>(path`/api/sessions/${sessionId}`, options), null, "session_not_found");
+  }
+
+  /**
+   * Messages, always in ascending `seq`. `await` gives the newest, or those next to `before` or `after`. `pages()` goes
+   * on from there to older ones, with `after` to newer ones. `for await` gives all, the oldest first.
+   */
+  getSessionMessages(sessionId: string, options: MessagesOptions = {}): Pager<Message> {
+    const { before, after, ...others } = options;
+    const list = (options: MessagesOptions, rel?: string, items?: () => AsyncGenerator<Message>) =>
+      this.list(() => path`/api/sessions/${sessionId}/messages`, options, rel, items);
+    return list(options, after == null ? "prev" : "next", async function* () {
+      for await (const message of list({ ...others, after: after ?? 0 })) {
+        if (before != null && message.seq >= before) return;
+        yield message;
+      }
+    });
+  }
+
+  /** The user's sessions with any status, the one created or resumed last first. */
+  getUserSessionHistory(businessId: string, userId: string, options?: ListOptions): Pager<Session> {
+    return this.list(() => path`/api/sessions/business/${businessId}/user/${userId}/history`, options);
+  }
+
+  /** The active sessions of a business, the latest expiry first. */
+  getActiveSessionsForBusiness(businessId: string, options?: ListOptions): Pager<Session> {
+    return this.list(() => path`/api/sessions/business/${businessId}/active`, options);
+  }
+
+  /** Changes the given members of a session. */
+  async updateSession(sessionId: string, patch: UpdateSession, options?: VersionOptions): Promise<Session> {
+    return this.json({ method: "PATCH", path: path`/api/sessions/${sessionId}`, body: patch, ...ifVersion(options) });
+  }
+
+  async endSession(sessionId: string, options?: VersionOptions): Promise<Session> {
+    return this.updateSession(sessionId, { status: "ended" }, options);
+  }
+
+  /** Makes a session the user's active one again. */
+  async resumeSession(sessionId: string, options: ResumeOptions = {}): Promise<Session> {
+    const { ifActive, ...others } = options;
+    return this.updateSession(sessionId, { status: "active", ...(ifActive && { ifActive }) }, others);
+  }
+
+  /** Postpones the expiry of an active session. */
+  async heartbeat(sessionId: string, options?: CallOptions): Promise<Session> {
+    return this.updateSession(sessionId, {}, options);
+  }
+
+  /** Deletes a session with its messages. False if there is none, or if an attempt without response deleted it. */
+  async deleteSession(sessionId: string, options?: VersionOptions): Promise<boolean> {
+    const call = this.json({ method: "DELETE", path: path`/api/sessions/${sessionId}`, ...ifVersion(options) });
+    return unless(
+      call.then(() => true),
+      false,
+      "session_not_found",
+    );
+  }
+
+  /** Appends a message, or up to 100 in one step. Messages without `messageId` get one, so no attempt appends twice. */
+  async appendMessages<Messages extends AppendMessage | AppendMessage[]>(
+    sessionId: string,
+    messages: Messages,
+    options?: CallOptions,
+  ): Promise<Messages extends AppendMessage[] ? Message[] : Message> {
+    const named = (message: AppendMessage) => ({ ...message, messageId: message.messageId ?? randomId() });
+    const body = Array.isArray(messages) ? messages.map(named) : named(messages);
+    return this.json({ method: "POST", path: path`/api/sessions/${sessionId}/messages`, body, options });
+  }
+
+  /** One message, or null if the session has none of this id. */
+  async getMessage(sessionId: string, messageId: string, options?: CallOptions): Promise<Message | null> {
+    const call = this.get<Message>(path`/api/sessions/${sessionId}/messages/${messageId}`, options);
+    return unless(call, null, "message_not_found", "session_not_found");
+  }
+
+  /** Merges into the metadata of a message. */
+  async updateMessage(
+    sessionId: string,
+    messageId: string,
+    patch: UpdateMessage,
+    options?: CallOptions,
+  ): Promise<Message> {
+    const target = path`/api/sessions/${sessionId}/messages/${messageId}`;
+    return this.json({ method: "PATCH", path: target, body: patch, options });
+  }
+
+  /** Removes content and metadata of a message. False if the session has no message of this id. */
+  async redactMessage(sessionId: string, messageId: string, options?: CallOptions): Promise<boolean> {
+    const target = path`/api/sessions/${sessionId}/messages/${messageId}`;
+    const call = this.json({ method: "DELETE", path: target, options });
+    return unless(
+      call.then(() => true),
+      false,
+      "message_not_found",
+      "session_not_found",
+    );
+  }
+
+  /** Erases every session and message of a user. Counts what the last attempt deleted. */
+  async eraseUser(businessId: string, userId: string, options?: CallOptions): Promise<ErasedUser> {
+    return this.json({ method: "DELETE", path: path`/api/sessions/business/${businessId}/user/${userId}`, options });
+  }
+
+  /** What the token may do. */
+  async whoami(options?: CallOptions): Promise<WhoAmI> {
+    return this.get("/api/whoami", options);
+  }
+
+  /** Whether the process responds. */
+  async livez(options?: CallOptions): Promise<Health> {
+    return this.get("/livez", options);
+  }
+
+  /** Whether the service can serve. If not, rejects with the reason. */
+  async readyz(options?: CallOptions): Promise<Health> {
+    return this.get("/readyz", options);
+  }
+
+  /** The OpenAPI document of the service. */
+  async openapi(options?: CallOptions): Promise<Record<string, unknown>> {
+    return this.get("/openapi.json", options);
+  }
+
+  /** The page, in HTML, that shows the OpenAPI document. */
+  async docs(options?: CallOptions): Promise<string> {
+    return this.json({ method: "GET", path: "/docs", options, text: true });
+  }
+
+  private async json<T>(call: Call): Promise<T> {
+    return (await this.transport.send(call)).body as T;
+  }
+
+  private get<T>(path: string, options: GetOptions = {}): Promise<T> {
+    return this.json({ method: "GET", path: path + query({ include: options.include }), options });
+  }
+
+  private list<T>(
+    path: () => string,
+    options: CallOptions & PageQuery = {},
+    rel = "next",
+    items?: () => AsyncGenerator<T>,
+  ): Pager<T> {
+    const { signal, timeoutMs, headers, ...first } = options;
+    const read = async (page: PageQuery): Promise<Page<T>> => {
+      const reply = await this.transport.send({
+        method: "GET",
+        path: path() + query(page),
+        options: { signal, timeoutMs, headers },
+      });
+      const total = reply.headers.get("X-Total-Count");
+      return { items: reply.body as T[], next: linked(reply.headers, rel), totalCount: total ? Number(total) : null };
+    };
+    return pager(read, first, items);
+  }
+}
+
+/** The result of a call, or `otherwise` if the service has no such thing. Errors of proxies have no code. */
+async function unless<T, U>(call: Promise<T>, otherwise: U, ...codes: ProblemCode[]): Promise<T | U> {
+  try {
+    return await call;
+  } catch (error) {
+    if (codes.some((code) => isProblem(error, code))) return otherwise;
+    throw error;
+  }
+}
+
+function ifVersion(options: VersionOptions = {}): Pick<Call, "headers" | "options" | "repeatable"> {
+  const version = options.ifVersion;
+  return version == null ? { options } : { options, headers: { "If-Match": `"${version}"` }, repeatable: false };
+}
+
+/** 128 random bits. Pages without TLS have no `crypto.randomUUID`, and Node 18 has no `crypto`. */
+function randomId(): string {
+  const bytes = new Uint8Array(16);
+  if (globalThis.crypto) crypto.getRandomValues(bytes);
+  else bytes.forEach((_, i) => (bytes[i] = Math.random() * 256));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

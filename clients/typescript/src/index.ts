@@ -1,0 +1,14 @@
+export { Sessiond } from "./client.js";
+export type {
+  CreateOptions,
+  GetOptions,
+  ListOptions,
+  MessagesOptions,
+  ResumeOptions,
+  VersionOptions,
+} from "./client.js";
+export { ConnectionError, isProblem, isSessiondError, ProblemError, SessiondError, TimeoutError } from "./errors.js";
+export type { AnyProblemCode } from "./errors.js";
+export type { Page, PageQuery, Pager } from "./pager.js";
+export type { CallOptions, Retry, SessiondOptions } from "./transport.js";
+export type * from "./types.js";

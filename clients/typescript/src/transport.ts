@@ -1,0 +1,229 @@
+import { ConnectionError, ProblemError, SessiondError, TimeoutError } from "./errors.js";
+
+export interface SessiondOptions {
+  /** Where the service is: `https://sessions.example.com`, or `/` for the page's own origin. */
+  baseUrl: string | URL;
+  /** An API key or a JWT, or a function that is called for each attempt. */
+  token?: Token | (() => Token | Promise<Token>);
+  /** How long one attempt may take; default 5000. `Infinity` for no limit. */
+  timeoutMs?: number | undefined;
+  /** How often a call may be repeated; default 2. */
+  maxRetries?: number | undefined;
+  /** Instead of the global `fetch`. */
+  fetch?: ((url: string, init: RequestInit) => Promise<Response>) | undefined;
+  /** For every request. */
+  headers?: Record<string, string> | undefined;
+  /** Called before the client waits to repeat a call. */
+  onRetry?: ((retry: Retry) => void) | undefined;
+}
+
+type Token = string | null | undefined;
+
+/** The options of one call. */
+export interface CallOptions {
+  /** Aborts the call, which then rejects with the signal's reason. */
+  signal?: AbortSignal | undefined;
+  /** Instead of the client's `timeoutMs`. */
+  timeoutMs?: number | undefined;
+  /** Beside the client's `headers`. */
+  headers?: Record<string, string> | undefined;
+}
+
+/** A repetition of a call that is about to be made. */
+export interface Retry {
+  method: string;
+  path: string;
+  /** 1 for the first repetition. */
+  retry: number;
+  delayMs: number;
+  error: ConnectionError | TimeoutError | ProblemError;
+}
+
+export interface Call {
+  method: "GET" | "POST" | "PATCH" | "DELETE";
+  path: string;
+  body?: unknown;
+  options?: CallOptions | undefined;
+  /** Headers of the operation. */
+  headers?: Record<string, string | undefined>;
+  /** False if the call may not be made twice. */
+  repeatable?: boolean;
+  /** Whether the body of the response is a text and not JSON. */
+  text?: boolean;
+}
+
+export interface Reply {
+  headers: Headers;
+  body: any;
+}
+
+const TIMEOUT_MS = 5000;
+const MAX_RETRIES = 2;
+const BACKOFF_MS = 100;
+const MAX_BACKOFF_MS = 10_000;
+/** A call does not wait longer than this for a service that is not available. */
+const MAX_RETRY_AFTER_MS = 60_000;
+
+/**
+ * A path with each segment percent-encoded. Refuses segments that name another path: URL libraries take `.` and `..`
+ * out of a path, even when they are percent-encoded.
+ */
+export function path(strings: TemplateStringsArray, ...segments: string[]): string {
+  return strings.reduce((path, string, i) => path + encode(segments[i - 1]) + string);
+}
+
+function encode(segment: unknown): string {
+  // Lone surrogates cannot be encoded.
+  if (typeof segment !== "string" || /^\.{0,2}$|[\uD800-\uDFFF]/u.test(segment)) {
+    throw new SessiondError(`${JSON.stringify(segment)} cannot be an id: no request was sent`);
+  }
+  return encodeURIComponent(segment);
+}
+
+/** `?` and the members that are set, or nothing. */
+export function query(members: object): string {
+  const entries = Object.entries(members).filter(([, value]) => value != null);
+  return entries.length ? `?${new URLSearchParams(entries)}` : "";
+}
+
+/** Makes calls: attempts with a timeout each, repeated where that is safe and useful. */
+export class Transport {
+  private readonly options: SessiondOptions;
+  private readonly baseUrl: string;
+
+  constructor(options: SessiondOptions) {
+    // A setting that is missing would be a path of the page.
+    if (options.baseUrl == null) throw new SessiondError("baseUrl is missing");
+    this.options = options;
+    this.baseUrl = `${options.baseUrl}`.replace(/\/+$/, "");
+  }
+
+  async send(call: Call): Promise<Reply> {
+    const { maxRetries = MAX_RETRIES, onRetry } = this.options;
+    const { method, path, options: { signal, timeoutMs = this.options.timeoutMs ?? TIMEOUT_MS } = {} } = call;
+    const body = call.body === undefined ? undefined : JSON.stringify(call.body);
+    const attempt = (signal: AbortSignal) => this.attempt(call, body, signal);
+    const timeoutError = () => new TimeoutError(`${method} ${path}: no response in ${timeoutMs} ms`);
+    for (let retry = 1; ; retry++) {
+      signal?.throwIfAborted();
+      try {
+        return await limited(attempt, timeoutMs, timeoutError, signal);
+      } catch (error) {
+        if (retry > maxRetries || call.repeatable === false || !isTransient(error)) throw error;
+        const backoffMs = Math.min(BACKOFF_MS * 2 ** (retry - 1), MAX_BACKOFF_MS);
+        const delayMs = (retryAfterMs(error) ?? 0) + Math.random() * backoffMs;
+        onRetry?.({ method, path, retry, delayMs, error });
+        signal?.throwIfAborted();
+        await sleep(delayMs, signal);
+      }
+    }
+  }
+
+  private async attempt(call: Call, body: string | undefined, signal: AbortSignal): Promise<Reply> {
+    const { token, fetch: customFetch } = this.options;
+    const headers = new Headers(this.options.headers);
+    const set = (more: Record<string, string | undefined> = {}) => {
+      for (const [name, value] of Object.entries(more)) if (value != null) headers.set(name, value);
+    };
+    const credential = typeof token === "function" ? await token() : token;
+    if (credential) set({ Authorization: `Bearer ${credential}` });
+    if (body !== undefined) set({ "Content-Type": "application/json" });
+    set(call.headers);
+    set(call.options?.headers);
+
+    const name = `${call.method} ${call.path}`;
+    let response, text;
+    try {
+      // A redirect would turn a POST into a GET. `redirect: "error"` does not exist everywhere.
+      const init: RequestInit = { method: call.method, headers, signal, redirect: "manual" };
+      if (body !== undefined) init.body = body;
+      // Not as a method: workerd's `fetch` refuses another `this`.
+      response = await (customFetch ?? fetch)(this.baseUrl + call.path, init);
+      text = await response.text();
+    } catch (cause) {
+      throw new ConnectionError(`${name}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+    }
+    if (response.ok && (call.text || response.status === 204)) return { headers: response.headers, body: text };
+    let parsed: unknown;
+    try {
+      parsed = JSON.parse(text);
+    } catch (cause) {
+      if (response.ok) throw new ConnectionError(`${name}: the response is not JSON; is this sessiond?`, { cause });
+    }
+    if (!response.ok) throw new ProblemError(response, parsed);
+    return { headers: response.headers, body: parsed };
+  }
+}
+
+function isTransient(error: unknown): error is Retry["error"] {
+  if (!(error instanceof ProblemError)) return error instanceof ConnectionError || error instanceof TimeoutError;
+  // 500 and 501 are no better a second time; 502 and above are of proxies, or say that the service cannot now.
+  const { status, code } = error;
+  const transient = status === 408 || status === 429 || status > 501 || code === "concurrent_update";
+  return transient && (error.retryAfterMs ?? 0) <= MAX_RETRY_AFTER_MS;
+}
+
+function retryAfterMs(error: Retry["error"]): number | null {
+  return error instanceof ProblemError ? error.retryAfterMs : null;
+}
+
+/**
+ * Runs `work` until it settles, `timeoutMs` have passed, or `outer` is aborted; also if `work` ignores its signal.
+ * Leaves no listener and no timer. `AbortSignal.any` would need newer engines.
+ */
+function limited<T>(
+  work: (signal: AbortSignal) => Promise<T>,
+  timeoutMs: number,
+  timeoutError: () => TimeoutError,
+  outer: AbortSignal | undefined,
+): Promise<T> {
+  return new Promise<T>((resolve, reject) => {
+    const controller = new AbortController();
+    const stop = (reason: unknown) => {
+      release();
+      reject(reason);
+      controller.abort(reason);
+    };
+    // Timers of more than 31 bits fire at once.
+    const timer = timeoutMs < 2 ** 31 ? setTimeout(() => stop(timeoutError()), timeoutMs) : undefined;
+    const unlisten = onAbort(outer, stop);
+    const release = () => {
+      clearTimeout(timer);
+      unlisten();
+    };
+    work(controller.signal).finally(release).then(resolve, reject);
+  });
+}
+
+function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => {
+      unlisten();
+      resolve();
+    }, ms);
+    const unlisten = onAbort(signal, (reason) => {
+      clearTimeout(timer);
+      reject(reason);
+    });
+  });
+}
+
+/** What to call when a signal is aborted. All calls with one signal share a listener: Node warns of eleven. */
+const callbacks = new WeakMap<EventTarget, Set<(reason: unknown) => void>>();
+
+/** Calls back when the signal is aborted, unless the returned function is called before. */
+function onAbort(signal: AbortSignal | undefined, callback: (reason: unknown) => void): () => void {
+  if (!signal) return () => {};
+  const set = callbacks.get(signal) ?? new Set();
+  callbacks.set(signal, set.add(callback));
+  // Nothing, if it is there already.
+  signal.addEventListener("abort", notify);
+  return () => {
+    if (set.delete(callback) && !set.size) signal.removeEventListener("abort", notify);
+  };
+}
+
+function notify({ target }: Event): void {
+  const signal = target as AbortSignal;
+  callbacks.get(signal)?.forEach((callback) => callback(signal.reason));
+}

@@ -1,0 +1,647 @@
+// The tests that run on every runtime. They use the client, `fetch` and nothing of Node.
+
+import type { operations } from "../generated/openapi.js";
+import {
+  isProblem,
+  isSessiondError,
+  Sessiond,
+  type Message,
+  type ProblemCode,
+  type Retry,
+  type Session,
+  type SessiondOptions,
+} from "../src/index.js";
+
+export interface Environment {
+  /** The service. */
+  service: string;
+  /** The proxy in front of it: its first path segment selects the faults. */
+  proxy: string;
+  apiKey: string;
+  userToken: string;
+  /** Messages to append through the faulty proxy. */
+  appends: number;
+}
+
+type Test = (env: Environment) => Promise<void>;
+
+/** Whether a call is repeated after a response with this code. A test compares the codes with those of openapi.json. */
+const REPEATED: Record<ProblemCode, boolean> = {
+  invalid_request: false,
+  unauthorized: false,
+  forbidden: false,
+  session_not_found: false,
+  no_active_session: false,
+  message_not_found: false,
+  route_not_found: false,
+  method_not_allowed: false,
+  request_timeout: true,
+  session_not_active: false,
+  another_session_active: false,
+  message_id_conflict: false,
+  concurrent_update: true,
+  version_mismatch: false,
+  payload_too_large: false,
+  uri_too_long: false,
+  headers_too_large: false,
+  unsupported_media_type: false,
+  rate_limited: true,
+  internal: false,
+  overloaded: true,
+  store_unavailable: true,
+  store_full: true,
+  store_busy: true,
+  clock_skew: true,
+};
+
+/** The status of the codes that are repeated; for any other, a status that is not. */
+const STATUS: Partial<Record<ProblemCode, number>> = {
+  request_timeout: 408,
+  concurrent_update: 409,
+  rate_limited: 429,
+  internal: 500,
+  overloaded: 503,
+  store_unavailable: 503,
+  store_full: 503,
+  store_busy: 503,
+  clock_skew: 503,
+};
+
+interface Subject {
+  client: Sessiond;
+  session: Session;
+  message: Message;
+}
+
+/** A call of each operation of openapi.json. */
+const OPERATIONS: Record<keyof operations, (subject: Subject) => PromiseLike<unknown>> = {
+  getOrCreateSession: ({ client, session: { businessId, userId } }) => client.createSession({ businessId, userId }),
+  getActiveSession: ({ client, session }) => client.getActiveSessionForUser(session.businessId, session.userId),
+  listSessionHistory: ({ client, session }) => client.getUserSessionHistory(session.businessId, session.userId),
+  listActiveSessions: ({ client, session }) => client.getActiveSessionsForBusiness(session.businessId),
+  getSession: ({ client, session }) => client.getSession(session.sessionId),
+  updateSession: ({ client, session }) => client.updateSession(session.sessionId, { title: "Opening hours" }),
+  deleteSession: ({ client, session }) => client.deleteSession(session.sessionId),
+  listMessages: ({ client, session }) => client.getSessionMessages(session.sessionId),
+  appendMessages: ({ client, session }) => client.appendMessages(session.sessionId, { role: "user", content: "Hi" }),
+  getMessage: ({ client, message }) => client.getMessage(message.sessionId, message.messageId),
+  updateMessage: ({ client, message }) =>
+    client.updateMessage(message.sessionId, message.messageId, { metadata: { feedback: "good" } }),
+  redactMessage: ({ client, message }) => client.redactMessage(message.sessionId, message.messageId),
+  eraseUser: ({ client, session }) => client.eraseUser(session.businessId, session.userId),
+  whoami: ({ client }) => client.whoami(),
+  livez: ({ client }) => client.livez(),
+  readyz: ({ client }) => client.readyz(),
+  openapi: ({ client }) => client.openapi(),
+  docs: ({ client }) => client.docs(),
+};
+
+interface Document {
+  paths: Record<string, Record<string, { operationId: string }>>;
+  components: { schemas: { Problem: { properties: { code: { enum: string[] } } } } };
+}
+
+export const tests: Record<string, Test> = {
+  async "the flow of a page, with the six methods"(env) {
+    const client = serverClient(env);
+    const [businessId, userId] = ["B0100001", unique("user")];
+    equal(await client.getActiveSessionForUser(businessId, userId), null);
+    const created = await client.createSession({ businessId, userId, locationId: "L001", sessionType: "general" });
+    equal(
+      [created.businessId, created.userId, created.locationId, created.sessionType, created.status],
+      [businessId, userId, "L001", "general", "active"],
+    );
+    equal(await client.createSession({ businessId, userId, locationId: "L001", sessionType: "general" }), created);
+    equal(await client.getActiveSessionForUser(businessId, userId), created);
+    equal(await client.getSession(created.sessionId), created);
+    equal(await client.getSessionMessages(created.sessionId), []);
+    equal(await client.getUserSessionHistory(businessId, userId), [created]);
+    const active = await client.getActiveSessionsForBusiness(businessId, { limit: 100 });
+    equal(
+      active.filter((session) => session.userId === userId),
+      [created],
+    );
+  },
+
+  async "each operation of the document has a method, which calls it"(env) {
+    const { paths } = await document(env);
+    const documented = Object.values(paths).flatMap((path) =>
+      Object.values(path).map(({ operationId }) => operationId),
+    );
+    equal(
+      documented.filter((id) => !(id in OPERATIONS)),
+      [],
+      "operations without a method",
+    );
+    equal(
+      Object.keys(OPERATIONS).filter((id) => !documented.includes(id)),
+      [],
+      "methods without an operation",
+    );
+
+    let called: string[] = [];
+    const client = serverClient(env, {
+      fetch: (url, init) => {
+        called.push(operationOf(paths, url.slice(env.service.length), init.method!));
+        return fetch(url, init);
+      },
+    });
+    for (const [operation, call] of Object.entries(OPERATIONS)) {
+      const session = await client.createSession({ businessId: "B2", userId: unique("user") });
+      const message = await client.appendMessages(session.sessionId, { role: "user", content: "Hello" });
+      called = [];
+      await call({ client, session, message });
+      equal(called, [operation]);
+    }
+  },
+
+  async "a session is changed, ended, resumed and deleted"(env) {
+    const client = serverClient(env);
+    const user = { businessId: "B3", userId: unique("user") };
+    const first = await client.createSession({ ...user, metadata: { a: 1, b: 2 } });
+    const changed = await client.updateSession(first.sessionId, { title: "Hours", metadata: { a: null } });
+    equal([changed.title, changed.metadata, changed.version], ["Hours", { b: 2 }, 2]);
+    await rejects(client.updateSession(first.sessionId, { title: "No" }, { ifVersion: 1 }), "version_mismatch");
+    equal((await client.updateSession(first.sessionId, { title: null }, { ifVersion: 2 })).title, null);
+    equal((await client.heartbeat(first.sessionId)).status, "active");
+    equal((await client.endSession(first.sessionId)).endReason, "client");
+
+    const second = await client.createSession(user);
+    const conflict = await rejects(client.resumeSession(first.sessionId), "another_session_active");
+    equal(conflict.problem.activeSessionId, second.sessionId);
+    equal((await client.resumeSession(first.sessionId, { ifActive: "replace" })).status, "active");
+    equal((await client.getSession(second.sessionId))?.endReason, "replaced");
+
+    await rejects(client.deleteSession(first.sessionId, { ifVersion: 1 }), "version_mismatch");
+    equal(await client.deleteSession(first.sessionId), true);
+    equal(await client.deleteSession(first.sessionId), false);
+    equal(await client.getSession(first.sessionId), null);
+    equal(await client.eraseUser(user.businessId, user.userId), { deletedSessions: 1 });
+  },
+
+  async "one message is read, changed and redacted"(env) {
+    const client = serverClient(env);
+    const { sessionId } = await client.createSession({ businessId: "B4", userId: unique("user") });
+    const [question] = await client.appendMessages(sessionId, [
+      { messageId: "m/1?", role: "user", content: { text: "When?" } },
+      { role: "assistant", content: ["At", 9] },
+    ]);
+    equal(await client.getMessage(sessionId, "m/1?"), question);
+    equal((await client.updateMessage(sessionId, "m/1?", { metadata: { feedback: "good" } })).metadata, {
+      feedback: "good",
+    });
+    equal(await client.redactMessage(sessionId, "m/1?"), true);
+    equal((await client.getMessage(sessionId, "m/1?"))?.content, null);
+    equal(await client.getMessage(sessionId, "m-2"), null);
+    equal(await client.redactMessage(sessionId, "m-2"), false);
+    equal(await client.getMessage("00000000-0000-8000-8000-000000000000", "m-1"), null);
+    const { lastMessage } = (await client.getSession(sessionId, { include: "lastMessage" }))!;
+    equal(lastMessage?.content, ["At", 9]);
+  },
+
+  async "ids with any text name only themselves"(env) {
+    const client = serverClient(env);
+    const ids = [
+      "a b",
+      "a/b",
+      "../x",
+      "...",
+      "%2e%2e",
+      "jane@example.com",
+      "auth0|123",
+      "urn:x:y",
+      "{}",
+      "a?b#c",
+      "💬",
+    ];
+    for (const userId of ids) {
+      const created = await client.createSession({ businessId: "B/5", userId });
+      equal(await client.getActiveSessionForUser("B/5", userId), created);
+      equal(await client.getUserSessionHistory("B/5", userId), [created]);
+      await client.appendMessages(created.sessionId, { messageId: userId, role: "user", content: 1 });
+      equal((await client.getMessage(created.sessionId, userId))?.messageId, userId);
+    }
+    equal((await client.getActiveSessionsForBusiness("B/5")).length, ids.length);
+  },
+
+  async "ids that a URL library rewrites are refused before they are sent"(env) {
+    const client = serverClient(env, { fetch: () => Promise.reject(new Error("was sent")) });
+    for (const id of ["", ".", "..", "\ud800", undefined as unknown as string]) {
+      const calls = [
+        client.getSession(id),
+        client.getActiveSessionForUser("B1", id),
+        client.getUserSessionHistory(id, "u"),
+        client.getSessionMessages(id).pages().next(),
+        client.redactMessage("s", id),
+        client.eraseUser("B1", id),
+      ];
+      for (const call of calls) {
+        const error = await caught(call);
+        equal([isSessiondError(error), (error as Error).name], [true, "SessiondError"], String(error));
+      }
+    }
+  },
+
+  async "the base of the URLs is an origin or a path"(env) {
+    const sent: string[] = [];
+    const record = async (url: string) => (sent.push(url), new Response("{}"));
+    for (const baseUrl of ["https://h", "https://h/", new URL("https://h/p/"), "/", "/p/"]) {
+      await serverClient(env, { baseUrl, fetch: record }).livez();
+    }
+    equal(sent, ["https://h/livez", "https://h/livez", "https://h/p/livez", "/livez", "/p/livez"]);
+    const missing = await caught(Promise.resolve().then(() => new Sessiond({ baseUrl: undefined as unknown as URL })));
+    equal(missing.message, "baseUrl is missing");
+  },
+
+  async "a list is read as an array, page by page and item by item"(env) {
+    // Through the proxy: the links of the service lack its path.
+    for (const client of [serverClient(env), serverClient(env, { baseUrl: `${env.proxy}/pass/` })]) {
+      const user = { businessId: unique("business"), userId: "u/1" };
+      const ids: string[] = [];
+      for (let i = 0; i < 5; i++) {
+        ids.unshift((await client.createSession({ ...user, ifActive: "replace" })).sessionId);
+      }
+      const history = () => client.getUserSessionHistory(user.businessId, user.userId, { limit: 2 });
+      equal(idsOf(await history()), ids.slice(0, 2));
+      equal(idsOf(await collect(history())), ids);
+      const pages = await collect(history().pages());
+      equal(
+        pages.map(({ items }) => idsOf(items)),
+        [ids.slice(0, 2), ids.slice(2, 4), ids.slice(4)],
+      );
+      equal(
+        pages.map(({ next }) => next !== null),
+        [true, true, false],
+      );
+      const second = await client.getUserSessionHistory(user.businessId, user.userId, pages[0]!.next!);
+      equal(idsOf(second), ids.slice(2, 4));
+
+      const active = await client.getActiveSessionsForBusiness(user.businessId).pages().next();
+      equal(active.value?.totalCount, 1);
+      const last = await client.getUserSessionHistory(user.businessId, user.userId, {
+        include: "lastMessage",
+        limit: 1,
+      });
+      equal(last[0]!.lastMessage, null);
+
+      const sessionId = ids[0]!;
+      const all = [1, 2, 3, 4, 5];
+      await client.appendMessages(
+        sessionId,
+        all.map((content) => ({ role: "user", content })),
+      );
+      const messages = (options = {}) => client.getSessionMessages(sessionId, { limit: 2, ...options });
+      equal(seqsOf(await messages()), [4, 5]);
+      equal(seqsOf(await messages({ before: 3 })), [1, 2]);
+      equal(seqsOf(await messages({ after: 1 })), [2, 3]);
+      equal(seqsOf(await collect(messages())), all);
+      equal(seqsOf(await collect(messages({ before: 4 }))), [1, 2, 3]);
+      equal(seqsOf(await collect(messages({ after: 2 }))), [3, 4, 5]);
+      equal(
+        (await collect(messages().pages())).map(({ items }) => seqsOf(items)),
+        [[4, 5], [2, 3], [1]],
+      );
+      equal(
+        (await collect(messages({ after: 0 }).pages())).map(({ items }) => seqsOf(items)),
+        [[1, 2], [3, 4], [5]],
+      );
+    }
+  },
+
+  async "a pager sends nothing before it is used, and its first page once"(env) {
+    let sent = 0;
+    const client = serverClient(env, { fetch: (url, init) => (sent++, fetch(url, init)) });
+    const pager = client.getUserSessionHistory("B6", unique("user"));
+    equal(sent, 0);
+    equal([await pager, await pager, await pager.finally(() => {})], [[], [], []]);
+    equal(sent, 1);
+    const missing = client.getSessionMessages("no-session");
+    equal(await missing.catch((error) => isProblem(error, "session_not_found")), true);
+  },
+
+  async "errors say what happened, and their codes are those of the document"(env) {
+    const { components } = await document(env);
+    const codes = components.schemas.Problem.properties.code.enum;
+    equal(
+      codes.filter((code) => !(code in REPEATED)),
+      [],
+      "codes without a type",
+    );
+    equal(
+      Object.keys(REPEATED).filter((code) => !codes.includes(code)),
+      [],
+      "codes that the document lacks",
+    );
+
+    const client = serverClient(env);
+    const invalid = await rejects(client.createSession({ businessId: "", userId: "u" }), "invalid_request");
+    equal([invalid.status, invalid.errors.map(({ field }) => field)], [400, ["businessId"]]);
+    equal([typeof invalid.requestId, invalid.detail.includes("businessId")], ["string", true]);
+    const anonymous = serverClient(env, { token: undefined });
+    const unauthorized = await rejects(anonymous.whoami(), "unauthorized");
+    equal([unauthorized.status, unauthorized.retryAfterMs], [401, null]);
+    equal(await caught(client.getSession("no/session")), undefined);
+    await rejects(userClient(env).getUserSessionHistory("B1", "u"), "forbidden");
+    await rejects(serverClient(env, { baseUrl: `${env.service}/api` }).whoami(), "route_not_found");
+    // Not null: this is not the service's "there is none".
+    await rejects(serverClient(env, { baseUrl: `${env.service}/x` }).getSession("id"), "route_not_found");
+  },
+
+  async "a response is repeated by its code"(env) {
+    for (const [code, repeated] of Object.entries(REPEATED)) {
+      const status = STATUS[code as ProblemCode] ?? 400;
+      const { client, count } = scripted(env, Infinity, () => problem(status, { code, detail: "no" }));
+      const error = await rejects(client.whoami(), code as ProblemCode);
+      equal([code, count(), error.status, error.detail], [code, repeated ? 3 : 1, status, "no"]);
+    }
+  },
+
+  async "unknown codes and members pass through"(env) {
+    const { client } = scripted(env, Infinity, () => problem(409, { code: "new_code", detail: "new", hint: 7 }));
+    const error = await rejects(client.whoami(), "new_code");
+    equal([error.problem.hint, isProblem(error), isProblem(error, "forbidden")], [7, true, false]);
+    const other = scripted(env, Infinity, () => new Response('{"sessionId":"s","new":[1]}'));
+    equal(await other.client.getSession("s"), { sessionId: "s", new: [1] });
+  },
+
+  async "the HTML of a proxy is no parse error"(env) {
+    const client = (mode: string) => serverClient(env, { baseUrl: `${env.proxy}/${mode}` });
+    const error = await caught(client("html").getSession("id"));
+    if (!isProblem(error)) throw error;
+    equal([error.status, error.code, error.detail, error.problem], [502, null, "text/html of another server", {}]);
+    equal((await caught(client("html200").getSession("id"))).name, "ConnectionError");
+    equal((await caught(client("cut").getSession("id"))).name, "ConnectionError");
+    // The status is 0 in browsers.
+    const redirect = await caught(client("redirect").getSession("id"));
+    equal([isProblem(redirect), redirect.detail], [true, "a redirect, which the client does not follow"]);
+  },
+
+  async "an attempt ends at its timeout"(env) {
+    const retries: Retry[] = [];
+    const options = {
+      baseUrl: `${env.proxy}/hang`,
+      timeoutMs: 20,
+      onRetry: (retry: Retry) => void retries.push(retry),
+    };
+    const error = await caught(serverClient(env, options).getSession("id"));
+    equal([error.name, isSessiondError(error)], ["TimeoutError", true]);
+    equal(
+      retries.map(({ method, path, retry, error }) => [method, path, retry, error.name]),
+      [
+        ["GET", "/api/sessions/id", 1, "TimeoutError"],
+        ["GET", "/api/sessions/id", 2, "TimeoutError"],
+      ],
+    );
+    equal(
+      retries.every(({ retry, delayMs }) => delayMs >= 0 && delayMs < 100 * 2 ** (retry - 1)),
+      true,
+    );
+    // Also of a `fetch` that ignores its signal, and of a token that does not come.
+    const never = () => new Promise<never>(() => {});
+    const once = { maxRetries: 0, timeoutMs: 20 };
+    const signals: AbortSignal[] = [];
+    const ignore = (_: string, init: RequestInit) => (signals.push(init.signal!), never());
+    equal((await caught(serverClient(env, { ...once, fetch: ignore }).whoami())).name, "TimeoutError");
+    equal(
+      signals.map(({ aborted }) => aborted),
+      [true],
+    );
+    equal((await caught(serverClient(env, { ...once, token: never }).whoami())).name, "TimeoutError");
+    const slow = serverClient(env, { ...once, fetch: never }).whoami({ timeoutMs: Infinity });
+    equal(await Promise.race([slow, serverClient(env).livez()]), { status: "alive" });
+  },
+
+  async "a signal aborts a call, and keeps no listener"(env) {
+    const aborted = new AbortController();
+    aborted.abort("over");
+    equal(await caught(serverClient(env).whoami({ signal: aborted.signal })), "over");
+    for (const mode of ["hang", "html"]) {
+      // While an attempt runs, and while the client waits to repeat it.
+      const controller = new AbortController();
+      const client = serverClient(env, { baseUrl: `${env.proxy}/${mode}`, maxRetries: 1000 });
+      const call = caught(client.whoami({ signal: controller.signal }));
+      await serverClient(env).livez();
+      controller.abort("stop");
+      equal(await call, "stop");
+    }
+
+    const { signal } = new AbortController();
+    const listeners = new Set<unknown>();
+    let most = 0;
+    const add = signal.addEventListener.bind(signal);
+    const remove = signal.removeEventListener.bind(signal);
+    signal.addEventListener = (...args: Parameters<typeof add>) => {
+      most = Math.max(most, listeners.add(args[1]).size);
+      add(...args);
+    };
+    signal.removeEventListener = (...args: Parameters<typeof remove>) => {
+      listeners.delete(args[1]);
+      remove(...args);
+    };
+    // One call in 20 goes over the network, and one in 100 fails, is repeated or times out.
+    const local = serverClient(env, { fetch: async () => new Response("{}") });
+    const client = serverClient(env);
+    const failing = serverClient(env, { baseUrl: `${env.proxy}/html`, maxRetries: 1 });
+    const hanging = serverClient(env, { baseUrl: `${env.proxy}/hang`, maxRetries: 0, timeoutMs: 5 });
+    await concurrently(20, 10_000, async (i) => {
+      if (i % 200 === 0) await caught(failing.livez({ signal }));
+      else if (i % 200 === 100) await caught(hanging.livez({ signal }));
+      else await (i % 20 === 0 ? client : local).livez({ signal });
+    });
+    equal([listeners.size, most], [0, 1]);
+  },
+
+  async "the token is asked for in each attempt"(env) {
+    const sent: (string | null)[] = [];
+    let asked = 0;
+    const client = serverClient(env, {
+      token: async () => `token-${++asked}`,
+      headers: { "X-App": "app", "X-Both": "client" },
+      fetch: async (_, init) => {
+        const headers = new Headers(init.headers);
+        sent.push(["Authorization", "X-App", "X-Both"].map((name) => headers.get(name)).join());
+        return problem(503, {});
+      },
+    });
+    await caught(client.whoami({ headers: { "X-Both": "call" } }));
+    equal(
+      sent,
+      [1, 2, 3].map((i) => `Bearer token-${i},app,call`),
+    );
+    const failing = serverClient(env, { token: () => Promise.reject(new Error("signed out")) });
+    equal((await caught(failing.whoami())).message, "signed out");
+    equal((await userClient(env).whoami()).userId, "user_123");
+  },
+
+  async "Retry-After is respected"(env) {
+    const waits: number[] = [];
+    const respond = (retryAfter: string) => () => problem(503, {}, { "Retry-After": retryAfter });
+    const onRetry = ({ delayMs }: Retry) => void waits.push(delayMs);
+    const one = scripted(env, 1, respond("1"), { onRetry });
+    await one.client.createSession({ businessId: "B7", userId: unique("user") });
+    equal([waits.length, waits[0]! >= 1000 && waits[0]! < 1100], [1, true], String(waits));
+    const date = scripted(env, Infinity, respond(new Date(Date.now() + 3_600_000).toUTCString()));
+    const error = await caught(date.client.whoami());
+    // An hour is too long to wait for.
+    equal([date.count(), isProblem(error) && error.retryAfterMs! > 3_500_000], [1, true]);
+  },
+
+  async "only calls that may be repeated are"(env) {
+    const { client, count } = scripted(env, Infinity, () => problem(503, {}));
+    const repeated = async (call: () => PromiseLike<unknown>) => {
+      const before = count();
+      await caught(call());
+      return count() - before;
+    };
+    equal(await repeated(() => client.updateSession("s", { title: "t" })), 3);
+    equal(await repeated(() => client.updateSession("s", { title: "t" }, { ifVersion: 1 })), 1);
+    equal(await repeated(() => client.deleteSession("s")), 3);
+    equal(await repeated(() => client.deleteSession("s", { ifVersion: 1 })), 1);
+    equal(await repeated(() => client.createSession({ businessId: "B", userId: "u", ifActive: "replace" })), 3);
+    equal(await repeated(() => client.appendMessages("s", { role: "user", content: 1 })), 3);
+  },
+
+  async "a lost response doubles nothing"(env) {
+    const client = serverClient(env, { baseUrl: `${env.proxy}/lost` });
+    const user = { businessId: "B8", userId: unique("user") };
+    const { sessionId } = await client.createSession({ ...user, ifActive: "replace" });
+    const another = await client.createSession({ ...user, ifActive: "replace" }, { idempotencyKey: unique("key") });
+    const history = await serverClient(env).getUserSessionHistory(user.businessId, user.userId);
+    equal(idsOf(history), [another.sessionId, sessionId]);
+
+    await client.appendMessages(another.sessionId, { role: "user", content: "one" });
+    await client.appendMessages(another.sessionId, [
+      { messageId: undefined as unknown as string, role: "user", content: "two" },
+      { role: "user", content: "three" },
+    ]);
+    const messages = await serverClient(env).getSessionMessages(another.sessionId);
+    equal(
+      messages.map(({ content }) => content),
+      ["one", "two", "three"],
+    );
+    equal((await client.endSession(another.sessionId)).endReason, "client");
+    // The first attempt deleted it.
+    equal(await client.deleteSession(another.sessionId), false);
+    equal(await serverClient(env).getSession(another.sessionId), null);
+  },
+
+  async "appends through a faulty proxy: none lost, none doubled"(env) {
+    const direct = serverClient(env);
+    const options = { baseUrl: `${env.proxy}/faulty`, timeoutMs: 1000, maxRetries: 50 };
+    const { sessionId } = await direct.createSession({ businessId: "B9", userId: unique("user") });
+    const client = serverClient(env, options);
+    const seqs: number[] = [];
+    await concurrently(32, env.appends, async (i) => {
+      const message = await client.appendMessages(sessionId, { role: "user", content: i });
+      equal(message.content, i);
+      seqs.push(message.seq);
+    });
+    const stored = await collect(direct.getSessionMessages(sessionId, { limit: 1000 }));
+    const range = (from: number) => Array.from({ length: env.appends }, (_, i) => i + from);
+    equal(seqsOf(stored), range(1));
+    equal(
+      seqs.sort((a, b) => a - b),
+      range(1),
+    );
+    equal(
+      stored.map(({ content }) => content as number).sort((a, b) => a - b),
+      range(0),
+    );
+  },
+};
+
+/** Runs all tests; for runtimes without a test runner. */
+export async function run(env: Environment): Promise<{ name: string; error: string | null }[]> {
+  const results = [];
+  for (const [name, test] of Object.entries(tests)) {
+    try {
+      await test(env);
+      results.push({ name, error: null });
+    } catch (error) {
+      results.push({ name, error: `${error instanceof Error ? error.stack : error}` });
+    }
+  }
+  return results;
+}
+
+function serverClient(env: Environment, options: Partial<SessiondOptions> = {}): Sessiond {
+  return new Sessiond({ baseUrl: env.service, token: env.apiKey, ...options });
+}
+
+function userClient(env: Environment): Sessiond {
+  return new Sessiond({ baseUrl: new URL(env.service), token: () => env.userToken });
+}
+
+/** A client that gets this response the first `times`, and then those of the service. */
+function scripted(env: Environment, times: number, respond: () => Response, options: Partial<SessiondOptions> = {}) {
+  let sent = 0;
+  const client = serverClient(env, {
+    ...options,
+    fetch: async (url, init) => (sent++ < times ? respond() : fetch(url, init)),
+  });
+  return { client, count: () => sent };
+}
+
+function problem(status: number, body: object, headers: Record<string, string> = {}): Response {
+  return new Response(JSON.stringify(body), {
+    status,
+    headers: { "Content-Type": "application/problem+json", ...headers },
+  });
+}
+
+async function document(env: Environment): Promise<Document> {
+  return (await serverClient(env).openapi()) as unknown as Document;
+}
+
+/** The operation of this path, the literal one of several: `/business/{id}/active`, not `/{id}/messages/{id}`. */
+function operationOf(paths: Document["paths"], path: string, method: string): string {
+  const segments = path.split("?")[0]!.split("/");
+  const matches = Object.keys(paths).filter((template) => {
+    const parts = template.split("/");
+    return parts.length === segments.length && parts.every((part, i) => part.startsWith("{") || part === segments[i]);
+  });
+  const [template] = matches.sort((a, b) => a.split("{").length - b.split("{").length);
+  return paths[template ?? ""]?.[method.toLowerCase()]?.operationId ?? `${method} ${path}`;
+}
+
+async function concurrently(inFlight: number, count: number, work: (i: number) => Promise<void>): Promise<void> {
+  let next = 0;
+  const worker = async () => {
+    while (next < count) await work(next++);
+  };
+  await Promise.all(Array.from({ length: inFlight }, worker));
+}
+
+async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
+  const collected = [];
+  for await (const item of items) collected.push(item);
+  return collected;
+}
+
+/** What the call rejects with, or undefined. */
+async function caught(call: PromiseLike<unknown>): Promise<any> {
+  try {
+    await call;
+  } catch (error) {
+    return error;
+  }
+}
+
+async function rejects<Code extends ProblemCode | (string & {})>(call: PromiseLike<unknown>, code: Code) {
+  const error: unknown = await caught(call);
+  if (isProblem(error, code)) return error;
+  throw new Error(`${error} instead of ${code}`);
+}
+
+function equal(actual: unknown, expected: unknown, what = ""): void {
+  const [a, b] = [actual, expected].map((value) => JSON.stringify(value) ?? "undefined");
+  if (a !== b) throw new Error(`${what} ${a!.slice(0, 2000)} is not ${b!.slice(0, 2000)}`);
+}
+
+const idsOf = (sessions: Session[]) => sessions.map(({ sessionId }) => sessionId);
+const seqsOf = (messages: Message[]) => messages.map(({ seq }) => seq);
+
+let uniques = 0;
+function unique(prefix: string): string {
+  return `${prefix}-${Date.now()}-${Math.random()}-${++uniques}`;
+}
