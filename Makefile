@@ -1,8 +1,8 @@
 # `make` lists the commands. All need a Rust toolchain; they install other missing tools (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-isolated conformance examples fuzz supply-chain deploy-check mutants soak check \
-	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
+.PHONY: help run demo test test-isolated conformance examples fuzz supply-chain deploy-check container-check mutants \
+	soak check bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -41,8 +41,11 @@ fuzz: ## Run each libFuzzer target for SESSIOND_FUZZ_SECONDS (60)
 supply-chain: ## Check licences, duplicates and sources of all dependencies
 	deploy/cargo-deny
 
-deploy-check: ## Check the Dockerfile, compose file, manifests and unit, as far as possible without containers
+deploy-check: ## Check the Dockerfile, compose file, manifests and unit, without containers
 	tests/deploy/run
+
+container-check: ## Build the image and run the compose file in containers, on stand-ins for the base images; as root
+	tests/deploy/containers/run
 
 mutants: ## Apply each mutant of tests/mutants and run the tests that must fail: MUTANTS selects some
 	deploy/ensure-redis
