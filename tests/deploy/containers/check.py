@@ -303,12 +303,14 @@ def check_cluster():
         during.wait_for_more()
         during.stop()
     before.verify()
-    # Compose starts the service that makes the cluster again; it must find the cluster complete.
-    up(victim, "sessiond-cluster")
+    compose("start", victim)
     wait_for("the old master to be a replica", is_replicated)
-    report = f"one of three masters killed under load: {during.pause()}; sessions from before: {before.verify()}"
-    around = f"of {len(during.acknowledged)} sessions created around the loss {len(during.lost())} are lost"
-    return f"{report}; {around}; the old master is a replica after its start"
+    # Also starts the service that makes the cluster, which must find it complete.
+    up("sessiond-cluster")
+    before.verify()
+    counts = f"{len(before.acknowledged)} earlier sessions are there; of {len(during.acknowledged)} created meanwhile"
+    report = f"{counts} {len(during.lost())} are lost; the old master is a replica after its start"
+    return f"one of three masters killed under load: {during.pause()}; {report}"
 
 
 def prepare_project():
