@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-isolated test-servers test-clients test-clients-all upgrade-check conformance \
-	examples fuzz supply-chain deploy-check mutants soak check deb deb-check dist dist-check \
+	examples fuzz supply-chain deploy-check container-check mutants soak check deb deb-check dist dist-check \
 	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions
 
 help: ## List the commands
@@ -56,7 +56,7 @@ fuzz: ## Run each libFuzzer target for SESSIOND_FUZZ_SECONDS (60)
 supply-chain: ## Check licences, duplicates and sources of all dependencies
 	deploy/cargo-deny
 
-deploy-check: ## Check the Dockerfile, compose file, manifests and unit, as far as possible without containers
+deploy-check: ## Check the Dockerfile, compose file, manifests and unit, without containers
 	tests/deploy/run
 
 deb: ## Build a Debian package of the commit, in target/dist
@@ -70,6 +70,9 @@ dist: ## Build the release files of the commit for this architecture, in target/
 
 dist-check: ## Build the release files twice, in two folders, and compare the bytes
 	tests/deploy/reproducible
+
+container-check: ## Build the image and run the compose file in containers, on stand-ins for the base images; as root
+	tests/deploy/containers/run
 
 mutants: ## Apply each mutant of tests/mutants and run the tests that must fail: MUTANTS selects some
 	deploy/ensure-redis

@@ -1,8 +1,10 @@
-"""Checks the manifests of deploy/kubernetes, as kustomize prints them: their schemas, and that they fit together.
+"""Checks the manifests of deploy/kubernetes, as kustomize prints them: their schemas, that they fit together, the Pod
+Security Standard `restricted`, and which pods the NetworkPolicy lets in.
 
 ServiceMonitor is not part of Kubernetes. Its schema is not checked, only the names in it.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +14,26 @@ import yaml
 
 # The oldest and the newest Kubernetes version for which the manifests must be valid. The oldest one has preStop.sleep.
 VERSIONS = ["1.30", "1.37"]
+
+# Fields that the profile `baseline` of the Pod Security Standards restricts (kubernetes.io/docs/concepts/security/
+# pod-security-standards). The pods use none of them, which is stricter. `host` is a field of probes and hooks.
+RESTRICTED_FIELDS = {
+    "hostNetwork", "hostPID", "hostIPC", "hostPath", "hostPort", "host", "privileged", "add", "procMount", "sysctls",
+    "seLinuxOptions", "appArmorProfile", "windowsOptions",
+}
+VOLUME_TYPES = {
+    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
+}
+
+# A cluster for the NetworkPolicy: namespaces with their labels, and a pod in each, beside those of sessiond.
+NAMESPACES = {"sessiond": {}, "caller": {"sessiond-client": "true"}, "monitoring": {}, "other": {}}
+# Who may connect to the pods of sessiond. A node can always reach its pods.
+ALLOWED = {
+    ("caller", "*", "TCP [3000]"),
+    ("monitoring", "*", "TCP [9464]"),
+    # A pod to itself.
+    ("sessiond", "sessiond", "All connections"),
+}
 
 
 def validate(manifests):
@@ -76,11 +98,74 @@ def problems_of(by_kind):
         yield "volumes and mounts differ"
 
 
+def fields(value):
+    """Returns the names of all fields in a part of a manifest."""
+    if isinstance(value, dict):
+        return set(value).union(*map(fields, value.values()))
+    return set().union(*map(fields, value)) if isinstance(value, list) else set()
+
+
+def security_problems(pod):
+    """Yields why Kubernetes would reject the pod in a namespace with the Pod Security Standard `restricted`."""
+    used = fields(pod) & RESTRICTED_FIELDS
+    if used:
+        yield f"the pod sets {used}"
+    types = set().union(*pod["volumes"]) - {"name"}
+    if not types <= VOLUME_TYPES:
+        yield f"the pod has volumes of the types {types - VOLUME_TYPES}"
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        context = {**pod["securityContext"], **container["securityContext"]}
+        required = {
+            "allowPrivilegeEscalation": False,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        for name, value in required.items():
+            if context.get(name) != value:
+                yield f"{container['name']}: {name} is not {value}"
+        if context.get("runAsUser") == 0:
+            yield f"{container['name']}: runs as root"
+
+
+def network_problems(manifests):
+    """Yields differences between ALLOWED and what network-config-analyzer computes from the NetworkPolicy."""
+    cluster = list(manifests)
+    for name, labels in NAMESPACES.items():
+        labels = {"kubernetes.io/metadata.name": name, **labels}
+        pod = {"containers": [{"name": "any", "image": "any"}]}
+        cluster += [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}},
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"any-{name}", "namespace": name}, "spec": pod},
+        ]
+    with tempfile.TemporaryDirectory() as folder:
+        with open(f"{folder}/cluster.yaml", "w", encoding="utf-8") as file:
+            yaml.safe_dump_all(cluster, file)
+        command = ["nca", "--connectivity", folder, "--resource_list", folder, "--output_format", "json",
+                   "--file_out", f"{folder}/rules.json"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (result,) = json.load(open(f"{folder}/rules.json", encoding="utf-8"))
+    found = set()
+    for rule in result["explanation"][0]["rules"]:
+        # The rules for the other pod of the namespace name it.
+        if "sessiond" in rule.get("dst_ns", []) and rule["dst_pods"] != ["any-sessiond"]:
+            sources = [(space, pod) for space in rule.get("src_ns", ["outside"]) for pod in rule.get("src_pods", ["*"])]
+            connections = [" ".join(map(str, c.values())) if isinstance(c, dict) else c for c in rule["connection"]]
+            found |= {(*source, connection) for source in sources for connection in connections}
+    if found != ALLOWED:
+        yield f"NetworkPolicy: allowed but not expected: {found - ALLOWED}; expected: {ALLOWED - found}"
+
+
 def main():
     printed = subprocess.run(["kubectl", "kustomize", "deploy/kubernetes"], check=True, stdout=subprocess.PIPE).stdout
     manifests = list(yaml.safe_load_all(printed))
     validate([manifest for manifest in manifests if manifest["kind"] != "ServiceMonitor"])
-    problems = list(problems_of({manifest["kind"]: manifest for manifest in manifests}))
+    by_kind = {manifest["kind"]: manifest for manifest in manifests}
+    problems = [
+        *problems_of(by_kind),
+        *security_problems(by_kind["Deployment"]["spec"]["template"]["spec"]),
+        *network_problems(manifests),
+    ]
     for problem in problems:
         print(f"deploy/kubernetes: {problem}", file=sys.stderr)
     sys.exit(bool(problems))

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -201,11 +201,11 @@ async fn the_shipped_redis_configuration_starts_a_working_server() {
     assert!(printed.status.success(), "{printed:?}");
     let file = folder.path().join("redis.conf");
     std::fs::write(&file, printed.stdout).expect("a file");
-    let server = RedisServer::configured(folder.path(), &file);
+    let mut server = RedisServer::configured(folder.path(), &file);
 
     let url = format!("redis://sessiond:it%27s%20%24ecret@{}", server.address());
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
-    call(&base, Method::POST, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
+    let session = call(&base, Method::POST, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
     let admin = ["--no-auth-warning", "--user", "admin", "--pass", "operator"];
     let ask = |words: &[&str]| cli(server.port, &[&admin, words].concat());
     let settings = [
@@ -223,5 +223,17 @@ async fn the_shipped_redis_configuration_starts_a_working_server() {
     // Users without a configured password are disabled.
     for user in ["default", "sessiond-audit", "exporter", "replication"] {
         assert!(ask(&["ACL", "GETUSER", user]).lines().any(|line| line.trim() == "off"), "{user}");
+    }
+
+    server.kill();
+    server.start_again();
+    let path = format!("{base}/api/sessions/{}", session["sessionId"].as_str().expect("an id"));
+    let started = Instant::now();
+    while let status = reqwest::get(&path).await.expect("a response").status()
+        && status != StatusCode::OK
+    {
+        // While the service connects again.
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "the session is lost");
+        assert!(started.elapsed() < TEST_TIMEOUT, "{status}");
     }
 }
