@@ -3,6 +3,7 @@
 
 mod model;
 mod operation;
+mod turns;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,10 +11,11 @@ use std::time::Duration;
 
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use self::model::{Expected, Lifetimes, Model, Owner};
 use self::operation::{IfMatch, Json, Moment, Operation, Range, Step, USERS, Which, operations};
+use self::turns::TurnCall;
 use crate::support::service::{Answer, Service};
 
 /// How many cases each test has, unless `PROPTEST_CASES` is larger.
@@ -42,6 +44,8 @@ const OUTCOMES: &[&str] = &[
     "409 session_not_active",
     "412 version_mismatch",
 ];
+/// The members that only some problems have.
+const PROBLEM_MEMBERS: &[&str] = &["activeSessionId", "openTurnId", "leaseUntil", "turnStatus", "nextChunk"];
 const LIFETIMES: [&str; 6] = ["--idle-timeout", "10m", "--max-lifetime", "35m", "--retention", "2h"];
 
 #[test]
@@ -57,7 +61,8 @@ fn responses_match_the_model_with_the_default_activity_resolution_and_few_sessio
 
 fn run(flags: &[&str], resolution: i64, sessions_kept: usize) {
     let (idle, max_lifetime, retention) = (10 * MINUTE_MS, 35 * MINUTE_MS, 120 * MINUTE_MS);
-    let lifetimes = Lifetimes { idle, max_lifetime, retention, resolution, sessions_kept };
+    let lease = MINUTE_MS / 2;
+    let lifetimes = Lifetimes { idle, max_lifetime, retention, resolution, lease, sessions_kept };
     let mut config = Config { failure_persistence: None, ..Config::default() };
     config.cases = config.cases.max(CASES_MIN);
     // A fixed seed, so the message of a failing case can name it.
@@ -82,7 +87,8 @@ fn run(flags: &[&str], resolution: i64, sessions_kept: usize) {
     match result {
         Ok(()) => {
             let outcomes = &drawn.borrow().outcomes;
-            let missing: Vec<_> = OUTCOMES.iter().filter(|outcome| !outcomes.contains_key(**outcome)).collect();
+            let wanted = OUTCOMES.iter().chain(turns::OUTCOMES);
+            let missing: Vec<_> = wanted.filter(|outcome| !outcomes.contains_key(**outcome)).collect();
             assert!(missing.is_empty(), "never drawn: {missing:?}; drawn: {outcomes:#?}");
         }
         Err(TestError::Fail(reason, operations)) => {
@@ -169,6 +175,7 @@ impl<'a> Case<'a> {
             Operation::ListMessages { session, range, limit } => {
                 self.list_messages(&self.id(*session), *range, *limit).await
             }
+            Operation::Turn { session, call } => self.turn(&self.id(*session), call).await,
             Operation::GetActive { user } => self.get_active(*user).await,
             Operation::ListHistory { user, limit } => self.list_history(*user, *limit).await,
             Operation::ListActive { user, limit } => self.list_active(*user, *limit).await,
@@ -203,6 +210,7 @@ impl<'a> Case<'a> {
                     Moment::Expiry => session.expires,
                     Moment::MaxLifetime => session.max_lifetime_end,
                     Moment::EndOfRetention => session.retention_end(self.lifetimes),
+                    Moment::LostTurn => session.lost_at().unwrap_or_default(),
                 });
                 (at + plus_ms - self.model.now).max(0)
             }
@@ -292,7 +300,7 @@ impl<'a> Case<'a> {
         self.check(&response, &expected)
     }
 
-    async fn list_messages(&self, id: &str, range: Range, limit: Option<usize>) -> Outcome {
+    async fn list_messages(&mut self, id: &str, range: Range, limit: Option<usize>) -> Outcome {
         let mut query = vec![match range {
             Range::Newest => String::new(),
             Range::Before(seq) => format!("before={seq}"),
@@ -301,6 +309,7 @@ impl<'a> Case<'a> {
         query.extend(limit.map(|limit| format!("limit={limit}")));
         query.retain(|parameter| !parameter.is_empty());
         let response = self.service.get(&format!("/api/sessions/{id}/messages?{}", query.join("&"))).await;
+        self.model.close_lost_turn(id);
         let Some(session) = self.model.session(id) else {
             return self.check(&response, &self.model.get(id));
         };
@@ -395,24 +404,31 @@ impl<'a> Case<'a> {
             Expected::Session { status, document } => {
                 format!("{status} {} {}", text(document, "status"), text(document, "endReason")).trim_end().to_owned()
             }
+            Expected::Body { status, body } if body.get("turnId").is_some() => {
+                format!("{status} turn {}", text(body, "status"))
+            }
+            Expected::Body { status, body } if body.get("nextChunk").is_some() => format!("{status} chunks"),
             Expected::Body { status: 201, .. } => "201 appended".to_owned(),
             Expected::Body { status, body } if body.get("deletedSessions").is_some() => format!("{status} erased"),
             Expected::Body { status, body } if body.get("redactedAt").is_some() => format!("{status} redacted"),
             Expected::Body { status, body } if body.get("messageId").is_some() => format!("{status} replayed"),
             Expected::Body { status, .. } => format!("{status} several"),
             Expected::NoContent => "204".to_owned(),
-            Expected::Problem { status, code, .. } => format!("{status} {code}"),
+            Expected::Problem { status, code, members } => {
+                format!("{status} {code} {}", text(members, "turnStatus")).trim_end().to_owned()
+            }
         };
         *self.drawn.borrow_mut().outcomes.entry(outcome).or_default() += 1;
         compare(response, expected)
     }
 
     /// Reads all sessions, messages and lists of this case, and compares them with the model.
-    async fn read_everything(&self) -> Outcome {
-        for id in &self.ids {
+    async fn read_everything(&mut self) -> Outcome {
+        for id in &self.ids.clone() {
             self.get(id).await?;
-            let with_last = self.service.get(&format!("/api/sessions/{id}?include=lastMessage")).await;
-            self.check(&with_last, &self.model.get_with_last_message(id))?;
+            let included = self.service.get(&format!("/api/sessions/{id}?include=lastMessage,turn")).await;
+            self.check(&included, &self.model.get_with_includes(id))?;
+            self.turn(id, &TurnCall::LATEST).await?;
             self.list_messages(id, Range::Newest, Some(1000)).await?;
             if let Some(session) = self.model.session(id) {
                 let path = format!("/api/sessions/{id}/messages?limit=2");
@@ -442,7 +458,11 @@ fn compare(response: &Answer, expected: &Expected) -> Outcome {
             let created = (*status == 201).then(|| format!("/api/sessions/{}", text(document, "sessionId")));
             (Some("application/json"), Some(format!("\"{}\"", document["version"])), created)
         }
-        Expected::Body { .. } => (Some("application/json"), None, None),
+        Expected::Body { status, body } => {
+            let began = (*status == 201).then(|| body["turnId"].as_str()).flatten();
+            let turn_path = |turn_id| format!("/api/sessions/{}/turns/{}", text(body, "sessionId"), encoded(turn_id));
+            (Some("application/json"), None, began.map(turn_path))
+        }
         Expected::NoContent => (None, None, None),
         Expected::Problem { .. } => (Some("application/problem+json"), None, None),
     };
@@ -452,8 +472,10 @@ fn compare(response: &Answer, expected: &Expected) -> Outcome {
         Expected::Body { .. } => Expected::Body { status, body: response.json() },
         Expected::NoContent if response.text.is_empty() && status == 204 => Expected::NoContent,
         Expected::Problem { code, .. } if response.json()["code"] == *code => {
-            let active = response.json().get("activeSessionId").and_then(Value::as_str).map(str::to_owned);
-            Expected::Problem { status, code, active }
+            let problem = response.json();
+            let member = |name: &&str| Some(((*name).to_owned(), problem.get(*name)?.clone()));
+            let members = PROBLEM_MEMBERS.iter().filter_map(member).collect::<Map<_, _>>().into();
+            Expected::Problem { status, code, members }
         }
         _ => return Err(format!("\n  expected {expected:?}\n  actual   {response:?}")),
     };

@@ -1,8 +1,12 @@
 //! A model of the contract (`docs/api.md`), as simple as possible: a list of sessions, and one method per operation. It
 //! shares no logic with the service, so an error in one of them shows as a difference.
 
+mod turns;
+
 use serde_json::{Map, Value, json};
 use sessiond::session::Timestamp;
+
+use self::turns::Turn;
 
 /// How long sessions live, in milliseconds.
 #[derive(Clone, Copy)]
@@ -11,6 +15,8 @@ pub struct Lifetimes {
     pub max_lifetime: i64,
     pub retention: i64,
     pub resolution: i64,
+    /// How long the writer of a turn may be silent.
+    pub lease: i64,
     /// How many of a user's newest sessions are kept.
     pub sessions_kept: usize,
 }
@@ -40,6 +46,9 @@ pub struct Session {
     pub max_lifetime_end: i64,
     /// The messages, oldest first.
     pub messages: Vec<Value>,
+    /// The turns, in the order of their begin. Only the last one may be open.
+    pub turns: Vec<Turn>,
+    pub turn_number: u64,
     location: Value,
     kind: Value,
     title: Value,
@@ -62,12 +71,12 @@ pub enum Expected {
     Body { status: u16, body: Value },
     /// No body.
     NoContent,
-    /// A problem with this code, and the active session that it names.
-    Problem { status: u16, code: &'static str, active: Option<String> },
+    /// A problem with this code, and the members that only some problems have.
+    Problem { status: u16, code: &'static str, members: Value },
 }
 
 fn problem(status: u16, code: &'static str) -> Expected {
-    Expected::Problem { status, code, active: None }
+    Expected::Problem { status, code, members: json!({}) }
 }
 
 /// Whether a PATCH only records activity: `ifActive` matters to a resume alone.
@@ -205,6 +214,8 @@ impl Model {
             expires: 0,
             max_lifetime_end: self.now + self.lifetimes.max_lifetime,
             messages: Vec::new(),
+            turns: Vec::new(),
+            turn_number: 0,
             location: member("locationId", json!("L0100001")),
             kind: member("sessionType", json!("general")),
             title: member("title", Value::Null),
@@ -236,11 +247,12 @@ impl Model {
         self.session(id).map_or(problem(404, "session_not_found"), |session| session.response(200, self.now))
     }
 
-    /// GET /api/sessions/{sessionId}?include=lastMessage
-    pub fn get_with_last_message(&self, id: &str) -> Expected {
+    /// GET /api/sessions/{sessionId}?include=lastMessage,turn
+    pub fn get_with_includes(&self, id: &str) -> Expected {
         let mut expected = self.get(id);
         if let (Expected::Session { document, .. }, Some(session)) = (&mut expected, self.session(id)) {
             document["lastMessage"] = session.messages.last().cloned().unwrap_or_default();
+            document["turn"] = session.included_turn(self.now);
         }
         expected
     }
@@ -259,8 +271,8 @@ impl Model {
         if resumes && let Some(other) = self.active_index(&self.sessions[index].owner) {
             let other = &mut self.sessions[other];
             if body.get("ifActive") != Some(&json!("replace")) {
-                let active = Some(other.id.clone());
-                return Expected::Problem { status: 409, code: "another_session_active", active };
+                let members = json!({"activeSessionId": other.id});
+                return Expected::Problem { status: 409, code: "another_session_active", members };
             }
             other.end(now.max(other.updated), "replaced");
         }
@@ -282,6 +294,7 @@ impl Model {
             if before == session.patchable() {
                 session.version += 1;
             }
+            session.interrupt_turn(now, false);
             session.updated = session.updated.max(now);
             session.ended = Some((session.updated, "client"));
         } else if resumes {
@@ -333,6 +346,9 @@ impl Model {
                 returned.push(known.clone());
                 continue;
             }
+            if session.is_open_turn(&message_id) {
+                return problem(409, "message_id_conflict");
+            }
             messages.push(json!({
                 "messageId": message_id, "sessionId": session.id, "seq": messages.len() + 1, "role": message["role"],
                 "content": message["content"], "metadata": message.get("metadata").cloned().unwrap_or(json!({})),
@@ -344,6 +360,10 @@ impl Model {
         if has_new {
             if !session.is_active(now) {
                 return problem(409, "session_not_active");
+            }
+            if session.has_lost_turn(now) {
+                session.close_lost_turn(now);
+                return self.append(id, body, new_ids);
             }
             session.messages = messages;
             session.record(now, lifetimes);
@@ -362,6 +382,9 @@ impl Model {
 
     /// GET .../messages/{messageId}
     pub fn get_message(&mut self, id: &str, message_id: &str) -> Expected {
+        if self.find_message(id, message_id).is_err() {
+            self.close_lost_turn(id);
+        }
         match self.find_message(id, message_id) {
             Ok((session, place)) => Expected::Body { status: 200, body: session.messages[place].clone() },
             Err(problem) => problem,

@@ -9,10 +9,12 @@ use proptest::prelude::{BoxedStrategy, Just, Strategy, prop_oneof};
 use proptest::sample::select;
 use serde_json::{Map, Value};
 
+use super::turns::{TurnCall, turn_call};
+
 /// How many users a case has.
 pub const USERS: usize = 3;
 /// How many operations a case has at most.
-const OPERATIONS_MAX: usize = 35;
+const OPERATIONS_MAX: usize = 60;
 
 /// One step of a case.
 #[derive(Clone, Debug)]
@@ -54,6 +56,10 @@ pub enum Operation {
         session: Which,
         range: Range,
         limit: Option<usize>,
+    },
+    Turn {
+        session: Which,
+        call: TurnCall,
     },
     GetActive {
         user: usize,
@@ -133,6 +139,8 @@ pub enum Moment {
     Expiry,
     MaxLifetime,
     EndOfRetention,
+    /// Its open turn is lost from then on.
+    LostTurn,
 }
 
 /// JSON that is printed as JSON when a case fails.
@@ -166,6 +174,9 @@ fn operation() -> BoxedStrategy<Operation> {
         3 => (which(), message_id()).prop_map(|(session, message)| Operation::RedactMessage { session, message }),
         4 => (which(), range(), weighted(0.7, 1..=4_usize))
             .prop_map(|(session, range, limit)| Operation::ListMessages { session, range, limit }),
+        // Mostly of the newest session, so a turn gets further.
+        70 => (prop_oneof![2 => Just(Which::Newest(0)), 1 => which()], turn_call())
+            .prop_map(|(session, call)| Operation::Turn { session, call }),
         2 => user().prop_map(|user| Operation::GetActive { user }),
         3 => (user(), 1..=3_usize).prop_map(|(user, limit)| Operation::ListHistory { user, limit }),
         3 => (user(), 1..=2_usize).prop_map(|(user, limit)| Operation::ListActive { user, limit }),
@@ -215,8 +226,7 @@ fn range() -> impl Strategy<Value = Range> {
 }
 
 fn step() -> BoxedStrategy<Step> {
-    let moment =
-        prop_oneof![6 => Just(Moment::Expiry), 2 => Just(Moment::MaxLifetime), 1 => Just(Moment::EndOfRetention)];
+    let moment = prop_oneof![6 => Just(Moment::Expiry), 2 => Just(Moment::MaxLifetime), 1 => Just(Moment::EndOfRetention), 6 => Just(Moment::LostTurn)];
     prop_oneof![
         4 => (0..=3_i64).prop_map(Step::Millis),
         8 => (1..=59_i64).prop_map(Step::Seconds),
@@ -290,11 +300,11 @@ fn append_body() -> BoxedStrategy<Json> {
     .boxed()
 }
 
-fn json(texts: &'static [&'static str]) -> impl Strategy<Value = Value> {
+pub(super) fn json(texts: &'static [&'static str]) -> impl Strategy<Value = Value> {
     select(texts).prop_map(|text| serde_json::from_str(text).expect("JSON"))
 }
 
-fn object<const N: usize>(members: [(&str, Option<Value>); N]) -> Json {
+pub(super) fn object<const N: usize>(members: [(&str, Option<Value>); N]) -> Json {
     let members = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     Json(Value::Object(members.collect::<Map<_, _>>()))
 }
@@ -302,7 +312,7 @@ fn object<const N: usize>(members: [(&str, Option<Value>); N]) -> Json {
 const LOCATIONS: &[&str] = &[r#""L0100001""#, r#""L2""#, r#""urn:x:{y}%""#];
 const TYPES: &[&str] = &[r#""general""#, r#""support""#];
 const TITLES: &[&str] = &["null", r#""""#, r#""Opening hours""#, r#""\"\\\u0000\n💬""#];
-const METADATA: &[&str] = &["{}", r#"{"a":1}"#, r#"{"a":{"b":{"c":null,"d":[null,{"e":null}]}},"n":1.5}"#];
+pub(super) const METADATA: &[&str] = &["{}", r#"{"a":1}"#, r#"{"a":{"b":{"c":null,"d":[null,{"e":null}]}},"n":1.5}"#];
 const METADATA_PATCHES: &[&str] = &[
     "null",
     "{}",
@@ -317,5 +327,5 @@ const METADATA_PATCHES: &[&str] = &[
 ];
 const MESSAGE_IDS: &[&str] = &[r#""m1""#, r#""m2""#, r#""m:{3}%""#];
 /// The last two are the same JSON value.
-const CONTENTS: &[&str] =
+pub(super) const CONTENTS: &[&str] =
     &[r#""Hello!""#, r#""""#, "false", "-0.5", r#"{"x":1,"y":[null,{}]}"#, r#"{"y":[null,{}],"x":1}"#];
