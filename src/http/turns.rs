@@ -58,7 +58,8 @@ struct TurnWithChunks;
 
 impl PartialSchema for TurnWithChunks {
     fn schema() -> RefOr<Schema> {
-        let description = "From number `from` on. They stay readable for the lease time after the end of the turn.";
+        let description =
+            "From number `from` on. They stay readable for the lease time after the end, unless another turn begins.";
         let chunks = ArrayBuilder::new().items(Object::with_type(Type::String)).description(Some(description));
         let chunks = ObjectBuilder::new().property("chunks", chunks).required("chunks");
         AllOfBuilder::new().item(Ref::from_schema_name("Turn")).item(chunks).into()

@@ -294,7 +294,7 @@ impl Model {
             if before == session.patchable() {
                 session.version += 1;
             }
-            session.interrupt_turn(now, false);
+            session.interrupt_turn(now, false, false);
             session.updated = session.updated.max(now);
             session.ended = Some((session.updated, "client"));
         } else if resumes {
@@ -382,9 +382,7 @@ impl Model {
 
     /// GET .../messages/{messageId}
     pub fn get_message(&mut self, id: &str, message_id: &str) -> Expected {
-        if self.find_message(id, message_id).is_err() {
-            self.close_lost_turn(id);
-        }
+        self.close_lost_turn_named(id, message_id);
         match self.find_message(id, message_id) {
             Ok((session, place)) => Expected::Body { status: 200, body: session.messages[place].clone() },
             Err(problem) => problem,
@@ -393,6 +391,7 @@ impl Model {
 
     /// PATCH .../messages/{messageId}
     pub fn patch_message(&mut self, id: &str, message_id: &str, patch: &Value) -> Expected {
+        self.close_lost_turn_named(id, message_id);
         let now = self.now;
         let (session, place) = match self.find_message(id, message_id) {
             Ok(found) => found,
@@ -426,6 +425,7 @@ impl Model {
             message["metadata"] = json!({});
             message["redactedAt"] = time(now);
             session.version += 1;
+            session.redact_turn(message_id);
         }
         Expected::NoContent
     }

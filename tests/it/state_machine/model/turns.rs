@@ -30,6 +30,7 @@ pub struct Turn {
     /// The status that its writer gave.
     ended_as: Option<String>,
     error: Value,
+    is_redacted: bool,
     message_seq: Option<usize>,
 }
 
@@ -41,6 +42,8 @@ struct Close {
     /// `None`: its chunks.
     content: Option<Value>,
     discards: bool,
+    /// Whether its message is activity of the session.
+    is_activity: bool,
 }
 
 impl Turn {
@@ -102,19 +105,36 @@ impl Session {
             "metadata": turn.metadata, "createdAt": time(close.message_at), "finishReason": turn.status,
         });
         self.messages.push(message);
+        if close.is_activity {
+            self.last_activity = close.message_at;
+        }
+    }
+
+    /// A redaction of the message that the latest turn became.
+    pub fn redact_turn(&mut self, message_id: &str) {
+        if let Some(turn) = self.turns.last_mut().filter(|turn| turn.ended.is_some() && turn.id == message_id) {
+            (turn.metadata, turn.error, turn.is_redacted) = (json!({}), Value::Null, true);
+        }
     }
 
     pub fn close_lost_turn(&mut self, now: i64) {
         if let Some(at) = self.lost_at().filter(|at| now >= *at).map(|at| at - LOST_AFTER) {
-            self.close(Close { status: "lost", at, message_at: at, content: None, discards: false });
+            self.close(Close {
+                status: "lost",
+                at,
+                message_at: at,
+                content: None,
+                discards: false,
+                is_activity: false,
+            });
         }
     }
 
     /// Closes the open turn because the session ends or another turn begins.
-    pub fn interrupt_turn(&mut self, now: i64, discards: bool) {
+    pub fn interrupt_turn(&mut self, now: i64, discards: bool, is_activity: bool) {
         self.close_lost_turn(now);
         let message_at = self.last_activity.max(now);
-        self.close(Close { status: "interrupted", at: now, message_at, content: None, discards });
+        self.close(Close { status: "interrupted", at: now, message_at, content: None, discards, is_activity });
     }
 
     /// What is known of a turn that is over: all of the latest, less of those before it, and what its message says.
@@ -123,7 +143,9 @@ impl Session {
         if let Some((back, turn)) = known.enumerate().find(|(_, turn)| turn.id == turn_id && turn.ended.is_some()) {
             let mut document = turn.document(self);
             if back > 0 {
-                document["metadata"] = json!({});
+                let message = self.messages.iter().find(|message| message["messageId"] == turn_id);
+                let message = message.filter(|_| turn.message_seq.is_some());
+                document["metadata"] = message.map_or(json!({}), |message| message["metadata"].clone());
                 document["error"] = Value::Null;
             }
             return Some(document);
@@ -136,6 +158,11 @@ impl Session {
             "cancelRequested": status == "cancelled", "leaseUntil": null, "startedAt": null, "endedAt": null,
             "error": null, "messageSeq": message["seq"],
         }))
+    }
+
+    fn is_written_by_a_turn(&self, message_id: &str) -> bool {
+        let mut messages = self.messages.iter();
+        messages.any(|message| message["messageId"] == message_id && message.get("finishReason").is_some())
     }
 
     /// Records the activity of a writer.
@@ -165,6 +192,13 @@ impl Model {
         }
     }
 
+    /// Closes the open turn if it is lost and has this id, as a read of its message does.
+    pub fn close_lost_turn_named(&mut self, id: &str, turn_id: &str) {
+        if self.session(id).is_some_and(|session| session.is_open_turn(&turn_id.into())) {
+            self.close_lost_turn(id);
+        }
+    }
+
     /// POST .../turns
     pub fn begin_turn(&mut self, id: &str, body: &Value) -> Expected {
         let (now, lifetimes) = (self.now, self.lifetimes);
@@ -187,7 +221,9 @@ impl Model {
             let was_lost = session.has_lost_turn(now);
             match (session.open_turn(), if_open) {
                 (Some(_), _) if was_lost => session.close_lost_turn(now),
-                (Some(_), "interrupt" | "discard") if !is_this => session.interrupt_turn(now, if_open == "discard"),
+                (Some(_), "interrupt" | "discard") if !is_this => {
+                    session.interrupt_turn(now, if_open == "discard", true);
+                }
                 (Some(_), "takeover" | "discard") if is_this => {}
                 (Some(open), _) => {
                     let members = json!({"openTurnId": open.id, "leaseUntil": time(open.lease_until)});
@@ -201,6 +237,7 @@ impl Model {
             session.turn_number += 1;
         }
         if !is_this || (!is_own && if_open == "discard") {
+            let cancel_until = session.open_turn().and_then(|turn| turn.cancel_until);
             session.turns.retain(|turn| turn.ended.is_some());
             session.turns.push(Turn {
                 id: turn_id,
@@ -211,12 +248,13 @@ impl Model {
                 metadata: body.get("metadata").cloned().unwrap_or(json!({})),
                 status: "open",
                 after_seq: session.messages.len(),
-                cancel_until: None,
+                cancel_until,
                 lease_until: 0,
                 started: now,
                 ended: None,
                 ended_as: None,
                 error: Value::Null,
+                is_redacted: false,
                 message_seq: None,
             });
         }
@@ -285,10 +323,11 @@ impl Model {
         if let Some(patch) = body.get("metadata") {
             turn.metadata = merge_patch(&turn.metadata, patch);
         }
-        turn.error = body.get("error").cloned().unwrap_or_default();
+        turn.error = body.get("error").filter(|_| given == "failed").cloned().unwrap_or_default();
         let status = if given == "completed" { "completed" } else { "failed" };
         let content = body.get("content").cloned();
-        session.close(Close { status, at: now, message_at, content, discards: false });
+        let is_activity = session.is_active(now);
+        session.close(Close { status, at: now, message_at, content, discards: false, is_activity });
         session.record_turn(now, lifetimes);
         Expected::Body { status: 200, body: session.closed_turn(turn_id).unwrap_or_default() }
     }
@@ -321,7 +360,10 @@ impl Model {
         let latest = session.turns.last().filter(|turn| turn_id.is_none_or(|turn_id| turn.id == turn_id));
         let mut body = match (latest, turn_id) {
             (Some(turn), _) => turn.document(session),
-            (None, Some(turn_id)) => session.closed_turn(turn_id).unwrap_or_default(),
+            (None, Some(turn_id)) => {
+                let is_plain = |turn: &Value| turn["number"].is_null() && !session.is_written_by_a_turn(turn_id);
+                session.closed_turn(turn_id).filter(|turn| !is_plain(turn)).unwrap_or_default()
+            }
             (None, None) => Value::Null,
         };
         if body.is_null() {
@@ -330,6 +372,7 @@ impl Model {
         let is_readable = |turn: &&Turn| turn.ended.is_none_or(|ended| self.now < ended + self.lifetimes.lease);
         body["chunks"] = match latest {
             None => json!([]),
+            Some(turn) if turn.is_redacted => json!([]),
             Some(turn) if !is_readable(&turn) && *returned == json!([]) => json!([]),
             Some(turn) => turn.chunks.iter().skip(from).cloned().collect(),
         };
