@@ -195,9 +195,12 @@ impl Fields {
         }
     }
 
-    /// A whole number from `min` to `max`.
+    /// A whole number from `min` to `max`, which JSON may write with a fraction of zero.
     pub(super) fn number(&mut self, name: &'static str, min: u64, max: u64) -> Option<u64> {
-        match self.take(name)?.as_u64() {
+        let value = self.take(name)?;
+        let whole = |float: &f64| float.fract() == 0.0;
+        let number = value.as_u64().or_else(|| value.as_f64().filter(whole)?.to_string().parse().ok());
+        match number {
             Some(number) if (min..=max).contains(&number) => Some(number),
             _ => self.problem(name, format!("must be a whole number from {min} to {max}")),
         }

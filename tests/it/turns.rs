@@ -228,6 +228,8 @@ async fn bodies_are_checked_before_anything_is_written() {
         (json!({"from": 0, "chunks": []}), "number"),
         (json!({"number": 1, "chunks": []}), "from"),
         (json!({"number": 1, "from": -1, "chunks": []}), "from"),
+        (json!({"number": 1.5, "from": 0, "chunks": []}), "number"),
+        (json!({"number": 1e300, "from": 0, "chunks": []}), "number"),
         (json!({"number": 1, "from": 0, "chunks": "x"}), "chunks"),
         (json!({"number": 1, "from": 0, "chunks": ["x", ""]}), "chunks[1]"),
         (json!({"number": 1, "from": 0, "chunks": [1]}), "chunks[0]"),
@@ -236,6 +238,7 @@ async fn bodies_are_checked_before_anything_is_written() {
         let refused = service.post(&path, body).await;
         assert_eq!(refused.expect_problem(400, "invalid_request").member("errors")[0]["field"], field);
     }
+    service.post(&path, json!({"number": 1.0, "from": 0.0, "chunks": []})).await.expect(200);
     turns.end("t", 1, json!({"status": "lost"})).await.expect_problem(400, "invalid_request");
     turns.end("t", 1, json!({"content": null})).await.expect_problem(400, "invalid_request");
     turns.chunks("t", 1, 0, &["x".repeat(40).as_str()]).await.expect(200);
