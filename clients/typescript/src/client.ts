@@ -2,7 +2,11 @@ import { isProblem } from "./errors.js";
 import { linked, pager, type Page, type PageQuery, type Pager } from "./pager.js";
 import { path, query, Transport, type Call, type CallOptions, type SessiondOptions } from "./transport.js";
 import type {
+  AppendChunksBody,
+  AppendedChunks,
   AppendMessage,
+  BeginTurnBody,
+  EndTurnBody,
   ErasedUser,
   GetOrCreateSession,
   Health,
@@ -11,14 +15,24 @@ import type {
   Message,
   ProblemCode,
   Session,
+  Turn,
+  TurnWithChunks,
   UpdateMessage,
   UpdateSession,
   WhoAmI,
 } from "./types.js";
 
 export interface GetOptions extends CallOptions {
-  include?: Included | undefined;
+  include?: Included | Included[] | undefined;
 }
+
+export interface TurnOptions extends CallOptions {
+  /** The number of the first chunk to return; default 0. */
+  from?: number | undefined;
+}
+
+/** A session of an export, or a message of the session before it. */
+export type ExportLine = { session: Session } | { message: Message };
 
 export interface CreateOptions extends CallOptions {
   /** The same key of the same user is the same new session. The client makes one for each call with `replace`. */
@@ -160,6 +174,52 @@ export class Sessiond {
     );
   }
 
+  /** Begins a turn. The turn as it is, if this writer has it or it is over. */
+  async beginTurn(sessionId: string, turn: BeginTurnBody, options?: CallOptions): Promise<Turn> {
+    return this.json({ method: "POST", path: path`/api/sessions/${sessionId}/turns`, body: turn, options });
+  }
+
+  /** A turn with its chunks, or null. `latest` instead of an id is the turn that began last. */
+  async getTurn(sessionId: string, turnId: string, options?: TurnOptions): Promise<TurnWithChunks | null> {
+    const call = this.get<TurnWithChunks>(path`/api/sessions/${sessionId}/turns/${turnId}`, options);
+    return unless(call, null, "turn_not_found", "session_not_found");
+  }
+
+  /** Appends chunks to a turn and renews the lease of its writer. */
+  async appendChunks(
+    sessionId: string,
+    turnId: string,
+    chunks: AppendChunksBody,
+    options?: CallOptions,
+  ): Promise<AppendedChunks> {
+    const target = path`/api/sessions/${sessionId}/turns/${turnId}/chunks`;
+    return this.json({ method: "POST", path: target, body: chunks, options });
+  }
+
+  /** Ends a turn: it becomes a message. */
+  async endTurn(sessionId: string, turnId: string, end: EndTurnBody, options?: CallOptions): Promise<Turn> {
+    const target = path`/api/sessions/${sessionId}/turns/${turnId}/end`;
+    return this.json({ method: "POST", path: target, body: end, options });
+  }
+
+  /** Asks the writer of a turn to stop. */
+  async cancelTurn(sessionId: string, turnId: string, options?: CallOptions): Promise<Turn> {
+    return this.json({ method: "POST", path: path`/api/sessions/${sessionId}/turns/${turnId}/cancel`, options });
+  }
+
+  /**
+   * Every session of a user, the one created or resumed first comes first, each followed by its messages. Reads the
+   * response while it arrives; `timeoutMs` is how long the next part of it may take.
+   */
+  async *exportUser(
+    businessId: string,
+    userId: string,
+    options?: CallOptions,
+  ): AsyncGenerator<ExportLine, void, undefined> {
+    const target = path`/api/sessions/business/${businessId}/user/${userId}/export`;
+    yield* this.transport.lines<ExportLine>({ method: "GET", path: target, options });
+  }
+
   /** Erases every session and message of a user. Counts what the last attempt deleted. */
   async eraseUser(businessId: string, userId: string, options?: CallOptions): Promise<ErasedUser> {
     return this.json({ method: "DELETE", path: path`/api/sessions/business/${businessId}/user/${userId}`, options });
@@ -194,8 +254,9 @@ export class Sessiond {
     return (await this.transport.send(call)).body as T;
   }
 
-  private get<T>(path: string, options: GetOptions = {}): Promise<T> {
-    return this.json({ method: "GET", path: path + query({ include: options.include }), options });
+  private get<T>(path: string, options: GetOptions & TurnOptions = {}): Promise<T> {
+    const { include, from } = options;
+    return this.json({ method: "GET", path: path + query({ include, from }), options });
   }
 
   private list<T>(

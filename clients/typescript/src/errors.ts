@@ -18,7 +18,7 @@ export class ConnectionError extends SessiondError {
   declare readonly name: "ConnectionError";
 }
 
-/** An attempt took longer than `timeoutMs`. */
+/** An attempt, or the next part of an export, took longer than `timeoutMs`. */
 export class TimeoutError extends SessiondError {
   declare readonly name: "TimeoutError";
 }

@@ -1,10 +1,12 @@
 export { Sessiond } from "./client.js";
 export type {
   CreateOptions,
+  ExportLine,
   GetOptions,
   ListOptions,
   MessagesOptions,
   ResumeOptions,
+  TurnOptions,
   VersionOptions,
 } from "./client.js";
 export { ConnectionError, isProblem, isSessiondError, ProblemError, SessiondError, TimeoutError } from "./errors.js";

@@ -6,7 +6,7 @@ export interface PageQuery {
   cursor?: string | undefined;
   before?: number | undefined;
   after?: number | undefined;
-  include?: Included | undefined;
+  include?: Included | Included[] | undefined;
 }
 
 export interface Page<T> {

@@ -5,7 +5,7 @@ export interface SessiondOptions {
   baseUrl: string | URL;
   /** An API key or a JWT, or a function that is called for each attempt. */
   token?: Token | (() => Token | Promise<Token>);
-  /** How long one attempt may take; default 5000. `Infinity` for no limit. */
+  /** How long one attempt, or the next part of an export, may take; default 5000. `Infinity` for no limit. */
   timeoutMs?: number | undefined;
   /** How often a call may be repeated; default 2. */
   maxRetries?: number | undefined;
@@ -99,15 +99,57 @@ export class Transport {
   }
 
   async send(call: Call): Promise<Reply> {
-    const { maxRetries = MAX_RETRIES, onRetry } = this.options;
-    const { method, path, options: { signal, timeoutMs = this.options.timeoutMs ?? TIMEOUT_MS } = {} } = call;
     const body = call.body === undefined ? undefined : JSON.stringify(call.body);
-    const attempt = (signal: AbortSignal) => this.attempt(call, body, signal);
-    const timeoutError = () => new TimeoutError(`${method} ${path}: no response in ${timeoutMs} ms`);
+    return this.repeated(call, () =>
+      this.limited(call, async (signal) => {
+        const response = await this.fetch(call, body, signal);
+        const text = await received(call, () => response.text());
+        const isJson = !call.text && response.status !== 204;
+        return { headers: response.headers, body: isJson ? parsed(call, text) : text };
+      }),
+    );
+  }
+
+  /** The values of the lines of a response (NDJSON), while it arrives. Repeats the call until there is one. */
+  async *lines<T>(call: Call): AsyncGenerator<T, void, undefined> {
+    const [first, others] = await this.repeated(call, async () => {
+      const lines = this.read<T>(call);
+      return [await lines.next(), lines] as const;
+    });
+    try {
+      if (!first.done) yield first.value;
+      yield* others;
+    } finally {
+      await others.return();
+    }
+  }
+
+  private async *read<T>(call: Call): AsyncGenerator<T, void, undefined> {
+    const response = await this.limited(call, (signal) => this.fetch(call, undefined, signal));
+    const reader = response.body!.getReader();
+    const decoder = new TextDecoder();
+    let rest = "";
+    try {
+      for (;;) {
+        const { done, value } = await this.limited(call, () => received(call, () => reader.read()));
+        if (done) break;
+        const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+        rest = lines.pop()!;
+        for (const line of lines) yield parsed(call, line) as T;
+      }
+      if (rest) throw new ConnectionError(`${nameOf(call)}: the response is cut off`);
+    } finally {
+      // Not awaited: the connection may be lost.
+      reader.cancel().catch(() => {});
+    }
+  }
+
+  private async repeated<T>(call: Call, attempt: () => Promise<T>): Promise<T> {
+    const { maxRetries = MAX_RETRIES, onRetry } = this.options;
+    const { method, path, options: { signal } = {} } = call;
     for (let retry = 1; ; retry++) {
-      signal?.throwIfAborted();
       try {
-        return await limited(attempt, timeoutMs, timeoutError, signal);
+        return await attempt();
       } catch (error) {
         if (retry > maxRetries || call.repeatable === false || !isTransient(error)) throw error;
         const backoffMs = Math.min(BACKOFF_MS * 2 ** (retry - 1), MAX_BACKOFF_MS);
@@ -119,7 +161,15 @@ export class Transport {
     }
   }
 
-  private async attempt(call: Call, body: string | undefined, signal: AbortSignal): Promise<Reply> {
+  private async limited<T>(call: Call, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const { signal, timeoutMs = this.options.timeoutMs ?? TIMEOUT_MS } = call.options ?? {};
+    signal?.throwIfAborted();
+    const timeoutError = () => new TimeoutError(`${nameOf(call)}: no response in ${timeoutMs} ms`);
+    return limited(work, timeoutMs, timeoutError, signal);
+  }
+
+  /** The response to one attempt, if it is a success. */
+  private async fetch(call: Call, body: string | undefined, signal: AbortSignal): Promise<Response> {
     const { token, fetch: customFetch } = this.options;
     const headers = new Headers(this.options.headers);
     const set = (more: Record<string, string | undefined> = {}) => {
@@ -131,27 +181,41 @@ export class Transport {
     set(call.headers);
     set(call.options?.headers);
 
-    const name = `${call.method} ${call.path}`;
-    let response, text;
+    // A redirect would turn a POST into a GET. `redirect: "error"` does not exist everywhere.
+    const init: RequestInit = { method: call.method, headers, signal, redirect: "manual" };
+    if (body !== undefined) init.body = body;
+    // Not as a method: workerd's `fetch` refuses another `this`.
+    const response = await received(call, () => (customFetch ?? fetch)(this.baseUrl + call.path, init));
+    if (response.ok) return response;
+    const text = await received(call, () => response.text());
+    let problem: unknown;
     try {
-      // A redirect would turn a POST into a GET. `redirect: "error"` does not exist everywhere.
-      const init: RequestInit = { method: call.method, headers, signal, redirect: "manual" };
-      if (body !== undefined) init.body = body;
-      // Not as a method: workerd's `fetch` refuses another `this`.
-      response = await (customFetch ?? fetch)(this.baseUrl + call.path, init);
-      text = await response.text();
-    } catch (cause) {
-      throw new ConnectionError(`${name}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+      problem = JSON.parse(text);
+    } catch {
+      // Of a proxy.
     }
-    if (response.ok && (call.text || response.status === 204)) return { headers: response.headers, body: text };
-    let parsed: unknown;
-    try {
-      parsed = JSON.parse(text);
-    } catch (cause) {
-      if (response.ok) throw new ConnectionError(`${name}: the response is not JSON; is this sessiond?`, { cause });
-    }
-    if (!response.ok) throw new ProblemError(response, parsed);
-    return { headers: response.headers, body: parsed };
+    throw new ProblemError(response, problem);
+  }
+}
+
+function nameOf(call: Call): string {
+  return `${call.method} ${call.path}`;
+}
+
+/** What comes over the network, or a `ConnectionError`. */
+async function received<T>(call: Call, part: () => Promise<T>): Promise<T> {
+  try {
+    return await part();
+  } catch (cause) {
+    throw new ConnectionError(`${nameOf(call)}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+  }
+}
+
+function parsed(call: Call, text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new ConnectionError(`${nameOf(call)}: the response is not JSON; is this sessiond?`, { cause });
   }
 }
 

@@ -6,8 +6,12 @@ export type Role = "user" | "assistant" | "system" | "tool";
 export type Status = "active" | "ended" | "expired";
 export type EndReason = "client" | "replaced" | "idle" | "max_lifetime";
 export type IfActive = "return" | "replace";
-export type Included = "lastMessage";
+export type Included = "lastMessage" | "turn";
 export type PatchStatus = "active" | "ended";
+export type TurnStatus = "open" | FinishReason;
+export type FinishReason = "completed" | "failed" | "cancelled" | "interrupted" | "lost";
+export type EndStatus = "completed" | "failed";
+export type IfOpen = "reject" | "interrupt" | "discard" | "takeover";
 
 /** One conversation of one user with one business. Times are RFC 3339, in UTC, with three decimals. */
 export interface Session {
@@ -31,6 +35,8 @@ export interface Session {
   endReason: EndReason | null;
   /** With `include: "lastMessage"` only. Null if there is none. */
   lastMessage?: Message | null;
+  /** The open turn, with `include: "turn"` only. Null if there is none. */
+  turn?: Turn | null;
 }
 
 export interface Message {
@@ -43,7 +49,71 @@ export interface Message {
   /** Any JSON value. Null only if the message is redacted. */
   content: unknown;
   metadata: Metadata;
+  /** How the turn that wrote the message ended. Absent if no turn did. */
+  finishReason?: FinishReason;
   redactedAt?: string;
+}
+
+/** One message while it is being written. What is not known any more of a turn that ended long ago is null. */
+export interface Turn {
+  /** The `messageId` of the message that it becomes. */
+  turnId: string;
+  sessionId: string;
+  /** Grows from turn to turn, and changes with the writer. */
+  number: number | null;
+  writer: string | null;
+  role: Role;
+  metadata: Metadata;
+  status: TurnStatus;
+  /** How many chunks it has. */
+  nextChunk: number | null;
+  /** `seq` of the last message when it began: what came later is not answered by it. */
+  afterSeq: number | null;
+  cancelRequested: boolean;
+  leaseUntil: string | null;
+  startedAt: string | null;
+  endedAt: string | null;
+  error: unknown;
+  messageSeq: number | null;
+}
+
+export type TurnWithChunks = Turn & { chunks: string[] };
+
+export interface BeginTurnBody {
+  /** Unique in the session, for example `re:` and the id of the message that it answers. */
+  turnId: string;
+  /** One run of a worker. Make it random. */
+  writer: string;
+  role?: Role;
+  metadata?: Metadata;
+  ifOpen?: IfOpen;
+}
+
+export interface AppendChunksBody {
+  /** The number of the turn, as its begin returned it. */
+  number: number;
+  /** The number of the first of these chunks. Stored chunks are compared and skipped. */
+  from: number;
+  /** Up to 1,000. None only renews the lease. */
+  chunks: string[];
+}
+
+export interface AppendedChunks {
+  nextChunk: number;
+  leaseUntil: string;
+  cancelRequested: boolean;
+}
+
+export interface EndTurnBody {
+  /** The number of the turn, as its begin returned it. */
+  number: number;
+  status: EndStatus;
+  /** The content of the message. If absent, all chunks joined. */
+  content?: string | number | boolean | Record<string, unknown> | unknown[];
+  /** A merge patch (RFC 7396) for the metadata of the turn. */
+  metadata?: Metadata;
+  /** Why it failed. */
+  error?: unknown;
 }
 
 export interface GetOrCreateSession {
@@ -108,12 +178,17 @@ export type ProblemCode =
   | "session_not_found"
   | "no_active_session"
   | "message_not_found"
+  | "turn_not_found"
   | "route_not_found"
   | "method_not_allowed"
   | "request_timeout"
   | "session_not_active"
   | "another_session_active"
   | "message_id_conflict"
+  | "turn_open"
+  | "turn_closed"
+  | "chunk_gap"
+  | "chunk_conflict"
   | "concurrent_update"
   | "version_mismatch"
   | "payload_too_large"
@@ -142,7 +217,16 @@ export interface Problem {
   code: ProblemCode;
   requestId: string;
   errors?: FieldProblem[];
+  /** With `another_session_active`. */
   activeSessionId?: string;
+  /** The open turn, with `turn_open`. */
+  openTurnId?: string;
+  /** When its lease ends, with `turn_open`. */
+  leaseUntil?: string;
+  /** How the turn ended, or `taken` if another writer has it, with `turn_closed`. */
+  turnStatus?: string;
+  /** How many chunks the turn has, with `chunk_gap`. */
+  nextChunk?: number;
   statusCode: number;
   message: string;
   error: string;

@@ -14,7 +14,7 @@ const FAULTS = [
   "502 after",
   "200 with HTML after",
 ] as const;
-type Fault = (typeof FAULTS)[number] | "none";
+type Fault = (typeof FAULTS)[number] | "hang in body" | "none";
 
 export interface Proxy {
   url: string;
@@ -48,6 +48,10 @@ export async function startProxy(): Promise<Proxy> {
         return "hang before";
       case "cut":
         return "cut before";
+      case "cut-in-body":
+        return "cut in body";
+      case "hang-in-body":
+        return "hang in body";
       default:
         return "none";
     }
@@ -71,8 +75,11 @@ export async function startProxy(): Promise<Proxy> {
     if (fault === "502 after") return html(outgoing, 502);
     if (fault === "200 with HTML after") return html(outgoing, 200);
     outgoing.writeHead(response.head.statusCode!, response.head.headers);
+    const half = response.body.subarray(0, response.body.length / 2);
     if (fault === "cut in body") {
-      outgoing.write(response.body.subarray(0, response.body.length / 2), () => outgoing.destroy());
+      outgoing.write(half, () => outgoing.destroy());
+    } else if (fault === "hang in body") {
+      outgoing.write(half);
     } else {
       outgoing.end(response.body);
     }

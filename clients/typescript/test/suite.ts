@@ -8,8 +8,10 @@ import {
   type Message,
   type ProblemCode,
   type Retry,
+  type ExportLine,
   type Session,
   type SessiondOptions,
+  type Turn,
 } from "../src/index.js";
 
 export interface Environment {
@@ -19,7 +21,7 @@ export interface Environment {
   proxy: string;
   apiKey: string;
   userToken: string;
-  /** Messages to append through the faulty proxy. */
+  /** Messages to append through the faulty proxy, and a tenth as many turns. */
   appends: number;
 }
 
@@ -33,12 +35,17 @@ const REPEATED: Record<ProblemCode, boolean> = {
   session_not_found: false,
   no_active_session: false,
   message_not_found: false,
+  turn_not_found: false,
   route_not_found: false,
   method_not_allowed: false,
   request_timeout: true,
   session_not_active: false,
   another_session_active: false,
   message_id_conflict: false,
+  turn_open: false,
+  turn_closed: false,
+  chunk_gap: false,
+  chunk_conflict: false,
   concurrent_update: true,
   version_mismatch: false,
   payload_too_large: false,
@@ -71,6 +78,7 @@ interface Subject {
   client: Sessiond;
   session: Session;
   message: Message;
+  turn: Turn;
 }
 
 /** A call of each operation of openapi.json. */
@@ -88,6 +96,15 @@ const OPERATIONS: Record<keyof operations, (subject: Subject) => PromiseLike<unk
   updateMessage: ({ client, message }) =>
     client.updateMessage(message.sessionId, message.messageId, { metadata: { feedback: "good" } }),
   redactMessage: ({ client, message }) => client.redactMessage(message.sessionId, message.messageId),
+  beginTurn: ({ client, turn: { sessionId, turnId, writer } }) =>
+    client.beginTurn(sessionId, { turnId, writer: writer! }),
+  getTurn: ({ client, turn }) => client.getTurn(turn.sessionId, turn.turnId),
+  appendChunks: ({ client, turn }) =>
+    client.appendChunks(turn.sessionId, turn.turnId, { number: turn.number!, from: 0, chunks: ["Hi"] }),
+  endTurn: ({ client, turn }) =>
+    client.endTurn(turn.sessionId, turn.turnId, { number: turn.number!, status: "completed" }),
+  cancelTurn: ({ client, turn }) => client.cancelTurn(turn.sessionId, turn.turnId),
+  exportUser: ({ client, session }) => collect(client.exportUser(session.businessId, session.userId)),
   eraseUser: ({ client, session }) => client.eraseUser(session.businessId, session.userId),
   whoami: ({ client }) => client.whoami(),
   livez: ({ client }) => client.livez(),
@@ -149,8 +166,9 @@ export const tests: Record<string, Test> = {
     for (const [operation, call] of Object.entries(OPERATIONS)) {
       const session = await client.createSession({ businessId: "B2", userId: unique("user") });
       const message = await client.appendMessages(session.sessionId, { role: "user", content: "Hello" });
+      const turn = await client.beginTurn(session.sessionId, { turnId: "re:1", writer: "worker" });
       called = [];
-      await call({ client, session, message });
+      await call({ client, session, message, turn });
       equal(called, [operation]);
     }
   },
@@ -199,6 +217,159 @@ export const tests: Record<string, Test> = {
     equal(lastMessage?.content, ["At", 9]);
   },
 
+  async "a turn is begun, written, read and ended"(env) {
+    const client = serverClient(env);
+    const user = { businessId: "B0100001", userId: "user_123" };
+    const { sessionId } = await client.createSession({ ...user, ifActive: "replace" });
+    equal(await client.getTurn(sessionId, "latest"), null);
+    equal(await client.getTurn("00000000-0000-8000-8000-000000000000", "latest"), null);
+    const [turnId, writer] = ["re:m/1", "worker-1"];
+    const begun = await client.beginTurn(sessionId, { turnId, writer, metadata: { model: "m" } });
+    equal([begun.status, begun.role, begun.nextChunk], ["open", "assistant", 0]);
+    // Renews the lease.
+    const again = await client.beginTurn(sessionId, { turnId, writer });
+    equal([again.number, again.metadata], [begun.number, begun.metadata]);
+    const open = await rejects(client.beginTurn(sessionId, { turnId: "re:m-2", writer }), "turn_open");
+    equal([open.problem.openTurnId, open.problem.leaseUntil], [turnId, again.leaseUntil]);
+
+    const number = begun.number!;
+    const append = (from: number, ...chunks: string[]) =>
+      client.appendChunks(sessionId, turnId, { number, from, chunks });
+    equal((await append(0, "At ", "nine")).nextChunk, 2);
+    equal((await append(1, "nine", ".")).nextChunk, 3);
+    equal((await rejects(append(4, "?"), "chunk_gap")).problem.nextChunk, 3);
+    await rejects(append(2, "!"), "chunk_conflict");
+    equal((await client.getTurn(sessionId, turnId))?.chunks, ["At ", "nine", "."]);
+    equal((await client.getTurn(sessionId, "latest", { from: 2 }))?.chunks, ["."]);
+    const included = (await client.getSession(sessionId, { include: ["turn", "lastMessage"] }))!;
+    equal([included.turn?.turnId, included.lastMessage], [turnId, null]);
+
+    // Of a reader.
+    equal((await userClient(env).cancelTurn(sessionId, turnId)).cancelRequested, true);
+    await rejects(userClient(env).beginTurn(sessionId, { turnId, writer }), "forbidden");
+    equal((await append(3)).cancelRequested, true);
+
+    const second = await client.beginTurn(sessionId, { turnId, writer: "worker-2", ifOpen: "takeover" });
+    equal((await rejects(append(3, "!"), "turn_closed")).problem.turnStatus, "taken");
+    const end = { number: second.number!, status: "completed", metadata: { tokens: 3 } } as const;
+    const ended = await client.endTurn(sessionId, turnId, end);
+    equal([ended.status, ended.messageSeq, ended.metadata], ["cancelled", 1, { model: "m", tokens: 3 }]);
+    equal((await rejects(client.cancelTurn(sessionId, turnId), "turn_closed")).problem.turnStatus, "cancelled");
+    const message = (await client.getMessage(sessionId, turnId))!;
+    equal([message.content, message.role, message.finishReason], ["At nine.", "assistant", "cancelled"]);
+    equal((await client.getSession(sessionId, { include: "turn" }))?.turn, null);
+  },
+
+  async "an export gives every session and message, in order"(env) {
+    const client = serverClient(env);
+    const user = { businessId: "B10", userId: unique("user") };
+    equal(await collect(client.exportUser(user.businessId, user.userId)), []);
+    const expected: ExportLine[] = [];
+    // More than a page of sessions and of messages; characters of several bytes.
+    for (const messages of [0, 2, 250, ...Array(20).fill(0)]) {
+      const { sessionId } = await client.createSession({ ...user, ifActive: "replace" });
+      expected.push({ session: { sessionId } as Session });
+      for (let i = 0; i < messages; i += 50) {
+        const contents = Array.from({ length: Math.min(50, messages - i) }, (_, j) => `💬 ${i + j}\n`);
+        const appended = await client.appendMessages(
+          sessionId,
+          contents.map((content) => ({ role: "user", content })),
+        );
+        expected.push(...appended.map((message) => ({ message })));
+      }
+    }
+    const lines = await collect(client.exportUser(user.businessId, user.userId));
+    equal(
+      lines.map((line) => ("session" in line ? { session: { sessionId: line.session.sessionId } } : line)),
+      expected,
+    );
+  },
+
+  async "an export is read line by line, while it arrives"(env) {
+    const lines = [{ session: { title: "é💬" } }, { message: { content: "a\nb" } }, { message: { content: [] } }];
+    const bytes = new TextEncoder().encode(lines.map((line) => `${JSON.stringify(line)}\n`).join(""));
+    // One byte at a time.
+    const slow = streamed(env, function* () {
+      for (let i = 0; i < bytes.length; i++) yield bytes.slice(i, i + 1);
+    });
+    equal(await collect(slow.client.exportUser("b", "u")), lines);
+
+    // The stream does not end.
+    for (const wanted of [1, 4]) {
+      const endless = streamed(env, function* () {
+        for (;;) yield bytes;
+      });
+      let read = 0;
+      for await (const _ of endless.client.exportUser("b", "u")) if (++read === wanted) break;
+      equal([read, endless.count(), endless.cancelled()], [wanted, 1, 1]);
+    }
+  },
+
+  async "an export that is cut is an error, and repeated only before its first line"(env) {
+    const direct = serverClient(env);
+    const user = { businessId: "B11", userId: unique("user") };
+    const { sessionId } = await direct.createSession(user);
+    await direct.appendMessages(
+      sessionId,
+      Array.from({ length: 100 }, (_, content) => ({ role: "user", content })),
+    );
+    const whole = await collect(direct.exportUser(user.businessId, user.userId));
+    for (const [mode, name] of [
+      ["cut-in-body", "ConnectionError"],
+      ["hang-in-body", "TimeoutError"],
+    ] as const) {
+      let retries = 0;
+      const onRetry = () => void retries++;
+      const client = serverClient(env, { baseUrl: `${env.proxy}/${mode}`, timeoutMs: 500, onRetry });
+      const lines: ExportLine[] = [];
+      const error = await caught(collect(client.exportUser(user.businessId, user.userId), lines));
+      equal([error.name, retries, lines.length > 10, lines.length < 90], [name, 0, true, true], String(error));
+      equal(lines, whole.slice(0, lines.length));
+    }
+    const lost = serverClient(env, { baseUrl: `${env.proxy}/lost` });
+    equal(await collect(lost.exportUser(user.businessId, user.userId)), whole);
+
+    // Without an error of the connection.
+    for (const [text, lines, attempts] of [
+      ['{"session":', 0, 3],
+      ["<html>\n</html>\n", 0, 3],
+      ['{"session":{}}\n{"mess', 1, 1],
+    ] as const) {
+      const { client, count } = scripted(env, Infinity, () => new Response(text));
+      const read: ExportLine[] = [];
+      equal((await caught(collect(client.exportUser("b", "u"), read)))?.name, "ConnectionError");
+      equal([read.length, count()], [lines, attempts]);
+    }
+  },
+
+  async "a timeout and a signal apply to each part of an export"(env) {
+    const line = new TextEncoder().encode('{"session":{}}\n');
+    // Longer than the timeout as a whole.
+    const slow = streamed(env, function* () {
+      for (let i = 0; i < 8; i++) yield new Promise<Uint8Array>((resolve) => setTimeout(resolve, 25, line));
+    });
+    equal((await collect(slow.client.exportUser("b", "u", { timeoutMs: 100 }))).length, 8);
+
+    const silent = () =>
+      streamed(env, function* () {
+        yield line;
+        yield new Promise<never>(() => {});
+      });
+    const hanging = silent();
+    const error = await caught(collect(hanging.client.exportUser("b", "u", { timeoutMs: 20 })));
+    equal([error.name, hanging.count(), hanging.cancelled()], ["TimeoutError", 1, 1]);
+    for (const abortFirst of [false, true]) {
+      const controller = new AbortController();
+      const aborted = silent();
+      const lines = aborted.client.exportUser("b", "u", { signal: controller.signal });
+      equal((await lines.next()).done, false);
+      if (abortFirst) controller.abort("stop");
+      const next = caught(lines.next());
+      controller.abort("stop");
+      equal([await next, aborted.cancelled()], ["stop", 1]);
+    }
+  },
+
   async "ids with any text name only themselves"(env) {
     const client = serverClient(env);
     const ids = [
@@ -234,6 +405,8 @@ export const tests: Record<string, Test> = {
         client.getSessionMessages(id).pages().next(),
         client.redactMessage("s", id),
         client.eraseUser("B1", id),
+        client.getTurn("s", id),
+        client.exportUser("B1", id).next(),
       ];
       for (const call of calls) {
         const error = await caught(call);
@@ -499,6 +672,11 @@ export const tests: Record<string, Test> = {
     equal(await repeated(() => client.deleteSession("s", { ifVersion: 1 })), 1);
     equal(await repeated(() => client.createSession({ businessId: "B", userId: "u", ifActive: "replace" })), 3);
     equal(await repeated(() => client.appendMessages("s", { role: "user", content: 1 })), 3);
+    equal(await repeated(() => client.beginTurn("s", { turnId: "t", writer: "w" })), 3);
+    equal(await repeated(() => client.appendChunks("s", "t", { number: 1, from: 0, chunks: [] })), 3);
+    equal(await repeated(() => client.endTurn("s", "t", { number: 1, status: "failed" })), 3);
+    equal(await repeated(() => client.cancelTurn("s", "t")), 3);
+    equal(await repeated(() => client.exportUser("b", "u").next()), 3);
   },
 
   async "a lost response doubles nothing"(env) {
@@ -523,6 +701,61 @@ export const tests: Record<string, Test> = {
     // The first attempt deleted it.
     equal(await client.deleteSession(another.sessionId), false);
     equal(await serverClient(env).getSession(another.sessionId), null);
+  },
+
+  async "a lost response to a call of a turn's writer changes nothing"(env) {
+    const client = serverClient(env, { baseUrl: `${env.proxy}/lost` });
+    const { sessionId } = await serverClient(env).createSession({ businessId: "B8", userId: unique("user") });
+    for (const status of ["completed", "failed"] as const) {
+      for (const cancelled of [false, true]) {
+        const turnId = `${status}-${cancelled}`;
+        const { number } = await client.beginTurn(sessionId, { turnId, writer: "w", ifOpen: "interrupt" });
+        await client.appendChunks(sessionId, turnId, { number: number!, from: 0, chunks: ["a", "b"] });
+        if (cancelled) equal((await client.cancelTurn(sessionId, turnId)).cancelRequested, true);
+        const ended = await client.endTurn(sessionId, turnId, { number: number!, status });
+        equal([ended.status, ended.nextChunk], [cancelled ? "cancelled" : status, 2]);
+      }
+    }
+    const messages = await serverClient(env).getSessionMessages(sessionId);
+    equal(
+      messages.map(({ content }) => content),
+      ["ab", "ab", "ab", "ab"],
+    );
+  },
+
+  async "turns through a faulty proxy: no chunk doubled, no hole"(env) {
+    const direct = serverClient(env);
+    const client = serverClient(env, { baseUrl: `${env.proxy}/faulty`, timeoutMs: 1000, maxRetries: 50 });
+    const turns = Math.ceil(env.appends / 160);
+    await concurrently(16, 16, async () => {
+      const { sessionId } = await direct.createSession({ businessId: "B9", userId: unique("user") });
+      const written: string[] = [];
+      for (let turn = 1; turn <= turns; turn++) {
+        const turnId = `re:${turn}`;
+        const { number } = await client.beginTurn(sessionId, { turnId, writer: unique("writer") });
+        const chunks: string[] = [];
+        for (let call = 0; call < 5; call++) {
+          // The last chunk again, and three new ones.
+          const from = Math.max(0, chunks.length - 1);
+          for (let i = 0; i < 3; i++) chunks.push(`${turn}.${chunks.length} `);
+          const appended = await client.appendChunks(sessionId, turnId, {
+            number: number!,
+            from,
+            chunks: chunks.slice(from),
+          });
+          equal(appended.nextChunk, chunks.length);
+        }
+        equal((await client.getTurn(sessionId, turnId))?.chunks, chunks);
+        const ended = await client.endTurn(sessionId, turnId, { number: number!, status: "completed" });
+        equal([ended.status, ended.messageSeq], ["completed", turn]);
+        written.push(chunks.join(""));
+      }
+      const stored = await collect(direct.getSessionMessages(sessionId, { limit: 1000 }));
+      equal(
+        stored.map(({ seq, content, finishReason }) => [seq, content, finishReason]),
+        written.map((content, i) => [i + 1, content, "completed"]),
+      );
+    });
   },
 
   async "appends through a faulty proxy: none lost, none doubled"(env) {
@@ -582,6 +815,24 @@ function scripted(env: Environment, times: number, respond: () => Response, opti
   return { client, count: () => sent };
 }
 
+/** A client that gets the responses of `parts`, one part for each read. */
+function streamed(env: Environment, parts: () => Generator<Uint8Array | Promise<Uint8Array>>) {
+  let cancelled = 0;
+  const respond = () => {
+    const iterator = parts();
+    const stream = new ReadableStream<Uint8Array>({
+      async pull(controller) {
+        const { done, value } = iterator.next();
+        if (done) controller.close();
+        else controller.enqueue(await value);
+      },
+      cancel: () => void cancelled++,
+    });
+    return new Response(stream);
+  };
+  return { ...scripted(env, Infinity, respond), cancelled: () => cancelled };
+}
+
 function problem(status: number, body: object, headers: Record<string, string> = {}): Response {
   return new Response(JSON.stringify(body), {
     status,
@@ -612,8 +863,7 @@ async function concurrently(inFlight: number, count: number, work: (i: number) =
   await Promise.all(Array.from({ length: inFlight }, worker));
 }
 
-async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
-  const collected = [];
+async function collect<T>(items: AsyncIterable<T>, collected: T[] = []): Promise<T[]> {
   for await (const item of items) collected.push(item);
   return collected;
 }

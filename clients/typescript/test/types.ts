@@ -1,22 +1,29 @@
 // Checked by tsc, not run: the types of src/ are those of openapi.json.
 
 import type { components, operations } from "../generated/openapi.js";
-import type { GetOptions, ListOptions, MessagesOptions } from "../src/index.js";
+import type { GetOptions, ListOptions, MessagesOptions, TurnOptions } from "../src/index.js";
 import type * as api from "../src/types.js";
 
 type Schemas = components["schemas"];
 
 /** The shipped type of each schema. */
 interface Shipped {
+  AppendChunksBody: api.AppendChunksBody;
   AppendMessage: api.AppendMessage;
   AppendMessages: api.AppendMessages;
+  AppendedChunks: api.AppendedChunks;
   AppendedMessages: api.AppendedMessages;
+  BeginTurnBody: api.BeginTurnBody;
   EndReason: api.EndReason;
+  EndStatus: api.EndStatus;
+  EndTurnBody: api.EndTurnBody;
   ErasedUser: api.ErasedUser;
   FieldProblem: api.FieldProblem;
+  FinishReason: api.FinishReason;
   GetOrCreateSession: api.GetOrCreateSession;
   Health: api.Health;
   IfActive: api.IfActive;
+  IfOpen: api.IfOpen;
   Included: api.Included;
   Message: api.Message;
   PatchStatus: api.PatchStatus;
@@ -24,6 +31,9 @@ interface Shipped {
   Role: api.Role;
   Session: api.Session;
   Status: api.Status;
+  Turn: api.Turn;
+  TurnStatus: api.TurnStatus;
+  TurnWithChunks: api.TurnWithChunks;
   UpdateMessage: api.UpdateMessage;
   UpdateSession: api.UpdateSession;
   WhoAmI: api.WhoAmI;
@@ -33,6 +43,7 @@ interface Shipped {
 interface QueryOptions {
   getSession: GetOptions;
   getActiveSession: GetOptions;
+  getTurn: TurnOptions;
   listActiveSessions: ListOptions;
   listSessionHistory: ListOptions;
   listMessages: MessagesOptions;

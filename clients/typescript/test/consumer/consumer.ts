@@ -27,6 +27,11 @@ export async function change(sessionId: string): Promise<ProblemCode | string | 
       const code: "version_mismatch" = error.code;
       return code;
     }
+    if (isProblem(error, "turn_open")) {
+      const { openTurnId, leaseUntil, turnStatus, nextChunk } = error.problem;
+      const members: [string?, string?, string?, number?] = [openTurnId, leaseUntil, turnStatus, nextChunk];
+      console.log(members);
+    }
     if (isProblem(error)) return error.code;
     throw error;
   }
