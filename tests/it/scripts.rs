@@ -40,35 +40,37 @@ const TOUCH_DUE: Duration = Duration::from_secs(2 * 60);
 /// Longer than the idle timeout.
 const EXPIRED: Duration = Duration::from_secs(31 * 60);
 
-/// The file that precedes the scripts that close turns.
-const SHARED: &str = "turn";
+/// The files that precede others: the first one those that append, both those that close turns.
+const SHARED: [&str; 2] = ["prelude", "turn"];
 
 /// One script of `lua/`.
 struct Script {
     operation: String,
     /// Its file.
     source: String,
-    /// What Redis runs: the file, after the shared one if it uses that.
+    /// What Redis runs: the file, after the shared ones that it uses.
     whole: String,
     sha1: String,
 }
 
 /// Every file of `lua/`.
 static SCRIPTS: LazyLock<Vec<Script>> = LazyLock::new(|| {
-    let shared = fs::read_to_string(project().join(format!("lua/{SHARED}.lua"))).expect("the shared file");
+    let [prelude, turn] =
+        SHARED.map(|name| fs::read_to_string(project().join(format!("lua/{name}.lua"))).expect("a shared file"));
     let files = fs::read_dir(project().join("lua")).expect("lua/").map(|file| file.expect("a file").path());
     let scripts = files.filter(|path| path.extension().is_some_and(|extension| extension == "lua")).map(|path| {
         let operation = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let source = fs::read_to_string(path).expect("a script");
         let engine = "#!lua\n";
         let whole = match source.strip_prefix(engine) {
-            Some(body) if body.contains("by_name(") => [engine, &shared, body].concat(),
+            Some(body) if body.contains("by_name(") => [engine, &prelude, &turn, body].concat(),
+            Some(body) if body.contains("is_in_scope(") => [engine, &prelude, body].concat(),
             _ => source.clone(),
         };
         let sha1 = fred::util::sha1_hash(&whole);
         Script { operation, source, whole, sha1 }
     });
-    let mut scripts: Vec<_> = scripts.filter(|script| script.operation != SHARED).collect();
+    let mut scripts: Vec<_> = scripts.filter(|script| !SHARED.contains(&script.operation.as_str())).collect();
     scripts.sort_by(|one, other| one.operation.cmp(&other.operation));
     scripts
 });
@@ -145,11 +147,13 @@ async fn runs(service: &Service, operation: &str, status: u16, call: impl Future
     // `ready` has neither keys nor arguments, so the runs of this service cannot be distinguished from those of others.
     let own = format!("{}:", service.config.redis.key_prefix);
     commands.retain(|command| operation == "ready" || command.words.iter().any(|word| word.starts_with(&own)));
-    // If the server does not know a digest, the service sends EVAL next, and only that runs the script.
-    let is_repeated = |one: &Command, next: &Command| {
-        one.words[0] == "EVALSHA" && next.words[0] == "EVAL" && one.words[2..] == next.words[2..]
+    // If the server does not know a digest, the service sends EVAL after it, and only that runs the script. A command
+    // on another connection, such as a check of the layout, may come between them.
+    let is_repeated = |one: &Command, later: &Command| {
+        let is_same = one.words[0] == "EVALSHA" && later.words[0] == "EVAL" && one.words[2..] == later.words[2..];
+        is_same && one.inner.is_empty()
     };
-    let ran = |&index: &usize| commands.get(index + 1).is_none_or(|next| !is_repeated(&commands[index], next));
+    let ran = |&index: &usize| !commands[index + 1..].iter().any(|later| is_repeated(&commands[index], later));
     let ran = (0..commands.len()).filter(ran).filter_map(|index| Run::of(&commands[index], &response));
     let runs: Vec<_> = ran.filter(|run| run.operation == operation).collect();
     assert!(!runs.is_empty(), "{operation} did not run for {response:?}");
