@@ -32,20 +32,11 @@ local id, scope, now_ms, retention_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), ton
 local lease_ms, turn_chunks_max, turn_bytes_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local turn_id, number, from = ARGV[8], ARGV[9], ARGV[10]
 
-local function int(ms)
-  return string.format('%d', ms)
-end
-
 local session_id, status, expires_at, ended_at, last_activity_at, active_until, turn_number, open_id = unpack(
   redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'endedAt', 'lastActivityAt', 'activeUntil',
     'turnNumber', 'turnId'))
 if session_id ~= id then return {'missing'} end
-if scope ~= '' then
-  local business_id, user_id = unpack(redis.call('HMGET', session, 'businessId', 'userId'))
-  local is_in_scope = string.find(scope, '\n' .. business_id .. '\n', 1, true)
-    or string.find(scope, '\n' .. business_id .. '\t' .. user_id .. '\n', 1, true)
-  if not is_in_scope then return {'missing'} end
-end
+if not is_in_scope(session, scope) then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 if open_id ~= turn_id then return {'not_open'} end
 if turn_number ~= number then return {'taken'} end

@@ -41,34 +41,6 @@ local idle_ms, retention_ms, resolution_ms = tonumber(ARGV[5]), tonumber(ARGV[6]
 local keep, bytes_max, trim_max = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local conflict_bytes_max = tonumber(ARGV[11])
 local FIRST, WIDTH = 12, 3
-local LOST_AFTER_MS = 1000
-
-local function int(ms)
-  return string.format('%d', ms)
-end
-
--- Unix milliseconds as RFC 3339, from days since 0000-03-01 in eras of 400 years.
-local function rfc3339(ms)
-  local floor = math.floor
-  local days, day_ms = floor(ms / 86400000) + 719468, ms % 86400000
-  local era = floor(days / 146097)
-  local era_day = days - era * 146097
-  local era_year = floor((era_day - floor(era_day / 1460) + floor(era_day / 36524) - floor(era_day / 146096)) / 365)
-  local year_day = era_day - (365 * era_year + floor(era_year / 4) - floor(era_year / 100))
-  local shifted_month = floor((5 * year_day + 2) / 153)
-  local day = year_day - floor((153 * shifted_month + 2) / 5) + 1
-  local month = shifted_month < 10 and shifted_month + 3 or shifted_month - 9
-  local year = era * 400 + era_year + (month <= 2 and 1 or 0)
-  local seconds = floor(day_ms / 1000)
-  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day, floor(seconds / 3600),
-    floor(seconds / 60) % 60, seconds % 60, day_ms % 1000)
-end
-
--- The id in a stored message, as JSON writes it.
-local function message_id_of(message)
-  local _, before = string.find(message, ',"messageId":"', 1, true)
-  return string.sub(message, before + 1, string.find(message, '","role":"', before, true) - 1)
-end
 
 -- Whether a stored message is redacted and has the same ids and role as the new one. It has no content to compare.
 local function is_redacted_replay(stored, start, rest)
@@ -82,12 +54,7 @@ local session_id, status, expires_at, last_activity_at, active_until, message_co
   turn_until = unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
     'messageCount', 'messageBytes', 'largestMessage', 'turnUntil'))
 if session_id ~= id then return {'missing'} end
-if scope ~= '' then
-  local business_id, user_id = unpack(redis.call('HMGET', session, 'businessId', 'userId'))
-  local is_in_scope = string.find(scope, '\n' .. business_id .. '\n', 1, true)
-    or string.find(scope, '\n' .. business_id .. '\t' .. user_id .. '\n', 1, true)
-  if not is_in_scope then return {'missing'} end
-end
+if not is_in_scope(session, scope) then return {'missing'} end
 local ended_at = status ~= 'active' and redis.call('HGET', session, 'endedAt')
 local expires_ms, active_until_ms = tonumber(expires_at), tonumber(active_until)
 if now_ms >= (tonumber(ended_at) or expires_ms) + retention_ms then return {'missing'} end

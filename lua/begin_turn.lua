@@ -49,13 +49,13 @@ local lost = not is_own and is_lost(document, now_ms)
 local takes_over = is_this and not lost and (is_own or if_open == 'takeover' or if_open == 'discard')
 local plan
 if document.turnId and not takes_over then
-  local how = {status = 'interrupted', at_ms = now_ms, is_activity = true, discards = if_open == 'discard'}
-  if lost then
-    how = {status = 'lost', at_ms = tonumber(document.turnUntil)}
-  elseif is_this or (if_open ~= 'interrupt' and if_open ~= 'discard') then
+  if not lost and (is_this or (if_open ~= 'interrupt' and if_open ~= 'discard')) then
     return {'turn_open', document.turnId, document.turnUntil}
   end
-  how.created_ms = lost and how.at_ms or math.max(now_ms, tonumber(document.lastActivityAt))
+  local how = lost_or({
+    status = 'interrupted', at_ms = now_ms, created_ms = math.max(now_ms, tonumber(document.lastActivityAt)),
+    is_activity = true, discards = if_open == 'discard',
+  }, document, now_ms)
   plan = plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
     document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max, lease_ms = lease_ms})
 end

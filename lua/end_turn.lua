@@ -37,16 +37,13 @@ if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms the
 if document.turnId ~= turn_id then return {'not_open'} end
 if document.turnNumber ~= number then return {'taken'} end
 if status == 'lost' and not is_lost(document, now_ms) then return {'not_open'} end
-local latest = latest_turn(turn, document)
 local how = {
   status = status, at_ms = now_ms, created_ms = math.max(now_ms, tonumber(document.lastActivityAt)), endedAs = status,
   is_activity = document.status == 'active' and now_ms < tonumber(document.expiresAt),
   content = content ~= '' and content, metadata = metadata ~= '' and metadata, error = error ~= '' and error,
 }
-if status == 'lost' then
-  local lease_until = tonumber(document.turnUntil)
-  how = {status = status, at_ms = lease_until, created_ms = lease_until}
-end
+if status == 'lost' then how = lost_or(how, document, now_ms) end
+local latest = latest_turn(turn, document)
 local plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn,
   chunks = chunks}, document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max,
   lease_ms = lease_ms})

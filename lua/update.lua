@@ -105,12 +105,8 @@ end
 if (document.turnNumber and not turn) or (document.turnId and not chunks) then return {'has_turn'} end
 local latest, plan
 if ends and document.turnId then
+  local how = lost_or({status = 'interrupted', at_ms = now_ms, created_ms = active_ms}, document, now_ms)
   latest = latest_turn(turn, document)
-  local how = {status = 'interrupted', at_ms = now_ms, created_ms = active_ms}
-  if is_lost(document, now_ms) then
-    local lease_until = tonumber(document.turnUntil)
-    how = {status = 'lost', at_ms = lease_until, created_ms = lease_until}
-  end
   plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
     document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max, lease_ms = lease_ms})
 end

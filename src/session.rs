@@ -218,10 +218,7 @@ impl Session {
         object.string(member!("locationId"), &self.location_id);
         object.string(member!("sessionType"), &self.session_type);
         object.word(member!("status"), Some(self.status.as_str()));
-        match &self.title {
-            Some(title) => object.string(member!("title"), title),
-            None => object.word(member!("title"), None),
-        }
+        object.optional_string(member!("title"), self.title.as_deref());
         object.json(member!("metadata"), &self.metadata);
         object.number(member!("messageCount"), self.message_count);
         object.number(member!("version"), self.version);
@@ -284,6 +281,13 @@ pub struct SessionPatch {
 }
 
 impl SessionPatch {
+    /// The patch that only records activity.
+    #[must_use]
+    pub fn heartbeat() -> Self {
+        let if_active = IfActive::Return;
+        Self { location_id: None, session_type: None, title: None, metadata: None, status: None, if_active }
+    }
+
     /// Whether it only records activity.
     #[must_use]
     pub fn is_heartbeat(&self) -> bool {

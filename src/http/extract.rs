@@ -61,10 +61,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathMessage {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path((session_id, message_id)) =
-            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(invalid_path)?;
-        let [message_id] = identifiers([("messageId", message_id)])?;
-        let session_id = session_id.parse().map_err(|_| ApiError::session_not_found(&session_id))?;
+        let (session_id, message_id) = session_and_identifier(parts, state, "messageId").await?;
         Ok(Self(MessageRef { session_id, message_id }))
     }
 }
@@ -79,12 +76,22 @@ impl<S: Send + Sync> FromRequestParts<S> for PathTurn {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path((session_id, turn_id)) =
-            Path::<(String, String)>::from_request_parts(parts, state).await.map_err(invalid_path)?;
-        let [turn_id] = identifiers([("turnId", turn_id)])?;
-        let session_id = session_id.parse().map_err(|_| ApiError::session_not_found(&session_id))?;
+        let (session_id, turn_id) = session_and_identifier(parts, state, "turnId").await?;
         Ok(Self { session_id, turn_id })
     }
+}
+
+/// The session id in the path, and the identifier of this name after it.
+async fn session_and_identifier<S: Send + Sync>(
+    parts: &mut Parts,
+    state: &S,
+    name: &'static str,
+) -> Result<(SessionId, Identifier), ApiError> {
+    let Path((session_id, identifier)) =
+        Path::<(String, String)>::from_request_parts(parts, state).await.map_err(invalid_path)?;
+    let [identifier] = identifiers([(name, identifier)])?;
+    let session_id = session_id.parse().map_err(|_| ApiError::session_not_found(&session_id))?;
+    Ok((session_id, identifier))
 }
 
 fn invalid_path(_: axum::extract::rejection::PathRejection) -> ApiError {

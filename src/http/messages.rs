@@ -170,6 +170,12 @@ fn check_roles(new: &[NewMessage], is_array: bool, own_roles: Option<&[Role]>) -
     }
 }
 
+/// The `409` for a session that accepts no messages and turns.
+pub(super) fn session_not_active() -> ApiError {
+    let detail = "The session is not active; resume it with PATCH {\"status\":\"active\"}, or create a new one";
+    ApiError::new(Code::SessionNotActive, detail)
+}
+
 problems! {
     /// The errors of appending messages.
     AppendProblems {
@@ -206,10 +212,7 @@ async fn append_messages(
         Append::Appended(messages) => (StatusCode::CREATED, messages),
         Append::Replayed(messages) => (StatusCode::OK, messages),
         Append::Missing => return Err(ApiError::session_not_found(&id.to_string())),
-        Append::NotActive => {
-            let detail = "The session is not active; resume it with PATCH {\"status\":\"active\"}, or create a new one";
-            return Err(ApiError::new(Code::SessionNotActive, detail));
-        }
+        Append::NotActive => return Err(session_not_active()),
         Append::Conflict(message_id) => {
             let detail = format!("The session has another message with the messageId {message_id}");
             return Err(ApiError::new(Code::MessageIdConflict, detail));

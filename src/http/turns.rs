@@ -19,6 +19,7 @@ use super::AppState;
 use super::auth::{Principal, forbidden_writer};
 use super::error::{ApiError, Code, ProblemMembers, problems};
 use super::extract::{JsonBody, PathSession, PathTurn, Query};
+use super::messages::session_not_active;
 use super::sessions::{json_response, large_response};
 use crate::session::{Identifier, SessionId, Timestamp, Turn};
 use crate::store::{AppendChunks, BeginTurn, CancelTurn, EndTurn, GetTurn, NotOpen, TurnName};
@@ -144,10 +145,7 @@ async fn begin_turn(
             let detail = "The session has an open turn; wait for its end, or send ifOpen to say what happens to it";
             Err(ApiError::new(Code::TurnOpen, detail).with_members(members))
         }
-        BeginTurn::NotActive => {
-            let detail = "The session is not active; resume it with PATCH {\"status\":\"active\"}, or create a new one";
-            Err(ApiError::new(Code::SessionNotActive, detail))
-        }
+        BeginTurn::NotActive => Err(session_not_active()),
         BeginTurn::Missing => Err(session_not_found(id)),
     }
 }

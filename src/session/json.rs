@@ -74,6 +74,13 @@ impl<'a> JsonObject<'a> {
         self.json(name, itoa::Buffer::new().format(value));
     }
 
+    pub(super) fn optional_string(&mut self, name: &'static str, value: Option<&str>) {
+        match value {
+            Some(value) => self.string(name, value),
+            None => self.json(name, "null"),
+        }
+    }
+
     pub(super) fn optional_number(&mut self, name: &'static str, value: Option<u64>) {
         match value {
             Some(value) => self.number(name, value),
@@ -90,8 +97,13 @@ impl<'a> JsonObject<'a> {
 
     /// Writes an array of strings that are escaped already.
     pub(super) fn escaped_strings(&mut self, name: &'static str, strings: &[impl AsRef<[u8]>]) {
-        self.name(name);
-        write_escaped_strings(strings, self.out);
+        self.json(name, "[");
+        for (index, string) in strings.iter().enumerate() {
+            self.out.extend_from_slice(if index == 0 { b"\"" } else { b",\"" });
+            self.out.extend_from_slice(string.as_ref());
+            self.out.push(b'"');
+        }
+        self.out.push(b']');
     }
 
     /// Writes a value that is already JSON.
@@ -112,17 +124,6 @@ fn write_json_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     escape(text, |piece| out.extend_from_slice(piece.as_bytes()));
     out.push(b'"');
-}
-
-/// Appends an array of strings that are escaped already.
-pub(crate) fn write_escaped_strings(strings: &[impl AsRef<[u8]>], out: &mut Vec<u8>) {
-    out.push(b'[');
-    for (index, string) in strings.iter().enumerate() {
-        out.extend_from_slice(if index == 0 { b"\"" } else { b",\"" });
-        out.extend_from_slice(string.as_ref());
-        out.push(b'"');
-    }
-    out.push(b']');
 }
 
 /// Appends `text` as a JSON string without its quotes.

@@ -108,10 +108,7 @@ impl Turn {
         object.string(member!("turnId"), &self.turn_id);
         object.id(member!("sessionId"), self.session_id);
         object.optional_number(member!("number"), self.number);
-        match &self.writer {
-            Some(writer) => object.string(member!("writer"), writer),
-            None => object.word(member!("writer"), None),
-        }
+        object.optional_string(member!("writer"), self.writer.as_deref());
         object.word(member!("role"), Some(self.role.as_str()));
         object.json(member!("metadata"), &self.metadata);
         object.word(member!("status"), Some(self.status.as_str()));

@@ -85,6 +85,23 @@ impl SessionStore {
         Ok(session.filter(|session| scope.contains(session)))
     }
 
+    /// The reply of a script that checks the scope itself; `None` if the session is outside of `scope` and the script
+    /// could not say so. While its slot moves, a script with missing keys is refused before it checks anything.
+    async fn reply_in_scope(
+        &self,
+        reply: Result<Reply, StoreError>,
+        id: SessionId,
+        scope: &TenantScope,
+        now: Timestamp,
+    ) -> Result<Option<Reply>, StoreError> {
+        match reply {
+            Err(error @ StoreError::NotServing("TRYAGAIN", _)) => {
+                self.get_in_scope(id, scope, now).await?.map_or(Ok(None), |_| Err(error))
+            }
+            reply => reply.map(Some),
+        }
+    }
+
     /// Reads one session as it is stored.
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
         self.check().await?;

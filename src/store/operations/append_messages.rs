@@ -66,14 +66,9 @@ impl SessionStore {
             loop {
                 let mut args = self.append_args(id, &scope, now);
                 batch.push_args(&mut args);
-                let mut reply = match self.run(&self.scripts.append_messages, keys.clone(), args).await {
-                    // While its slot moves, a script with missing keys is refused. A session that is missing for that
-                    // reason looks like one outside of the scope.
-                    Err(StoreError::NotServing("TRYAGAIN", error)) => {
-                        let session = self.get_in_scope(id, tenant_scope, now).await?;
-                        return session.map_or(Ok(Append::Missing), |_| Err(StoreError::NotServing("TRYAGAIN", error)));
-                    }
-                    reply => reply?,
+                let reply = self.run(&self.scripts.append_messages, keys.clone(), args).await;
+                let Some(mut reply) = self.reply_in_scope(reply, id, tenant_scope, now).await? else {
+                    return Ok(Append::Missing);
                 };
                 match reply.string()?.as_str() {
                     "appended" => {
@@ -118,7 +113,7 @@ impl SessionStore {
 
     /// The arguments of the script before those of the messages.
     fn append_args(&self, id: SessionId, scope: &str, now: Timestamp) -> Vec<String> {
-        vec![
+        let mut args = vec![
             id.to_string(),
             scope.to_owned(),
             now.0.to_string(),
@@ -126,11 +121,10 @@ impl SessionStore {
             self.config.lifecycle.idle_ms().to_string(),
             self.config.lifecycle.retention_ms().to_string(),
             self.config.lifecycle.resolution_ms().to_string(),
-            self.config.messages_kept.to_string(),
-            self.config.session_bytes_max.to_string(),
-            TRIM_MESSAGES_MAX.to_string(),
-            CONFLICT_BYTES_MAX.to_string(),
-        ]
+        ];
+        args.extend(self.trim_args());
+        args.push(CONFLICT_BYTES_MAX.to_string());
+        args
     }
 }
 

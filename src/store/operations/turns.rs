@@ -15,10 +15,10 @@ pub use self::end::{EndTurn, TurnEnd};
 pub use self::read::{GetTurn, TurnChunks, TurnName};
 use super::append_messages::TRIM_MESSAGES_MAX;
 use crate::session::{
-    EndStatus, OpenTurn, PatchStatus, Role, Session, SessionId, SessionPatch, Timestamp, Turn, TurnStatus,
+    EndStatus, OpenTurn, Role, Session, SessionId, SessionPatch, Status, TenantScope, Timestamp, Turn, TurnStatus,
 };
 use crate::store::keys::turn_field;
-use crate::store::{SessionStore, StoreError};
+use crate::store::{SessionStore, StoreError, VersionCondition};
 
 /// Why a call of a writer, or a request to stop, has no effect.
 #[derive(Debug)]
@@ -73,20 +73,10 @@ impl SessionStore {
     /// Records the activity of a writer, if the session is active and that is due. The writer's call is stored already,
     /// so an error only lets the activity lag until its next call.
     async fn record_activity(&self, session: &Session, now: Timestamp) {
-        use crate::session::{IfActive, Status, TenantScope};
-        use crate::store::VersionCondition;
         if session.status != Status::Active || !self.config.lifecycle.is_touch_due(session, now) {
             return;
         }
-        let heartbeat = SessionPatch {
-            location_id: None,
-            session_type: None,
-            title: None,
-            metadata: None,
-            status: None::<PatchStatus>,
-            if_active: IfActive::Return,
-        };
-        let everything = TenantScope::Everything;
+        let (heartbeat, everything) = (SessionPatch::heartbeat(), TenantScope::Everything);
         let recorded = self.update(session.session_id, &heartbeat, &VersionCondition::Any, &everything, now);
         // Boxed to keep the future of every call small.
         let _ = Box::pin(recorded).await;

@@ -17,6 +17,10 @@ use crate::store::reply::Reply;
 /// The first line of a script.
 const ENGINE: &str = "#!lua\n";
 
+/// What scripts share: the files that precede those that append, and those that close turns.
+const APPENDS: [&str; 1] = [include_str!("../../../lua/prelude.lua")];
+const TURNS: [&str; 2] = [APPENDS[0], include_str!("../../../lua/turn.lua")];
+
 /// One script: an operation that Redis runs as one step.
 #[derive(Debug)]
 pub(in crate::store) struct Script {
@@ -41,10 +45,10 @@ impl Script {
         Self::of(operation, source.into(), Needs::SafeClock)
     }
 
-    /// A script that uses the functions of `turn.lua`.
-    fn of_turns(operation: &'static str, source: &'static str) -> Self {
+    /// A script with a safe clock that uses the functions of these files.
+    fn after(files: &[&'static str], operation: &'static str, source: &'static str) -> Self {
         let body = source.strip_prefix(ENGINE).unwrap_or(source);
-        let source = [ENGINE, include_str!("../../../lua/turn.lua"), body].concat();
+        let source = [&[ENGINE], files, &[body]].concat().concat();
         Self::of(operation, source.into(), Needs::SafeClock)
     }
 
@@ -107,14 +111,15 @@ impl Scripts {
     pub(in crate::store) fn new() -> Self {
         Self {
             get_or_create: Script::with_safe_clock("get_or_create", include_str!("../../../lua/get_or_create.lua")),
-            update: Script::of_turns("update", include_str!("../../../lua/update.lua")),
-            begin_turn: Script::of_turns("begin_turn", include_str!("../../../lua/begin_turn.lua")),
-            append_chunks: Script::with_safe_clock("append_chunks", include_str!("../../../lua/append_chunks.lua")),
-            end_turn: Script::of_turns("end_turn", include_str!("../../../lua/end_turn.lua")),
-            cancel_turn: Script::of_turns("cancel_turn", include_str!("../../../lua/cancel_turn.lua")),
+            update: Script::after(&TURNS, "update", include_str!("../../../lua/update.lua")),
+            begin_turn: Script::after(&TURNS, "begin_turn", include_str!("../../../lua/begin_turn.lua")),
+            append_chunks: Script::after(&APPENDS, "append_chunks", include_str!("../../../lua/append_chunks.lua")),
+            end_turn: Script::after(&TURNS, "end_turn", include_str!("../../../lua/end_turn.lua")),
+            cancel_turn: Script::after(&TURNS, "cancel_turn", include_str!("../../../lua/cancel_turn.lua")),
             update_message: Script::with_safe_clock("update_message", include_str!("../../../lua/update_message.lua")),
             redact_message: Script::new("redact_message", include_str!("../../../lua/redact_message.lua")),
-            append_messages: Script::with_safe_clock(
+            append_messages: Script::after(
+                &APPENDS,
                 "append_messages",
                 include_str!("../../../lua/append_messages.lua"),
             ),

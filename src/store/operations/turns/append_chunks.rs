@@ -83,14 +83,9 @@ impl SessionStore {
             ];
             args.extend(new.chunks.iter().cloned());
             let keys = vec![self.keys.session(id), self.keys.turn(id), self.keys.chunks(id)];
-            let mut reply = match self.run(&self.scripts.append_chunks, keys, args).await {
-                // While its slot moves, a script with missing keys is refused, before it checks the scope.
-                Err(StoreError::NotServing("TRYAGAIN", error)) => {
-                    let session = self.get_in_scope(id, scope, now).await?;
-                    let refused = Err(StoreError::NotServing("TRYAGAIN", error));
-                    return session.map_or(Ok(AppendChunks::Missing), |_| refused);
-                }
-                reply => reply?,
+            let reply = self.run(&self.scripts.append_chunks, keys, args).await;
+            let Some(mut reply) = self.reply_in_scope(reply, id, scope, now).await? else {
+                return Ok(AppendChunks::Missing);
             };
             match reply.string()?.as_str() {
                 "appended" => {
