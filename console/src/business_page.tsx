@@ -1,0 +1,67 @@
+import type { JSX } from "preact";
+import { useEffect, useMemo } from "preact/hooks";
+import { ActiveSessions } from "./active_sessions.js";
+import { CopyButton, curl } from "./copy.js";
+import { Failure, Loading } from "./failure.js";
+import { useKey } from "./keyboard.js";
+import { LongList } from "./long_list.js";
+import { PageHead } from "./page_head.js";
+import { SessionRow } from "./session_row.js";
+import { useStore } from "./store.js";
+import { counted, Id } from "./text.js";
+
+export function BusinessPage({ businessId }: { businessId: string }): JSX.Element {
+  const list = useStore(useMemo(() => new ActiveSessions(businessId), [businessId]));
+  useEffect(() => {
+    void list.load();
+    return () => list.close();
+  }, [list]);
+  const reload = () => void list.load();
+  useKey("r", reload);
+  const { order, total, error, moreError, hasMore, isLoading } = list;
+  const writing = order.filter((id) => list.row(id)?.turn).length;
+  const path = `/api/sessions/business/${encodeURIComponent(businessId)}/active?include=lastMessage,turn`;
+  return (
+    <main class="page full" id="main">
+      <PageHead title={<Id>{businessId}</Id>} windowTitle={businessId}>
+        {total !== null && (
+          <span>
+            <strong>{counted(total, "active session")}</strong>
+            {writing > 0 && <> · {counted(writing, "reply").replace("replys", "replies")} being written</>}
+            {hasMore && <span class="minor"> · {order.length.toLocaleString("en")} read</span>}
+          </span>
+        )}
+        <span class="buttons">
+          <button type="button" onClick={reload} aria-keyshortcuts="r">
+            {isLoading ? "Loading…" : "Refresh"}
+          </button>
+          <CopyButton text={businessId} what="the business id" label="Copy id" />
+          <CopyButton text={curl(path)} what="the call as curl" label="Copy as curl" />
+        </span>
+      </PageHead>
+      {error != null && <Failure error={error} what="The active sessions could not be loaded." retry={reload} />}
+      {total === null && isLoading && <Loading>Loading the active sessions…</Loading>}
+      {total !== null && order.length === 0 && <p class="empty">No session of this business is active.</p>}
+      {order.length > 0 && (
+        <LongList
+          identity={businessId}
+          count={order.length}
+          estimate={64}
+          label="Active sessions"
+          role="list"
+          keyOf={(index) => order[index] ?? index}
+          row={(index) => ({
+            attributes: { "aria-posinset": index + 1, "aria-setsize": total ?? -1 },
+            content: <SessionRow row={list.row(order[index]!)!} shows="user" />,
+          })}
+          onRange={(_, last) => last >= order.length - 20 && void list.loadMore()}
+          end={
+            moreError != null && (
+              <Failure error={moreError} what="Further sessions could not be loaded." retry={() => list.retryMore()} />
+            )
+          }
+        />
+      )}
+    </main>
+  );
+}

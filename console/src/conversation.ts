@@ -1,0 +1,149 @@
+import type { Message, Session, Turn } from "../../clients/typescript/src/index.js";
+import { access } from "./access.js";
+import { Store } from "./store.js";
+
+/** Number of messages that one call reads. */
+const PAGE = 100;
+
+/** A session, those of its messages that were looked at, and the reply that is being written. */
+export class Conversation extends Store {
+  readonly sessionId: string;
+  session: Session | null = null;
+  /** Whether the service has no such session, or the credential may not see it. */
+  isMissing = false;
+  /** Why it could not be loaded or refreshed. */
+  error: unknown = null;
+  isLoading = true;
+  /** By `seq`. */
+  readonly messages = new Map<number, Message>();
+  /** `seq` of the oldest message that is kept, as far as it is known. */
+  oldest = 1;
+  newest = 0;
+  /** The open turn, and what is known of its text. */
+  turn: Turn | null = null;
+  chunks: string[] = [];
+  /** Why older messages could not be loaded. */
+  pageError: unknown = null;
+  private readonly pages = new Set<number>();
+  private readonly aborter = new AbortController();
+
+  constructor(sessionId: string) {
+    super();
+    this.sessionId = sessionId;
+  }
+
+  close(): void {
+    this.aborter.abort();
+  }
+
+  /** Reads what is new: the session, its newest messages, and the open turn. */
+  async refresh(): Promise<void> {
+    const { signal } = this.aborter;
+    this.isLoading = true;
+    this.changed();
+    try {
+      const [session, messages] = await Promise.all([
+        access.client.getSession(this.sessionId, { include: "turn", signal }),
+        this.newestMessages(),
+      ]);
+      if (signal.aborted) return;
+      this.isMissing = session === null;
+      if (session) {
+        this.setSession(session);
+        messages.forEach((message) => this.setMessage(message));
+        await this.setTurn(session.turn ?? null);
+      }
+      this.error = null;
+    } catch (error) {
+      if (signal.aborted) return;
+      access.rejected(error);
+      this.error = error;
+    }
+    this.isLoading = false;
+    this.changed();
+  }
+
+  private async newestMessages(): Promise<Message[]> {
+    try {
+      return await access.client.getSessionMessages(this.sessionId, { limit: PAGE, signal: this.aborter.signal });
+    } catch (error) {
+      // `getSession` says whether it exists.
+      if ((error as { code?: unknown }).code === "session_not_found") return [];
+      throw error;
+    }
+  }
+
+  setSession(session: Session): void {
+    this.session = session;
+    this.newest = Math.max(this.newest, session.messageCount);
+    this.changed();
+  }
+
+  setMessage(message: Message): void {
+    this.messages.set(message.seq, message);
+    this.newest = Math.max(this.newest, message.seq);
+    if (this.turn?.turnId === message.messageId) this.dropTurn();
+    this.changed();
+  }
+
+  dropTurn(): void {
+    this.turn = null;
+    this.chunks = [];
+  }
+
+  /** Reads the chunks of the open turn that are not known. */
+  private async setTurn(turn: Turn | null): Promise<void> {
+    if (!turn) return this.dropTurn();
+    if (this.turn?.turnId !== turn.turnId || this.turn.number !== turn.number) this.chunks = [];
+    this.turn = turn;
+    const from = this.chunks.length;
+    if ((turn.nextChunk ?? 0) <= from) return;
+    const { signal } = this.aborter;
+    const read = await access.client.getTurn(this.sessionId, turn.turnId, { from, signal });
+    if (read?.status === "open" && read.number === turn.number) this.chunks = [...this.chunks.slice(0, from), ...read.chunks];
+  }
+
+  /** Loads the messages of this range that are not known. */
+  need(first: number, last: number): void {
+    if (this.pageError) return;
+    for (let page = Math.floor((first - 1) / PAGE); page * PAGE < last; page++) {
+      if (page >= 0 && !this.pages.has(page) && this.missingOf(page)) void this.load(page);
+    }
+  }
+
+  retryPages(): void {
+    this.pageError = null;
+    this.changed();
+  }
+
+  /** The first `seq` of this page that is not known. */
+  private missingOf(page: number): number | null {
+    const start = Math.max(page * PAGE + 1, this.oldest);
+    for (let seq = start; seq <= Math.min((page + 1) * PAGE, this.newest); seq++) {
+      if (!this.messages.has(seq)) return seq;
+    }
+    return null;
+  }
+
+  private async load(page: number): Promise<void> {
+    const { signal } = this.aborter;
+    this.pages.add(page);
+    try {
+      // A response ends at 4 MiB, so a page may need several.
+      for (let seq = this.missingOf(page); seq !== null; seq = this.missingOf(page)) {
+        const limit = (page + 1) * PAGE - seq + 1;
+        const read = await access.client.getSessionMessages(this.sessionId, { after: seq - 1, limit, signal });
+        if (signal.aborted) return;
+        read.forEach((message) => this.messages.set(message.seq, message));
+        // Messages before the first one are not kept any more.
+        if (!this.messages.has(seq)) this.oldest = Math.max(this.oldest, read[0]?.seq ?? this.newest + 1);
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      access.rejected(error);
+      this.pageError = error;
+    }
+    this.pages.delete(page);
+    this.changed();
+  }
+}

@@ -1,0 +1,40 @@
+import type { JSX } from "preact";
+import { access, BASE_URL } from "./access.js";
+import { notice } from "./notice.js";
+
+export async function copy(text: string, what: string): Promise<void> {
+  try {
+    // Missing on pages without TLS.
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else copyBySelection(text);
+    notice.show(`Copied ${what}`);
+  } catch {
+    notice.show(`The browser does not allow copying ${what}`);
+  }
+}
+
+function copyBySelection(text: string): void {
+  const area = document.createElement("textarea");
+  area.value = text;
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
+  const focused = document.activeElement as HTMLElement | null;
+  area.select();
+  const isCopied = document.execCommand("copy");
+  area.remove();
+  focused?.focus();
+  if (!isCopied) throw new Error("not copied");
+}
+
+export function CopyButton({ text, what, label }: { text: string; what: string; label?: string }): JSX.Element {
+  return (
+    <button type="button" class="quiet" aria-label={`Copy ${what}`} onClick={() => void copy(text, what)}>
+      {label ?? "Copy"}
+    </button>
+  );
+}
+
+/** The call as a command. Instead of the credential it has a variable. */
+export function curl(path: string): string {
+  const credential = access.credential === null ? "" : ' -H "Authorization: Bearer $SESSIOND_CREDENTIAL"';
+  return `curl -sS${credential} '${`${BASE_URL}${path}`.replaceAll("'", "'\\''")}'`;
+}
