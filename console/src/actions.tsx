@@ -88,9 +88,7 @@ export function DeleteDialog({ session, onClose }: Omit<SessionActionProps, "onD
   const { sessionId } = session;
   return (
     <ActionDialog title="Delete the session" verb="Delete" typed={sessionId} isDestructive run={run} onClose={onClose}>
-      <p>
-        Deletes the session and its {counted(session.messageCount, "message")}. This cannot be undone.
-      </p>
+      <p>Deletes the session and its {counted(session.messageCount, "message")}. This cannot be undone.</p>
     </ActionDialog>
   );
 }

@@ -35,10 +35,14 @@ export function App(): JSX.Element {
   useFocusOnNewPage(JSON.stringify(route));
   return (
     <>
-      <a class="skip" href="#main" onClick={(event) => {
-        event.preventDefault();
-        focusHeading();
-      }}>
+      <a
+        class="skip"
+        href="#main"
+        onClick={(event) => {
+          event.preventDefault();
+          focusHeading();
+        }}
+      >
         Skip to the page
       </a>
       <header class={`bar ${LABEL && ENVIRONMENT}`}>
@@ -57,8 +61,8 @@ export function App(): JSX.Element {
           >
             {zone === "utc" ? "UTC" : "Local"}
           </button>
-          <button type="button" onClick={toggleHelp} aria-label="Help and settings" aria-keyshortcuts="?">
-            ?
+          <button type="button" onClick={toggleHelp} aria-keyshortcuts="?">
+            Help
           </button>
           {credential !== null && whoami && (
             <button type="button" onClick={() => access.signOut()}>
@@ -94,11 +98,7 @@ function Page({ route, focuses }: { route: Route; focuses: number }): JSX.Elemen
       return <BusinessPage key={route.businessId} businessId={route.businessId} />;
     case "user":
       return (
-        <UserPage
-          key={`${route.businessId}/${route.userId}`}
-          businessId={route.businessId}
-          userId={route.userId}
-        />
+        <UserPage key={`${route.businessId}/${route.userId}`} businessId={route.businessId} userId={route.userId} />
       );
     case "session":
       return <SessionPage key={route.sessionId} sessionId={route.sessionId} />;

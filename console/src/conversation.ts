@@ -1,9 +1,13 @@
-import type { Message, Session, Turn } from "../../clients/typescript/src/index.js";
+import type { Message, Session, SessionEvent, Turn, TurnChunks } from "../../clients/typescript/src/index.js";
+import { isProblem } from "../../clients/typescript/src/index.js";
 import { access } from "./access.js";
+import { follow, type LiveState } from "./live.js";
 import { Store } from "./store.js";
 
 /** Number of messages that one call reads. */
 const PAGE = 100;
+/** A reply that is being written has many small chunks. */
+const RENDER_MS = 40;
 
 /** A session, those of its messages that were looked at, and the reply that is being written. */
 export class Conversation extends Store {
@@ -21,19 +25,41 @@ export class Conversation extends Store {
   newest = 0;
   /** The open turn, and what is known of its text. */
   turn: Turn | null = null;
-  chunks: string[] = [];
+  text = "";
+  /** How many chunks the text has. */
+  chunkCount = 0;
+  live: LiveState = "connecting";
+  isDeleted = false;
   /** Why older messages could not be loaded. */
   pageError: unknown = null;
   private readonly pages = new Set<number>();
   private readonly aborter = new AbortController();
+  private unfollow: (() => void) | undefined;
 
   constructor(sessionId: string) {
-    super();
+    super(RENDER_MS);
     this.sessionId = sessionId;
+  }
+
+  /** Reads it, and then follows what happens in it. */
+  async open(): Promise<void> {
+    await this.refresh();
+    if (this.aborter.signal.aborted || this.isMissing) return;
+    const after = this.newest;
+    this.unfollow = follow<SessionEvent>({
+      open: (options) => access.client.events(this.sessionId, { after, ...options }),
+      liveAfter: "ready",
+      onEvent: (event) => this.apply(event),
+      onState: (state) => {
+        this.live = state;
+        this.changed();
+      },
+    });
   }
 
   close(): void {
     this.aborter.abort();
+    this.unfollow?.();
   }
 
   /** Reads what is new: the session, its newest messages, and the open turn. */
@@ -51,7 +77,8 @@ export class Conversation extends Store {
       if (session) {
         this.setSession(session);
         messages.forEach((message) => this.setMessage(message));
-        await this.setTurn(session.turn ?? null);
+        if (session.turn) await this.readTurn(session.turn);
+        else this.dropTurn();
       }
       this.error = null;
     } catch (error) {
@@ -68,7 +95,7 @@ export class Conversation extends Store {
       return await access.client.getSessionMessages(this.sessionId, { limit: PAGE, signal: this.aborter.signal });
     } catch (error) {
       // `getSession` says whether it exists.
-      if ((error as { code?: unknown }).code === "session_not_found") return [];
+      if (isProblem(error, "session_not_found")) return [];
       throw error;
     }
   }
@@ -86,21 +113,65 @@ export class Conversation extends Store {
     this.changed();
   }
 
-  dropTurn(): void {
+  /** Follows the contract on event streams: docs/api.md. */
+  private apply({ type, data }: SessionEvent): void {
+    switch (type) {
+      case "session":
+        return this.setSession(data);
+      case "message":
+        return this.setMessage(data);
+      case "changed":
+        if (this.messages.has(data.seq)) this.setMessage(data);
+        return;
+      case "turn":
+        return this.setTurn(data);
+      case "chunk":
+        return this.addChunks(data);
+      case "deleted":
+        this.isDeleted = true;
+        return this.changed();
+      case "reset":
+        this.messages.clear();
+        this.oldest = 1;
+        this.newest = 0;
+        this.dropTurn();
+        void this.refresh();
+    }
+  }
+
+  private dropTurn(): void {
     this.turn = null;
-    this.chunks = [];
+    this.text = "";
+    this.chunkCount = 0;
+  }
+
+  private setTurn(turn: Turn): void {
+    const isSame = this.turn?.turnId === turn.turnId;
+    const isAnew = this.turn?.number !== turn.number && turn.nextChunk === 0;
+    if (turn.status !== "open") {
+      if (isSame) this.dropTurn();
+    } else {
+      if (!isSame || isAnew) this.dropTurn();
+      this.turn = turn;
+    }
+    this.changed();
+  }
+
+  private addChunks({ turnId, from, chunks }: Omit<TurnChunks, "number">): void {
+    if (turnId !== this.turn?.turnId || from > this.chunkCount) return;
+    const added = chunks.slice(this.chunkCount - from);
+    this.text += added.join("");
+    this.chunkCount += added.length;
+    this.changed();
   }
 
   /** Reads the chunks of the open turn that are not known. */
-  private async setTurn(turn: Turn | null): Promise<void> {
-    if (!turn) return this.dropTurn();
-    if (this.turn?.turnId !== turn.turnId || this.turn.number !== turn.number) this.chunks = [];
-    this.turn = turn;
-    const from = this.chunks.length;
+  private async readTurn(turn: Turn): Promise<void> {
+    this.setTurn(turn);
+    const [from, { signal }] = [this.chunkCount, this.aborter];
     if ((turn.nextChunk ?? 0) <= from) return;
-    const { signal } = this.aborter;
     const read = await access.client.getTurn(this.sessionId, turn.turnId, { from, signal });
-    if (read?.status === "open" && read.number === turn.number) this.chunks = [...this.chunks.slice(0, from), ...read.chunks];
+    if (read?.status === "open" && read.number === turn.number) this.addChunks({ ...read, from });
   }
 
   /** Loads the messages of this range that are not known. */

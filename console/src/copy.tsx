@@ -25,10 +25,19 @@ function copyBySelection(text: string): void {
   if (!isCopied) throw new Error("not copied");
 }
 
-export function CopyButton({ text, what, label }: { text: string; what: string; label?: string }): JSX.Element {
+interface CopyButtonProps {
+  text: string;
+  /** What the text is, such as "the user id". */
+  what: string;
+  label: string;
+  /** For the name of the button where the label alone says too little. */
+  of?: string;
+}
+
+export function CopyButton({ text, what, label, of }: CopyButtonProps): JSX.Element {
   return (
-    <button type="button" class="quiet" aria-label={`Copy ${what}`} onClick={() => void copy(text, what)}>
-      {label ?? "Copy"}
+    <button type="button" class="quiet" aria-label={of && `${label} of ${of}`} onClick={() => void copy(text, what)}>
+      {label}
     </button>
   );
 }

@@ -3,7 +3,11 @@ export const LABEL = meta("sessiond-label");
 export const VERSION = meta("sessiond-version");
 
 /** The colour of the environment: the more it matters, the louder. */
-export const ENVIRONMENT = /prod|live/i.test(LABEL) ? "production" : /stag|accept|uat|pre/i.test(LABEL) ? "staging" : "other";
+export const ENVIRONMENT = /prod|live/i.test(LABEL)
+  ? "production"
+  : /stag|accept|uat|pre/i.test(LABEL)
+    ? "staging"
+    : "other";
 
 function meta(name: string): string {
   return document.querySelector<HTMLMetaElement>(`meta[name="${name}"]`)?.content ?? "";

@@ -25,20 +25,14 @@ export function Help({ onClose }: { onClose(): void }): JSX.Element {
       <h3>Settings</h3>
       <label>
         Times
-        <select
-          value={zone}
-          onChange={(event) => preferences.set({ zone: event.currentTarget.value as Zone })}
-        >
+        <select value={zone} onChange={(event) => preferences.set({ zone: event.currentTarget.value as Zone })}>
           <option value="local">local</option>
           <option value="utc">UTC</option>
         </select>
       </label>
       <label>
         Colours
-        <select
-          value={theme}
-          onChange={(event) => preferences.set({ theme: event.currentTarget.value as Theme })}
-        >
+        <select value={theme} onChange={(event) => preferences.set({ theme: event.currentTarget.value as Theme })}>
           <option value="system">of the system</option>
           <option value="light">light</option>
           <option value="dark">dark</option>

@@ -12,6 +12,14 @@ export interface LongListHandle {
   scrollTo(place: "start" | "end"): void;
 }
 
+/** The rows that are rendered. */
+export interface Range {
+  first: number;
+  last: number;
+  isAtStart: boolean;
+  isAtEnd: boolean;
+}
+
 interface Props {
   /** Another list starts at its own place. */
   identity: string;
@@ -27,7 +35,7 @@ interface Props {
   row(index: number): { attributes?: HTMLAttributes<HTMLDivElement>; content: ComponentChildren };
   /** Below the last row. */
   end?: ComponentChildren;
-  onRange?(first: number, last: number, isAtEnd: boolean): void;
+  onRange?(range: Range): void;
   handle?: Ref<LongListHandle>;
 }
 
@@ -70,6 +78,8 @@ export function LongList(props: Props): JSX.Element {
     state.anchor = { index, above: scrollTop - heights.top(index) };
   };
 
+  const tellRange = () => onRange?.({ first, last, isAtStart: state.scrollTop === 0, isAtEnd: state.isAtEnd });
+
   useLayoutEffect(() => {
     const { children } = body.current!;
     indexes.forEach((index, i) => {
@@ -84,7 +94,7 @@ export function LongList(props: Props): JSX.Element {
     look();
     const isOutside = heights.at(state.scrollTop) < first || heights.at(state.scrollTop + state.height) > last;
     if (count && isOutside) render((n) => n + 1);
-    onRange?.(first, last, state.isAtEnd);
+    tellRange();
   });
 
   useEffect(() => {
@@ -140,7 +150,7 @@ export function LongList(props: Props): JSX.Element {
           (first === 0 || heights.top(first) <= state.scrollTop - MARGIN / 2) &&
           (last === count - 1 || heights.top(last + 1) >= state.scrollTop + state.height + MARGIN / 2);
         if (!isRendered) render((n) => n + 1);
-        onRange?.(first, last, state.isAtEnd);
+        tellRange();
       }}
       onFocusIn={(event) => {
         const element = [...body.current!.children].findIndex((child) => child.contains(event.target as Node));

@@ -18,9 +18,9 @@ export function MessageRow({ message, redact }: { message: Message; redact(messa
         <Time>{createdAt}</Time>
         {finishReason && finishReason !== "completed" && <Badge kind={finishReason}>{finishReason}</Badge>}
         <span class="message-actions">
-          <CopyButton text={messageId} what={`the id of message ${seq}`} label="Copy id" />
+          <CopyButton text={messageId} what={`the id of message ${seq}`} label="Copy id" of={`message ${seq}`} />
           {access.mayRedact(message) && (
-            <button type="button" class="quiet" aria-label={`Redact message ${seq}`} onClick={() => redact(message)}>
+            <button type="button" class="quiet" aria-label={`Redact… message ${seq}`} onClick={() => redact(message)}>
               Redact…
             </button>
           )}
@@ -72,20 +72,24 @@ function Content({ message }: { message: Message }): JSX.Element {
 
 interface TurnRowProps {
   turn: Turn;
-  chunks: string[];
+  text: string;
+  chunkCount: number;
   stop(): void;
 }
 
 /** The reply that is being written. Screen readers hear of it when it is a message. */
-export function TurnRow({ turn, chunks, stop }: TurnRowProps): JSX.Element {
-  const text = chunks.join("");
+export function TurnRow({ turn, text, chunkCount, stop }: TurnRowProps): JSX.Element {
   return (
-    <article class={`message turn ${turn.role}`} aria-label={`Reply of ${turn.role} that is being written`} aria-live="off">
+    <article
+      class={`message turn ${turn.role}`}
+      aria-label={`Reply of ${turn.role} that is being written`}
+      aria-live="off"
+    >
       <div class="message-head">
         <Badge kind={turn.role}>{turn.role}</Badge>
         <Badge kind="writing">{turn.cancelRequested ? "stopping" : "writing"}</Badge>
         <span class="minor">
-          {counted(turn.nextChunk ?? chunks.length, "chunk")} by <bdi>{turn.writer}</bdi>
+          {counted(chunkCount, "chunk")} by <bdi>{turn.writer}</bdi>
           {turn.leaseUntil && (
             <>
               , lease until <Time>{turn.leaseUntil}</Time>

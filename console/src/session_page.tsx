@@ -8,6 +8,7 @@ import { CopyButton, curl } from "./copy.js";
 import { Failure, Loading } from "./failure.js";
 import { useKey } from "./keyboard.js";
 import { LongList, type LongListHandle } from "./long_list.js";
+import { LiveBadge } from "./live_badge.js";
 import { MessageRow, TurnRow } from "./message_row.js";
 import { notice } from "./notice.js";
 import { PageHead } from "./page_head.js";
@@ -24,12 +25,12 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
   const [redacted, setRedacted] = useState<Message | null>(null);
   const refresh = () => void conversation.refresh();
   useEffect(() => {
-    refresh();
+    void conversation.open();
     return () => conversation.close();
   }, [conversation]);
   useKey("r", refresh);
 
-  const { session, error, isMissing, isLoading } = conversation;
+  const { session, error, isMissing, isDeleted, isLoading, live } = conversation;
   const close = () => setAction(null);
   const path = `/api/sessions/${encodeURIComponent(sessionId)}`;
   if (isMissing) {
@@ -53,7 +54,8 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
       >
         {session && (
           <span>
-            <Badge kind={session.status}>{session.status}</Badge> {counted(session.messageCount, "message")}
+            <LiveBadge state={live} /> <Badge kind={session.status}>{session.status}</Badge>{" "}
+            {counted(session.messageCount, "message")}
             {session.status === "active" && (
               <span class="minor">
                 {" "}
@@ -68,9 +70,14 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
           </button>
           <CopyButton text={sessionId} what="the session id" label="Copy id" />
           <CopyButton text={curl(path)} what="the call as curl" label="Copy as curl" />
-          {session && access.mayWrite && <Actions session={session} choose={setAction} />}
+          {session && !isDeleted && access.mayWrite && <Actions session={session} choose={setAction} />}
         </span>
       </PageHead>
+      {isDeleted && (
+        <p class="failure" role="alert">
+          <strong>This session was deleted.</strong> What is shown here does not exist any more.
+        </p>
+      )}
       {error != null && (
         <Failure
           error={error}
@@ -141,7 +148,7 @@ interface MessagesProps {
 }
 
 function Messages({ conversation, redact }: MessagesProps): JSX.Element {
-  const { session, oldest, newest, turn, chunks, pageError } = conversation;
+  const { session, oldest, newest, turn, text, chunkCount, pageError } = conversation;
   const list = useRef<LongListHandle>(null);
   const [isAtEnd, setAtEnd] = useState(true);
   const count = newest - oldest + 1;
@@ -165,7 +172,11 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
         "aria-label": `Message ${oldest + index}`,
         "aria-busy": !message,
       },
-      content: message ? <MessageRow message={message} redact={redact} /> : <p class="minor">Loading message {oldest + index}…</p>,
+      content: message ? (
+        <MessageRow message={message} redact={redact} />
+      ) : (
+        <p class="minor">Loading message {oldest + index}…</p>
+      ),
     };
   };
   return (
@@ -184,12 +195,12 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
         followsEnd
         keyOf={(index) => oldest + index}
         row={row}
-        onRange={(first, last, isAtEnd) => {
+        onRange={({ first, last, isAtEnd }) => {
           conversation.need(oldest + first, oldest + last);
           setAtEnd(isAtEnd);
         }}
         handle={list}
-        end={turn && <TurnRow turn={turn} chunks={chunks} stop={() => void stop()} />}
+        end={turn && <TurnRow turn={turn} text={text} chunkCount={chunkCount} stop={() => void stop()} />}
       />
       <p class="jump buttons">
         <button type="button" onClick={() => list.current?.scrollTo("start")}>

@@ -12,9 +12,7 @@ export function Id({ children }: { children: string }): JSX.Element {
   const parts = children.split(INVISIBLE);
   if (parts.length === 1) return <bdi class="id">{children}</bdi>;
   return (
-    <bdi class="id">
-      {parts.map((part, i) => (i % 2 ? <span class="invisible">{codePoint(part)}</span> : part))}
-    </bdi>
+    <bdi class="id">{parts.map((part, i) => (i % 2 ? <span class="invisible">{codePoint(part)}</span> : part))}</bdi>
   );
 }
 

@@ -115,7 +115,7 @@ export function UserPage({ businessId, userId }: { businessId: string; userId: s
             attributes: { "aria-posinset": index + 1, "aria-setsize": value.hasMore ? -1 : sessions.length },
             content: <SessionRow row={sessions[index]!} shows="status" />,
           })}
-          onRange={(_, last) => last >= sessions.length - 20 && void loadMore()}
+          onRange={({ last }) => last >= sessions.length - 20 && void loadMore()}
           end={
             moreError != null && (
               <Failure error={moreError} what="Older sessions could not be loaded." retry={() => setMoreError(null)} />
