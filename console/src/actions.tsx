@@ -80,8 +80,10 @@ export function ResumeDialog({ session, onDone, onClose }: SessionActionProps): 
 }
 
 export function DeleteDialog({ session, onClose }: Omit<SessionActionProps, "onDone">): JSX.Element {
+  // What was seen is deleted, and not what somebody has made of it meanwhile.
+  const [ifVersion] = useState(session.version);
   const run = async () => {
-    await access.client.deleteSession(session.sessionId, { ifVersion: session.version });
+    await access.client.deleteSession(session.sessionId, { ifVersion });
     notice.show("The session is deleted");
     location.hash = href.user(session.businessId, session.userId);
   };

@@ -69,7 +69,11 @@ export class Tab {
 
   /** Waits until a text is shown. */
   async shows(text: string | RegExp): Promise<void> {
-    await this.page.getByText(text).first().waitFor({ timeout: 10_000 }).catch(async (error) => assert.fail(`${error.message}\n${await this.text()}`));
+    await this.page
+      .getByText(text)
+      .first()
+      .waitFor({ timeout: 10_000 })
+      .catch(async (error) => assert.fail(`${error.message}\n${await this.text()}`));
   }
 
   async text(): Promise<string> {
