@@ -7,7 +7,7 @@ import { Store } from "./store.js";
 /** How often the list is rendered at most. */
 const RENDER_MS = 250;
 const LIMIT = 100;
-/** How often the first page is read again at most, for the texts of new messages and for sessions that were not known. */
+/** How often the first page is read again at most, for texts of new messages and for sessions that were not known. */
 const REREAD_MS = 2000;
 
 type HoldReason = "pointer" | "focus" | "scroll";
@@ -115,7 +115,7 @@ export class ActiveSessions extends Store {
     void this.loadMore();
   }
 
-  /** Keeps the order of the rows while there is a reason, so that nobody clicks on another row than the intended one. */
+  /** Keeps the order of the rows while there is a reason, so that nobody clicks on another row than they meant. */
   hold(reason: HoldReason, isHeld: boolean): void {
     if (this.holds.has(reason) === isHeld) return;
     if (isHeld) this.holds.add(reason);

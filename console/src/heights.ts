@@ -1,4 +1,4 @@
-/** The heights of the rows of a long list, most of which were never rendered. Each call costs O(log n) (a Fenwick tree). */
+/** The heights of the rows of a long list, most of which were never rendered. A call costs O(log n): a Fenwick tree. */
 export class Heights {
   private readonly estimate: number;
   private heights: Float64Array;

@@ -39,7 +39,7 @@ interface Props {
   handle?: Ref<LongListHandle>;
 }
 
-/** A list that renders the visible rows only. Rows may have any height. What is seen stays in place when rows change. */
+/** A list that renders only the rows that are seen, of any height. What is seen stays in place when rows change. */
 export function LongList(props: Props): JSX.Element {
   const { identity, count, estimate, label, role, followsEnd = false, keyOf, row, end, onRange, handle = null } = props;
   const box = useRef<HTMLDivElement>(null);

@@ -67,6 +67,18 @@ export class Tab {
     await this.page.goto(`${this.url}/console/${hash}`);
   }
 
+  /** Lets the page believe that another tab is shown, or that it is shown again. Headless Chromium hides no tab. */
+  async setHidden(isHidden: boolean): Promise<void> {
+    await this.page.evaluate((isHidden) => {
+      Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+      Object.defineProperty(document, "visibilityState", {
+        value: isHidden ? "hidden" : "visible",
+        configurable: true,
+      });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }, isHidden);
+  }
+
   /** Waits until a text is shown. */
   async shows(text: string | RegExp): Promise<void> {
     await this.page
