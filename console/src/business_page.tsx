@@ -23,7 +23,7 @@ export function BusinessPage({ businessId }: { businessId: string }): JSX.Elemen
   const path = `/api/sessions/business/${encodeURIComponent(businessId)}/active?include=lastMessage,turn`;
   return (
     <main class="page full" id="main">
-      <PageHead title={<Id>{businessId}</Id>} windowTitle={businessId}>
+      <PageHead kind="Business" title={<Id>{businessId}</Id>} windowTitle={businessId}>
         {total !== null && (
           <span>
             <LiveBadge state={live} /> <strong>{counted(total, "active session")}</strong>

@@ -71,7 +71,9 @@ export function FindPage({ focuses }: { focuses: number }): JSX.Element {
           />
         </label>
         <label>
-          User id <span class="minor">(optional)</span>
+          <span>
+            User id <span class="minor">(optional)</span>
+          </span>
           <input
             value={userId}
             onInput={(event) => setUserId(event.currentTarget.value)}

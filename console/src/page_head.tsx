@@ -4,6 +4,8 @@ import { LABEL } from "./environment.js";
 import { isolated } from "./text.js";
 
 interface Props {
+  /** What the title names. */
+  kind?: string;
   title: ComponentChildren;
   /** The title in plain text. */
   windowTitle: string;
@@ -13,7 +15,7 @@ interface Props {
 }
 
 /** The heading of a page, and the title of the window. */
-export function PageHead({ title, windowTitle, above, children }: Props): JSX.Element {
+export function PageHead({ kind, title, windowTitle, above, children }: Props): JSX.Element {
   useEffect(() => {
     document.title = [isolated(windowTitle), LABEL, "sessiond"].filter(Boolean).join(" · ");
   }, [windowTitle]);
@@ -24,7 +26,10 @@ export function PageHead({ title, windowTitle, above, children }: Props): JSX.El
           {above}
         </nav>
       )}
-      <h1>{title}</h1>
+      <h1>
+        {kind && <span class="kind">{kind} </span>}
+        {title}
+      </h1>
       <div class="page-line">{children}</div>
     </div>
   );

@@ -32,7 +32,6 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
 
   const { session, error, isMissing, isDeleted, isLoading, live } = conversation;
   const close = () => setAction(null);
-  const path = `/api/sessions/${encodeURIComponent(sessionId)}`;
   if (isMissing) {
     return (
       <main class="page narrow" id="main">
@@ -68,8 +67,6 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
           <button type="button" onClick={refresh} aria-keyshortcuts="r">
             {isLoading ? "Loading…" : "Refresh"}
           </button>
-          <CopyButton text={sessionId} what="the session id" label="Copy id" />
-          <CopyButton text={curl(path)} what="the call as curl" label="Copy as curl" />
           {session && !isDeleted && access.mayWrite && <Actions session={session} choose={setAction} />}
         </span>
       </PageHead>
@@ -151,6 +148,9 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   const { session, oldest, newest, turn, text, chunkCount, pageError } = conversation;
   const list = useRef<LongListHandle>(null);
   const [isAtEnd, setAtEnd] = useState(true);
+  /** `seq` of the newest message when the end was last seen. */
+  const lastSeen = useRef(newest);
+  if (isAtEnd) lastSeen.current = newest;
   const count = newest - oldest + 1;
   const stop = async () => {
     try {
@@ -202,12 +202,12 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
         handle={list}
         end={turn && <TurnRow turn={turn} text={text} chunkCount={chunkCount} stop={() => void stop()} />}
       />
-      <p class="jump buttons">
+      <p class="buttons">
         <button type="button" onClick={() => list.current?.scrollTo("start")}>
           Oldest
         </button>
         <button type="button" onClick={() => list.current?.scrollTo("end")} disabled={isAtEnd}>
-          Newest
+          {newest > lastSeen.current ? `Newest (${(newest - lastSeen.current).toLocaleString("en")} new)` : "Newest"}
         </button>
       </p>
     </section>
@@ -221,6 +221,10 @@ function Document({ session }: { session: Session }): JSX.Element {
   return (
     <details class="document" open={isWide}>
       <summary>Document</summary>
+      <p class="buttons">
+        <CopyButton text={session.sessionId} what="the session id" label="Copy id" />
+        <CopyButton text={curl(`/api/sessions/${session.sessionId}`)} what="the call as curl" label="Copy as curl" />
+      </p>
       <dl>
         <dt>Session</dt>
         <dd>

@@ -68,6 +68,7 @@ export function UserPage({ businessId, userId }: { businessId: string; userId: s
   return (
     <main class="page full" id="main">
       <PageHead
+        kind="User"
         title={<Id>{userId}</Id>}
         windowTitle={userId}
         above={

@@ -122,7 +122,7 @@ for (const hands of [MOUSE, KEYBOARD]) {
     await press(tab, "Delete");
     await tab.shows("The session is deleted");
     await tab.shows("This user has no sessions.");
-    assert.equal(await tab.page.getByRole("heading", { level: 1 }).innerText(), userId);
+    assert.equal(await tab.page.getByRole("heading", { level: 1 }).innerText(), `User ${userId}`);
     assert.equal(await service.client.getSession(sessionId), null);
     await tab.close();
   });
