@@ -21,6 +21,7 @@ mod console;
 mod cors;
 mod docs;
 mod error;
+mod events;
 mod export;
 mod extract;
 #[cfg(any(test, fuzzing))]
@@ -72,6 +73,7 @@ use crate::auth::{Credentials, RateLimits};
 use crate::config::{ConsoleConfig, RequestConfig, SessionConfig};
 use crate::session::{Clock, Role, Timestamp};
 use crate::store::{SessionStore, StoreError};
+use crate::streams::Streams;
 use crate::trace::Span;
 use crate::{log, metrics};
 
@@ -89,6 +91,8 @@ pub struct AppState {
     pub rate_limits: Arc<RateLimits>,
     /// Limits the number of concurrent requests.
     pub concurrency: Arc<ConcurrencyLimiter>,
+    /// The event streams of this worker.
+    pub streams: Arc<Streams>,
     /// Returns the current time.
     pub clock: Clock,
     /// The roles of the messages that the token of one user may append and redact.
@@ -111,7 +115,9 @@ impl AppState {
     /// # Errors
     /// If the URL of the store cannot be used.
     pub fn with_own_connections(&self) -> Result<Arc<Self>, StoreError> {
-        Ok(Arc::new(Self { store: Arc::new(self.store.with_own_connections()?), ..self.clone() }))
+        let store = Arc::new(self.store.with_own_connections()?);
+        let streams = Arc::new(self.streams.of_worker(store.clone()));
+        Ok(Arc::new(Self { store, streams, ..self.clone() }))
     }
 
     fn now(&self) -> Timestamp {
