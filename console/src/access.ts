@@ -35,9 +35,9 @@ class Access extends Store {
   }
 
   /** To be called with the error of any call. */
-  rejected(error: unknown): void {
+  readonly rejected = (error: unknown): void => {
     if (isProblem(error) && error.status === 401 && this.state === "signed-in") this.forget(error);
-  }
+  };
 
   async check(): Promise<void> {
     this.state = "checking";

@@ -6,6 +6,8 @@ import { Store } from "./store.js";
 
 /** Number of messages that one call reads. */
 const PAGE = 100;
+/** How old the times of a session may be that has new messages: they are not in the stream. */
+const TIMES_MS = 60_000;
 /** A reply that is being written has many small chunks. */
 const RENDER_MS = 40;
 
@@ -33,6 +35,8 @@ export class Conversation extends Store {
   /** Why older messages could not be loaded. */
   pageError: unknown = null;
   private readonly pages = new Set<number>();
+  /** When the session was last read. */
+  private readMs = 0;
   private readonly aborter = new AbortController();
   private unfollow: (() => void) | undefined;
 
@@ -75,6 +79,7 @@ export class Conversation extends Store {
       if (signal.aborted) return;
       this.isMissing = session === null;
       if (session) {
+        this.readMs = performance.now();
         this.setSession(session);
         messages.forEach((message) => this.setMessage(message));
         if (session.turn) await this.readTurn(session.turn);
@@ -101,6 +106,7 @@ export class Conversation extends Store {
   }
 
   setSession(session: Session): void {
+    if (this.session && this.session.version > session.version) return;
     this.session = session;
     this.newest = Math.max(this.newest, session.messageCount);
     this.changed();
@@ -119,6 +125,7 @@ export class Conversation extends Store {
       case "session":
         return this.setSession(data);
       case "message":
+        this.readTimes();
         return this.setMessage(data);
       case "changed":
         if (this.messages.has(data.seq)) this.setMessage(data);
@@ -135,8 +142,18 @@ export class Conversation extends Store {
         this.oldest = 1;
         this.newest = 0;
         this.dropTurn();
+        // What follows may be older: a failover can lose changes.
+        if (this.session) this.session = { ...this.session, version: 0 };
         void this.refresh();
     }
+  }
+
+  private readTimes(): void {
+    if (performance.now() - this.readMs < TIMES_MS) return;
+    this.readMs = performance.now();
+    const read = access.client.getSession(this.sessionId, { signal: this.aborter.signal });
+    // Of no consequence: the next message asks again.
+    read.then((session) => session && this.setSession(session)).catch(access.rejected);
   }
 
   private dropTurn(): void {

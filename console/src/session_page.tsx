@@ -30,7 +30,7 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
   }, [conversation]);
   useKey("r", refresh);
 
-  const { session, error, isMissing, isDeleted, isLoading, live } = conversation;
+  const { session, newest, error, isMissing, isDeleted, isLoading, live } = conversation;
   const close = () => setAction(null);
   if (isMissing) {
     return (
@@ -54,7 +54,7 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
         {session && (
           <span>
             <LiveBadge state={live} /> <Badge kind={session.status}>{session.status}</Badge>{" "}
-            {counted(session.messageCount, "message")}
+            {counted(newest, "message")}
             {session.status === "active" && (
               <span class="minor">
                 {" "}
