@@ -9,7 +9,7 @@ const PAGE = 100;
 /** How old the times of a session may be that has new messages: they are not in the stream. */
 const TIMES_MS = 60_000;
 /** A reply that is being written has many small chunks. */
-const RENDER_MS = 40;
+const RENDER_MS = 80;
 
 /** A session, those of its messages that were looked at, and the reply that is being written. */
 export class Conversation extends Store {
@@ -35,6 +35,8 @@ export class Conversation extends Store {
   /** Why older messages could not be loaded. */
   pageError: unknown = null;
   private readonly pages = new Set<number>();
+  /** Whether what is known may be newer than what is stored: a failover can lose changes. */
+  private isReset = false;
   /** When the session was last read. */
   private readMs = 0;
   private readonly aborter = new AbortController();
@@ -49,9 +51,10 @@ export class Conversation extends Store {
   async open(): Promise<void> {
     await this.refresh();
     if (this.aborter.signal.aborted || this.isMissing) return;
-    const after = this.newest;
+    // All that it lacks.
+    const due = this.session ? { after: this.newest } : { last: PAGE };
     this.unfollow = follow<SessionEvent>({
-      open: (options) => access.client.events(this.sessionId, { after, ...options }),
+      open: (options) => access.client.events(this.sessionId, { ...due, ...options }),
       liveAfter: "ready",
       onEvent: (event) => this.apply(event),
       onState: (state) => {
@@ -66,7 +69,7 @@ export class Conversation extends Store {
     this.unfollow?.();
   }
 
-  /** Reads what is new: the session, its newest messages, and the open turn. */
+  /** Reads the session, its newest messages, and the open turn. */
   async refresh(): Promise<void> {
     const { signal } = this.aborter;
     this.isLoading = true;
@@ -80,10 +83,17 @@ export class Conversation extends Store {
       this.isMissing = session === null;
       if (session) {
         this.readMs = performance.now();
+        if (this.isReset) {
+          this.isReset = false;
+          this.session = null;
+          this.oldest = 1;
+          this.newest = 0;
+        }
         this.setSession(session);
         messages.forEach((message) => this.setMessage(message));
-        if (session.turn) await this.readTurn(session.turn);
-        else this.dropTurn();
+        // A stream knows better.
+        if (this.live !== "live" && session.turn) await this.readTurn(session.turn);
+        else if (this.live !== "live") this.dropTurn();
       }
       this.error = null;
     } catch (error) {
@@ -106,7 +116,7 @@ export class Conversation extends Store {
   }
 
   setSession(session: Session): void {
-    if (this.session && this.session.version > session.version) return;
+    if (!this.isReset && this.session && this.session.version > session.version) return;
     this.session = session;
     this.newest = Math.max(this.newest, session.messageCount);
     this.changed();
@@ -137,13 +147,13 @@ export class Conversation extends Store {
       case "deleted":
         this.isDeleted = true;
         return this.changed();
+      case "ready":
+        this.error = null;
+        return;
       case "reset":
         this.messages.clear();
-        this.oldest = 1;
-        this.newest = 0;
+        this.isReset = true;
         this.dropTurn();
-        // What follows may be older: a failover can lose changes.
-        if (this.session) this.session = { ...this.session, version: 0 };
         void this.refresh();
     }
   }
@@ -162,7 +172,7 @@ export class Conversation extends Store {
     this.chunkCount = 0;
   }
 
-  private setTurn(turn: Turn): void {
+  setTurn(turn: Turn): void {
     const isSame = this.turn?.turnId === turn.turnId;
     const isAnew = this.turn?.number !== turn.number && turn.nextChunk === 0;
     if (turn.status !== "open") {

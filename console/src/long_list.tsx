@@ -21,7 +21,7 @@ export interface Range {
 }
 
 interface Props {
-  /** Another list starts at its own place. */
+  /** Rows have other indexes in a list of another identity. */
   identity: string;
   count: number;
   /** The height of a row that was not rendered yet, in pixels. */
@@ -57,7 +57,6 @@ export function LongList(props: Props): JSX.Element {
   if (state.identity !== identity) {
     state.identity = identity;
     state.heights = new Heights(estimate);
-    state.isAtEnd = followsEnd;
     state.scrollTop = 0;
     state.anchor = { index: 0, above: 0 };
   }

@@ -154,13 +154,12 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   const count = newest - oldest + 1;
   const stop = async () => {
     try {
-      await access.client.cancelTurn(conversation.sessionId, turn!.turnId);
+      conversation.setTurn(await access.client.cancelTurn(conversation.sessionId, turn!.turnId));
       notice.show("The writer is asked to stop");
     } catch (error) {
       access.rejected(error);
       notice.show(`Not stopped: ${error instanceof Error ? error.message : error}`);
     }
-    await conversation.refresh();
   };
   const row = (index: number) => {
     const message = conversation.messages.get(oldest + index);

@@ -26,7 +26,7 @@ export function SessionRow({ row, shows }: { row: Row; shows: "user" | "status" 
           <Id>{row.userId}</Id>
         ) : (
           <span>
-            <Badge kind={row.status}>{row.status}</Badge> <Time>{row.createdAt}</Time>
+            <Badge kind={row.status}>{row.status}</Badge> created <Time>{row.createdAt}</Time>
           </span>
         )}
         <bdi class={row.title === null ? "title minor" : "title"}>{row.title ?? "no title"}</bdi>

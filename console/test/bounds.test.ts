@@ -98,6 +98,24 @@ test("a session of 10,000 messages scrolls with fewer than 500 elements, and sho
   await tab.close();
 });
 
+test("messages that are not kept any more are not waited for", async () => {
+  const forgetful = await startService("--messages-kept", "100");
+  const { sessionId } = await forgetful.client.createSession({ businessId: BUSINESS, userId: "u" });
+  for (let seq = 1; seq <= 450; seq += 50) {
+    const messages = Array.from({ length: 50 }, (_, i) => ({ role: "user" as const, content: `message ${seq + i}` }));
+    await forgetful.client.appendMessages(sessionId, messages);
+  }
+  const tab = await Tab.open(browser, forgetful.url, `#/session/${sessionId}`);
+  await tab.shows("#450");
+  await tab.page.getByRole("button", { name: "Oldest" }).click();
+  await tab.shows("Messages before #351 are not kept any more.");
+  await tab.page.getByText("#351", { exact: true }).waitFor();
+  await tab.page.getByRole("button", { name: "Newest" }).click();
+  await tab.page.getByText("#450", { exact: true }).waitFor();
+  await tab.close();
+  await forgetful.stop();
+});
+
 test("a message is not moved when those above it turn out to be higher", async () => {
   const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "uneven" });
   const messages = Array.from({ length: 80 }, (_, i) => ({
