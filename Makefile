@@ -1,10 +1,9 @@
 # `make` lists the commands. All need a Rust toolchain; they install other missing tools (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-isolated test-servers test-clients test-clients-all test-console \
-	upgrade-check conformance examples fuzz supply-chain deploy-check container-check mutants soak check deb deb-check \
-	dist dist-check \
-	bench bench-load bench-peers bench-scale bench-capacity bench-soak bench-instructions bench-console
+.PHONY: help run demo test test-isolated test-servers test-clients test-clients-all test-console upgrade-check \
+	conformance examples fuzz supply-chain deploy-check container-check mutants soak check deb deb-check dist dist-check \
+	bench bench-load bench-streams bench-peers bench-scale bench-capacity bench-soak bench-instructions bench-console
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -102,6 +101,10 @@ bench: ## Measure every operation of the store and of the HTTP interface, one ca
 bench-load: ## Measure the service at its peak rate, at half of it and above it: ARGS (ARGS=--help explains them)
 	benches/ensure-tools oha
 	benches/load/load.py $(ARGS)
+
+bench-streams: ## Measure event streams: idle, delivery, slow readers, a service that stops: ARGS
+	benches/ensure-tools
+	benches/load/streams.py $(ARGS)
 
 bench-peers: ## Compare with another build, bare Redis commands, bare axum, webdis, Fastify and others: ARGS
 	benches/ensure-tools peers

@@ -231,7 +231,11 @@ pub async fn run(
 /// ready.
 async fn unsupported_store(store: &SessionStore) -> StoreError {
     loop {
-        match store.check().await {
+        let checked = async {
+            store.check().await?;
+            store.check_channels().await
+        };
+        match checked.await {
             Ok(()) => return std::future::pending().await,
             Err(error @ (StoreError::Layout(_) | StoreError::UnsupportedServer { .. })) => return error,
             // The Redis client logs why it is not connected.

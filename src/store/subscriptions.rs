@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use fred::interfaces::ClientLike;
+use fred::types::{CustomCommand, Value};
 use futures_util::future::try_join_all;
 
 use super::redis::read_command::ReadCommand;
@@ -12,7 +14,43 @@ use crate::session::{MessageJson, OpenTurn, Partition, Session, SessionId, Statu
 /// Most sessions whose expiry is sent to a business's streams at a time.
 const EXPIRED_MAX: usize = 1000;
 
+/// A channel to which nothing is published.
+#[derive(Debug)]
+struct Probe;
+
+impl Subscriber for Probe {
+    fn published(&self, _message: &[u8]) {}
+    fn lost(&self) {}
+}
+
 impl SessionStore {
+    /// Checks that the service's user may use the channels. A script that may not publish says nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::UnsupportedServer`] if it may not, or why it cannot be checked now.
+    pub(crate) async fn check_channels(&self) -> Result<(), StoreError> {
+        let channel = format!("{}:probe", self.config.key_prefix);
+        let refused = |server: &str| StoreError::UnsupportedServer {
+            server: server.to_owned(),
+            problem: "does not let this user use the channels of event streams; give it &<prefix>:*, +spublish, \
+                      +ssubscribe and +sunsubscribe, as deploy/redis.conf does"
+                .to_owned(),
+        };
+        let is_refusal = |error: &StoreError| matches!(error, StoreError::NotServing("NOPERM", _));
+        for server in self.topology.all() {
+            let publish = CustomCommand::new_static("SPUBLISH", None, false);
+            let published = server.client().await?.custom::<Value, _>(publish, vec![channel.as_str(), ""]).await;
+            // A member of a cluster that does not serve the slot of the channel redirects.
+            if published.is_err_and(|error| is_refusal(&error.into())) {
+                return Err(refused(server.name()));
+            }
+        }
+        match self.topology.subscribe(&channel, Arc::new(Probe)).await {
+            Err(error) if is_refusal(&error) => Err(refused(&self.config.redis.to_string())),
+            subscribed => subscribed.map(drop),
+        }
+    }
+
     /// Subscribes to the changes of a session; `None` if that is not possible now.
     pub(crate) async fn subscribe_to_session(
         &self,

@@ -328,3 +328,6 @@ fn identity_of(turn: &Turn) -> u32 {
     let (started, since) = (turn.started_at.map_or(0, |started| started.0), turn.since.unwrap_or_default());
     hash(format!("{started} {since} {}", turn.turn_id).as_bytes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -11,8 +13,10 @@ use sessiond::session::Partition;
 use tempfile::TempDir;
 
 use crate::support::acl;
+use crate::support::events::{EventStream, Followed, SessionClient};
 use crate::support::load::{Load, User, expect_right, guest_of, statuses};
 use crate::support::process::{self, Process, with_timeout};
+use crate::support::random::Random;
 use crate::support::redis_server::{POLL, RedisServer, cli, free_port, wait_for};
 use crate::support::reply_proxy::ReplyProxy;
 use crate::support::scrape::Scrape;
@@ -536,4 +540,57 @@ async fn a_create_while_the_active_session_has_not_moved_is_rejected() {
     let history = format!("sd:{{{partition}}}:h:{}:{}", mover.user.0, mover.user.1);
     assert_eq!(moving.to.ask(&["ZREM", &history, &ended]).trim(), "1");
     expect_clean(&url);
+}
+
+#[tokio::test]
+async fn streams_miss_nothing_while_their_slot_moves() {
+    const SLOTS: u16 = 300;
+    let cluster = Cluster::start(0);
+    let url = cluster.url();
+    let start = || Process::serve(&["--rate-limit", "0"], &[("REDIS_URL", &url)]);
+    let ((_first, one), (_second, two)) = (start(), start());
+    let business = (0..)
+        .map(|n| format!("business{n}"))
+        .find(|business| cluster.slot(&(business.clone(), "u".to_owned())) < SLOTS);
+    let create = reqwest::Client::new().post(format!("{one}/api/sessions"));
+    let created = create.json(&json!({"businessId": business, "userId": "u"})).send().await.expect("a response");
+    let id = created.json::<Value>().await.expect("JSON")["sessionId"].as_str().expect("an id").to_owned();
+    let client = SessionClient::new(&[&one, &two], &id);
+    let (is_done, cuts, mut random) = (AtomicBool::new(false), AtomicUsize::new(0), Random::seeded());
+    let readers: Vec<_> = (0..4).map(|_| random.fork()).collect();
+    let has_moved = AtomicBool::new(false);
+    let move_slots = async {
+        for (from, to) in [(0, 1), (1, 0)] {
+            let (from, to, count) = (cluster.id(from), cluster.id(to), SLOTS.to_string());
+            let (port, address) = (cluster.nodes[0].port, cluster.nodes[0].address());
+            let tool = tokio::task::spawn_blocking(move || {
+                let words = ["--cluster", "reshard", &address, "--cluster-from", &from, "--cluster-to", &to];
+                cli(port, &[words.as_slice(), &["--cluster-slots", &count, "--cluster-yes"]].concat())
+            });
+            let output = tool.await.expect("no panic");
+            assert!(!output.contains("ERR"), "{output}");
+        }
+        has_moved.store(true, Ordering::Relaxed);
+    };
+    let write = async {
+        let mut acknowledged = Vec::new();
+        while !has_moved.load(Ordering::Relaxed) {
+            acknowledged.extend(client.write_from(&mut random, acknowledged.len() / 2, 1).await);
+        }
+        is_done.store(true, Ordering::Relaxed);
+        acknowledged
+    };
+    // One stream is never cut.
+    let mut whole = EventStream::open(&format!("{one}/api/sessions/{id}/events?after=0"), &[]).await;
+    let follow = join_all(readers.into_iter().map(|random| client.follow(random, &is_done, &cuts)));
+    let (acknowledged, all, ()) = tokio::join!(write, follow, move_slots);
+    println!("{} messages, {} cuts", acknowledged.len(), cuts.load(Ordering::Relaxed));
+    let mut followed = Followed::default();
+    while followed.messages.len() < acknowledged.len() {
+        followed.take(&whole.next().await.expect("the stream stays open"));
+    }
+    for followed in all.iter().chain([&followed]) {
+        assert_eq!(followed.resets, [""; 0]);
+        client.expect_complete(followed, &mut random, &acknowledged).await;
+    }
 }

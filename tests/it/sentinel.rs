@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::acl;
+use crate::support::events::{EventStream, names};
 use crate::support::load::{Load, User, expect_right, statuses};
 use crate::support::process::{self, Process};
 use crate::support::redis_server::{POLL, RedisServer, wait_for};
@@ -157,4 +159,53 @@ async fn a_master_that_continues_after_its_replacement_acknowledges_no_write() {
 #[tokio::test]
 async fn fails_over_without_a_required_replica() {
     fail_over("0", Fault::Killed).await;
+}
+
+/// The new master does not have what the old one acknowledged and streams have sent.
+#[tokio::test]
+async fn streams_say_that_a_failover_lost_what_they_sent() {
+    let mut setup = Failover::start("0");
+    let url = setup.url();
+    let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
+    let client = reqwest::Client::new();
+    let post = async |path: &str, body: Value| {
+        let response = client.post(format!("{base}{path}")).json(&body).send().await.expect("a response");
+        assert_eq!(response.status().as_u16(), 201);
+        response.json::<Value>().await.expect("JSON")
+    };
+    let created = post("/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
+    let session = format!("/api/sessions/{}", created["sessionId"].as_str().expect("an id"));
+    let append =
+        async |text: &str| post(&format!("{session}/messages"), json!({"role": "user", "content": text})).await;
+    append("kept").await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = EventStream::open(&format!("{base}{session}/events?after=0"), &[]).await;
+        assert_eq!(names(&stream.until("ready").await), ["session", "message", "ready"]);
+        streams.push(stream);
+    }
+    let offset = |server: &RedisServer| server.info("master_repl_offset");
+    let (master, replicas) = setup.servers.split_first().expect("a master");
+    wait_for_async("replicas with everything", || replicas.iter().all(|replica| offset(replica) == offset(master)))
+        .await;
+    for replica in replicas {
+        // The master does not know this user, so replication cannot go on.
+        for words in [["masteruser", "nobody"], ["masterauth", "x"]] {
+            assert_eq!(replica.ask(&["CONFIG", "SET", words[0], words[1]]).trim(), "OK");
+        }
+        replica.ask(&["CLIENT", "KILL", "TYPE", "master"]);
+    }
+    wait_for_async("cut links", || replicas.iter().all(|replica| replica.info("master_link_status") == "down")).await;
+    append("lost").await;
+    for stream in &mut streams {
+        assert_eq!(stream.expect("message").await.member("content"), "lost");
+    }
+    setup.servers[0].kill();
+    for stream in &mut streams {
+        assert_eq!(stream.expect("reset").await.member("reason"), "diverged");
+        assert_eq!(names(&stream.until("ready").await), ["session", "ready"]);
+    }
+    let listed =
+        reqwest::get(format!("{base}{session}/messages")).await.expect("a response").text().await.expect("a body");
+    assert!(listed.contains("kept") && !listed.contains("lost"), "{listed}");
 }

@@ -35,7 +35,7 @@ impl<'a> Conversation<'a> {
     }
 
     async fn append(&self, content: &str) -> Answer {
-        let message = json!({"role": "user", "content": content, "messageId": format!("m-{content}")});
+        let message = json!({"role": "user", "content": content, "messageId": format!("m-{content:.32}")});
         self.service.post(&self.path("/messages"), message).await.expect(201)
     }
 

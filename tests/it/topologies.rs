@@ -234,6 +234,18 @@ async fn tls_accepts_a_private_ca_and_rejects_another_ca_or_name() {
 }
 
 #[test]
+fn a_server_that_keeps_the_channels_of_streams_from_the_service_is_rejected() {
+    let folder = TempDir::new().expect("a folder");
+    let server = RedisServer::on_tcp(folder.path(), &[]);
+    for rules in [["resetchannels", "+spublish"], ["&sd:*", "-spublish"], ["+spublish", "-ssubscribe"]] {
+        server.ask(&[&["ACL", "SETUSER", acl::SERVICE][..], &rules].concat());
+        let (status, why) = expect_rejection(&server.url());
+        assert_eq!(status, Some(1), "{why}");
+        assert!(why.contains("channels of event streams"), "{why}");
+    }
+}
+
+#[test]
 fn servers_that_evict_or_have_another_layout_are_rejected() {
     let folder = TempDir::new().expect("a folder");
     let server = RedisServer::on_tcp(folder.path(), &["--maxmemory-policy", "allkeys-lru"]);

@@ -170,7 +170,8 @@ impl SessionStore {
             return Ok(Some((Vec::new(), true)));
         }
         let average = turn.chunk_bytes / usize::try_from(stored).unwrap_or(usize::MAX).max(1);
-        let page = u64::try_from(PAGE_BYTES / average.max(1)).unwrap_or(u64::MAX).max(1).min(wanted);
+        // The reader has the first one already.
+        let page = u64::try_from(PAGE_BYTES / average.max(1)).unwrap_or(u64::MAX).max(1).saturating_add(1).min(wanted);
         let index = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let command = ReadCommand::list(self.keys.chunks(turn.session_id), index(first), index(first + page - 1));
         let chunks = async { self.topology.read(command).await?.texts("read_stream") };

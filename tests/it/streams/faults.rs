@@ -18,22 +18,6 @@ const CUTS: usize = 1_000;
 /// Streams at a time.
 const READERS: usize = 8;
 
-/// Panics unless a client has everything that was acknowledged, as the service lists it.
-async fn expect_complete(
-    followed: &Followed,
-    client: &SessionClient,
-    random: &mut Random,
-    acknowledged: &[(String, String)],
-) {
-    let listed = client.messages(random).await;
-    let contents: Vec<_> = listed.iter().map(|message| message["content"].clone()).collect();
-    assert_eq!(followed.messages.values().cloned().collect::<Vec<_>>(), contents);
-    for (id, content) in acknowledged {
-        let stored = listed.iter().find(|message| message["messageId"] == *id);
-        assert_eq!(stored.map(|message| &message["content"]), Some(&json!(content)), "{id}");
-    }
-}
-
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_over_random_cuts() {
     let wanted = std::env::var("SESSIOND_STREAM_CUTS").map_or(CUTS, |cuts| cuts.parse().expect("a number"));
@@ -66,7 +50,7 @@ async fn nothing_is_lost_or_doubled_over_random_cuts() {
     assert!(chunks > 0, "the streams saw turns as they were written");
     for followed in &all {
         assert_eq!(followed.resets, [""; 0]);
-        expect_complete(followed, &client, &mut Random::seeded(), &acknowledged).await;
+        client.expect_complete(followed, &mut random, &acknowledged).await;
     }
 }
 
@@ -102,12 +86,12 @@ async fn streams_stay_open_while_redis_is_away_and_catch_up() {
     let (acknowledged, all) = tokio::join!(write, follow);
     for followed in &all {
         assert_eq!(followed.resets, [""; 0]);
-        expect_complete(followed, &client, &mut Random::seeded(), &acknowledged).await;
+        client.expect_complete(followed, &mut random, &acknowledged).await;
     }
     // The stream that was never cut has everything as well.
     let mut followed = Followed::default();
     while followed.messages.len() < acknowledged.len() {
         followed.take(&stream.next().await.expect("the stream stays open"));
     }
-    expect_complete(&followed, &client, &mut Random::seeded(), &acknowledged).await;
+    client.expect_complete(&followed, &mut random, &acknowledged).await;
 }

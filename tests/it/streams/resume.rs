@@ -141,6 +141,44 @@ async fn a_cursor_that_is_too_far_behind_is_said() {
 }
 
 #[tokio::test]
+async fn messages_and_chunks_of_any_size_arrive_whole() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    let mut live = service.events(&conversation.path("/events")).await;
+    begun(&mut live).await;
+    let text =
+        |index: usize| char::from(b'a' + u8::try_from(index).expect("a small number")).to_string().repeat(100 * 1024);
+    for index in 0..4 {
+        conversation.append(&text(index)).await;
+    }
+    conversation.begin("t", json!({})).await.expect(201);
+    for index in 0..8 {
+        conversation.write("t", 1, index as u64, &[&text(index)]).await;
+    }
+    let late = service.events(&conversation.path("/events?last=4")).await;
+    for mut stream in [live, late] {
+        let (mut messages, mut chunks) = (0, 0);
+        while messages < 4 || chunks < 8 {
+            let event = stream.next().await.expect("an event");
+            match event.name.as_str() {
+                "message" => {
+                    assert_eq!(event.member("content"), &json!(text(messages)));
+                    messages += 1;
+                }
+                "chunk" => {
+                    assert_eq!(event.member("from"), &json!(chunks));
+                    for chunk in event.member("chunks").as_array().expect("chunks") {
+                        assert_eq!(chunk, &json!(text(chunks)));
+                        chunks += 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn messages_that_were_changed_meanwhile_are_said() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;

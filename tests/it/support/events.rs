@@ -319,6 +319,17 @@ impl SessionClient {
         acknowledged
     }
 
+    /// Panics unless a client has everything that was acknowledged, as the service lists it.
+    pub async fn expect_complete(&self, followed: &Followed, random: &mut Random, acknowledged: &[(String, String)]) {
+        let listed = self.messages(random).await;
+        let contents: Vec<_> = listed.iter().map(|message| message["content"].clone()).collect();
+        assert_eq!(followed.messages.values().cloned().collect::<Vec<_>>(), contents);
+        for (id, content) in acknowledged {
+            let stored = listed.iter().find(|message| message["messageId"] == *id);
+            assert_eq!(stored.map(|message| &message["content"]), Some(&Value::from(content.as_str())), "{id}");
+        }
+    }
+
     /// Follows the session by one stream after the other, each cut at a random moment, until `is_done`; then up to the
     /// end of what there is. Counts the cuts.
     pub async fn follow(&self, mut random: Random, is_done: &AtomicBool, cuts: &AtomicUsize) -> Followed {
