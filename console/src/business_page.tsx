@@ -50,7 +50,9 @@ export function BusinessPage({ businessId }: { businessId: string }): JSX.Elemen
           onPointerEnter={() => list.hold("pointer", true)}
           onPointerLeave={() => list.hold("pointer", false)}
           onFocusIn={() => list.hold("focus", true)}
-          onFocusOut={() => list.hold("focus", false)}
+          onFocusOut={({ currentTarget, relatedTarget }) => {
+            if (!currentTarget.contains(relatedTarget as Node | null)) list.hold("focus", false);
+          }}
         >
           <LongList
             identity={businessId}

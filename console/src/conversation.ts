@@ -87,13 +87,12 @@ export class Conversation extends Store {
           this.isReset = false;
           this.session = null;
           this.oldest = 1;
-          this.newest = 0;
+          // Those that have come since.
+          this.newest = Math.max(0, ...this.messages.keys());
         }
         this.setSession(session);
         messages.forEach((message) => this.setMessage(message));
-        // A stream knows better.
-        if (this.live !== "live" && session.turn) await this.readTurn(session.turn);
-        else if (this.live !== "live") this.dropTurn();
+        if (!this.isStreamed) await this.readTurn(session.turn ?? null);
       }
       this.error = null;
     } catch (error) {
@@ -192,8 +191,14 @@ export class Conversation extends Store {
     this.changed();
   }
 
+  /** Whether the stream knows the turn better than a call that was made before. */
+  private get isStreamed(): boolean {
+    return this.unfollow !== undefined && (this.live === "live" || this.live === "connecting");
+  }
+
   /** Reads the chunks of the open turn that are not known. */
-  private async readTurn(turn: Turn): Promise<void> {
+  private async readTurn(turn: Turn | null): Promise<void> {
+    if (!turn) return this.dropTurn();
     this.setTurn(turn);
     const [from, { signal }] = [this.chunkCount, this.aborter];
     if ((turn.nextChunk ?? 0) <= from) return;

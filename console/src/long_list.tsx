@@ -156,8 +156,11 @@ export function LongList(props: Props): JSX.Element {
         focused.current = element < 0 ? null : keyOf(first + element);
       }}
       onFocusOut={(event) => {
-        // Not when its element is removed: then there is no related target, and the body has the focus.
-        if (event.relatedTarget) focused.current = null;
+        const left = event.target as Element;
+        // Unless its element is being removed.
+        queueMicrotask(() => {
+          if (left.isConnected && !body.current?.contains(document.activeElement)) focused.current = null;
+        });
       }}
     >
       <div

@@ -136,8 +136,9 @@ test("the row that has the focus, or the pointer, stays where it is", async () =
   assert.match(await tab.page.evaluate(() => (document.activeElement as HTMLElement).innerText), /title/);
   await tab.shows("the order is kept");
   // It moves again when the focus has left.
-  await tab.page.evaluate(() => (document.activeElement as HTMLElement).blur());
+  await tab.page.getByRole("heading", { level: 1 }).click();
   await tab.page.locator(".session-row .title").first().getByText(`title ${sessions}`).waitFor();
+  assert.equal(await tab.page.evaluate(() => document.activeElement!.tagName), "BODY");
   await tab.page.locator(".session-row").nth(1).hover();
   const held = await titles();
   await append(second.sessionId, "another one");
