@@ -123,12 +123,13 @@ fn stream_response(body: impl HttpBody<Data = Bytes, Error = std::convert::Infal
 
 impl From<StreamError> for ApiError {
     fn from(error: StreamError) -> Self {
-        let whose = match error {
+        let problem = match error {
             StreamError::Store(error) => return StoreError::into(error),
+            StreamError::Leaving => "The service is stopping",
             StreamError::Limit(StreamLimit::Total) => "There are too many event streams",
             StreamError::Limit(StreamLimit::User) => "This user has too many event streams",
         };
         metrics::stream_shed();
-        Self::new(Code::Overloaded, format!("{whose}; close one, or try again later"))
+        Self::new(Code::Overloaded, format!("{problem}; try again"))
     }
 }
