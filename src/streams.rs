@@ -28,6 +28,7 @@ pub(crate) use self::position::ResetReason;
 use self::session_feed::{SessionFeed, newest};
 pub use self::session_stream::SessionStream;
 use crate::auth::Credentials;
+use crate::metrics;
 use crate::session::{Clock, Session, SessionId};
 use crate::store::{SessionStore, StoreError};
 
@@ -67,6 +68,14 @@ struct Context {
     store: Arc<SessionStore>,
     clock: Clock,
     settings: StreamSettings,
+}
+
+impl Context {
+    /// Records how long it took from a change to its event, which was just made.
+    fn delivered(&self, published_ms: i64) {
+        let took = (self.clock)().0.saturating_sub(published_ms);
+        metrics::stream_delivered(Duration::from_millis(u64::try_from(took).unwrap_or_default()));
+    }
 }
 
 impl std::fmt::Debug for Context {
