@@ -1,9 +1,9 @@
 # `make` lists the commands. All need a Rust toolchain; they install other missing tools (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-isolated test-servers test-clients test-clients-all upgrade-check conformance \
-	examples fuzz supply-chain deploy-check container-check mutants soak check deb deb-check dist dist-check \
-	bench bench-load bench-streams bench-peers bench-scale bench-capacity bench-soak bench-instructions
+.PHONY: help run demo test test-isolated test-servers test-clients test-clients-all test-console upgrade-check \
+	conformance examples fuzz supply-chain deploy-check container-check mutants soak check deb deb-check dist dist-check \
+	bench bench-load bench-streams bench-peers bench-scale bench-capacity bench-soak bench-instructions bench-console
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-clients: ## Run the tests of clients/ on the Node.js that is installed: SES
 test-clients-all: ## Run the same also on Node 18 and 22, Chromium, workerd and edge-runtime
 	deploy/ensure-node
 	clients/typescript/test/run --all
+
+test-console: ## Compare the console with console/dist and test it in Chromium: SESSIOND_PROGRAM, or a debug build
+	console/test/run
 
 conformance: ## Test every operation with schemathesis, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run
@@ -122,3 +125,6 @@ bench-soak: ## Measure the service's memory over SESSIOND_SOAK_MINUTES (30)
 bench-instructions: ## Count the service's instructions per request, by valgrind: ARGS
 	benches/ensure-tools valgrind
 	benches/load/instructions.py $(ARGS)
+
+bench-console: ## Measure the console in Chromium: first paint, and the CPU of the browser under live load
+	console/test/run --measure

@@ -169,6 +169,7 @@ pub fn app_state_with(
         user_roles: config.auth.user_roles.clone(),
         sessions: config.sessions.clone(),
         requests: config.requests.clone(),
+        console: config.console.clone(),
         body_timeout: config.connections.receive_timeout,
         response_timeout: config.requests.request_deadline.mul_f64(RESPONSE_SHARE),
     }))
@@ -206,7 +207,8 @@ pub async fn run(
     tokio::spawn(reload_files(credentials, certificate));
     let scheme = if config.connections.tls.is_some() { "https" } else { "http" };
     let base = format!("{scheme}://{address}");
-    tracing::info!(address = %address, redis = %redis, "serving on {base}, documentation at {base}/docs");
+    let console = if config.console.is_enabled { format!(", console at {base}/console/") } else { String::new() };
+    tracing::info!(address = %address, redis = %redis, "serving on {base}, documentation at {base}/docs{console}");
     let mut unsupported = None;
     let stop = async {
         tokio::select! {

@@ -5,6 +5,7 @@
 mod auth;
 mod cli;
 mod connections;
+mod console;
 mod observability;
 mod redis;
 mod requests;
@@ -16,6 +17,7 @@ use clap::Args;
 pub use self::auth::AuthConfig;
 pub use self::cli::{AuditArgs, Cli, KeygenArgs, ReportFormat, Subcommands};
 pub use self::connections::{ConnectionConfig, ConnectionLimits};
+pub use self::console::ConsoleConfig;
 pub use self::observability::ObservabilityConfig;
 pub use self::redis::{RedisConfig, RedisSource};
 pub use self::requests::{CorsSettings, RequestConfig};
@@ -36,6 +38,8 @@ pub struct SettingsArgs {
     #[command(flatten)]
     requests: requests::RequestArgs,
     #[command(flatten)]
+    console: console::ConsoleArgs,
+    #[command(flatten)]
     observability: observability::ObservabilityArgs,
 }
 
@@ -52,6 +56,8 @@ pub struct Config {
     pub sessions: SessionConfig,
     /// Requests: concurrency, sizes, CORS and the deadline.
     pub requests: RequestConfig,
+    /// The console.
+    pub console: ConsoleConfig,
     /// The log and traces.
     pub observability: ObservabilityConfig,
 }
@@ -68,6 +74,7 @@ impl SettingsArgs {
         let redis = self.redis.check(&mut errors);
         let sessions = self.sessions.check(&mut errors);
         let requests = self.requests.check(&mut errors);
+        let console = self.console.check(&mut errors);
         let observability = self.observability.check(&mut errors);
         let config = connections.zip(redis).zip(sessions).map(|((connections, redis), sessions)| Config {
             connections,
@@ -75,6 +82,7 @@ impl SettingsArgs {
             redis,
             sessions,
             requests,
+            console,
             observability,
         });
         errors.into_result(config)

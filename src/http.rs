@@ -17,6 +17,7 @@
 mod auth;
 mod businesses;
 mod concurrency_limit;
+mod console;
 mod cors;
 mod docs;
 mod error;
@@ -38,6 +39,7 @@ mod pagination;
 mod preconditions;
 mod request_id;
 mod sessions;
+mod static_files;
 mod turns;
 mod whoami;
 
@@ -68,7 +70,7 @@ use self::matched_route::RouteMatcher;
 pub use self::openapi::document;
 use self::request_id::X_REQUEST_ID;
 use crate::auth::{Credentials, RateLimits};
-use crate::config::{RequestConfig, SessionConfig};
+use crate::config::{ConsoleConfig, RequestConfig, SessionConfig};
 use crate::session::{Clock, Role, Timestamp};
 use crate::store::{SessionStore, StoreError};
 use crate::streams::Streams;
@@ -99,6 +101,8 @@ pub struct AppState {
     pub sessions: SessionConfig,
     /// Settings of requests.
     pub requests: RequestConfig,
+    /// Settings of the console.
+    pub console: ConsoleConfig,
     /// Timeout for receiving the body of a request.
     pub body_timeout: Duration,
     /// Timeout for producing the response, from when the request has been received. Includes the wait for a permit.
@@ -144,7 +148,8 @@ impl Api {
     pub fn new(app: Arc<AppState>) -> Self {
         let (handlers, document) = openapi::routes().split_for_parts();
         let matcher = RouteMatcher::of(&document);
-        let router = handlers.with_state(app.clone()).merge(openapi::router(document));
+        let pages = docs::router().merge(console::router(&app.console));
+        let router = handlers.with_state(app.clone()).merge(openapi::router(document)).merge(pages);
         let cors = cors::layer(&app.requests.cors);
         Self(Arc::new(ApiInner { app, cors, routes: matcher, router }))
     }
@@ -345,8 +350,8 @@ impl AccessLog<'_> {
     }
 }
 
-/// Adds the headers of every response: browsers must not guess its content type, and caches must not store it. The
-/// documentation page gets them too, because an exception would have to be maintained.
+/// Adds the headers of every response: browsers must not guess its content type, and caches must not store it, unless the
+/// response says otherwise, as web pages do.
 fn add_security_headers(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));

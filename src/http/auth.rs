@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use percent_encoding::percent_decode_str;
 
 use super::error::{ApiError, Code};
-use super::{ApiInner, AppState};
+use super::{ApiInner, AppState, console, docs};
 use crate::auth::{AuthError, Credential, Fingerprint, Grant, Rate, Scope};
 use crate::metrics;
 use crate::session::{Role, TenantScope, Timestamp};
@@ -22,9 +22,9 @@ use crate::streams::StreamCaller;
 pub(super) const X_API_KEY: &str = "x-api-key";
 pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-/// Routes that need no credential: health checks for orchestrators and load balancers, and documentation for clients
-/// that have no credential yet.
-const PUBLIC: [&str; 5] = ["/livez", "/readyz", "/openapi.json", "/docs", "/docs/{file}"];
+/// Routes that need no credential: health checks for orchestrators and load balancers, and documents and pages for
+/// clients that have no credential yet.
+const PUBLIC: [&str; 3] = ["/livez", "/readyz", "/openapi.json"];
 /// Routes that need a credential but none of its scopes, because they report the scopes.
 const ANY_SCOPE: [&str; 1] = ["/api/whoami"];
 /// Operations that need the scope `admin` instead of the scope for their method.
@@ -50,7 +50,8 @@ pub(super) fn requirement_of(method: &Method, route: Option<&str>) -> Requiremen
         // An unknown path needs a credential, like a protected route.
         return Requirement::Credential;
     };
-    if PUBLIC.contains(&route) {
+    let is_page = docs::ROUTES.contains(&route) || console::ROUTES.contains(&route);
+    if is_page || PUBLIC.contains(&route) {
         Requirement::Public
     } else if ANY_SCOPE.contains(&route) {
         Requirement::Credential

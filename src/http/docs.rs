@@ -1,35 +1,29 @@
 //! `/docs`: Swagger UI. All of its files are embedded in the binary.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::Path;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use utoipa_swagger_ui::Config;
+use axum::http::HeaderMap;
+use axum::routing::get;
 
-static CONFIG: LazyLock<Arc<Config<'static>>> =
-    LazyLock::new(|| Arc::new(Config::from("/openapi.json").use_base_layout().try_it_out_enabled(true)));
+use super::static_files::{Page, StaticFile, redirect};
 
-/// The page. It gets a `base` element, because its links are relative to `/docs/`.
-pub(super) async fn page() -> Response {
-    serve("index.html", |html| html.replacen("<head>", "<head><base href=\"/docs/\">", 1))
-}
+/// The templates of the routes of this file.
+pub(super) const ROUTES: [&str; 3] = ["/docs", "/docs/", "/docs/{file}"];
+const HTML: &str = include_str!(concat!(env!("OUT_DIR"), "/docs.html"));
+const FILES: &[StaticFile] = include!(concat!(env!("OUT_DIR"), "/docs.rs"));
+/// Swagger UI has styles in its elements, and images in its style sheet.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+    img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A script or style sheet of the page.
-pub(super) async fn file(Path(file): Path<String>) -> Response {
-    serve(&file, |text| text)
-}
-
-fn serve(file: &str, edit: fn(String) -> String) -> Response {
-    match utoipa_swagger_ui::serve(file, CONFIG.clone()) {
-        Ok(Some(found)) => {
-            let body = if found.content_type.starts_with("text/html") {
-                edit(String::from_utf8_lossy(&found.bytes).into_owned()).into_bytes()
-            } else {
-                found.bytes.into_owned()
-            };
-            ([(header::CONTENT_TYPE, found.content_type)], body).into_response()
-        }
-        _ => StatusCode::NOT_FOUND.into_response(),
-    }
+pub(super) fn router() -> Router {
+    let page = Arc::new(Page::new(HTML.to_owned(), CONTENT_SECURITY_POLICY));
+    let page = get(move |headers: HeaderMap| async move { page.respond(&headers) });
+    let file =
+        |Path(name): Path<String>, headers: HeaderMap| async move { StaticFile::respond(FILES, &name, &headers) };
+    Router::new()
+        .route("/docs", page)
+        .route("/docs/", get(async || redirect("../docs")))
+        .route("/docs/{file}", get(file))
 }

@@ -4,16 +4,20 @@
 use matchit::Router;
 use utoipa::openapi::OpenApi;
 
+use super::{console, docs};
+
 /// The templates of all routes.
 pub(super) struct RouteMatcher(Router<String>);
 
 impl RouteMatcher {
-    /// The templates in the document, and the one for the files of the documentation page.
+    /// The templates in the document, and those of web pages and their files.
     pub(super) fn of(document: &OpenApi) -> Self {
         let mut routes = Router::new();
-        for template in document.paths.paths.keys().map(String::as_str).chain(["/docs/{file}"]) {
-            // Cannot fail: the router has already rejected conflicting templates. A template that was missing here
-            // would have no route.
+        // One of them is in the document.
+        let pages = docs::ROUTES.into_iter().chain(console::ROUTES);
+        for template in document.paths.paths.keys().map(String::as_str).chain(pages) {
+            // Cannot fail otherwise: the router has already rejected conflicting templates. A template that was missing
+            // here would have no route.
             let _ = routes.insert(template, template.to_owned());
         }
         Self(routes)

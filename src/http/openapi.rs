@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
-use super::{AppState, businesses, docs, events, export, health, message, messages, sessions, turns, whoami};
+use super::{AppState, businesses, events, export, health, message, messages, sessions, turns, whoami};
 use crate::session::{Identifier, Included};
 
 const REQUEST_ID: &str = "X-Request-Id";
@@ -284,15 +284,12 @@ fn request_id_header() -> Header {
         .build()
 }
 
-/// The routes `/openapi.json` and `/docs`.
+/// The route `/openapi.json`.
 pub(super) fn router(document: OpenApi) -> Router {
     // Serialising a document that was built in memory cannot fail.
     let text: Arc<str> = complete(document).to_pretty_json().unwrap_or_default().into();
     let json = move || async move { ([(header::CONTENT_TYPE, "application/json")], text.to_string()) };
-    Router::new()
-        .route("/openapi.json", get(json))
-        .route("/docs", get(docs::page))
-        .route("/docs/{file}", get(docs::file))
+    Router::new().route("/openapi.json", get(json))
 }
 
 /// This document
@@ -306,7 +303,12 @@ fn openapi_json() {}
 /// Browse this document
 #[utoipa::path(
     get, path = "/docs", tag = "documentation", operation_id = "docs",
-    responses((status = 200, description = "A self-contained page.", body = String, content_type = "text/html")),
+    responses(
+        (status = 200, description = "A self-contained page.", body = String, content_type = "text/html",
+            headers(("ETag" = String, description = "Changes with the page."))),
+        (status = 304, description = "The page is the one that `If-None-Match` names.",
+            headers(("ETag" = String, description = "Changes with the page."))),
+    ),
 )]
-#[expect(dead_code, reason = "documents a route that `router` adds")]
+#[expect(dead_code, reason = "documents a route of `docs::router`")]
 fn docs() {}

@@ -39,6 +39,7 @@ mod openapi;
 #[cfg(feature = "otel")]
 mod otel;
 mod overload;
+mod pages;
 mod preconditions;
 mod races;
 mod reads;

@@ -682,6 +682,9 @@ async fn responses_are_as_documented() {
     for path in [WHOAMI, "/livez", "/readyz", "/openapi.json", "/docs"] {
         client.get(path, path, 200).await;
     }
+    let page = client.get("/docs", "/docs", 200).await;
+    let tag = page.header("etag").expect("an entity tag");
+    client.call(call(Method::GET, "/docs", "/docs").header("if-none-match", tag), 304).await;
     client.drive_rejections().await;
     let not_reached = client.not_reached();
     let is_expected =

@@ -1,11 +1,13 @@
 import { isProblem } from "./errors.js";
 import { linked, pager, type Page, type PageQuery, type Pager } from "./pager.js";
+import { stream, type StreamOptions } from "./stream.js";
 import { path, query, Transport, type Call, type CallOptions, type SessiondOptions } from "./transport.js";
 import type {
   AppendChunksBody,
   AppendedChunks,
   AppendMessage,
   BeginTurnBody,
+  BusinessEvent,
   EndTurnBody,
   ErasedUser,
   GetOrCreateSession,
@@ -15,6 +17,7 @@ import type {
   Message,
   ProblemCode,
   Session,
+  SessionEvent,
   Turn,
   TurnWithChunks,
   UpdateMessage,
@@ -29,6 +32,15 @@ export interface GetOptions extends CallOptions {
 export interface TurnOptions extends CallOptions {
   /** The number of the first chunk to return; default 0. */
   from?: number | undefined;
+}
+
+export interface EventsOptions extends StreamOptions {
+  /** How many of the newest messages to begin with, up to 100; default 0. */
+  last?: number | undefined;
+  /** Begin after the message with this `seq`. */
+  after?: number | undefined;
+  /** Begin after the event with this id. `last` and `after` are used if the service does not know it any more. */
+  lastEventId?: string | undefined;
 }
 
 /** A session of an export, or a message of the session before it. */
@@ -208,6 +220,24 @@ export class Sessiond {
   }
 
   /**
+   * What happens in a session: a state to begin with, and then changes as they come. Connects again, without loss or
+   * repetition, until the session is deleted. Rejects if the service refuses it.
+   */
+  async *events(sessionId: string, options: EventsOptions = {}): AsyncGenerator<SessionEvent, void, undefined> {
+    const { last, after, lastEventId, ...others } = options;
+    const target = path`/api/sessions/${sessionId}/events` + query({ last, after });
+    yield* stream<SessionEvent>(this.transport, target, others, sessionId, lastEventId);
+  }
+
+  /** What happens in all sessions of a business. Each connection begins with `reset`: read the active sessions then. */
+  async *businessEvents(
+    businessId: string,
+    options: StreamOptions = {},
+  ): AsyncGenerator<BusinessEvent, void, undefined> {
+    yield* stream<BusinessEvent>(this.transport, path`/api/sessions/business/${businessId}/events`, options);
+  }
+
+  /**
    * Every session of a user, the one created or resumed first comes first, each followed by its messages. Reads the
    * response while it arrives; `timeoutMs` is how long the next part of it may take.
    */
@@ -265,12 +295,12 @@ export class Sessiond {
     rel = "next",
     items?: () => AsyncGenerator<T>,
   ): Pager<T> {
-    const { signal, timeoutMs, headers, ...first } = options;
+    const { signal, timeoutMs, maxRetries, headers, ...first } = options;
     const read = async (page: PageQuery): Promise<Page<T>> => {
       const reply = await this.transport.send({
         method: "GET",
         path: path() + query(page),
-        options: { signal, timeoutMs, headers },
+        options: { signal, timeoutMs, maxRetries, headers },
       });
       const total = reply.headers.get("X-Total-Count");
       return { items: reply.body as T[], next: linked(reply.headers, rel), totalCount: total ? Number(total) : null };

@@ -1,6 +1,7 @@
 export { Sessiond } from "./client.js";
 export type {
   CreateOptions,
+  EventsOptions,
   ExportLine,
   GetOptions,
   ListOptions,
@@ -12,5 +13,6 @@ export type {
 export { ConnectionError, isProblem, isSessiondError, ProblemError, SessiondError, TimeoutError } from "./errors.js";
 export type { AnyProblemCode } from "./errors.js";
 export type { Page, PageQuery, Pager } from "./pager.js";
+export type { StreamOptions } from "./stream.js";
 export type { CallOptions, Retry, SessiondOptions } from "./transport.js";
 export type * from "./types.js";

@@ -25,6 +25,8 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
   /** Instead of the client's `timeoutMs`. */
   timeoutMs?: number | undefined;
+  /** Instead of the client's `maxRetries`. */
+  maxRetries?: number | undefined;
   /** Beside the client's `headers`. */
   headers?: Record<string, string> | undefined;
 }
@@ -88,7 +90,7 @@ export function query(members: object): string {
 
 /** Makes calls: attempts with a timeout each, repeated where that is safe and useful. */
 export class Transport {
-  private readonly options: SessiondOptions;
+  readonly options: SessiondOptions;
   private readonly baseUrl: string;
 
   constructor(options: SessiondOptions) {
@@ -125,19 +127,26 @@ export class Transport {
   }
 
   private async *read<T>(call: Call): AsyncGenerator<T, void, undefined> {
-    const response = await this.limited(call, (signal) => this.fetch(call, undefined, signal));
-    const reader = response.body!.getReader();
     const decoder = new TextDecoder();
     let rest = "";
+    for await (const bytes of this.body(call)) {
+      const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
+      rest = lines.pop()!;
+      for (const line of lines) yield parsed(call, line) as T;
+    }
+    if (rest) throw new ConnectionError(`${nameOf(call)}: the response is cut off`);
+  }
+
+  /** The parts of the body of the response to one attempt, each of which may take `partTimeoutMs`. */
+  async *body(call: Call, partTimeoutMs?: number): AsyncGenerator<Uint8Array, void, undefined> {
+    const response = await this.limited(call, (signal) => this.fetch(call, undefined, signal));
+    const reader = response.body!.getReader();
     try {
       for (;;) {
-        const { done, value } = await this.limited(call, () => received(call, () => reader.read()));
-        if (done) break;
-        const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
-        rest = lines.pop()!;
-        for (const line of lines) yield parsed(call, line) as T;
+        const { done, value } = await this.limited(call, () => received(call, () => reader.read()), partTimeoutMs);
+        if (done) return;
+        yield value;
       }
-      if (rest) throw new ConnectionError(`${nameOf(call)}: the response is cut off`);
     } finally {
       // Not awaited: the connection may be lost.
       reader.cancel().catch(() => {});
@@ -145,27 +154,26 @@ export class Transport {
   }
 
   private async repeated<T>(call: Call, attempt: () => Promise<T>): Promise<T> {
-    const { maxRetries = MAX_RETRIES, onRetry } = this.options;
-    const { method, path, options: { signal } = {} } = call;
+    const { signal, maxRetries = this.options.maxRetries ?? MAX_RETRIES } = call.options ?? {};
     for (let retry = 1; ; retry++) {
       try {
         return await attempt();
       } catch (error) {
         if (retry > maxRetries || call.repeatable === false || !isTransient(error)) throw error;
-        const backoffMs = Math.min(BACKOFF_MS * 2 ** (retry - 1), MAX_BACKOFF_MS);
-        const delayMs = (retryAfterMs(error) ?? 0) + Math.random() * backoffMs;
-        onRetry?.({ method, path, retry, delayMs, error });
+        const delayMs = retryDelayMs(retry, error);
+        this.options.onRetry?.({ method: call.method, path: call.path, retry, delayMs, error });
         signal?.throwIfAborted();
         await sleep(delayMs, signal);
       }
     }
   }
 
-  private async limited<T>(call: Call, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  private async limited<T>(call: Call, work: (signal: AbortSignal) => Promise<T>, limitMs?: number): Promise<T> {
     const { signal, timeoutMs = this.options.timeoutMs ?? TIMEOUT_MS } = call.options ?? {};
     signal?.throwIfAborted();
-    const timeoutError = () => new TimeoutError(`${nameOf(call)}: no response in ${timeoutMs} ms`);
-    return limited(work, timeoutMs, timeoutError, signal);
+    const ms = limitMs ?? timeoutMs;
+    const timeoutError = () => new TimeoutError(`${nameOf(call)}: no response in ${ms} ms`);
+    return limited(work, ms, timeoutError, signal);
   }
 
   /** The response to one attempt, if it is a success. */
@@ -211,7 +219,7 @@ async function received<T>(call: Call, part: () => Promise<T>): Promise<T> {
   }
 }
 
-function parsed(call: Call, text: string): unknown {
+export function parsed(call: Call, text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
@@ -227,8 +235,10 @@ function isTransient(error: unknown): error is Retry["error"] {
   return transient && (error.retryAfterMs ?? 0) <= MAX_RETRY_AFTER_MS;
 }
 
-function retryAfterMs(error: Retry["error"]): number | null {
-  return error instanceof ProblemError ? error.retryAfterMs : null;
+/** At least as long as the service asks for, and exponential backoff with full jitter. */
+export function retryDelayMs(retry: number, error: unknown, leastMs = 0): number {
+  const retryAfterMs = error instanceof ProblemError ? (error.retryAfterMs ?? 0) : 0;
+  return Math.max(leastMs, retryAfterMs) + Math.random() * Math.min(BACKOFF_MS * 2 ** (retry - 1), MAX_BACKOFF_MS);
 }
 
 /**
@@ -259,7 +269,7 @@ function limited<T>(
   });
 }
 
-function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
+export function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
       unlisten();
@@ -276,7 +286,7 @@ function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
 const callbacks = new WeakMap<EventTarget, Set<(reason: unknown) => void>>();
 
 /** Calls back when the signal is aborted, unless the returned function is called before. */
-function onAbort(signal: AbortSignal | undefined, callback: (reason: unknown) => void): () => void {
+export function onAbort(signal: AbortSignal | undefined, callback: (reason: unknown) => void): () => void {
   if (!signal) return () => {};
   const set = callbacks.get(signal) ?? new Set();
   callbacks.set(signal, set.add(callback));

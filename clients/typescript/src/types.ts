@@ -171,6 +171,58 @@ export interface Health {
   status: string;
 }
 
+// The events of streams. openapi.json has no schemas of these.
+
+/** Chunks of a turn. */
+export interface TurnChunks {
+  turnId: string;
+  number: number;
+  /** The number of the first of these chunks. */
+  from: number;
+  chunks: string[];
+}
+
+export interface StreamEvent<Type extends string, Data> {
+  type: Type;
+  data: Data;
+  /** The position of the stream after this event, where it has one. */
+  id?: string;
+}
+
+/** Why a reader cannot go on from what it has. */
+export type ResetReason = "unknown_cursor" | "too_far" | "diverged" | "changed";
+
+/** What happens in a session. A later version of the service may have more types. */
+export type SessionEvent =
+  /** What was read before may not fit: list the messages again. The state follows. */
+  | StreamEvent<"reset", { reason: ResetReason }>
+  | StreamEvent<"session", Session>
+  /** Each `seq` once, in order. One whose `messageId` is that of a turn replaces the chunks of the turn. */
+  | StreamEvent<"message", Message>
+  | StreamEvent<"turn", Turn>
+  | StreamEvent<"chunk", TurnChunks>
+  /** Everything that was there has been sent. */
+  | StreamEvent<"ready", Record<string, never>>
+  /** The metadata of a message was changed, or it was redacted. */
+  | StreamEvent<"changed", Message>
+  /** The last event of the session. */
+  | StreamEvent<"deleted", { sessionId: string }>
+  /** The service closes this connection. Another one follows by itself. */
+  | StreamEvent<"bye", Record<string, never>>;
+
+/** Messages have neither content nor metadata in the stream of a business. */
+export type MessageHead = Omit<Message, "content" | "metadata">;
+
+/** What happens in the sessions of a business. */
+export type BusinessEvent =
+  /** Read the active sessions: what happened before is not in the stream. */
+  | StreamEvent<"reset", { reason: ResetReason | "start" }>
+  | StreamEvent<"session", Session>
+  | StreamEvent<"message" | "changed", MessageHead>
+  | StreamEvent<"turn", Turn>
+  | StreamEvent<"deleted", { sessionId: string }>
+  | StreamEvent<"bye", Record<string, never>>;
+
 export type ProblemCode =
   | "invalid_request"
   | "unauthorized"

@@ -2,7 +2,7 @@
 
 import { startProxy, type Proxy } from "./proxy.js";
 import { startService } from "./service.js";
-import type { Environment } from "./suite.js";
+import type { Environment } from "./support.js";
 
 export async function startEnvironment(): Promise<{ env: Environment; proxy: Proxy; stop(): Promise<void> }> {
   const proxy = await startProxy();

@@ -201,6 +201,14 @@ def check_calls():
     return "calls from outside the containers create a session and find it"
 
 
+def check_console():
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+             f"--user-data-dir={WORK}/chromium", "--virtual-time-budget=10000", "--dump-dom"]
+    dom = output_of("chromium", *flags, f"{API}/")
+    assert "Find a conversation" in dom, dom
+    return "Chromium opens the console from outside the containers"
+
+
 def check_prometheus():
     def targets():
         return call(f"{PROMETHEUS}/api/v1/targets")[1]["data"]["activeTargets"]
@@ -341,6 +349,7 @@ def main():
             ("confinement", lambda: check_confinement(SERVICES)),
             ("networks", check_networks),
             ("calls", check_calls),
+            ("console", check_console),
             ("Prometheus", check_prometheus),
             ("Redis restart", check_redis_restart),
             ("stop", check_stop),

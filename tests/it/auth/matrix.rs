@@ -332,8 +332,7 @@ async fn check_cell(
 async fn unknown_routes_require_a_credential() {
     let fixture = Fixture::start().await;
     let service = &fixture.service;
-    for path in ["/", "/metrics", "/api", "/api/sessions/", "/api/sessions/a/b/c", "/docs/../api", "//livez", "/LIVEZ"]
-    {
+    for path in ["/metrics", "/api", "/api/sessions/", "/api/sessions/a/b/c", "/docs/../api", "//livez", "/LIVEZ"] {
         service.get(path).await.expect_problem(401, "unauthorized");
         service.get_as(&fixture.api_keys["right"], path).await.expect_problem(404, "route_not_found");
     }
@@ -342,6 +341,9 @@ async fn unknown_routes_require_a_credential() {
     let other = service.bearer(&fixture.api_keys["right"], Method::DELETE, "/api/sessions", Value::Null).await;
     other.expect_problem(405, "method_not_allowed");
     service.delete("/livez").await.expect_problem(405, "method_not_allowed");
-    // A file that the page at /docs loads.
-    service.get("/docs/swagger-ui.css").await.expect(200);
+    // Pages and their files do not.
+    for path in ["/", "/console/", "/docs", "/docs/"] {
+        service.get(path).await.expect(200);
+    }
+    service.get("/console/nothing.js").await.expect_problem(404, "route_not_found");
 }

@@ -20,7 +20,7 @@ const CALLERS: usize = 16;
 const CANARY: &str = "canary";
 
 /// The paths of the requests. Each `*` is replaced by a random text.
-const PATHS: [&str; 28] = [
+const PATHS: [&str; 33] = [
     "/api/sessions",
     "/api/sessions/*",
     "/api/sessions/*/messages",
@@ -44,7 +44,12 @@ const PATHS: [&str; 28] = [
     "/readyz?*",
     "/openapi.json",
     "/docs",
+    "/docs/",
     "/docs/*",
+    "/",
+    "/console",
+    "/console/",
+    "/console/*",
     "/*",
     "/api/*/*?*=*",
     "/api/sessions/business/%FF*/active",
@@ -150,7 +155,8 @@ async fn ten_thousand_random_requests_add_no_series() {
     let document: Value =
         reqwest::get(format!("{base}/openapi.json")).await.expect("a response").json().await.expect("JSON");
     let mut routes: Vec<_> = document["paths"].as_object().expect("paths").keys().cloned().collect();
-    routes.extend(["/docs/{file}", "unmatched"].map(str::to_owned));
+    let pages = ["/", "/console", "/console/", "/console/{file}", "/docs/", "/docs/{file}"];
+    routes.extend(pages.into_iter().chain(["unmatched"]).map(str::to_owned));
     routes.sort();
     routes.dedup();
     assert_eq!(scrape.label_values("route"), routes);

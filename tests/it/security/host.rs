@@ -23,7 +23,7 @@ fn requests() -> Vec<(String, u16)> {
         ("GET /readyz HTTP/1.1\r\n".to_owned(), 200),
         ("GET /openapi.json HTTP/1.1\r\n".to_owned(), 200),
         ("GET /docs HTTP/1.1\r\n".to_owned(), 200),
-        ("GET /docs/swagger-ui.css HTTP/1.1\r\n".to_owned(), 200),
+        ("GET /console/ HTTP/1.1\r\n".to_owned(), 200),
         ("GET /api/sessions/business/b/active HTTP/1.1\r\n".to_owned(), 401),
         ("DELETE /api/sessions/business/b/user/u HTTP/1.1\r\n".to_owned(), 401),
         ("GET /nowhere HTTP/1.1\r\n".to_owned(), 401),

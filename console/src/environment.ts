@@ -1,0 +1,14 @@
+/** `--console-label`, and the version of the service. They are in the page. */
+export const LABEL = meta("sessiond-label");
+export const VERSION = meta("sessiond-version");
+
+/** The colour of the environment: the more it matters, the louder. */
+export const ENVIRONMENT = /prod|live/i.test(LABEL)
+  ? "production"
+  : /stag|accept|uat|pre/i.test(LABEL)
+    ? "staging"
+    : "other";
+
+function meta(name: string): string {
+  return document.querySelector<HTMLMetaElement>(`meta[name="${name}"]`)?.content ?? "";
+}

@@ -1,0 +1,184 @@
+import type { ComponentChildren, HTMLAttributes, JSX, Ref } from "preact";
+import { useEffect, useImperativeHandle, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { Heights } from "./heights.js";
+import { useKey } from "./keyboard.js";
+
+/** How far beyond the visible part rows are rendered, in pixels. */
+const MARGIN = 300;
+/** A list that is this close to its end follows it. */
+const END_TOLERANCE = 40;
+
+export interface LongListHandle {
+  scrollTo(place: "start" | "end"): void;
+}
+
+/** The rows that are rendered. */
+export interface Range {
+  first: number;
+  last: number;
+  isAtStart: boolean;
+  isAtEnd: boolean;
+}
+
+interface Props {
+  /** Rows have other indexes in a list of another identity. */
+  identity: string;
+  count: number;
+  /** The height of a row that was not rendered yet, in pixels. */
+  estimate: number;
+  label: string;
+  role: "log" | "list";
+  /** Whether it starts at its end, and stays there while rows are added. */
+  followsEnd?: boolean;
+  keyOf(index: number): string | number;
+  /** What is in a row, and the attributes of its element. */
+  row(index: number): { attributes?: HTMLAttributes<HTMLDivElement>; content: ComponentChildren };
+  /** Below the last row. */
+  end?: ComponentChildren;
+  onRange?(range: Range): void;
+  handle?: Ref<LongListHandle>;
+}
+
+/** A list that renders only the rows that are seen, of any height. What is seen stays in place when rows change. */
+export function LongList(props: Props): JSX.Element {
+  const { identity, count, estimate, label, role, followsEnd = false, keyOf, row, end, onRange, handle = null } = props;
+  const box = useRef<HTMLDivElement>(null);
+  const body = useRef<HTMLDivElement>(null);
+  const [, render] = useState(0);
+  const state = useRef({
+    identity: "",
+    heights: new Heights(estimate),
+    scrollTop: 0,
+    /** The first row that is seen, and how much of it is above the top. */
+    anchor: { index: 0, above: 0 },
+    isAtEnd: followsEnd,
+    height: 800,
+  }).current;
+  if (state.identity !== identity) {
+    state.identity = identity;
+    state.heights = new Heights(estimate);
+    state.scrollTop = 0;
+    state.anchor = { index: 0, above: 0 };
+  }
+  const { heights } = state;
+  heights.resize(count);
+
+  const top = state.isAtEnd && followsEnd ? Math.max(0, heights.total - state.height) : state.scrollTop;
+  const first = count ? heights.at(top - MARGIN) : 0;
+  const last = count ? heights.at(top + state.height + MARGIN) : -1;
+  const indexes = Array.from({ length: last - first + 1 }, (_, i) => first + i);
+
+  const look = () => {
+    const { scrollTop, scrollHeight, clientHeight } = box.current!;
+    state.scrollTop = scrollTop;
+    state.height = clientHeight;
+    state.isAtEnd = scrollHeight - scrollTop - clientHeight < END_TOLERANCE;
+    const index = heights.at(scrollTop);
+    state.anchor = { index, above: scrollTop - heights.top(index) };
+  };
+
+  const tellRange = () => onRange?.({ first, last, isAtStart: state.scrollTop === 0, isAtEnd: state.isAtEnd });
+
+  useLayoutEffect(() => {
+    const { children } = body.current!;
+    indexes.forEach((index, i) => {
+      const { height } = children[i]!.getBoundingClientRect();
+      if (height) heights.set(index, height);
+    });
+    body.current!.style.paddingTop = `${heights.top(first)}px`;
+    body.current!.style.paddingBottom = `${heights.total - heights.top(last + 1)}px`;
+    const { anchor } = state;
+    if (followsEnd && state.isAtEnd) box.current!.scrollTop = box.current!.scrollHeight;
+    else if (followsEnd) box.current!.scrollTop = heights.top(anchor.index) + anchor.above;
+    look();
+    const isOutside = heights.at(state.scrollTop) < first || heights.at(state.scrollTop + state.height) > last;
+    if (count && isOutside) render((n) => n + 1);
+    tellRange();
+  });
+
+  useEffect(() => {
+    const observer = new ResizeObserver(() => render((n) => n + 1));
+    observer.observe(box.current!);
+    observer.observe(body.current!);
+    return () => observer.disconnect();
+  }, []);
+
+  useImperativeHandle(handle, () => ({
+    scrollTo(place) {
+      state.isAtEnd = place === "end";
+      box.current!.scrollTop = place === "end" ? box.current!.scrollHeight : 0;
+      look();
+      render((n) => n + 1);
+    },
+  }));
+
+  // Focus moves by rows. A row that is not rendered any more leaves its focus to the list.
+  const focused = useRef<string | number | null>(null);
+  useLayoutEffect(() => {
+    if (focused.current === null || document.activeElement !== document.body) return;
+    const index = indexes.findIndex((index) => keyOf(index) === focused.current);
+    focusRow(index >= 0 ? body.current!.children[index] : undefined);
+  });
+  const focusRow = (element: Element | undefined) => {
+    const target = element?.querySelector<HTMLElement>("[data-focus]") ?? (element as HTMLElement | undefined);
+    (target ?? box.current!).focus({ preventScroll: true });
+  };
+  const move = (step: 1 | -1) => {
+    const rows = [...body.current!.children];
+    const current = rows.findIndex((element) => element.contains(document.activeElement));
+    const view = box.current!.getBoundingClientRect();
+    const seen = (element: Element) => element.getBoundingClientRect().bottom > view.top + 1;
+    const target = rows[current < 0 ? rows.findIndex(seen) : current + step];
+    if (!target) return;
+    target.scrollIntoView({ block: "nearest" });
+    focusRow(target);
+  };
+  useKey("j", () => move(1));
+  useKey("k", () => move(-1));
+
+  return (
+    <div
+      ref={box}
+      class="long-list"
+      role="region"
+      aria-label={label}
+      tabIndex={0}
+      onScroll={() => {
+        look();
+        const isRendered =
+          (first === 0 || heights.top(first) <= state.scrollTop - MARGIN / 2) &&
+          (last === count - 1 || heights.top(last + 1) >= state.scrollTop + state.height + MARGIN / 2);
+        if (!isRendered) render((n) => n + 1);
+        tellRange();
+      }}
+      onFocusIn={(event) => {
+        const element = [...body.current!.children].findIndex((child) => child.contains(event.target as Node));
+        focused.current = element < 0 ? null : keyOf(first + element);
+      }}
+      onFocusOut={(event) => {
+        const left = event.target as Element;
+        // Unless its element is being removed.
+        queueMicrotask(() => {
+          if (left.isConnected && !body.current?.contains(document.activeElement)) focused.current = null;
+        });
+      }}
+    >
+      <div
+        ref={body}
+        role={role}
+        aria-label={label}
+        aria-live={role === "log" ? (state.isAtEnd ? "polite" : "off") : undefined}
+      >
+        {indexes.map((index) => {
+          const { attributes, content } = row(index);
+          return (
+            <div key={keyOf(index)} role={role === "list" ? "listitem" : undefined} {...attributes}>
+              {content}
+            </div>
+          );
+        })}
+      </div>
+      {end}
+    </div>
+  );
+}

@@ -1,0 +1,29 @@
+import type { JSX } from "preact";
+import { Store, useStore } from "./store.js";
+
+/** One short text about what has just happened, such as "Copied". Screen readers read it out. */
+class Notice extends Store {
+  text = "";
+  private timer: ReturnType<typeof setTimeout> | undefined;
+
+  show(text: string): void {
+    this.text = text;
+    this.changed();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      this.text = "";
+      this.changed();
+    }, 6000);
+  }
+}
+
+export const notice = new Notice();
+
+export function NoticeBar(): JSX.Element {
+  const { text } = useStore(notice);
+  return (
+    <div class="notice" role="status">
+      {text && <p>{text}</p>}
+    </div>
+  );
+}

@@ -1,0 +1,197 @@
+// What the console costs: bytes, elements, requests.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import type { Browser } from "playwright-core";
+import { Heights } from "../src/heights.js";
+import { openBrowser, Tab } from "./browser.js";
+import { startService, type Service } from "./service.js";
+
+const BUSINESS = "B0100001";
+const MESSAGES = 10_000;
+let service: Service;
+let browser: Browser;
+
+before(async () => {
+  [service, browser] = await Promise.all([startService(), openBrowser()]);
+});
+after(async () => {
+  await browser.close();
+  await service.stop();
+});
+
+/** A session of 10,000 messages of different lengths. */
+async function longSession(): Promise<string> {
+  const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "talkative" });
+  for (let seq = 1; seq <= MESSAGES; seq += 100) {
+    const messages = Array.from({ length: 100 }, (_, i) => ({
+      role: i % 2 ? ("assistant" as const) : ("user" as const),
+      content: `message ${seq + i}\n`.repeat(1 + ((seq + i) % 7)),
+      metadata: i % 3 ? {} : { tokens: i },
+    }));
+    await service.client.appendMessages(sessionId, messages);
+  }
+  return sessionId;
+}
+
+test("all files of the console have at most 40 kB with brotli", async () => {
+  const page = await fetch(`${service.url}/console/`);
+  const html = await page.text();
+  let bytes = html.length;
+  for (const [, file] of html.matchAll(/(?:href|src)="([\w.-]+)"/g)) {
+    const head = await fetch(`${service.url}/console/${file}`, {
+      method: "HEAD",
+      headers: { "Accept-Encoding": "br" },
+    });
+    bytes += Number(head.headers.get("Content-Length"));
+  }
+  console.log(`# ${bytes} bytes`);
+  assert.ok(bytes > 10_000 && bytes <= 40_000, `${bytes}`);
+});
+
+test("a session of 10,000 messages scrolls with fewer than 500 elements, and shows each", async () => {
+  const sessionId = await longSession();
+  const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
+  await tab.shows(`#${MESSAGES}`);
+  const list = tab.page.getByRole("region", { name: "Messages" });
+  const seen = new Set<number>();
+  let most = 0;
+  const look = async () => {
+    const { elements, shown } = await tab.page.evaluate(() => ({
+      elements: document.querySelectorAll("*").length,
+      shown: [...document.querySelectorAll(".seq")].map((element) => Number(element.textContent!.slice(1))),
+    }));
+    most = Math.max(most, elements);
+    shown.forEach((seq) => seen.add(seq));
+    return shown;
+  };
+  // Upwards, a part of a screen at a time: what was at the top stays on the screen.
+  for (let screens = 0; screens < 60; screens++) {
+    const before = await look();
+    await list.evaluate((element) => element.scrollBy(0, -400));
+    await tab.page.waitForFunction(() => !document.querySelector('.message[aria-busy="true"]'));
+    const shown = await look();
+    assert.ok(
+      before.some((seq) => shown.includes(seq)),
+      `${before} ${shown}`,
+    );
+    assert.deepEqual(
+      shown,
+      shown.map((_, i) => shown[0]! + i),
+    );
+  }
+  assert.ok(seen.size > 150 && Math.max(...seen) - Math.min(...seen) === seen.size - 1, `${seen.size}`);
+  // Anywhere.
+  for (let part = 0; part <= 20; part++) {
+    await list.evaluate((element, part) => (element.scrollTop = (element.scrollHeight * part) / 20), part);
+    await tab.page.waitForFunction(() => !document.querySelector('.message[aria-busy="true"]'));
+    await look();
+  }
+  await tab.page.getByRole("button", { name: "Oldest" }).click();
+  await tab.page.getByText("#1", { exact: true }).waitFor();
+  await look();
+  await tab.page.getByRole("button", { name: "Newest" }).click();
+  await tab.page.getByText(`#${MESSAGES}`, { exact: true }).waitFor();
+  await look();
+  console.log(`# at most ${most} elements`);
+  assert.ok(most < 500, `${most}`);
+  await tab.close();
+});
+
+test("messages that are not kept any more are not waited for", async () => {
+  const forgetful = await startService("--messages-kept", "100");
+  const { sessionId } = await forgetful.client.createSession({ businessId: BUSINESS, userId: "u" });
+  for (let seq = 1; seq <= 450; seq += 50) {
+    const messages = Array.from({ length: 50 }, (_, i) => ({ role: "user" as const, content: `message ${seq + i}` }));
+    await forgetful.client.appendMessages(sessionId, messages);
+  }
+  const tab = await Tab.open(browser, forgetful.url, `#/session/${sessionId}`);
+  await tab.shows("#450");
+  await tab.page.getByRole("button", { name: "Oldest" }).click();
+  await tab.shows("Messages before #351 are not kept any more.");
+  await tab.page.getByText("#351", { exact: true }).waitFor();
+  await tab.page.getByRole("button", { name: "Newest" }).click();
+  await tab.page.getByText("#450", { exact: true }).waitFor();
+  await tab.close();
+  await forgetful.stop();
+});
+
+test("a message is not moved when those above it turn out to be higher", async () => {
+  const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "uneven" });
+  const messages = Array.from({ length: 80 }, (_, i) => ({
+    role: "user" as const,
+    content: `line of ${i + 1}\n`.repeat(i % 5 === 0 ? 40 : 1),
+  }));
+  await service.client.appendMessages(sessionId, messages);
+  const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
+  await tab.shows("#80");
+  const list = tab.page.getByRole("region", { name: "Messages" });
+  const places = () =>
+    list.evaluate((element) => {
+      const top = element.getBoundingClientRect().top;
+      const rows = [...element.querySelectorAll(".seq")];
+      return Object.fromEntries(rows.map((row) => [row.textContent, row.getBoundingClientRect().top - top]));
+    });
+  for (let step = 0; step < 40; step++) {
+    const before = await places();
+    const moved = await list.evaluate((element) => {
+      const { scrollTop } = element;
+      element.scrollBy(0, -120);
+      return scrollTop > 120 ? 120 : scrollTop;
+    });
+    await tab.page.evaluate(
+      () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))),
+    );
+    const after = await places();
+    for (const seq of Object.keys(before).filter((seq) => seq in after)) {
+      assert.ok(Math.abs(after[seq]! - before[seq]! - moved) < 2, `step ${step}, ${seq}: ${before[seq]} ${after[seq]}`);
+    }
+  }
+  await tab.close();
+});
+
+test("a hidden tab asks nothing, and looks again when it is seen", async () => {
+  const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "hidden" });
+  for (const hash of [`#/session/${sessionId}`, `#/business/${BUSINESS}`, `#/business/${BUSINESS}/user/hidden`]) {
+    const tab = await Tab.open(browser, service.url);
+    await tab.page.clock.install();
+    await tab.goto(hash);
+    await tab.shows(/active/);
+    await tab.page.waitForLoadState("load");
+    await tab.setHidden(true);
+    tab.calls.length = 0;
+    await tab.page.clock.runFor(60_000);
+    assert.deepEqual(tab.calls, [], hash);
+    await tab.close();
+  }
+});
+
+test("heights of rows: sums and searches agree with a plain list", () => {
+  let seed = 7;
+  const random = (below: number) => (seed = (seed * 48271) % 2147483647) % below;
+  const heights = new Heights(50);
+  const plain: number[] = [];
+  for (let step = 0; step < 5000; step++) {
+    if (random(4) === 0) {
+      const count = plain.length + random(20);
+      while (plain.length < count) plain.push(50);
+      heights.resize(count);
+    } else if (plain.length) {
+      const index = random(plain.length);
+      plain[index] = 1 + random(400);
+      heights.set(index, plain[index]!);
+    }
+    const index = random(plain.length + 1);
+    const top = plain.slice(0, index).reduce((sum, height) => sum + height, 0);
+    assert.equal(heights.top(index), top);
+    if (index < plain.length) {
+      assert.equal(heights.at(top), index);
+      assert.equal(heights.at(top + plain[index]! - 1), index);
+    }
+  }
+  assert.ok(plain.length > 2000);
+  assert.equal(
+    heights.total,
+    plain.reduce((sum, height) => sum + height, 0),
+  );
+});

@@ -1,0 +1,133 @@
+// Chromium, and what no page of the console may ever do: break its security policy, set a cookie, or ask elsewhere.
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+import { execFileSync } from "node:child_process";
+import { chromium, type Browser, type BrowserContextOptions, type Page } from "playwright-core";
+
+const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
+const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"];
+
+export async function openBrowser(): Promise<Browser> {
+  const named = process.env.CHROMIUM;
+  const executablePath =
+    named ?? execFileSync("sh", ["-c", "command -v chromium || command -v google-chrome"]).toString().trim();
+  return chromium.launch({ executablePath, args: [...FLAGS, "--disable-sync", "--no-first-run"] });
+}
+
+export class Tab {
+  readonly page: Page;
+  /** The requests since the start, without those for the page's own files. */
+  readonly calls: string[] = [];
+  private readonly url: string;
+  private readonly problems: string[] = [];
+
+  private constructor(page: Page, url: string) {
+    this.page = page;
+    this.url = url;
+  }
+
+  static async open(browser: Browser, url: string, hash = "#/", options: BrowserContextOptions = {}): Promise<Tab> {
+    const context = await browser.newContext({
+      viewport: { width: 1280, height: 800 },
+      acceptDownloads: true,
+      ...options,
+    });
+    await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+    const page = await context.newPage();
+    const tab = new Tab(page, url);
+    await page.addInitScript({ path: AXE });
+    await page.addInitScript(() => {
+      addEventListener("securitypolicyviolation", (event) => {
+        console.error(`violation: ${event.violatedDirective} ${event.blockedURI} ${event.sample}`);
+      });
+    });
+    page.on("pageerror", (error) => tab.problems.push(`${error.stack}`));
+    page.on("console", (message) => {
+      // Responses with an error are expected, and shown.
+      const isResponse = message.text().startsWith("Failed to load resource");
+      if (message.type() === "error" && !isResponse) tab.problems.push(message.text());
+    });
+    page.on("dialog", (dialog) => {
+      tab.problems.push(`a script has run: ${dialog.message()}`);
+      void dialog.dismiss();
+    });
+    context.on("request", (request) => {
+      const target = new URL(request.url());
+      if (target.protocol === "blob:") return;
+      if (target.origin !== url) tab.problems.push(`a request to ${target}`);
+      if (!target.pathname.startsWith("/console/"))
+        tab.calls.push(`${request.method()} ${target.pathname}${target.search}`);
+    });
+    await page.goto(`${url}/console/${hash}`);
+    return tab;
+  }
+
+  async goto(hash: string): Promise<void> {
+    await this.page.goto(`${this.url}/console/${hash}`);
+  }
+
+  /** Lets the page believe that another tab is shown, or that it is shown again. Headless Chromium hides no tab. */
+  async setHidden(isHidden: boolean): Promise<void> {
+    await this.page.evaluate((isHidden) => {
+      Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+      Object.defineProperty(document, "visibilityState", {
+        value: isHidden ? "hidden" : "visible",
+        configurable: true,
+      });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }, isHidden);
+  }
+
+  /** Waits until a text is shown. */
+  async shows(text: string | RegExp): Promise<void> {
+    await this.page
+      .getByText(text)
+      .first()
+      .waitFor({ timeout: 10_000 })
+      .catch(async (error) => assert.fail(`${error.message}\n${await this.text()}`));
+  }
+
+  async text(): Promise<string> {
+    return this.page.evaluate(() => document.body.innerText);
+  }
+
+  /** The names of all buttons that are offered. */
+  async buttons(): Promise<string[]> {
+    return this.page.evaluate(() => [...document.querySelectorAll("button")].map((button) => button.innerText));
+  }
+
+  /** Moves the focus by Tab until it is on the element with this name. */
+  async tabTo(name: string): Promise<void> {
+    const seen = [];
+    for (let presses = 0; presses < 80; presses++) {
+      const focused = await this.page.evaluate(() => {
+        const element = document.activeElement as HTMLElement;
+        const label = element.closest("label")?.innerText.trim();
+        return element.getAttribute("aria-label") ?? label ?? element.innerText.trim();
+      });
+      if (focused.startsWith(name)) return;
+      seen.push(focused);
+      await this.page.keyboard.press("Tab");
+    }
+    assert.fail(`Tab does not reach ${name}: ${seen.join(" | ")}`);
+  }
+
+  /** Panics if axe-core finds a violation of WCAG 2.2 AA, or another of its rules. */
+  async expectAccessible(state: string): Promise<void> {
+    const violations = await this.page.evaluate(async () => {
+      const { axe } = window as unknown as { axe: { run(): Promise<{ violations: any[] }> } };
+      const { violations } = await axe.run();
+      return violations.map(({ id, nodes }) => `${id}: ${nodes.map((node: any) => node.html).join(" ")}`);
+    });
+    assert.deepEqual(violations, [], state);
+  }
+
+  /** Panics if a script has failed, or the page did what it may not. */
+  async close(): Promise<void> {
+    const cookies = await this.page.context().cookies();
+    await this.page.context().close();
+    assert.deepEqual(this.problems, []);
+    assert.deepEqual(cookies, []);
+  }
+}
