@@ -11,6 +11,7 @@ mod ring;
 mod session_feed;
 mod session_stream;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub(crate) use self::position::ResetReason;
 use self::session_feed::{SessionFeed, newest};
 pub use self::session_stream::SessionStream;
 use crate::auth::Credentials;
+use crate::metrics;
 use crate::session::{Clock, Session, SessionId};
 use crate::store::{SessionStore, StoreError};
 
@@ -68,6 +70,14 @@ struct Context {
     settings: StreamSettings,
 }
 
+impl Context {
+    /// Records how long it took from a change to its event, which was just made.
+    fn delivered(&self, published_ms: i64) {
+        let took = (self.clock)().0.saturating_sub(published_ms);
+        metrics::stream_delivered(Duration::from_millis(u64::try_from(took).unwrap_or_default()));
+    }
+}
+
 impl std::fmt::Debug for Context {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Context").finish_non_exhaustive()
@@ -90,6 +100,8 @@ pub enum StreamStart {
 pub enum StreamError {
     /// There are too many.
     Limit(StreamLimit),
+    /// The service is stopping.
+    Leaving,
     /// The store cannot serve.
     Store(StoreError),
 }
@@ -109,6 +121,7 @@ pub struct Streams {
     sessions: Arc<Feeds<SessionId, SessionFeed>>,
     businesses: Arc<Feeds<String, BusinessFeed>>,
     open: Arc<Mutex<Vec<Arc<Control>>>>,
+    is_leaving: AtomicBool,
     /// Checks credentials, once there was a stream.
     check: OnceLock<AbortHandle>,
 }
@@ -133,7 +146,8 @@ impl Streams {
     ) -> Self {
         let context = Context { store, clock, settings };
         let (sessions, businesses, open) = Default::default();
-        Self { context, credentials, limits, sessions, businesses, open, check: OnceLock::new() }
+        let is_leaving = AtomicBool::new(false);
+        Self { context, credentials, limits, sessions, businesses, open, is_leaving, check: OnceLock::new() }
     }
 
     /// The same for another worker, with its store.
@@ -180,8 +194,9 @@ impl Streams {
         Ok(BusinessStream::open(membership).await)
     }
 
-    /// Ends all streams within `time`, spread over most of it.
+    /// Ends all streams within `time`, spread over most of it, and opens no more.
     pub async fn leave(&self, time: Duration) {
+        self.is_leaving.store(true, Ordering::Relaxed);
         let streams = self.lock().clone();
         let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
         let within = time.mul_f64(LEAVE_SHARE).min(LEAVE_SPACING.saturating_mul(count));
@@ -195,6 +210,9 @@ impl Streams {
     }
 
     fn admit(&self, caller: StreamCaller) -> Result<(Arc<Control>, limits::StreamPermit), StreamError> {
+        if self.is_leaving.load(Ordering::Relaxed) {
+            return Err(StreamError::Leaving);
+        }
         let user = caller.grant.subject;
         let permit = self.limits.acquire(user).map_err(|limit| {
             // Whether a client is still there shows only when something is sent to it.

@@ -123,12 +123,15 @@ fn stream_response(body: impl HttpBody<Data = Bytes, Error = std::convert::Infal
 
 impl From<StreamError> for ApiError {
     fn from(error: StreamError) -> Self {
-        let whose = match error {
+        let (problem, reason) = match error {
             StreamError::Store(error) => return StoreError::into(error),
-            StreamError::Limit(StreamLimit::Total) => "There are too many event streams",
-            StreamError::Limit(StreamLimit::User) => "This user has too many event streams",
+            StreamError::Leaving => ("The service is stopping; try again", "streams"),
+            StreamError::Limit(StreamLimit::Total) => ("There are too many event streams; try again later", "streams"),
+            StreamError::Limit(StreamLimit::User) => {
+                ("This user has too many event streams; close one, or try again later", "user_streams")
+            }
         };
-        metrics::stream_shed();
-        Self::new(Code::Overloaded, format!("{whose}; close one, or try again later"))
+        metrics::stream_shed(reason);
+        Self::new(Code::Overloaded, problem)
     }
 }

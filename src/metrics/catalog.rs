@@ -59,8 +59,8 @@ catalog! {
     gauge IN_FLIGHT = "sessiond_http_requests_in_flight",
         "Requests in flight now.";
     counter SHED = "sessiond_http_requests_shed_total",
-        "Requests and connections rejected to protect the service: connections, overload, rate_limit, streams.",
-        from 0 for "reason" in ["connections", "overload", "rate_limit", "streams"];
+        "Requests and connections rejected by a limit: connections, overload, rate_limit, streams, user_streams.",
+        from 0 for "reason" in ["connections", "overload", "rate_limit", "streams", "user_streams"];
     counter REFUSED = "sessiond_credentials_refused_total",
         "Requests rejected because of their credential: missing, several, invalid, expired, rate, scope, tenant, role.",
         from 0 for "reason" in ["missing", "several", "invalid", "expired", "rate", "scope", "tenant", "role"];
@@ -120,7 +120,7 @@ catalog! {
         "Streams, or feeds of several streams, that could not go on from what was sent; lost is of businesses.",
         from 0 for "reason" in ["unknown_cursor", "too_far", "diverged", "changed", "lost"];
     histogram STREAM_DELIVERY_SECONDS = "sessiond_stream_delivery_seconds",
-        "Time from a change, by the clock of the service that made it, to its event.";
+        "Time from a change, by the clock of the service that made it, to its event, once for all streams of a worker.";
     gauge SUBSCRIBER_CONNECTIONS = "sessiond_subscriber_connections",
         "Connections to Redis that receive notifications for event streams.";
     counter LOG_LINES_DROPPED = "sessiond_log_lines_dropped_total",

@@ -63,9 +63,9 @@ pub fn streams_open(streams: usize) {
     METRICS.streams.set(count(streams));
 }
 
-/// Counts an event stream that was not opened because there are too many.
-pub fn stream_shed() {
-    counter!(SHED, "reason" => "streams").increment(1);
+/// Counts an event stream that was not opened because there are too many: `streams`, or `user_streams` of one user.
+pub fn stream_shed(reason: &'static str) {
+    counter!(SHED, "reason" => reason).increment(1);
 }
 
 /// Counts an event that was given to a connection.

@@ -196,7 +196,7 @@ impl BusinessFeed {
             self.send_change(session, word).await?;
         }
         if let Some(published) = published {
-            metrics::stream_delivered(Duration::from_millis(u64::try_from(now.0 - published).unwrap_or_default()));
+            self.context.delivered(published);
         }
         Ok(())
     }

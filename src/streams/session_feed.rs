@@ -167,7 +167,7 @@ impl SessionFeed {
         };
         let (sent, progress) = self.advance(position, &snapshot);
         if sent && published > 0 {
-            metrics::stream_delivered(Duration::from_millis(u64::try_from(now.0 - published).unwrap_or_default()));
+            self.context.delivered(published);
         }
         let due = Due::of(&snapshot.session, progress);
         Ok(if sent { Refreshed::Sent(due) } else { Refreshed::Nothing(due) })

@@ -3,6 +3,7 @@
 mod agreement;
 mod bounds;
 mod faults;
+mod streams;
 
 use crate::support::process::Process;
 use crate::support::redis::shared_url;

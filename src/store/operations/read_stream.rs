@@ -63,7 +63,7 @@ impl SessionStore {
     ) -> Result<Option<StreamSnapshot>, StoreError> {
         instrumented(Operation::ReadStream, async move {
             let started = Instant::now();
-            let mut disagreed = None;
+            let mut seen = None;
             while started.elapsed() < self.retry_budget {
                 let Some(session) = self.get_in_scope(id, &TenantScope::Everything, now).await? else {
                     return Ok(None);
@@ -73,15 +73,18 @@ impl SessionStore {
                     continue;
                 }
                 let turn = if session.turn_number.is_some() { self.latest_turn(id).await? } else { None };
-                if !agree(&session, turn.as_deref()) {
-                    let read = Some((session.clone(), turn.clone()));
-                    // What does not change any more is taken as it is.
-                    if std::mem::replace(&mut disagreed, read.clone()) != read {
-                        continue;
-                    }
+                let read = Some((session.clone(), turn.clone()));
+                let is_as_before = std::mem::replace(&mut seen, read.clone()) == read;
+                // What does not change any more is taken as it is.
+                if !agree(&session, turn.as_deref()) && !is_as_before {
+                    continue;
                 }
                 if let Some(snapshot) = self.snapshot(session, turn, wants).await? {
                     return Ok(Some(snapshot));
+                }
+                if is_as_before {
+                    let problem = "the session lacks messages or chunks that it should have";
+                    return Err(StoreError::Reply { operation: "read_stream", problem });
                 }
                 // Another turn began, or messages were trimmed, since the session was read.
             }

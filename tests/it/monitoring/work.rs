@@ -1,5 +1,7 @@
 //! The workload of the monitoring test: every kind of call and of fault, so that each metric has data.
 
+mod turns;
+
 use std::fs;
 use std::time::Instant;
 
@@ -12,6 +14,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::support::credentials::{Signer, api_key, claims, jwt_flags};
+use crate::support::events::EventStream;
 use crate::support::process::{Process, TEST_TIMEOUT};
 use crate::support::prometheus::Prometheus;
 use crate::support::redis_server::POLL;
@@ -27,6 +30,8 @@ const USERS: u32 = 10;
 pub struct Workload {
     pub redis: RedisServer,
     pub services: Vec<Service>,
+    /// Open until the end.
+    streams: Vec<EventStream>,
     _folder: TempDir,
 }
 
@@ -66,11 +71,13 @@ impl Workload {
         let limits = ["--user-rate-limit", USER_RATE_LIMIT, "--max-connections", CONNECTIONS_MAX];
         let jwt = jwt_flags(JwtAlgorithm::Hs256, &secret);
         let jwt = jwt.iter().map(String::as_str);
-        let common: Vec<_> = ["--api-keys-file", file].into_iter().chain(limits).chain(jwt).collect();
+        let kept = ["--max-sessions-per-user", turns::SESSIONS_KEPT, "--messages-kept", turns::MESSAGES_KEPT];
+        let files_and_lease = ["--api-keys-file", file, "--turn-lease", turns::LEASE];
+        let common: Vec<_> = files_and_lease.into_iter().chain(limits).chain(kept).chain(jwt).collect();
         let short = ["--idle-timeout", "500ms", "--max-lifetime", "1500ms"];
         let services =
             [&[][..], &short].map(|more| Service::start(&[common.as_slice(), more].concat(), &redis.url(), &keys));
-        Self { redis, services: services.into(), _folder: folder }
+        Self { redis, services: services.into(), streams: Vec::new(), _folder: folder }
     }
 
     /// Makes every kind of call, then causes every fault of Redis.
@@ -83,6 +90,8 @@ impl Workload {
         usual.exceed_permissions_and_rate_limit().await;
         usual.exceed_connection_limit().await;
         short_lived.expire_sessions().await;
+        usual.exceed_what_is_kept().await;
+        self.streams = usual.write_turns().await;
 
         let probe = self.redis.probe().await;
         probe.command(&["SCRIPT", "FLUSH"]).await;
@@ -100,6 +109,8 @@ impl Workload {
         for user in 0..USERS {
             self.services[0].call_every_route(user).await;
         }
+        // The stream of the business went on, and said that it may have missed something.
+        self.streams.last_mut().expect("a stream").until("reset").await;
     }
 }
 
