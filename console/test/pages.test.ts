@@ -96,6 +96,9 @@ test("a session shows its document, its messages, and the reply that is being wr
   });
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows("part one, part two");
+  // Those of the first call are in the stream again.
+  await tab.shows(/^live$/);
+  assert.equal(await tab.page.locator(".turn .content").innerText(), "part one, part two");
   for (const text of ["a title", "be brief", "a question", '"status": "in transit"', '"channel": "web"', "worker-1"]) {
     await tab.shows(text);
   }
@@ -141,6 +144,8 @@ for (const [page, hash, what] of [
       await wait;
       await route.fulfill({ status: 500, contentType: "application/problem+json", body: JSON.stringify(PROBLEM) });
     });
+    // With its stream, the page would recover by itself.
+    await tab.page.route("**/events**", (route) => route.fulfill({ status: 403, body: "{}" }));
     await tab.goto(hash || `#/session/${sessionId}`);
     await tab.shows(/^Loading the/);
     await tab.expectAccessible(`${page}, loading`);
@@ -150,7 +155,7 @@ for (const [page, hash, what] of [
     await tab.shows("request-77");
     assert.doesNotMatch(await tab.text(), /No session of|has no sessions|has no messages/);
     await tab.expectAccessible(`${page}, error`);
-    await tab.page.unrouteAll();
+    await tab.page.unroute("**/api/sessions/**");
     await tab.page.getByRole("button", { name: "Try again" }).click();
     await tab.shows(/active/);
     await tab.page.getByText(what).waitFor({ state: "detached" });
