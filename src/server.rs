@@ -2,6 +2,7 @@
 
 mod connection_limit;
 mod http1;
+mod http2;
 mod timeouts;
 mod worker;
 

@@ -11,7 +11,8 @@ use tokio::time::Sleep;
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionTimeouts {
-    /// From the first byte of a request, or from the start of the connection, to the end of the request's head.
+    /// From the first byte of a request, or from the start of the connection, to the end of the request's head. With
+    /// HTTP/2 only from the start of the connection to its first request.
     pub head: Duration,
     /// From a response to the first byte of the next request.
     pub keep_alive: Duration,

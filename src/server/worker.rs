@@ -17,10 +17,10 @@ use tokio::sync::{oneshot, watch};
 use tower::Service;
 
 use super::connection_limit::ConnectionPermit;
-use super::{ConnectionSettings, StartError, http1};
+use super::{ConnectionSettings, StartError, http1, http2};
 use crate::http::{Api, AppState};
-use crate::metrics;
 use crate::store::SessionStore;
+use crate::{metrics, tls};
 
 /// How long a stopping service still reads from its connections before it tells hyper to shut down. hyper then at once
 /// closes connections on which it has read nothing, or nothing new, even if a request is waiting to be read.
@@ -218,8 +218,11 @@ impl<S: HttpService> Served<S> {
             None => http1::serve(stream, service, connections, shutdown).await,
             Some(certificate) => {
                 let handshake = certificate.acceptor().accept(stream);
+                // Boxed below to keep the future of a plain connection small.
                 match tokio::time::timeout(connections.timeouts.head, handshake).await {
-                    // Boxed to keep the future of a plain connection small.
+                    Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2) => {
+                        Box::pin(http2::serve(stream, service, connections, shutdown)).await;
+                    }
                     Ok(Ok(stream)) => Box::pin(http1::serve(stream, service, connections, shutdown)).await,
                     Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
                     Err(_) => tracing::debug!("the TLS handshake timed out"),
