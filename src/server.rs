@@ -1,22 +1,24 @@
 //! Listens, limits connections, gives them to workers, and drains them at shutdown.
 
-mod connection;
 mod connection_limit;
+mod http1;
+mod http2;
+mod timeouts;
 mod worker;
 
 use std::future::Future;
 use std::io::{self, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{self, IpAddr, SocketAddr};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::BuildError;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-pub use self::connection::ConnectionTimeouts;
 use self::connection_limit::{ConnectionLimiter, ConnectionPermit};
-use self::worker::ConnectionServer;
+pub use self::timeouts::ConnectionTimeouts;
 pub use self::worker::HttpService;
 pub(crate) use self::worker::Workers;
+use self::worker::{ConnectionServer, Shutdown};
 use crate::config::ConnectionLimits;
 use crate::store::StoreError;
 use crate::tls::Certificate;
@@ -123,8 +125,8 @@ fn reject(stream: TcpStream, expects_tls: bool) {
     // A client that expects TLS could not read the response.
     if !expects_tls && let Ok(mut stream) = stream.into_std() {
         // The response fits into the send buffer of a new connection. After an error the connection is closed as well.
-        let _ = stream.write_all(&connection::overloaded_response());
-        let _ = stream.shutdown(Shutdown::Write);
+        let _ = stream.write_all(&http1::overloaded_response());
+        let _ = stream.shutdown(net::Shutdown::Write);
     }
 }
 

@@ -16,6 +16,8 @@ use tokio_rustls::rustls::{
 
 use crate::reload::Reloadable;
 
+/// The name of HTTP/2 in ALPN.
+pub(crate) const HTTP_2: &[u8] = b"h2";
 const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// The paths of a certificate chain and its private key, in PEM.
@@ -49,7 +51,7 @@ fn server_config(certificate: &[u8], key: &[u8]) -> Result<ServerTls, String> {
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let config = builder.and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
     let mut config = config.map_err(|error| error.to_string())?;
-    config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+    config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1_1.to_vec()];
     Ok(ServerTls(Arc::new(config)))
 }
 

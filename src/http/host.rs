@@ -1,4 +1,5 @@
-//! The header `Host`: requests on all routes must have a valid one (RFC 9112, section 3.2).
+//! The host of a request. Requests on all routes must have a valid one: in the header `Host` (RFC 9112, section 3.2),
+//! or with HTTP/2 in the pseudo-header `:authority` (RFC 9113, section 8.3.1), which hyper makes a part of the URI.
 //!
 //! The service does not use its value. Proxies do, and two proxies that disagree on the host of a request send it to
 //! different servers.
@@ -6,22 +7,47 @@
 use std::net::Ipv6Addr;
 
 use axum::extract::Request;
-use axum::http::{Version, header};
+use axum::http::{HeaderValue, Uri, Version, header};
 
 use super::error::{ApiError, Code};
 
-/// Rejects an HTTP/1.1 request without `Host`, and any request with several or with an invalid one.
+/// Rejects an HTTP/1.1 request without `Host`, an HTTP/2 request without `Host` and `:authority` or in which they
+/// differ, and any request with several or with an invalid one.
 pub(super) fn check(request: &Request) -> Result<(), ApiError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
-    let detail = match (hosts.next(), hosts.next()) {
-        (None, _) if request.version() == Version::HTTP_11 => "An HTTP/1.1 request must have the header Host",
-        (Some(_), Some(_)) => "The header Host must be sent once",
-        (Some(host), None) if !is_host(host.as_bytes()) => {
+    let (host, has_several) = (hosts.next(), hosts.next().is_some());
+    let is_http2 = request.version() == Version::HTTP_2;
+    // In HTTP/1.1 the URI may have a host as well. RFC 9112, section 3.2.2, gives it precedence over `Host`.
+    let authority = request.uri().authority().filter(|_| is_http2);
+    let detail = match host {
+        None if request.version() == Version::HTTP_11 => "An HTTP/1.1 request must have the header Host",
+        None if is_http2 && authority.is_none() => {
+            "An HTTP/2 request must have the pseudo-header :authority or the header Host"
+        }
+        _ if has_several => "The header Host must be sent once",
+        Some(host) if !is_host(host.as_bytes()) => {
             "The header Host must be a host name or an IP address, with a port or without, such as example.com:3000"
+        }
+        _ if authority.is_some_and(|authority| !is_host(authority.as_str().as_bytes())) => {
+            "The pseudo-header :authority must be a host name or an IP address, with a port or without"
+        }
+        Some(host) if authority.is_some() && !is_same_host(request.uri(), host) => {
+            "The pseudo-header :authority and the header Host must be the same"
         }
         _ => return Ok(()),
     };
     Err(ApiError::new(Code::InvalidRequest, detail))
+}
+
+/// Whether the header `Host` names the host of the URI. Case and the default port make no difference.
+fn is_same_host(uri: &Uri, host: &HeaderValue) -> bool {
+    let default_port = if uri.scheme_str() == Some("http") { ":80" } else { ":443" };
+    let without_port = |host: &str| {
+        let stripped = host.strip_suffix(default_port).or_else(|| host.strip_suffix(':'));
+        stripped.unwrap_or(host).to_ascii_lowercase()
+    };
+    let authority = uri.authority().map(|authority| without_port(authority.as_str()));
+    authority == host.to_str().ok().map(without_port)
 }
 
 /// Whether this is `uri-host [ ":" port ]`. An empty value is valid: it is the `Host` of a URI without a host.
@@ -109,5 +135,33 @@ mod tests {
             assert!(!is_host(host.as_bytes()), "{host}");
         }
         assert!(!is_host(b"\xff"));
+    }
+
+    #[test]
+    fn http2_requests_name_one_host() {
+        let cases = [
+            ("https://example.com/a", "", true),
+            ("https://example.com/a", "example.com", true),
+            ("https://EXAMPLE.com/a", "example.COM:443", true),
+            ("https://example.com:443/a", "example.com:", true),
+            ("http://example.com:80/a", "example.com", true),
+            ("https://[::1]:3000/a", "[::1]:3000", true),
+            ("/a", "example.com", true),
+            ("/a", "", false),
+            ("https://user@example.com/a", "", false),
+            ("https://example.com/a", "example.org", false),
+            ("https://example.com/a", "example.com:80", false),
+            ("https://example.com:3000/a", "example.com", false),
+            ("https://example.com/a", "example.com,example.com", false),
+            ("https://[::1]/a", "[::1]:3000", false),
+        ];
+        for (uri, host, is_valid) in cases {
+            let mut request = axum::http::Request::builder().version(Version::HTTP_2).uri(uri);
+            if !host.is_empty() {
+                request = request.header(header::HOST, host);
+            }
+            let request = request.body(axum::body::Body::empty()).expect("a request");
+            assert_eq!(check(&request).is_ok(), is_valid, "{uri} {host}");
+        }
     }
 }

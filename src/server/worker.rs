@@ -8,32 +8,23 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::response::Response;
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, RuntimeMetrics};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tower::Service;
 
-use super::connection::{ConnectionIo, RequestPhase};
 use super::connection_limit::ConnectionPermit;
-use super::{ConnectionSettings, StartError};
+use super::{ConnectionSettings, StartError, http1, http2};
 use crate::http::{Api, AppState};
-use crate::metrics;
 use crate::store::SessionStore;
+use crate::{metrics, tls};
 
 /// How long a stopping service still reads from its connections before it tells hyper to shut down. hyper then at once
 /// closes connections on which it has read nothing, or nothing new, even if a request is waiting to be read.
 const DRAIN_DELAY: Duration = Duration::from_millis(100);
-/// The default limit of hyper on the number of headers. With the default, hyper keeps headers on the stack, which is
-/// faster.
-const HYPER_HEADERS_DEFAULT: usize = 100;
 
 /// The workers of a service.
 pub(crate) struct Workers {
@@ -167,7 +158,22 @@ impl<T> HttpService for T where
 /// Serves connections on the current runtime.
 pub(super) struct ConnectionServer<S> {
     served: Arc<Served<S>>,
-    graceful: GracefulShutdown,
+    shutdown: watch::Sender<bool>,
+}
+
+/// Tells a connection when the service stops. The service waits until it is dropped.
+pub(super) struct Shutdown(watch::Receiver<bool>);
+
+impl Shutdown {
+    pub(super) fn new(has_begun: watch::Receiver<bool>) -> Self {
+        Self(has_begun)
+    }
+
+    /// Resolves when the service stops.
+    pub(super) async fn begun(&mut self) {
+        // An error means that the service has stopped waiting.
+        let _ = self.0.wait_for(|has_begun| *has_begun).await;
+    }
 }
 
 struct Served<S> {
@@ -177,7 +183,7 @@ struct Served<S> {
 
 impl<S: HttpService> ConnectionServer<S> {
     pub(super) fn new(service: S, connections: ConnectionSettings) -> Self {
-        Self { served: Arc::new(Served { service, connections }), graceful: GracefulShutdown::new() }
+        Self { served: Arc::new(Served { service, connections }), shutdown: watch::Sender::new(false) }
     }
 
     /// Serves a connection in its own task, and drops `held` at its end.
@@ -187,9 +193,9 @@ impl<S: HttpService> ConnectionServer<S> {
             tracing::debug!(%error, "a connection was closed before it was served");
             return;
         }
-        let (served, watcher) = (self.served.clone(), self.graceful.watcher());
+        let (served, shutdown) = (self.served.clone(), Shutdown::new(self.shutdown.subscribe()));
         tokio::spawn(async move {
-            served.serve_connection(stream, watcher).await;
+            served.serve_connection(stream, shutdown).await;
             drop(held);
         });
     }
@@ -197,7 +203,8 @@ impl<S: HttpService> ConnectionServer<S> {
     /// Finishes accepted requests, for at most `grace`.
     pub(super) async fn finish(self, grace: Duration) {
         tokio::time::sleep(DRAIN_DELAY).await;
-        if tokio::time::timeout(grace, self.graceful.shutdown()).await.is_err() {
+        self.shutdown.send_replace(true);
+        if tokio::time::timeout(grace, self.shutdown.closed()).await.is_err() {
             tracing::warn!("some requests did not finish within {grace:?}");
         }
     }
@@ -205,51 +212,22 @@ impl<S: HttpService> ConnectionServer<S> {
 
 impl<S: HttpService> Served<S> {
     /// Does the TLS handshake, if the listener has a certificate, and serves the requests.
-    async fn serve_connection(&self, stream: TcpStream, watcher: Watcher) {
-        match &self.connections.certificate {
-            None => self.serve_requests(stream, watcher).await,
+    async fn serve_connection(&self, stream: TcpStream, shutdown: Shutdown) {
+        let (service, connections) = (self.service.clone(), &self.connections);
+        match &connections.certificate {
+            None => http1::serve(stream, service, connections, shutdown).await,
             Some(certificate) => {
                 let handshake = certificate.acceptor().accept(stream);
-                match tokio::time::timeout(self.connections.timeouts.head, handshake).await {
-                    // Boxed to keep the future of a plain connection small.
-                    Ok(Ok(stream)) => Box::pin(self.serve_requests(stream, watcher)).await,
+                // Boxed below to keep the future of a plain connection small.
+                match tokio::time::timeout(connections.timeouts.head, handshake).await {
+                    Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2) => {
+                        Box::pin(http2::serve(stream, service, connections, shutdown)).await;
+                    }
+                    Ok(Ok(stream)) => Box::pin(http1::serve(stream, service, connections, shutdown)).await,
                     Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
                     Err(_) => tracing::debug!("the TLS handshake timed out"),
                 }
             }
-        }
-    }
-
-    /// Serves the requests of a connection.
-    async fn serve_requests(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, watcher: Watcher) {
-        let ConnectionSettings { timeouts, limits, .. } = &self.connections;
-        let phase = RequestPhase::default();
-        let io = ConnectionIo::new(TokioIo::new(stream), *timeouts, phase.clone());
-        let service = self.service.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            phase.advance();
-            let request = request.map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(body) });
-            let (response, phase) = (service.clone().call(request), phase.clone());
-            async move {
-                let response = response.await;
-                phase.advance();
-                response
-            }
-        });
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.header_read_timeout(None).max_header_size(limits.head_bytes);
-        // A client may close its sending side after its last request and still read the response (`nc -N`; RFC 9112,
-        // 9.6). A client that has disconnected looks the same, so its request is served to the end as well, within the
-        // request deadline.
-        builder.half_close(true);
-        // Sending one buffer is faster than sending two, and responses are small.
-        builder.writev(false);
-        if limits.headers != HYPER_HEADERS_DEFAULT {
-            builder.max_headers(limits.headers);
-        }
-        // Errors of a connection are caused by its client, so they are logged at level debug.
-        if let Err(error) = watcher.watch(builder.serve_connection(io, service)).await {
-            tracing::debug!(%error, "connection error");
         }
     }
 }

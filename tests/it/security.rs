@@ -5,6 +5,7 @@ mod attacks;
 mod crowds;
 mod half_closed;
 mod host;
+mod http2;
 mod slow;
 mod tls;
 

@@ -1,40 +1,93 @@
-//! The I/O of one connection, between the socket and hyper: enforces timeouts, rejects request heads that proxies may
-//! parse differently, and adds a body to the error responses that hyper makes itself.
+//! Serves a connection of HTTP/1.1. Its I/O, between the socket and hyper, enforces timeouts, rejects request heads
+//! that proxies may parse differently, and adds a body to the error responses that hyper makes itself.
 
 mod error_body;
+mod read_timer;
 mod strict_head;
-mod timeouts;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
+use axum::body::{Body, HttpBody};
+use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::error_body::ErrorBody;
 pub(super) use self::error_body::overloaded_response;
+use self::read_timer::{Awaiting, ReadTimer};
 use self::strict_head::StrictHead;
-pub use self::timeouts::ConnectionTimeouts;
-use self::timeouts::{Awaiting, Timers};
+use super::timeouts::{ConnectionTimeouts, SendTimer};
+use super::{ConnectionSettings, HttpService, Shutdown};
 
+/// The default limit of hyper on the number of headers. With the default, hyper keeps headers on the stack, which is
+/// faster.
+const HYPER_HEADERS_DEFAULT: usize = 100;
 /// The most bytes of a request's head that one read returns.
 const HEAD_READ_BYTES: usize = 4096;
 /// The most bytes that are read and discarded after an error response. Closing at once would reset the connection, and
 /// the client might lose the response.
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Serves the requests of a connection.
+pub(super) async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    service: impl HttpService,
+    ConnectionSettings { timeouts, limits, .. }: &ConnectionSettings,
+    mut shutdown: Shutdown,
+) {
+    let phase = RequestPhase::default();
+    let io = ConnectionIo::new(TokioIo::new(stream), *timeouts, phase.clone());
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        phase.advance();
+        let request = request.map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(body) });
+        let (response, phase) = (service.clone().call(request), phase.clone());
+        async move {
+            let response = response.await;
+            phase.advance();
+            response
+        }
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.header_read_timeout(None).max_header_size(limits.head_bytes);
+    // A client may close its sending side after its last request and still read the response (`nc -N`; RFC 9112, 9.6).
+    // A client that has disconnected looks the same, so its request is served to the end as well, within the request
+    // deadline.
+    builder.half_close(true);
+    // Sending one buffer is faster than sending two, and responses are small.
+    builder.writev(false);
+    if limits.headers != HYPER_HEADERS_DEFAULT {
+        builder.max_headers(limits.headers);
+    }
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let result = tokio::select! {
+        biased;
+        result = connection.as_mut() => result,
+        () = shutdown.begun() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    // Errors of a connection are caused by its client, so they are logged at level debug.
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection error");
+    }
+}
+
 /// Whether a request is being served, shared by the connection's I/O and its service.
 ///
 /// Counts the starts and ends of requests. The count is odd while one is served.
 #[derive(Clone, Debug, Default)]
-pub(super) struct RequestPhase(Arc<AtomicU64>);
+struct RequestPhase(Arc<AtomicU64>);
 
 impl RequestPhase {
     /// Records that a request's head is complete, or that its response is.
-    pub(super) fn advance(&self) {
+    fn advance(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -48,23 +101,25 @@ impl RequestPhase {
 }
 
 /// The I/O of a connection. It fails with [`io::ErrorKind::TimedOut`] when the client is too slow.
-pub(super) struct ConnectionIo<T> {
+struct ConnectionIo<T> {
     io: T,
     phase: RequestPhase,
     phase_seen: u64,
-    timers: Timers,
+    read_timer: ReadTimer,
+    send_timer: SendTimer,
     head: StrictHead,
     error_body: ErrorBody,
     discarded_bytes: usize,
 }
 
 impl<T> ConnectionIo<T> {
-    pub(super) fn new(io: T, timeouts: ConnectionTimeouts, phase: RequestPhase) -> Self {
+    fn new(io: T, timeouts: ConnectionTimeouts, phase: RequestPhase) -> Self {
         Self {
             io,
             phase,
             phase_seen: 0,
-            timers: Timers::new(timeouts),
+            read_timer: ReadTimer::new(timeouts),
+            send_timer: SendTimer::new(timeouts.send),
             head: StrictHead::default(),
             error_body: ErrorBody::default(),
             discarded_bytes: 0,
@@ -79,10 +134,10 @@ impl<T> ConnectionIo<T> {
             self.head = StrictHead::default();
         }
         if self.phase.is_serving() {
-            self.timers.wait_for(Awaiting::Nothing);
+            self.read_timer.wait_for(Awaiting::Nothing);
         } else if has_changed {
             // A whole request may have been served since the last read.
-            self.timers.wait_for(Awaiting::Request);
+            self.read_timer.wait_for(Awaiting::Request);
         }
     }
 }
@@ -113,7 +168,7 @@ impl<T: Write + Unpin> ConnectionIo<T> {
         }
         while let Some(unsent) = self.error_body.unsent() {
             let sent = Pin::new(&mut self.io).poll_write(context, unsent);
-            match ready!(self.timers.poll_sent(context, sent)) {
+            match ready!(self.send_timer.poll_sent(context, sent)) {
                 Ok(0) => return Poll::Ready(Some(Err(io::ErrorKind::WriteZero.into()))),
                 Ok(count) => self.error_body.advance(count),
                 Err(error) => return Poll::Ready(Some(Err(error))),
@@ -133,10 +188,10 @@ impl<T: Read + Unpin> Read for ConnectionIo<T> {
         this.update_phase();
         let read = this.poll_read_checked(context, buffer);
         if read.is_ready() {
-            this.timers.received();
+            this.read_timer.received();
             return read;
         }
-        this.timers.poll_overdue(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        this.read_timer.poll_overdue(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -147,19 +202,19 @@ impl<T: Read + Write + Unpin> Write for ConnectionIo<T> {
         }
         let this = &mut *self;
         let sent = Pin::new(&mut this.io).poll_write(context, bytes);
-        this.timers.poll_sent(context, sent)
+        this.send_timer.poll_sent(context, sent)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let sent = Pin::new(&mut this.io).poll_flush(context);
-        this.timers.poll_sent(context, sent)
+        this.send_timer.poll_sent(context, sent)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let sent = Pin::new(&mut this.io).poll_shutdown(context);
-        ready!(this.timers.poll_sent(context, sent))?;
+        ready!(this.send_timer.poll_sent(context, sent))?;
         while this.error_body.is_used() && this.discarded_bytes < DISCARD_BYTES_MAX {
             let mut bytes = [MaybeUninit::uninit(); 8192];
             let mut buffer = ReadBuf::uninit(&mut bytes);
@@ -187,6 +242,6 @@ impl<T: Read + Write + Unpin> Write for ConnectionIo<T> {
         }
         let this = &mut *self;
         let sent = Pin::new(&mut this.io).poll_write_vectored(context, buffers);
-        this.timers.poll_sent(context, sent)
+        this.send_timer.poll_sent(context, sent)
     }
 }
