@@ -72,5 +72,6 @@ else
   redis.call('HSET', turn, 'leaseUntil', lease_until)
 end
 redis.call('HSET', session, 'turnUntil', lease_until)
+if has_new then notify_session(session, ARGV[3]) end
 return {'appended', int(stored), lease_until, cancel_until and '1' or '', status, last_activity_at, expires_at,
   active_until}

@@ -127,6 +127,8 @@ for index = 0, trim_max - 1 do
   table.insert(trimmed_ids, message_id_of(message))
 end
 
+local business_id = redis.call('HGET', session, 'businessId')
+
 -- From here on only writes.
 redis.call('RPUSH', messages, unpack(new_messages))
 redis.call('HSET', message_ids, unpack(new_ids))
@@ -158,4 +160,5 @@ elseif is_first and session_until > 0 then
   redis.call('PEXPIREAT', messages, int(session_until))
   redis.call('PEXPIREAT', message_ids, int(session_until))
 end
+notify(session, business_id, ARGV[3], 'm' .. int(old_count + 1) .. '-' .. int(count))
 return {'appended', #trimmed_ids, unpack(replies)}

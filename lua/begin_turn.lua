@@ -20,12 +20,13 @@
 --       10 role           the role of the message that it becomes
 --       11 metadata       the metadata of that message, JSON
 --       12 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
--- Returns {`began`, fields}    this turn is new
---         {`known`, fields}    it is open: this writer began it before, or has it now
---         {`over`}             it is closed, or a message has its id
+-- Returns {`began`, closed, fields}    this turn is new
+--         {`known`, closed, fields}    it is open: this writer began it before, or has it now
+--         {`over`, closed}             it is closed, or a message has its id
 --         {`turn_open`, turnId, leaseUntil}    of the open turn
 --         {`not_active`} {`missing`}
--- where fields are all fields of the turn's hash: name, value, name, value, in no fixed order.
+-- where closed is the status of the turn that this call closed, or ``, and fields are all fields of the turn's hash:
+-- name, value, name, value, in no fixed order.
 -- O(chunks of the turn that it closes + trim_max).
 local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, now_ms, retention_ms, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -41,7 +42,7 @@ local is_own = is_this and latest.writer == writer
 local is_over = not is_this and (latest.turnId == turn_id
   or string.find(latest.earlier or '', '\n' .. turn_id .. '\t', 1, true)
   or redis.call('HGET', message_ids, turn_id))
-if is_over then return {'over'} end
+if is_over then return {'over', ''} end
 local is_active = document.status == 'active' and now_ms < tonumber(document.expiresAt)
 if not is_own and not is_active then return {'not_active'} end
 
@@ -61,9 +62,16 @@ if document.turnId and not takes_over then
 end
 
 -- From here on only writes.
-if plan then write_close(plan, document, latest) end
+local closed = ''
+if plan then
+  write_close(plan, document, latest)
+  closed = latest.status
+end
 -- It was this turn that was lost.
-if plan and is_this then return {'over'} end
+if plan and is_this then
+  notify(session, document.businessId, ARGV[2], closed_words(plan))
+  return {'over', closed}
+end
 local goes_on = takes_over and (is_own or if_open == 'takeover')
 if not goes_on then
   local earlier = takes_over and latest.earlier or earlier_with(latest)
@@ -77,8 +85,10 @@ if not goes_on then
 end
 if not is_own then document.turnNumber = int(tonumber(document.turnNumber or 0) + 1) end
 latest.number, latest.writer = document.turnNumber, writer
+if not goes_on then latest.since = latest.number end
 latest.leaseUntil = lease_end(latest, now_ms + lease_ms)
 redis.call('HSET', turn, unpack(with_turn({}, latest)))
 redis.call('PEXPIREAT', turn, int(tonumber(document.activeUntil) + retention_ms))
 redis.call('HSET', session, 'turnNumber', latest.number, 'turnId', turn_id, 'turnUntil', latest.leaseUntil)
-return with_turn({takes_over and 'known' or 'began'}, latest)
+notify(session, document.businessId, ARGV[2], plan and closed_words(plan) or 't')
+return with_turn({takes_over and 'known' or 'began', closed}, latest)

@@ -31,4 +31,5 @@ latest.leaseUntil = lease_end(latest, tonumber(document.turnUntil))
 -- From here on only writes.
 redis.call('HSET', turn, 'cancelUntil', latest.cancelUntil, 'leaseUntil', latest.leaseUntil)
 redis.call('HSET', session, 'turnUntil', latest.leaseUntil)
+notify(session, document.businessId, ARGV[2], 't')
 return with_turn({'cancelled'}, latest)

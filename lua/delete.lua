@@ -20,8 +20,8 @@ local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local turn, chunks = KEYS[7], KEYS[8]
 local id, now_ms, retention_ms, if_version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 
-local session_id, version, expires_at, ended_at, turn_number = unpack(
-  redis.call('HMGET', session, 'sessionId', 'version', 'expiresAt', 'endedAt', 'turnNumber'))
+local session_id, business_id, version, expires_at, ended_at, turn_number = unpack(
+  redis.call('HMGET', session, 'sessionId', 'businessId', 'version', 'expiresAt', 'endedAt', 'turnNumber'))
 if session_id ~= id then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 if if_version ~= '' and if_version ~= version then return {'version_mismatch'} end
@@ -34,4 +34,5 @@ if turn then redis.call('UNLINK', turn, chunks) end
 redis.call('ZREM', history, id)
 redis.call('ZREM', business, id)
 if pointed_id == id then redis.call('DEL', pointer) end
+notify(session, business_id, ARGV[2], 'd')
 return {'deleted'}

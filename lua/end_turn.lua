@@ -54,4 +54,5 @@ if not plan then
   return {'not_open'}
 end
 write_close(plan, document, latest)
+notify(session, document.businessId, ARGV[2], closed_words(plan))
 return with_turn({'closed'}, latest)

@@ -25,9 +25,11 @@ local ids = {pointed_id or nil}
 for _, id in ipairs(redis.call('ZRANGE', history, 0, batch_max - 1, 'REV')) do
   if id ~= pointed_id then table.insert(ids, id) end
 end
-local entries, removed, readable = redis.call('ZCARD', history), 0, 0
+local entries, removed, readable, business_id = redis.call('ZCARD', history), 0, 0, nil
 for _, id in ipairs(ids) do
-  local expires_at, ended_at = unpack(redis.call('HMGET', partition .. 's:' .. id, 'expiresAt', 'endedAt'))
+  local its_business, expires_at, ended_at = unpack(
+    redis.call('HMGET', partition .. 's:' .. id, 'businessId', 'expiresAt', 'endedAt'))
+  business_id = its_business or business_id
   local over = tonumber(ended_at or expires_at)
   if over and now_ms < over + retention_ms then readable = readable + 1 end
   if redis.call('ZSCORE', history, id) then removed = removed + 1 end
@@ -43,4 +45,7 @@ if #ids > 0 then
   redis.call('ZREM', business, unpack(ids))
 end
 redis.call('DEL', pointer)
+if business_id then
+  for _, id in ipairs(ids) do notify(partition .. 's:' .. id, business_id, ARGV[2], 'd') end
+end
 return {'erased', tostring(readable), tostring(entries - removed)}

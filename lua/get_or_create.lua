@@ -45,10 +45,6 @@ local retention_ms, resolution_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
 local if_active, trim_max, sessions_max = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 local business_id, user_id, id_comes_again = ARGV[11], ARGV[12], ARGV[13] == '1'
 
-local function int(ms)
-  return string.format('%d', ms)
-end
-
 local function set(fields, name, value)
   for i = 1, #fields, 2 do
     if fields[i] == name then fields[i + 1] = value end
@@ -164,5 +160,8 @@ for _, id in ipairs(trimmed) do
     partition .. 't:' .. id, partition .. 'r:' .. id)
   redis.call('ZREM', history, id)
   redis.call('ZREM', business, id)
+  notify(partition .. 's:' .. id, business_id, ARGV[3], 'd')
 end
+if ended ~= '' then notify(old_key, business_id, ARGV[3], 's') end
+notify(created, business_id, ARGV[3], 's')
 return {'created', int(start_ms), ended, tostring(#trimmed)}

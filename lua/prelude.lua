@@ -1,11 +1,8 @@
--- prelude: what the scripts that append messages and chunks have in common. The service sends it in front of them.
+-- prelude: what the scripts that append messages and chunks have in common. The service sends
+-- common.lua and this in front of them.
 --
 -- A turn may be closed as lost from LOST_AFTER_MS after `turnUntil` on, which is the end of its lease.
 local LOST_AFTER_MS = 1000
-
-local function int(number)
-  return string.format('%d', number)
-end
 
 -- Whether the caller may use the session. `scope` is empty for all, or has lines of `business` or
 -- `business<tab>user`, each between two line feeds.

@@ -29,13 +29,9 @@ local id, now_ms, now_text, retention_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], 
 local message_id, roles = ARGV[5], ARGV[6]
 local REDACTED = ',"content":null,'
 
-local function int(number)
-  return string.format('%d', number)
-end
-
-local session_id, expires_at, ended_at, version, message_count, message_bytes, largest_message, turn_number = unpack(
-  redis.call('HMGET', session, 'sessionId', 'expiresAt', 'endedAt', 'version', 'messageCount', 'messageBytes',
-    'largestMessage', 'turnNumber'))
+local session_id, business_id, expires_at, ended_at, version, message_count, message_bytes, largest_message,
+  turn_number, changed_messages = unpack(redis.call('HMGET', session, 'sessionId', 'businessId', 'expiresAt', 'endedAt',
+    'version', 'messageCount', 'messageBytes', 'largestMessage', 'turnNumber', 'changedMessages'))
 if session_id ~= id then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 local seq = redis.call('HGET', message_ids, message_id)
@@ -70,5 +66,7 @@ redis.call('LSET', messages, index, message)
 redis.call('HSET', session,
   'version', int(tonumber(version) + 1),
   'messageBytes', int(tonumber(message_bytes) + #message - #stored),
-  'largestMessage', int(math.max(#message, tonumber(largest_message))))
+  'largestMessage', int(math.max(#message, tonumber(largest_message))),
+  'changedMessages', changed_with(changed_messages, seq))
+notify(session, business_id, ARGV[2], 'c' .. seq .. ' s')
 return {'redacted'}

@@ -1,4 +1,5 @@
--- turn: what the scripts that close a turn have in common. The service sends prelude.lua and this in front of them.
+-- turn: what the scripts that close a turn have in common. The service sends common.lua, prelude.lua
+-- and this in front of them.
 --
 -- A turn is open while the session's hash names it in `turnId`.
 local TURNS_KEPT = 8
@@ -132,4 +133,9 @@ local function write_close(plan, document, latest)
   document.turnId, document.turnUntil = nil, nil
   for i = 1, #plan.session, 2 do document[plan.session[i]] = plan.session[i + 1] end
   for i = 1, #plan.turn, 2 do latest[plan.turn[i]] = plan.turn[i + 1] end
+end
+
+-- How event streams are told that a turn was closed.
+local function closed_words(plan)
+  return plan.seq and 'm' .. plan.seq .. '-' .. plan.seq .. ' t' or 't'
 end

@@ -30,7 +30,8 @@
 --       15 trim_max           maximum messages to trim
 --       16 lease_ms           how long the chunks of a turn that this call closes stay readable
 --       17 ... field, value   `=` and the new value, or `` to remove the field
--- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, fields}
+-- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, the status of
+--          the turn that this call closed or ``, fields}
 --         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
 --         {`has_turn`}    run again with the keys of the turn
 -- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
@@ -51,8 +52,8 @@ local lease_ms = tonumber(ARGV[16])
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
 
-local function updated(change, other_ended)
-  local reply = {'updated', change, other_ended}
+local function updated(change, other_ended, closed)
+  local reply = {'updated', change, other_ended, closed}
   for field, value in pairs(document) do
     table.insert(reply, field)
     table.insert(reply, value)
@@ -63,7 +64,7 @@ end
 local over_ms = tonumber(document.endedAt or document.expiresAt)
 if now_ms >= over_ms + retention_ms then return {'missing'} end
 local mutations = document.mutations or ''
-if string.find(mutations, mutation_id, 1, true) then return updated('', '') end
+if string.find(mutations, mutation_id, 1, true) then return updated('', '', '') end
 if if_version ~= '' and if_version ~= document.version then return {'version_mismatch'} end
 if base_metadata ~= '' and base_metadata ~= '=' .. document.metadata then return {'stale'} end
 
@@ -216,4 +217,8 @@ if extends or change ~= '' then
 end
 if resumes and turn then redis.call('PEXPIREAT', turn, int(active_until + retention_ms)) end
 if resumes and chunks then redis.call('PEXPIREAT', chunks, int(active_until + retention_ms)) end
-return updated(change, other_ended)
+if other_ended ~= '' then notify(other_key, document.businessId, ARGV[3], 's') end
+if changed or change ~= '' then
+  notify(session, document.businessId, ARGV[3], plan and closed_words(plan) .. ' s' or 's')
+end
+return updated(change, other_ended, plan and latest.status or '')

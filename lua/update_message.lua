@@ -25,13 +25,10 @@ local session, messages = KEYS[1], KEYS[2]
 local id, now_ms, retention_ms, mutation_id = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local seq, base, message, bytes_max = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 
-local function int(number)
-  return string.format('%d', number)
-end
-
-local session_id, expires_at, ended_at, version, updated_at, mutations, message_count, message_bytes, largest_message =
-  unpack(redis.call('HMGET', session, 'sessionId', 'expiresAt', 'endedAt', 'version', 'updatedAt', 'mutations',
-    'messageCount', 'messageBytes', 'largestMessage'))
+local session_id, business_id, expires_at, ended_at, version, updated_at, mutations, message_count, message_bytes,
+  largest_message, changed_messages = unpack(redis.call('HMGET', session, 'sessionId', 'businessId', 'expiresAt',
+    'endedAt', 'version', 'updatedAt', 'mutations', 'messageCount', 'messageBytes', 'largestMessage',
+    'changedMessages'))
 if session_id ~= id then return {'missing'} end
 if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
 mutations = mutations or ''
@@ -51,5 +48,7 @@ redis.call('HSET', session,
   'updatedAt', int(math.max(now_ms, tonumber(updated_at))),
   'mutations', string.sub(mutation_id .. ' ' .. mutations, 1, MUTATIONS_KEPT * (#mutation_id + 1)),
   'messageBytes', int(bytes),
-  'largestMessage', int(math.max(#message, tonumber(largest_message))))
+  'largestMessage', int(math.max(#message, tonumber(largest_message))),
+  'changedMessages', changed_with(changed_messages, seq))
+notify(session, business_id, ARGV[2], 'c' .. seq .. ' s')
 return {'updated', message}

@@ -90,6 +90,8 @@ pub struct Grant {
     pub credential: Option<Fingerprint>,
     /// The user of a token. `None` for an API key and for a token of a whole business.
     pub subject: Option<Fingerprint>,
+    /// When the credential ceases to be accepted, if that is known.
+    pub valid_until: Option<Timestamp>,
 }
 
 impl Grant {
@@ -97,6 +99,25 @@ impl Grant {
     #[must_use]
     pub fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope)
+    }
+}
+
+/// The text of a credential, and how it was sent.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// In `X-API-Key`.
+    ApiKey(String),
+    /// In `Authorization: Bearer`.
+    Bearer(String),
+}
+
+/// Without the text, which is a secret.
+impl fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::ApiKey(_) => "ApiKey",
+            Self::Bearer(_) => "Bearer",
+        })
     }
 }
 
@@ -156,6 +177,7 @@ impl Credentials {
             scopes: Scope::ALL.to_vec(),
             credential: None,
             subject: None,
+            valid_until: None,
         };
         Ok(Self { api_keys, jwt, everything: Arc::new(everything) })
     }
@@ -183,6 +205,24 @@ impl Credentials {
             return self.of_api_key(credential, now);
         }
         self.jwt.as_ref().ok_or(AuthError::Invalid)?.current().grant(credential, now).map(Arc::new)
+    }
+
+    /// The grant of a credential.
+    ///
+    /// # Errors
+    /// Returns why it is rejected.
+    pub fn check(&self, credential: &Credential, now: Timestamp) -> Result<Arc<Grant>, AuthError> {
+        match credential {
+            Credential::ApiKey(text) => self.of_api_key(text, now),
+            Credential::Bearer(text) => self.of_bearer(text, now),
+        }
+    }
+
+    /// Changes when the keys change.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        let api_keys = self.api_keys.as_ref().map_or(0, Reloadable::version);
+        api_keys + self.jwt.as_ref().map_or(0, Reloadable::version)
     }
 
     /// Reloads the key files if they changed. A valid change takes effect at once; a file that is not valid leaves the

@@ -19,6 +19,7 @@ use crate::reload::RELOAD_INTERVAL;
 use crate::server::{self, ConnectionSettings, ConnectionTimeouts, StartError, Workers};
 use crate::session::{Clock, Timestamp};
 use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
+use crate::streams::{StreamLimits, StreamSettings, Streams};
 use crate::tls::{Certificate, CertificateFiles};
 use crate::{log, metrics};
 
@@ -150,8 +151,13 @@ pub fn app_state_with(
     credentials: Arc<Credentials>,
     clock: Clock,
 ) -> Result<Arc<AppState>, StoreError> {
+    let store = Arc::new(SessionStore::connect(store, clock.clone())?);
+    let limits = StreamLimits::new(config.requests.streams_max, config.requests.streams_per_user_max);
+    let settings = StreamSettings::default();
+    let streams = Streams::new(store.clone(), clock.clone(), settings, credentials.clone(), Arc::new(limits));
     Ok(Arc::new(AppState {
-        store: Arc::new(SessionStore::connect(store, clock.clone())?),
+        store,
+        streams: Arc::new(streams),
         credentials,
         rate_limits: Arc::new(RateLimits::new(config.auth.rates)),
         concurrency: Arc::new(ConcurrencyLimiter::new(

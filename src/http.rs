@@ -20,6 +20,7 @@ mod concurrency_limit;
 mod cors;
 mod docs;
 mod error;
+mod events;
 mod export;
 mod extract;
 #[cfg(any(test, fuzzing))]
@@ -70,6 +71,7 @@ use crate::auth::{Credentials, RateLimits};
 use crate::config::{RequestConfig, SessionConfig};
 use crate::session::{Clock, Role, Timestamp};
 use crate::store::{SessionStore, StoreError};
+use crate::streams::Streams;
 use crate::trace::Span;
 use crate::{log, metrics};
 
@@ -87,6 +89,8 @@ pub struct AppState {
     pub rate_limits: Arc<RateLimits>,
     /// Limits the number of concurrent requests.
     pub concurrency: Arc<ConcurrencyLimiter>,
+    /// The event streams of this worker.
+    pub streams: Arc<Streams>,
     /// Returns the current time.
     pub clock: Clock,
     /// The roles of the messages that the token of one user may append and redact.
@@ -107,7 +111,9 @@ impl AppState {
     /// # Errors
     /// If the URL of the store cannot be used.
     pub fn with_own_connections(&self) -> Result<Arc<Self>, StoreError> {
-        Ok(Arc::new(Self { store: Arc::new(self.store.with_own_connections()?), ..self.clone() }))
+        let store = Arc::new(self.store.with_own_connections()?);
+        let streams = Arc::new(self.streams.of_worker(store.clone()));
+        Ok(Arc::new(Self { store, streams, ..self.clone() }))
     }
 
     fn now(&self) -> Timestamp {
@@ -343,7 +349,7 @@ impl AccessLog<'_> {
 /// documentation page gets them too, because an exception would have to be maintained.
 fn add_security_headers(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
 /// The headers and body of the error response to a request that never reaches the router, because it cannot be parsed

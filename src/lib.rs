@@ -24,5 +24,6 @@ pub mod server;
 pub mod session;
 pub mod signals;
 pub mod store;
+pub mod streams;
 pub mod tls;
 pub mod trace;

@@ -5,6 +5,7 @@
 //! on the route and the status. `ROUTE_METRICS` is per thread, so that no request waits for a lock.
 
 mod catalog;
+mod streams;
 
 use std::cell::RefCell;
 use std::sync::LazyLock;
@@ -20,7 +21,12 @@ use self::catalog::{
     ALIVE_TASKS, APPENDED, BUILD, BUSY_SECONDS, CONNECTIONS, CONNECTIONS_REFUSED, CREATED, DELETED, ENDED, EVENT_LOOPS,
     HINT_LOOKUPS, IN_FLIGHT, LAG_SECONDS, LOG_LINES_DROPPED, MESSAGES_TRIMMED, OPERATION_SECONDS, OPERATIONS, PANICS,
     QUEUE_DEPTH, REFUSED, REQUEST_SECONDS, REQUESTS, RESUMED, SESSIONS_TRIMMED, SHED, STORE_CLOCK_SKEW, STORE_ERRORS,
-    STORE_PROBLEMS, STORE_RECONNECTS, STORE_RETRIES, STORE_UP,
+    STORE_PROBLEMS, STORE_RECONNECTS, STORE_RETRIES, STORE_UP, STREAM_DELIVERY_SECONDS,
+};
+
+pub use self::streams::{
+    StreamEvent, stream_delivered, stream_event_sent, stream_reset, stream_shed, streams_open, subscriber_connected,
+    subscriber_disconnected, turn_ended,
 };
 
 /// Buckets of all histograms, in seconds: from 100 µs to 1 s, the default request deadline.
@@ -53,6 +59,8 @@ macro_rules! label {
         }
     };
 }
+
+use label;
 
 label! {
     /// An operation of the store: one of its methods.
@@ -89,6 +97,8 @@ label! {
         ListHistory = "list_history",
         /// `list_messages`
         ListMessages = "list_messages",
+        /// `read_stream`
+        ReadStream = "read_stream",
         /// `ready`
         Ready = "ready",
         /// `redact_message`
@@ -190,7 +200,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn install_with(upkeep_interval: Duration) -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new();
-    for name in [REQUEST_SECONDS, OPERATION_SECONDS, LAG_SECONDS] {
+    for name in [REQUEST_SECONDS, OPERATION_SECONDS, LAG_SECONDS, STREAM_DELIVERY_SECONDS] {
         builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), &BUCKETS)?;
     }
     let recorder = builder.build_recorder();
@@ -213,6 +223,7 @@ fn install_with(upkeep_interval: Duration) -> Result<PrometheusHandle, BuildErro
 /// increase.
 fn register() {
     LazyLock::force(&HANDLES);
+    streams::register();
     catalog::start_counters();
     gauge!(STORE_UP).set(0.0);
     store_clock_skew(0.0);

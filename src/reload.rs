@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub(crate) struct Reloadable<T, const N: usize = 1> {
     paths: [PathBuf; N],
     parse: Parse<T, N>,
     current: RwLock<Arc<T>>,
+    version: AtomicU64,
     seen: Mutex<Seen<N>>,
 }
 
@@ -48,6 +50,7 @@ impl<T: fmt::Display, const N: usize> Reloadable<T, N> {
             paths,
             parse: Box::new(parse),
             current: RwLock::new(Arc::new(value)),
+            version: AtomicU64::new(0),
             seen: Mutex::new(Seen { last: fingerprint.clone(), parsed: fingerprint }),
         })
     }
@@ -55,6 +58,11 @@ impl<T: fmt::Display, const N: usize> Reloadable<T, N> {
     /// The value of the last valid contents.
     pub(crate) fn current(&self) -> Arc<T> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often the value has changed.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
     }
 
     /// Reads the files again. Accepts a change after two identical reads, so a partial write is never parsed. Blocks.
@@ -71,6 +79,7 @@ impl<T: fmt::Display, const N: usize> Reloadable<T, N> {
             Ok(value) => {
                 tracing::info!(%file, "reloaded the changed file: {value}");
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+                self.version.fetch_add(1, Ordering::Relaxed);
             }
             Err(problems) => {
                 for problem in problems {

@@ -1,5 +1,6 @@
 //! The domain: identifiers, sessions, messages and the life cycle of sessions. No I/O, no clock.
 
+mod changed_messages;
 mod id;
 mod identifier;
 mod json;
@@ -15,6 +16,7 @@ mod view;
 
 use utoipa::ToSchema;
 
+pub use self::changed_messages::ChangedMessages;
 pub use self::id::SessionId;
 pub use self::identifier::{IdempotencyKey, Identifier};
 pub use self::json::compact_json;
@@ -175,6 +177,9 @@ pub struct Session {
     /// The open turn. Not in the JSON.
     #[schema(ignore)]
     pub open_turn: Option<OpenTurn>,
+    /// Which messages were changed last. Not in the JSON.
+    #[schema(ignore)]
+    pub changed_messages: ChangedMessages,
 }
 
 impl Session {

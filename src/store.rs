@@ -13,6 +13,7 @@ mod operations;
 mod redis;
 mod reply;
 mod response_memory;
+mod subscriptions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,13 +28,15 @@ pub(crate) use self::operations::score_of;
 pub use self::operations::{
     Append, AppendChunks, BeginTurn, CancelTurn, ChunksAppended, Delete, EndTurn, GetMessage, GetOrCreate, GetTurn,
     MessagePage, MessageRange, NewChunks, NewTurn, NotOpen, PageRequest, Position, RedactMessage, SessionPage,
-    TurnChunks, TurnEnd, TurnName, Update, UpdateMessage, VersionCondition,
+    StreamSnapshot, StreamWants, TurnChunks, TurnEnd, TurnName, Update, UpdateMessage, VersionCondition,
 };
 pub use self::redis::address::RedisAddress;
 use self::redis::connection;
 use self::redis::connection_id::SharedConnectionId;
 use self::redis::read_command::{ReadCommand, ReadReply};
 use self::redis::scripts::{Script, Scripts};
+pub(crate) use self::redis::subscriber::Subscriber;
+pub(crate) use self::redis::topology::Subscription;
 use self::redis::topology::Topology;
 use self::reply::Reply;
 use self::response_memory::ResponseMemory;

@@ -177,7 +177,13 @@ impl<'a> Entry<'a> {
         }
         let id = id?;
         let credential = Some(Fingerprint::of("api key", &id));
-        let grant = Arc::new(Grant { tenant_scope: tenant_scope?, scopes: scopes?, credential, subject: None });
+        let grant = Arc::new(Grant {
+            tenant_scope: tenant_scope?,
+            scopes: scopes?,
+            credential,
+            subject: None,
+            valid_until: expires,
+        });
         Some((id, ApiKey { secret_sha256: secret_sha256?, expires, grant }))
     }
 }

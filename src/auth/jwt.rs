@@ -242,6 +242,8 @@ fn check_times(claims: &Claims, now: Timestamp) -> Result<(), AuthError> {
 /// The grant of a verified token.
 fn granted(claims: Claims) -> Result<Grant, AuthError> {
     let scopes = claims.scopes();
+    #[expect(clippy::cast_possible_truncation, reason = "a later time saturates")]
+    let valid_until = Timestamp(((claims.exp + LEEWAY_SECS) * 1000.0) as i64);
     let business_id = Identifier::new(claims.business_id).map_err(|_| AuthError::Invalid)?;
     let user_id = claims.sub.map(Identifier::new).transpose().map_err(|_| AuthError::Invalid)?;
     let credential = Some(Fingerprint::of("jwt", business_id.as_str()));
@@ -252,7 +254,7 @@ fn granted(claims: Claims) -> Result<Grant, AuthError> {
         // A token without the scope `admin` must name its user.
         TenantScope::User { business_id, user_id: user_id.ok_or(AuthError::Invalid)? }
     };
-    Ok(Grant { tenant_scope, scopes, credential, subject })
+    Ok(Grant { tenant_scope, scopes, credential, subject, valid_until: Some(valid_until) })
 }
 
 /// The key of a file that is not a JWK set: a secret, or a public key in PEM.

@@ -141,7 +141,13 @@ mod tests {
 
     fn caller(credential: u64, subject: Option<u64>) -> Grant {
         let (credential, subject) = (Some(Fingerprint(credential)), subject.map(Fingerprint));
-        Grant { tenant_scope: TenantScope::Everything, scopes: vec![Scope::Read], credential, subject }
+        Grant {
+            tenant_scope: TenantScope::Everything,
+            scopes: vec![Scope::Read],
+            credential,
+            subject,
+            valid_until: None,
+        }
     }
 
     fn limits(credential: u32, user: u32, clock: &FakeRelativeClock) -> RateLimits<FakeRelativeClock> {

@@ -43,6 +43,12 @@ pub(super) struct RequestArgs {
     /// responses wait for up to --max-queue-wait and are then rejected with 503
     #[arg(long, global = true, env = "SESSIOND_MAX_RESPONSE_MEMORY", value_name = "BYTES", default_value = "67108864")]
     max_response_memory: String,
+    /// Maximum number of open event streams; further ones are rejected with 503
+    #[arg(long, global = true, env = "SESSIOND_MAX_STREAMS", value_name = "COUNT", default_value = "12000")]
+    max_streams: String,
+    /// Maximum number of open event streams that one user opened with a token
+    #[arg(long, global = true, env = "SESSIOND_MAX_STREAMS_PER_USER", value_name = "COUNT", default_value = "16")]
+    max_streams_per_user: String,
     /// Maximum size in bytes of a request's path and query; at most 65534
     #[arg(long, global = true, env = "SESSIOND_MAX_URI_BYTES", value_name = "BYTES", default_value = "8192")]
     max_uri_bytes: String,
@@ -74,6 +80,10 @@ pub struct RequestConfig {
     pub response_memory_bytes: usize,
     /// Maximum bytes of a request's body.
     pub body_bytes_max: usize,
+    /// Maximum number of open event streams.
+    pub streams_max: usize,
+    /// Maximum number of open event streams of one user with a token.
+    pub streams_per_user_max: usize,
     /// Maximum bytes of a request's path and query.
     pub uri_bytes_max: usize,
     /// Which pages may call the service from a browser.
@@ -105,6 +115,8 @@ impl RequestArgs {
                 1 << 40,
             ),
             body_bytes_max: errors.number("--max-body-bytes", &self.max_body_bytes, 1024, 1 << 30),
+            streams_max: errors.number("--max-streams", &self.max_streams, 1, 1_000_000),
+            streams_per_user_max: errors.number("--max-streams-per-user", &self.max_streams_per_user, 1, 1_000_000),
             uri_bytes_max: errors.number("--max-uri-bytes", &self.max_uri_bytes, 1024, 65_534),
             cors: self.cors(errors),
             request_deadline: errors.duration("--request-deadline", &self.request_deadline),

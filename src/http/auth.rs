@@ -13,10 +13,11 @@ use percent_encoding::percent_decode_str;
 
 use super::error::{ApiError, Code};
 use super::{ApiInner, AppState};
-use crate::auth::{AuthError, Fingerprint, Grant, Rate, Scope};
+use crate::auth::{AuthError, Credential, Fingerprint, Grant, Rate, Scope};
 use crate::metrics;
 use crate::session::{Role, TenantScope, Timestamp};
 use crate::store::ResponseOwner;
+use crate::streams::StreamCaller;
 
 pub(super) const X_API_KEY: &str = "x-api-key";
 pub(super) const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -86,6 +87,12 @@ impl Principal {
     pub(super) fn response_owner(&self) -> ResponseOwner {
         let id = |fingerprint: Option<Fingerprint>| fingerprint.map(|fingerprint| fingerprint.0);
         ResponseOwner { credential: id(self.0.credential), user: id(self.0.subject) }
+    }
+
+    /// The caller as a stream remembers it.
+    pub(super) fn of_stream(&self, headers: &HeaderMap) -> StreamCaller {
+        let credential = self.0.credential.and_then(|_| credential_of(headers));
+        StreamCaller { grant: self.0.clone(), credential }
     }
 
     /// Whether the caller has this scope.
@@ -236,6 +243,14 @@ fn authenticate(app: &AppState, headers: &HeaderMap, now: Timestamp) -> Result<A
         Err(AuthError::Invalid) => reject("invalid", "The credential is not valid", ", error=\"invalid_token\""),
         Err(AuthError::Expired) => reject("expired", "The credential has expired", ", error=\"invalid_token\""),
     }
+}
+
+/// The credential of a request that was authenticated.
+fn credential_of(headers: &HeaderMap) -> Option<Credential> {
+    if let Some(api_key) = headers.get(X_API_KEY) {
+        return Some(Credential::ApiKey(api_key.to_str().ok()?.trim().to_owned()));
+    }
+    Some(Credential::Bearer(bearer(headers.get(header::AUTHORIZATION)?.as_bytes())?.to_owned()))
 }
 
 /// Whether the scheme of an `Authorization` header is Bearer. Schemes are case-insensitive (RFC 9110, section 11.1).

@@ -20,7 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::auth::{Requirement, X_API_KEY, requirement_of};
 use super::error::{Code, FieldProblem, Problem, documented};
 use super::request_id::LENGTH_MAX as REQUEST_ID_LENGTH_MAX;
-use super::{AppState, businesses, docs, export, health, message, messages, sessions, turns, whoami};
+use super::{AppState, businesses, docs, events, export, health, message, messages, sessions, turns, whoami};
 use crate::session::{Identifier, Included};
 
 const REQUEST_ID: &str = "X-Request-Id";
@@ -65,6 +65,7 @@ const SESSION_SCHEMA: &str = "Session";
         (name = "sessions", description = "Find or create a session; read, change or delete it by its id."),
         (name = "messages", description = "The messages of a session."),
         (name = "turns", description = "Messages while they are being written."),
+        (name = "events", description = "Streams of what happens, as it happens."),
         (name = "businesses", description = "The sessions of a business and of its users."),
         (name = "credentials", description = "The permissions of the caller."),
         (name = "health", description = "Checks for orchestrators and load balancers."),
@@ -82,6 +83,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<AppState>> {
         .merge(messages::router())
         .merge(message::router())
         .merge(turns::router())
+        .merge(events::router())
         .merge(businesses::router())
         .merge(export::router())
         .merge(whoami::router())

@@ -14,7 +14,8 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, NUMBER_MAX, new_chunks, new_turn, turn_end};
+pub(super) use self::body::NUMBER_MAX;
+use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, new_chunks, new_turn, turn_end};
 use super::AppState;
 use super::auth::{Principal, forbidden_writer};
 use super::error::{ApiError, Code, ProblemMembers, problems};

@@ -59,8 +59,8 @@ catalog! {
     gauge IN_FLIGHT = "sessiond_http_requests_in_flight",
         "Requests in flight now.";
     counter SHED = "sessiond_http_requests_shed_total",
-        "Requests and connections rejected to protect the service: connections, overload, rate_limit.",
-        from 0 for "reason" in ["connections", "overload", "rate_limit"];
+        "Requests and connections rejected to protect the service: connections, overload, rate_limit, streams.",
+        from 0 for "reason" in ["connections", "overload", "rate_limit", "streams"];
     counter REFUSED = "sessiond_credentials_refused_total",
         "Requests rejected because of their credential: missing, several, invalid, expired, rate, scope, tenant, role.",
         from 0 for "reason" in ["missing", "several", "invalid", "expired", "rate", "scope", "tenant", "role"];
@@ -107,6 +107,22 @@ catalog! {
         "Oldest sessions removed by creates for users with more sessions than are kept.";
     counter MESSAGES_TRIMMED = "sessiond_messages_trimmed_total",
         "Oldest messages removed by appends to sessions with more messages or bytes than are kept.";
+    counter TURNS_ENDED = "sessiond_turns_ended_total",
+        "Turns closed: completed, failed, cancelled, interrupted, or lost if their writer fell silent.",
+        from 0 for "status" in ["completed", "failed", "cancelled", "interrupted", "lost"];
+    gauge STREAMS = "sessiond_streams",
+        "Open event streams.";
+    counter STREAM_EVENTS = "sessiond_stream_events_total",
+        "Events given to connections, by kind; comment is no event and keeps connections alive.",
+        from 0 for "event" in ["reset", "session", "message", "turn", "chunk", "ready", "changed", "deleted", "bye",
+            "comment"];
+    counter STREAM_RESETS = "sessiond_stream_resets_total",
+        "Streams, or feeds of several streams, that could not go on from what was sent; lost is of businesses.",
+        from 0 for "reason" in ["unknown_cursor", "too_far", "diverged", "changed", "lost"];
+    histogram STREAM_DELIVERY_SECONDS = "sessiond_stream_delivery_seconds",
+        "Time from a change, by the clock of the service that made it, to its event.";
+    gauge SUBSCRIBER_CONNECTIONS = "sessiond_subscriber_connections",
+        "Connections to Redis that receive notifications for event streams.";
     counter LOG_LINES_DROPPED = "sessiond_log_lines_dropped_total",
         "Log lines dropped because stderr could not take them, or not fast enough.";
     histogram LAG_SECONDS = "sessiond_event_loop_lag_seconds",

@@ -149,7 +149,7 @@ async fn serve_all(
             Err(error) => tracing::warn!(%error, "cannot serve a connection"),
         }
     }
-    server.finish(grace).await;
+    tokio::join!(app.streams.leave(grace), server.finish(grace));
     app.store.quit().await;
 }
 

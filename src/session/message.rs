@@ -159,6 +159,24 @@ impl MessageJson {
         Some(Self { seq: self.seq, json: [before, metadata.as_bytes(), after.as_bytes()].concat().into() })
     }
 
+    /// The JSON without the members `content` and `metadata`.
+    #[must_use]
+    pub fn without_content(&self) -> Vec<u8> {
+        let content = b"\",\"content\":";
+        let end = self.json.windows(content.len()).position(|bytes| bytes == content).unwrap_or(0);
+        let mut json = self.json[..end].to_vec();
+        json.push(b'"');
+        if let Some(members) = self.members() {
+            for (name, value) in [("finishReason", members.finish_reason), ("redactedAt", members.redacted_at)] {
+                if let Some(value) = value {
+                    json.extend_from_slice(format!(",\"{name}\":\"{value}\"").as_bytes());
+                }
+            }
+        }
+        json.push(b'}');
+        json
+    }
+
     /// The members, or `None` if the JSON is not that of a message.
     #[must_use]
     pub fn members(&self) -> Option<MessageMembers<'_>> {

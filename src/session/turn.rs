@@ -60,6 +60,10 @@ pub struct Turn {
     /// Grows from turn to turn of a session, and changes with the writer.
     #[schema(required, minimum = 1)]
     pub number: Option<u64>,
+    /// The number with which its chunks began: a writer that takes over keeps them, one that starts anew does not. Not
+    /// in the JSON.
+    #[schema(ignore)]
+    pub since: Option<u64>,
     /// The run of a worker that writes it.
     #[schema(required)]
     pub writer: Option<String>,
@@ -126,6 +130,16 @@ impl Turn {
         object.close();
     }
 
+    /// Appends the JSON of an event with these chunks, from number `from` on.
+    pub fn write_chunks_json(&self, from: u64, chunks: &[impl AsRef<[u8]>], out: &mut Vec<u8>) {
+        let mut object = JsonObject::open(out);
+        object.string(member!("turnId"), &self.turn_id);
+        object.optional_number(member!("number"), self.number);
+        object.number(member!("from"), from);
+        object.escaped_strings(member!("chunks"), chunks);
+        object.close();
+    }
+
     /// Approximate number of bytes of the JSON, without chunks.
     #[must_use]
     pub fn json_bytes(&self) -> usize {
@@ -164,9 +178,15 @@ impl OpenTurn {
     /// Milliseconds after the end of its lease from which on a turn may be closed as lost. The scripts know it, too.
     const LOST_AFTER_MS: i64 = 1000;
 
+    /// When the turn may be closed as lost.
+    #[must_use]
+    pub fn lost_at(&self) -> Timestamp {
+        Timestamp(self.lease_until.0.saturating_add(Self::LOST_AFTER_MS))
+    }
+
     /// Whether the turn may be closed as lost.
     #[must_use]
     pub fn is_lost(&self, now: Timestamp) -> bool {
-        now.0 >= self.lease_until.0.saturating_add(Self::LOST_AFTER_MS)
+        now >= self.lost_at()
     }
 }

@@ -38,8 +38,8 @@ macro_rules! session_fields {
 
 // `title`, `endedAt` and `endReason` are absent if null, `largestMessage` and `messageBytes` if there are no messages,
 // `oldestSeq` until a message is trimmed, `historyAt` until a resume, and `turnNumber` until the first turn. `turnId`
-// and `turnUntil` are there while a turn is open. `update.lua` has one more field, `mutations`,
-// for its own use.
+// and `turnUntil` are there while a turn is open, `changedMessages` once a message was changed or redacted.
+// `update.lua` has one more field, `mutations`, for its own use.
 session_fields! {
     SessionId = "sessionId",
     BusinessId = "businessId",
@@ -65,12 +65,14 @@ session_fields! {
     TurnNumber = "turnNumber",
     TurnId = "turnId",
     TurnUntil = "turnUntil",
+    ChangedMessages = "changedMessages",
 }
 
 /// Fields of a turn's hash. `lua/turn.lua` has more, for its own use.
 pub(super) mod turn_field {
     pub(in crate::store) const TURN_ID: &str = "turnId";
     pub(in crate::store) const NUMBER: &str = "number";
+    pub(in crate::store) const SINCE: &str = "since";
     pub(in crate::store) const WRITER: &str = "writer";
     pub(in crate::store) const ROLE: &str = "role";
     pub(in crate::store) const METADATA: &str = "metadata";
@@ -147,6 +149,12 @@ impl Keys {
     /// `sd:{pppp}:s:<sessionId>`: the session's hash.
     pub(super) fn session(&self, id: SessionId) -> String {
         self.of_session("s", id)
+    }
+
+    /// The channel of a business in a partition, to which scripts publish its changes (`lua/common.lua`). That of a
+    /// session is its key.
+    pub(super) fn business_channel(&self, partition: Partition, business_id: &str) -> String {
+        format!("{}b:{business_id}", self.partition(partition))
     }
 
     /// `sd:{pppp}:m:<sessionId>`: the session's messages, a list of JSON, oldest first.

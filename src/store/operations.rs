@@ -12,6 +12,7 @@ mod included;
 mod list_active;
 mod list_history;
 mod list_messages;
+mod read_stream;
 mod ready;
 mod redact_message;
 mod session_page;
@@ -28,6 +29,7 @@ pub use self::delete::Delete;
 pub use self::get_message::GetMessage;
 pub use self::get_or_create::GetOrCreate;
 pub use self::list_messages::{MessagePage, MessageRange};
+pub use self::read_stream::{StreamSnapshot, StreamWants};
 pub use self::redact_message::RedactMessage;
 pub(crate) use self::session_page::score_of;
 pub use self::session_page::{PageRequest, Position, SessionPage};
@@ -41,7 +43,7 @@ use super::redis::read_command::ReadCommand;
 use super::reply::Reply;
 use super::{SessionStore, StoreError};
 use crate::metrics::{self, Operation};
-use crate::session::{EndReason, Partition, Session, SessionId, TenantScope, Timestamp};
+use crate::session::{EndReason, Partition, Session, SessionId, TenantScope, Timestamp, TurnStatus};
 use crate::trace::Span;
 
 /// Which versions of a session a call accepts (`If-Match`; `docs/api.md`, Preconditions).
@@ -75,7 +77,7 @@ impl SessionStore {
     ///
     /// Every operation that takes a session id calls this first, or its script compares the scope first. A session
     /// outside the caller's tenant scope is therefore treated as missing before anything else about it is examined.
-    async fn get_in_scope(
+    pub(in crate::store) async fn get_in_scope(
         &self,
         id: SessionId,
         scope: &TenantScope,
@@ -175,5 +177,12 @@ impl Drop for RunningOperation {
 fn count_end(reason: &str) {
     if let Some(reason) = EndReason::from_word(reason) {
         metrics::session_ended(reason.as_str());
+    }
+}
+
+/// Counts a turn that a script closed. The status is empty if it closed none.
+fn count_closed_turn(status: &str) {
+    if let Some(status) = TurnStatus::from_word(status) {
+        metrics::turn_ended(status.as_str());
     }
 }

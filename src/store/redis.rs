@@ -9,4 +9,5 @@ pub(super) mod read_command;
 mod read_connection;
 mod resp;
 pub(super) mod scripts;
+pub(super) mod subscriber;
 pub(super) mod topology;

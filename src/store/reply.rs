@@ -184,6 +184,7 @@ impl<T: Deref<Target = str>> SessionFields<T> {
             history_at: self.if_present(SessionField::HistoryAt, Self::parse)?.map_or(created_at, Timestamp),
             turn_number: self.if_present(SessionField::TurnNumber, Self::parse)?,
             open_turn: self.open_turn()?,
+            changed_messages: self.if_present(SessionField::ChangedMessages, Self::parse)?.unwrap_or_default(),
         }))
     }
 

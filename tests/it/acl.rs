@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::acl;
+use crate::support::events::EventStream;
 use crate::support::process::{self, Process, TEST_TIMEOUT};
 use crate::support::redis_server::{RedisServer, cli, wait_for};
 
@@ -87,6 +88,18 @@ async fn call_everything(base: &str) -> String {
     path
 }
 
+/// Makes the service subscribe to a session, and end the subscription because the session is deleted.
+async fn stream_everything(server: &RedisServer, base: &str) {
+    let created = call(base, Method::POST, "/api/sessions", json!({"businessId": "b", "userId": "streamed"})).await;
+    let path = format!("/api/sessions/{}", created["sessionId"].as_str().expect("an id"));
+    let mut stream = EventStream::open(&format!("{base}{path}/events"), &[]).await;
+    stream.until("ready").await;
+    call(base, Method::DELETE, &path, Value::Null).await;
+    stream.expect("deleted").await;
+    assert!(stream.next().await.is_none());
+    wait_for("the end of the subscription", || server.sent().contains("sunsubscribe"));
+}
+
 /// Makes the service read a session over the read connection (HGETALL), and with fred (HMGET) after that connection was
 /// closed.
 async fn read_both_ways(server: &RedisServer, base: &str, path: &str) -> BTreeSet<String> {
@@ -110,6 +123,7 @@ async fn each_user_has_exactly_the_permissions_it_uses() {
     {
         let (_service, base) = Process::serve(&["--messages-kept", "100"], &[("REDIS_URL", &server.url())]);
         let path = call_everything(&base).await;
+        stream_everything(&server, &base).await;
         // Collected before the test itself sends INFO.
         let mut sent = sent(&server);
         sent.extend(read_both_ways(&server, &base, &path).await);

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Which modules a module may use. The main chain is `main → server → http → store → session`. The other modules are
 /// leaves or are used by a few.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("main", &["bootstrap", "commands", "config", "log", "output"]),
     (
         "commands",
@@ -28,10 +28,23 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ),
     (
         "bootstrap",
-        &["auth", "config", "embedded_redis", "http", "log", "metrics", "reload", "server", "session", "store", "tls"],
+        &[
+            "auth",
+            "config",
+            "embedded_redis",
+            "http",
+            "log",
+            "metrics",
+            "reload",
+            "server",
+            "session",
+            "store",
+            "streams",
+            "tls",
+        ],
     ),
     ("server", &["config", "http", "log", "metrics", "store", "tls"]),
-    ("http", &["auth", "config", "log", "metrics", "session", "store", "trace"]),
+    ("http", &["auth", "config", "log", "metrics", "session", "store", "streams", "trace"]),
     ("audit", &["session", "store"]),
     ("auth", &["reload", "session"]),
     ("store", &["log", "metrics", "session", "trace"]),
@@ -46,6 +59,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("reload", &[]),
     ("session", &[]),
     ("signals", &["log"]),
+    ("streams", &["auth", "metrics", "session", "store"]),
     ("tls", &["reload"]),
     ("trace", &["log"]),
 ];

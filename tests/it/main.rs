@@ -47,6 +47,7 @@ mod scripts;
 mod security;
 mod sentinel;
 mod state_machine;
+mod streams;
 mod support;
 mod topologies;
 mod turns;

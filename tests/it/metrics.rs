@@ -9,7 +9,7 @@ use crate::support::redis::shared_url;
 use crate::support::scrape::Scrape;
 
 /// The metrics that exist before any event.
-const FROM_THE_START: [&str; 32] = [
+const FROM_THE_START: [&str; 38] = [
     "sessiond_credentials_refused_total",
     "sessiond_build_info",
     "sessiond_event_loop_lag_seconds",
@@ -38,6 +38,12 @@ const FROM_THE_START: [&str; 32] = [
     "sessiond_store_reconnects_total",
     "sessiond_store_retries_total",
     "sessiond_store_up",
+    "sessiond_stream_delivery_seconds",
+    "sessiond_stream_events_total",
+    "sessiond_stream_resets_total",
+    "sessiond_streams",
+    "sessiond_subscriber_connections",
+    "sessiond_turns_ended_total",
     "process_cpu_seconds_total",
     "process_open_fds",
     "process_resident_memory_bytes",
@@ -64,7 +70,10 @@ async fn every_metric_is_described_from_the_start_or_from_its_first_event() {
         let has_help = scrape.text.lines().any(|line| line.strip_prefix(&help).is_some_and(|text| text.len() > 10));
         let kind = if name.ends_with("_total") {
             "counter"
-        } else if name.ends_with("duration_seconds") || name.ends_with("lag_seconds") {
+        } else if name.ends_with("duration_seconds")
+            || name.ends_with("lag_seconds")
+            || name.ends_with("delivery_seconds")
+        {
             "histogram"
         } else {
             "gauge"

@@ -14,10 +14,12 @@ use crate::support::credentials::api_key;
 use crate::support::service::{Answer, Service};
 
 /// The operations of the service: `docs/api.md`, Endpoints.
-const OPERATIONS: [(&str, &str); 24] = [
+const OPERATIONS: [(&str, &str); 26] = [
     ("get", "/api/sessions/business/{businessId}/user/{userId}/export"),
     ("post", "/api/sessions/{sessionId}/turns"),
     ("get", "/api/sessions/{sessionId}/turns/{turnId}"),
+    ("get", EVENTS),
+    ("get", BUSINESS_EVENTS),
     ("post", "/api/sessions/{sessionId}/turns/{turnId}/chunks"),
     ("post", "/api/sessions/{sessionId}/turns/{turnId}/end"),
     ("post", "/api/sessions/{sessionId}/turns/{turnId}/cancel"),
@@ -97,6 +99,8 @@ const MESSAGES: &str = "/api/sessions/{sessionId}/messages";
 const MESSAGE: &str = "/api/sessions/{sessionId}/messages/{messageId}";
 const TURNS: &str = "/api/sessions/{sessionId}/turns";
 const TURN: &str = "/api/sessions/{sessionId}/turns/{turnId}";
+const EVENTS: &str = "/api/sessions/{sessionId}/events";
+const BUSINESS_EVENTS: &str = "/api/sessions/business/{businessId}/events";
 const JSON: &str = "application/json";
 /// The members of a message or a session that are sometimes absent.
 const OPTIONAL_MEMBERS: [&str; 4] = ["finishReason", "lastMessage", "redactedAt", "turn"];
@@ -586,6 +590,17 @@ impl CheckedClient {
         }
     }
 
+    /// Opens event streams.
+    async fn drive_events(&mut self) {
+        let session = self.post_session(json!({"businessId": "b", "userId": "events"}), 201).await.string("sessionId");
+        let events = format!("/api/sessions/{session}/events");
+        self.get(EVENTS, &format!("{events}?last=1"), 200).await;
+        self.get(EVENTS, &format!("{events}?last=101"), 400).await;
+        self.get(EVENTS, &format!("{UNKNOWN_SESSION}/events"), 404).await;
+        self.get(BUSINESS_EVENTS, "/api/sessions/business/b/events", 200).await;
+        self.get(BUSINESS_EVENTS, &format!("/api/sessions/business/{}/events", "x".repeat(129)), 400).await;
+    }
+
     /// Calls the operations of businesses and users.
     async fn drive_businesses(&mut self) {
         let (active, of_user) =
@@ -662,6 +677,7 @@ async fn responses_are_as_documented() {
     client.drive_messages().await;
     client.drive_message().await;
     client.drive_turns().await;
+    client.drive_events().await;
     client.drive_businesses().await;
     for path in [WHOAMI, "/livez", "/readyz", "/openapi.json", "/docs"] {
         client.get(path, path, 200).await;
@@ -830,7 +846,7 @@ async fn document_and_service_accept_the_same_queries() {
     let count = numbers.len();
     assert_eq!(
         checked,
-        [("after", count), ("before", count), ("from", count), ("limit", 3 * count)]
+        [("after", 2 * count), ("before", count), ("from", count), ("last", count), ("limit", 3 * count)]
             .map(|(name, count)| (name.to_owned(), count))
             .into()
     );

@@ -4,6 +4,7 @@
 pub mod acl;
 pub mod audit;
 pub mod credentials;
+pub mod events;
 pub mod faulty_redis;
 pub mod ledger;
 pub mod load;

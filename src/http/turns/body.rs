@@ -17,7 +17,7 @@ pub(super) const LATEST: &str = "latest";
 /// Most chunks of one call.
 const CHUNKS_MAX: usize = 1000;
 /// The largest number that a JavaScript number represents exactly.
-pub(super) const NUMBER_MAX: u64 = (1 << 53) - 1;
+pub(in crate::http) const NUMBER_MAX: u64 = (1 << 53) - 1;
 /// Most bytes of an error that a writer gives, as JSON.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 

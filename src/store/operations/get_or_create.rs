@@ -2,7 +2,9 @@
 
 use super::{count_end, instrumented};
 use crate::metrics::{self, Operation};
-use crate::session::{Identifier, IfActive, NewSession, Partition, Session, SessionId, Status, Timestamp};
+use crate::session::{
+    ChangedMessages, Identifier, IfActive, NewSession, Partition, Session, SessionId, Status, Timestamp,
+};
 use crate::store::keys::field;
 use crate::store::{SessionStore, StoreError};
 
@@ -175,6 +177,7 @@ impl SessionStore {
             history_at: created_at,
             turn_number: None,
             open_turn: None,
+            changed_messages: ChangedMessages::default(),
         }
     }
 }

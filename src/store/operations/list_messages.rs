@@ -123,7 +123,7 @@ impl SessionStore {
     }
 
     /// Reads the messages from `first` to `last`, one large piece at a time. `None` if they are not there any more.
-    pub(super) async fn read_piece(
+    pub(in crate::store) async fn read_piece(
         &self,
         session: &Session,
         first: u64,

@@ -5,7 +5,7 @@ use std::time::Instant;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::{VersionCondition, count_end, instrumented};
+use super::{VersionCondition, count_closed_turn, count_end, instrumented};
 use crate::metrics::{self, Operation};
 use crate::session::{
     EndReason, PatchStatus, Session, SessionId, SessionPatch, Status, TenantScope, Timestamp, patched_metadata,
@@ -73,6 +73,7 @@ impl SessionStore {
                     "updated" => {
                         let (change, other_ended) = (reply.string()?, reply.string()?);
                         count_end(&other_ended);
+                        count_closed_turn(&reply.string()?);
                         return match reply.session(id)?.and_then(|session| session.as_of(now, &self.config.lifecycle)) {
                             Some(session) => {
                                 count_change(&change, &session);

@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use super::connection_id::{ConnectionId, SharedConnectionId};
 use super::read_command::{ReadCommand, ReadReply};
 use super::read_connection::ReadConnection;
+use super::subscriber::{Subscriber, SubscriberConnection};
 use crate::session::{Session, SessionId};
 use crate::store::StoreError;
 use crate::store::health::Health;
@@ -79,6 +80,8 @@ pub(in crate::store) struct Server {
     preflight_passed: OnceCell<()>,
     /// The connection for reads.
     read_connection: ReadConnection,
+    /// The connection for subscriptions.
+    subscriber_connection: SubscriberConnection,
     /// A connection for commands that ASKING precedes. The lock keeps other commands from coming in between.
     asking: Mutex<Option<Connection>>,
     watchers: Vec<AbortHandle>,
@@ -129,6 +132,7 @@ impl Server {
         ];
         let read_connection =
             ReadConnection::start(&client, &settings.config, &connection_id, connected, settings.command_timeout);
+        let subscriber_connection = SubscriberConnection::start(&client, &settings.config, &connection_id);
         Ok(Arc::new(Self {
             name,
             settings,
@@ -137,6 +141,7 @@ impl Server {
             is_unresponsive,
             preflight_passed: OnceCell::new(),
             read_connection,
+            subscriber_connection,
             asking: Mutex::new(None),
             watchers,
         }))
@@ -222,6 +227,20 @@ impl Server {
             return None;
         }
         self.connection_id()
+    }
+
+    /// Subscribes to a channel. Returns when the server has confirmed it.
+    pub(in crate::store) async fn subscribe(
+        &self,
+        channel: String,
+        subscriber: Arc<dyn Subscriber>,
+    ) -> Result<(), Error> {
+        self.subscriber_connection.subscribe(channel, subscriber).await
+    }
+
+    /// Ends the subscription, if the channel still belongs to this subscriber.
+    pub(in crate::store) fn unsubscribe(&self, channel: String, subscriber: Arc<dyn Subscriber>) {
+        self.subscriber_connection.unsubscribe(channel, subscriber);
     }
 
     /// The client, without a preflight check.

@@ -37,7 +37,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// Delay before a broken connection is opened again.
 const REOPEN_AFTER: Duration = Duration::from_millis(200);
 /// Timeout of one attempt to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of commands in one write.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 /// Least free space for replies before a read: a small buffer is filled by each of many reads.
@@ -151,7 +151,7 @@ impl Driver {
     async fn run(self, mut requests: UnboundedReceiver<ReadRequest>) {
         loop {
             if let Some(id) = self.connection_id.get().filter(|_| self.client.is_connected()) {
-                match tokio::time::timeout(CONNECT_TIMEOUT, self.open()).await {
+                match tokio::time::timeout(CONNECT_TIMEOUT, open(&self.client, &self.config)).await {
                     Ok(Ok(stream)) => {
                         self.paired_with.set(Some(id));
                         // The client logs connections that break.
@@ -167,51 +167,6 @@ impl Driver {
             // Reopens at once when the client has a new connection, otherwise after a delay.
             let _ = tokio::time::timeout(REOPEN_AFTER, self.connected.notified()).await;
         }
-    }
-
-    /// Connects to the client's server, as the same user.
-    async fn open(&self) -> io::Result<Box<dyn Stream>> {
-        let mut stream: Box<dyn Stream> = if let ServerConfig::Unix { path } = &self.config.server {
-            Box::new(UnixStream::connect(path).await?)
-        } else {
-            let servers = self.client.active_connections();
-            let server = servers.first().ok_or(io::ErrorKind::NotConnected)?;
-            let tcp = TcpStream::connect((&*server.host, server.port)).await?;
-            tcp.set_nodelay(true)?;
-            match &self.config.tls {
-                Some(tls) => {
-                    let TlsConnector::Rustls(connector) = &tls.connector;
-                    let name = server.tls_server_name.as_ref().unwrap_or(&server.host).to_string();
-                    let name = ServerName::try_from(name).map_err(io::Error::other)?;
-                    Box::new(connector.connect(name, tcp).await?)
-                }
-                None => Box::new(tcp),
-            }
-        };
-        let mut handshake: Vec<Vec<&[u8]>> = Vec::new();
-        match (&self.config.username, &self.config.password) {
-            (Some(username), Some(password)) => {
-                handshake.push(vec![b"AUTH", username.as_bytes(), password.as_bytes()]);
-            }
-            (None, Some(password)) => handshake.push(vec![b"AUTH", password.as_bytes()]),
-            _ => {}
-        }
-        let database = self.config.database.map(|database| database.to_string());
-        if let Some(database) = &database {
-            handshake.push(vec![b"SELECT", database.as_bytes()]);
-        }
-        for words in handshake {
-            let mut command = Vec::new();
-            resp::write_command(words.into_iter(), &mut command);
-            stream.write_all(&command).await?;
-            stream.flush().await?;
-            let mut reply = [0; 5];
-            stream.read_exact(&mut reply).await?;
-            if &reply != b"+OK\r\n" {
-                return Err(io::Error::other("the server rejected AUTH or SELECT"));
-            }
-        }
-        Ok(stream)
     }
 
     /// Sends the requests, several in one write, and delivers the replies in their order, until the connection breaks,
@@ -268,6 +223,51 @@ impl Driver {
     }
 }
 
+/// Connects to the client's server, as the same user.
+pub(super) async fn open(client: &Client, config: &Config) -> io::Result<Box<dyn Stream>> {
+    let mut stream: Box<dyn Stream> = if let ServerConfig::Unix { path } = &config.server {
+        Box::new(UnixStream::connect(path).await?)
+    } else {
+        let servers = client.active_connections();
+        let server = servers.first().ok_or(io::ErrorKind::NotConnected)?;
+        let tcp = TcpStream::connect((&*server.host, server.port)).await?;
+        tcp.set_nodelay(true)?;
+        match &config.tls {
+            Some(tls) => {
+                let TlsConnector::Rustls(connector) = &tls.connector;
+                let name = server.tls_server_name.as_ref().unwrap_or(&server.host).to_string();
+                let name = ServerName::try_from(name).map_err(io::Error::other)?;
+                Box::new(connector.connect(name, tcp).await?)
+            }
+            None => Box::new(tcp),
+        }
+    };
+    let mut handshake: Vec<Vec<&[u8]>> = Vec::new();
+    match (&config.username, &config.password) {
+        (Some(username), Some(password)) => {
+            handshake.push(vec![b"AUTH", username.as_bytes(), password.as_bytes()]);
+        }
+        (None, Some(password)) => handshake.push(vec![b"AUTH", password.as_bytes()]),
+        _ => {}
+    }
+    let database = config.database.map(|database| database.to_string());
+    if let Some(database) = &database {
+        handshake.push(vec![b"SELECT", database.as_bytes()]);
+    }
+    for words in handshake {
+        let mut command = Vec::new();
+        resp::write_command(words.into_iter(), &mut command);
+        stream.write_all(&command).await?;
+        stream.flush().await?;
+        let mut reply = [0; 5];
+        stream.read_exact(&mut reply).await?;
+        if &reply != b"+OK\r\n" {
+            return Err(io::Error::other("the server rejected AUTH or SELECT"));
+        }
+    }
+    Ok(stream)
+}
+
 async fn write(stream: &mut Box<dyn Stream>, commands: &[u8]) -> io::Result<()> {
     stream.write_all(commands).await?;
     // A TLS stream buffers what it has encrypted.
@@ -317,6 +317,6 @@ fn deliver(
 }
 
 /// A TCP, TLS or Unix stream.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}

@@ -154,6 +154,57 @@ pub(super) fn next_flat(received: &[u8]) -> io::Result<Option<(Flat, usize)>> {
     Ok(Some((flat, reader.position)))
 }
 
+/// What a server sends to a connection that subscribes (<https://redis.io/docs/latest/develop/pubsub/>).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pushed<'a> {
+    /// A message was published to the channel.
+    Message { channel: &'a str, message: &'a [u8] },
+    /// The reply to SSUBSCRIBE.
+    Subscribed(&'a str),
+    /// The reply to SUNSUBSCRIBE; or the slot of the channel has moved.
+    Unsubscribed(&'a str),
+    /// The reply to PING.
+    Pong,
+    /// An error.
+    Error(&'a str),
+}
+
+/// Parses what comes next in `received` and returns it with its length, or `None` if it is incomplete.
+///
+/// # Errors
+/// If it is anything else. The start of the next one is then unknown.
+pub(super) fn next_pushed(received: &[u8]) -> io::Result<Option<(Pushed<'_>, usize)>> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let text = |range: Range<usize>| received.get(range).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    if received.first() == Some(&b'-') {
+        let Some(line) = line(received) else { return Ok(None) };
+        return Ok(Some((Pushed::Error(text(1..line.len()).ok_or_else(invalid)?), line.len() + 2)));
+    }
+    let mut reader = Reader { bytes: received, position: 0 };
+    let Some(count) = reader.header(b'*')? else { return Ok(None) };
+    let Some(kind) = reader.text()? else { return Ok(None) };
+    let Some(first) = reader.text()? else { return Ok(None) };
+    let kind = text(kind).ok_or_else(invalid)?;
+    let channel = text(first).ok_or_else(invalid)?;
+    let pushed = match (kind, count) {
+        ("smessage", 3) => match reader.text()? {
+            Some(message) => Pushed::Message { channel, message: &received[message] },
+            None => return Ok(None),
+        },
+        ("ssubscribe" | "sunsubscribe", 3) => {
+            let Some(line) = line(&received[reader.position..]) else { return Ok(None) };
+            if line.first() != Some(&b':') {
+                return Err(invalid());
+            }
+            reader.position += line.len() + 2;
+            if kind == "ssubscribe" { Pushed::Subscribed(channel) } else { Pushed::Unsubscribed(channel) }
+        }
+        ("pong", 2) => Pushed::Pong,
+        _ => return Err(invalid()),
+    };
+    Ok(Some((pushed, reader.position)))
+}
+
 /// The first line, without its end.
 fn line(received: &[u8]) -> Option<&[u8]> {
     received.windows(2).position(|pair| pair == b"\r\n").map(|end| &received[..end])
@@ -268,6 +319,27 @@ mod tests {
         }
         for other in ["+OK\r\n", "*1\r\n:1\r\n", "*1\r\n*0\r\n", ":x\r\n", "*1\r\n$-1\r\n", "x"] {
             assert!(next_flat(other.as_bytes()).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_subscriptions_receive_is_parsed() {
+        let cases = [
+            ("*3\r\n$8\r\nsmessage\r\n$1\r\nc\r\n$2\r\n\r\n\r\n", Pushed::Message { channel: "c", message: b"\r\n" }),
+            ("*3\r\n$10\r\nssubscribe\r\n$1\r\nc\r\n:1\r\n", Pushed::Subscribed("c")),
+            ("*3\r\n$12\r\nsunsubscribe\r\n$1\r\nc\r\n:0\r\n", Pushed::Unsubscribed("c")),
+            ("*2\r\n$4\r\npong\r\n$0\r\n\r\n", Pushed::Pong),
+            ("-MOVED 1 a:1\r\n", Pushed::Error("MOVED 1 a:1")),
+        ];
+        for (text, pushed) in cases {
+            for end in 0..text.len() {
+                assert_eq!(next_pushed(&text.as_bytes()[..end]).ok().flatten(), None, "{text:?}, {end} bytes");
+            }
+            let received = format!("{text}*3");
+            assert_eq!(next_pushed(received.as_bytes()).expect("a push"), Some((pushed, text.len())), "{text:?}");
+        }
+        for other in ["+OK\r\n", "*3\r\n$8\r\nsmessage\r\n:1\r\n", "*2\r\n$7\r\nmessage\r\n$0\r\n\r\n"] {
+            assert!(next_pushed(other.as_bytes()).is_err(), "{other:?}");
         }
     }
 

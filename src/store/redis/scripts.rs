@@ -14,12 +14,11 @@ use crate::store::StoreError;
 use crate::store::error::Redirection;
 use crate::store::reply::Reply;
 
-/// The first line of a script.
-const ENGINE: &str = "#!lua\n";
-
-/// What scripts share: the files that precede those that append, and those that close turns.
-const APPENDS: [&str; 1] = [include_str!("../../../lua/prelude.lua")];
-const TURNS: [&str; 2] = [APPENDS[0], include_str!("../../../lua/turn.lua")];
+/// What scripts share: the files that precede those that change sessions, those that append, and those that close
+/// turns.
+const CHANGES: [&str; 1] = [include_str!("../../../lua/common.lua")];
+const APPENDS: [&str; 2] = [CHANGES[0], include_str!("../../../lua/prelude.lua")];
+const TURNS: [&str; 3] = [APPENDS[0], APPENDS[1], include_str!("../../../lua/turn.lua")];
 
 /// One script: an operation that Redis runs as one step.
 #[derive(Debug)]
@@ -39,17 +38,17 @@ impl Script {
         Self { operation, sha1: fred::util::sha1_hash(&source), source, needs }
     }
 
-    /// A script that needs clocks that agree, because it sets expiries or `updatedAt`. Scripts that only remove set
-    /// neither.
-    fn with_safe_clock(operation: &'static str, source: &'static str) -> Self {
-        Self::of(operation, source.into(), Needs::SafeClock)
+    /// A script that uses the functions of these files. They come after its first line, which names the engine.
+    fn after(files: &[&'static str], operation: &'static str, source: &'static str, needs: Needs) -> Self {
+        let (engine, body) = source.split_once('\n').unwrap_or_default();
+        let source = [&[engine, "\n"], files, &[body]].concat().concat();
+        Self::of(operation, source.into(), needs)
     }
 
-    /// A script with a safe clock that uses the functions of these files.
-    fn after(files: &[&'static str], operation: &'static str, source: &'static str) -> Self {
-        let body = source.strip_prefix(ENGINE).unwrap_or(source);
-        let source = [&[ENGINE], files, &[body]].concat().concat();
-        Self::of(operation, source.into(), Needs::SafeClock)
+    /// The same, for a script that needs clocks that agree, because it sets expiries or `updatedAt`. Scripts that only
+    /// remove set neither.
+    fn with_safe_clock(files: &[&'static str], operation: &'static str, source: &'static str) -> Self {
+        Self::after(files, operation, source, Needs::SafeClock)
     }
 
     /// Runs the script on the server that has its keys.
@@ -109,24 +108,25 @@ pub(in crate::store) struct Scripts {
 
 impl Scripts {
     pub(in crate::store) fn new() -> Self {
+        macro_rules! source {
+            ($name:literal) => {
+                include_str!(concat!("../../../lua/", $name, ".lua"))
+            };
+        }
         Self {
-            get_or_create: Script::with_safe_clock("get_or_create", include_str!("../../../lua/get_or_create.lua")),
-            update: Script::after(&TURNS, "update", include_str!("../../../lua/update.lua")),
-            begin_turn: Script::after(&TURNS, "begin_turn", include_str!("../../../lua/begin_turn.lua")),
-            append_chunks: Script::after(&APPENDS, "append_chunks", include_str!("../../../lua/append_chunks.lua")),
-            end_turn: Script::after(&TURNS, "end_turn", include_str!("../../../lua/end_turn.lua")),
-            cancel_turn: Script::after(&TURNS, "cancel_turn", include_str!("../../../lua/cancel_turn.lua")),
-            update_message: Script::with_safe_clock("update_message", include_str!("../../../lua/update_message.lua")),
-            redact_message: Script::new("redact_message", include_str!("../../../lua/redact_message.lua")),
-            append_messages: Script::after(
-                &APPENDS,
-                "append_messages",
-                include_str!("../../../lua/append_messages.lua"),
-            ),
-            delete: Script::new("delete", include_str!("../../../lua/delete.lua")),
-            erase_user: Script::new("erase_user", include_str!("../../../lua/erase_user.lua")),
-            ready: Script::new("ready", include_str!("../../../lua/ready.lua")),
-            repair: Script::new("repair", include_str!("../../../lua/repair.lua")),
+            get_or_create: Script::with_safe_clock(&CHANGES, "get_or_create", source!("get_or_create")),
+            update: Script::with_safe_clock(&TURNS, "update", source!("update")),
+            begin_turn: Script::with_safe_clock(&TURNS, "begin_turn", source!("begin_turn")),
+            append_chunks: Script::with_safe_clock(&APPENDS, "append_chunks", source!("append_chunks")),
+            end_turn: Script::with_safe_clock(&TURNS, "end_turn", source!("end_turn")),
+            cancel_turn: Script::with_safe_clock(&TURNS, "cancel_turn", source!("cancel_turn")),
+            update_message: Script::with_safe_clock(&CHANGES, "update_message", source!("update_message")),
+            redact_message: Script::after(&CHANGES, "redact_message", source!("redact_message"), Needs::Connection),
+            append_messages: Script::with_safe_clock(&APPENDS, "append_messages", source!("append_messages")),
+            delete: Script::after(&CHANGES, "delete", source!("delete"), Needs::Connection),
+            erase_user: Script::after(&CHANGES, "erase_user", source!("erase_user"), Needs::Connection),
+            ready: Script::new("ready", source!("ready")),
+            repair: Script::new("repair", source!("repair")),
         }
     }
 }

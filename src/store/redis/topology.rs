@@ -12,6 +12,7 @@ use super::cluster::Cluster;
 use super::connection::{Needs, Server, Settings};
 use super::connection_id::ConnectionId;
 use super::read_command::{ReadCommand, ReadReply};
+use super::subscriber::Subscriber;
 use crate::metrics;
 use crate::session::{Session, SessionId};
 use crate::store::StoreError;
@@ -94,11 +95,7 @@ impl Topology {
 
     /// The reply to a command that reads: over the read connection, or else by the client.
     pub(in crate::store) async fn read(&self, command: ReadCommand) -> Result<ReadReply, StoreError> {
-        let server = match &self.masters {
-            Masters::One(server) => Some(Arc::clone(server)),
-            Masters::Cluster(cluster) => cluster.master_of(command.key()),
-        };
-        if let Some(server) = server
+        if let Some(server) = self.master_of(command.key())
             && let Some(reply) = server.read(command.clone()).await?
         {
             return Ok(reply);
@@ -111,6 +108,40 @@ impl Topology {
     pub(in crate::store) async fn read_by_client(&self, command: &ReadCommand) -> Result<ReadReply, StoreError> {
         let value = self.call(command.key(), |client| command.send(client)).await?;
         ReadReply::of_value(value).ok_or(StoreError::Reply { operation: "read", problem: "it is nested" })
+    }
+
+    /// Subscribes to a channel at the master of its slot.
+    pub(in crate::store) async fn subscribe(
+        &self,
+        channel: &str,
+        subscriber: Arc<dyn Subscriber>,
+    ) -> Result<Subscription, StoreError> {
+        let mut has_moved = false;
+        loop {
+            let server = self.master_of(channel).ok_or_else(|| Error::new(ErrorKind::Cluster, NO_MASTER))?;
+            match server.subscribe(channel.to_owned(), Arc::clone(&subscriber)).await {
+                Ok(()) => return Ok(Subscription { server, channel: channel.to_owned(), subscriber }),
+                Err(error) => match (&self.masters, Redirection::of(&error)) {
+                    (Masters::Cluster(cluster), Some(Redirection::Moved(address))) if !has_moved => {
+                        cluster.slot_has_moved(channel, address)?;
+                        has_moved = true;
+                    }
+                    _ => return Err(error.into()),
+                },
+            }
+        }
+    }
+
+    /// Whether a subscription is at the server that serves its slot now.
+    pub(in crate::store) fn is_current(&self, subscription: &Subscription) -> bool {
+        self.master_of(&subscription.channel).is_some_and(|master| Arc::ptr_eq(&master, &subscription.server))
+    }
+
+    fn master_of(&self, key: &str) -> Option<Arc<Server>> {
+        match &self.masters {
+            Masters::One(server) => Some(Arc::clone(server)),
+            Masters::Cluster(cluster) => cluster.master_of(key),
+        }
     }
 
     async fn call_cluster<T, F>(
@@ -192,6 +223,20 @@ impl Topology {
     /// Closes the connections after the replies to all sent commands have arrived.
     pub(in crate::store) async fn quit(&self) {
         join_all(self.all().iter().map(|server| server.quit())).await;
+    }
+}
+
+/// A subscription to a channel, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    server: Arc<Server>,
+    channel: String,
+    subscriber: Arc<dyn Subscriber>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.server.unsubscribe(std::mem::take(&mut self.channel), Arc::clone(&self.subscriber));
     }
 }
 

@@ -63,6 +63,8 @@ fn needs() -> Vec<Need> {
         },
         Need { body: json!({"number": 1, "status": "failed"}), ..need("endTurn", Target::Writer, Scope::Write, 200) },
         need("cancelTurn", Target::Session, Scope::Write, 202),
+        need("sessionEvents", Target::Session, Scope::Read, 200),
+        need("businessEvents", Target::Business, Scope::Read, 200),
         need("listActiveSessions", Target::Business, Scope::Read, 200),
         need("getActiveSession", Target::User, Scope::Read, 200),
         need("listSessionHistory", Target::User, Scope::Read, 200),
@@ -262,7 +264,7 @@ async fn every_operation_accepts_only_authorized_callers() {
     let all: BTreeSet<_> = needs().iter().map(|need| need.operation).collect();
     assert_eq!(covered, all, "an operation does not exist any more");
     // The last term is `whoami`, which accepts every valid credential.
-    assert_eq!((cells, denied), (24 * (7 + 6 + 6), 19 * (6 + 5 + 5) + 3 * 3));
+    assert_eq!((cells, denied), (26 * (7 + 6 + 6), 21 * (6 + 5 + 5) + 3 * 3));
 }
 
 /// Panics unless the document lists the security requirements in `need`.

@@ -20,12 +20,14 @@ const CALLERS: usize = 16;
 const CANARY: &str = "canary";
 
 /// The paths of the requests. Each `*` is replaced by a random text.
-const PATHS: [&str; 26] = [
+const PATHS: [&str; 28] = [
     "/api/sessions",
     "/api/sessions/*",
     "/api/sessions/*/messages",
     "/api/sessions/*/messages?limit=*",
     "/api/sessions/*/messages/*",
+    "/api/sessions/*/events",
+    "/api/sessions/business/*/events",
     "/api/sessions/*/turns",
     "/api/sessions/*/turns/*",
     "/api/sessions/*/turns/*/chunks",
@@ -96,7 +98,10 @@ async fn send(client: &Client, base: &str, (path, method, body_kind): (&str, &st
     }
     let response = request.send().await.expect("a response");
     assert!(response.status().as_u16() < 500, "{response:?}");
-    response.bytes().await.expect("a body");
+    // An event stream does not end by itself.
+    if response.headers().get("content-type").is_none_or(|kind| kind != "text/event-stream") {
+        response.bytes().await.expect("a body");
+    }
 }
 
 /// Sends requests that HTTP clients do not produce and that the server rejects.

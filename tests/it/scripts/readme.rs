@@ -47,8 +47,14 @@ async fn the_readme_shows_the_commands_of_a_session() {
         let word = word.replace(&id, "f4bca9c4-5e1b-8d7a-9c3e-2f4b6a8c0d1e");
         let word = word.replace(&format!("{}:{{", service.config.redis.key_prefix), "sd:{");
         let word = word.replace(&appended.to_string(), "2026-11-22T10:02:01.000Z");
+        let of_example = |ms: i64| ms - start + 1_795_341_600_000;
+        // A notification begins with a time.
+        let notified = word.split_once(' ').and_then(|(ms, rest)| Some((ms.parse::<i64>().ok()?, rest)));
         match word.parse::<i64>() {
-            Ok(ms) if ms >= start => (ms - start + 1_795_341_600_000).to_string(),
+            Ok(ms) if ms >= start => of_example(ms).to_string(),
+            _ if notified.is_some_and(|(ms, _)| ms >= start) => {
+                notified.map(|(ms, rest)| format!("'{} {rest}'", of_example(ms))).unwrap_or_default()
+            }
             _ if word.is_empty() || word.contains([' ', '"', '{']) && !word.starts_with("sd:") => format!("'{word}'"),
             _ => word,
         }

@@ -13,16 +13,26 @@ use sessiond::config::{Cli, Config};
 use sessiond::http::AppState;
 use sessiond::session::{Partition, SessionId, TenantScope, Timestamp};
 use sessiond::store::{RedisAddress, StoreError};
+use sessiond::streams::{StreamLimits, StreamSettings, Streams};
 use sessiond::{bootstrap, http, server};
 use tokio::net::TcpListener;
 
 use super::acl;
+use super::events::EventStream;
 use super::monitor::Monitor;
 use super::process::TEST_TIMEOUT;
 use super::redis::{self, RedisProbe};
 
 /// The injected clock is this far ahead of the real one. Redis uses its own clock, so no key expires during a test.
 const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Streams of a service look for changes only when they are told of some, so a test fails if they are not told.
+const ONLY_NOTIFIED: StreamSettings = StreamSettings { poll: HOUR, turn_poll: HOUR, comment_interval: HOUR };
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+fn stream_limits(config: &Config) -> Arc<StreamLimits> {
+    Arc::new(StreamLimits::new(config.requests.streams_max, config.requests.streams_per_user_max))
+}
 
 /// A running service. It ends with the test's runtime.
 pub struct Service {
@@ -55,6 +65,13 @@ impl Answer {
     /// A member of the body.
     pub fn member(&self, name: &str) -> Value {
         self.json()[name].clone()
+    }
+
+    /// The body without a member.
+    pub fn without(&self, name: &str) -> Value {
+        let mut body = self.json();
+        body.as_object_mut().expect("an object").remove(name);
+        body
     }
 
     /// A member of the body that is a string.
@@ -111,6 +128,14 @@ impl Service {
         Self::start_sharing(socket, &prefix, clock_ms, flags).await
     }
 
+    /// Starts another service on the same Redis, with the same keys and clock, whose streams look for changes often.
+    pub async fn polling_sibling(&self) -> Self {
+        let often = Duration::from_millis(20);
+        let settings = StreamSettings { poll: often, turn_poll: often, comment_interval: often };
+        let (prefix, clock_ms) = (&self.config.redis.key_prefix, self.clock_ms.clone());
+        Self::start_streaming(&self.socket, prefix, clock_ms, &[], settings).await
+    }
+
     /// Starts another service on the shared Redis, with the same keys, the same clock and other flags.
     pub async fn sibling(&self, flags: &[&str]) -> Self {
         Self::start_sharing(&redis::shared(), &self.config.redis.key_prefix, self.clock_ms.clone(), flags).await
@@ -124,6 +149,16 @@ impl Service {
     }
 
     async fn start_sharing(socket: &Path, prefix: &str, clock_ms: Arc<AtomicI64>, flags: &[&str]) -> Self {
+        Self::start_streaming(socket, prefix, clock_ms, flags, ONLY_NOTIFIED).await
+    }
+
+    async fn start_streaming(
+        socket: &Path,
+        prefix: &str,
+        clock_ms: Arc<AtomicI64>,
+        flags: &[&str],
+        streams: StreamSettings,
+    ) -> Self {
         let own_flags = ["sessiond", "--key-prefix", prefix];
         // Long, because the machine may be busy with other tests. Tests of the deadline pass their own flag.
         let deadline: &[&str] =
@@ -138,7 +173,9 @@ impl Service {
         };
         let credentials = bootstrap::credentials(&config).expect("good credentials");
         let redis = RedisAddress::from_url(&acl::url(socket)).expect("a good URL");
-        let app = bootstrap::app_state(&config, redis, credentials, clock).expect("an app");
+        let app = bootstrap::app_state(&config, redis, credentials.clone(), clock.clone()).expect("an app");
+        let streams = Streams::new(app.store.clone(), clock, streams, credentials, stream_limits(&config));
+        let app = Arc::new(AppState { streams: Arc::new(streams), ..(*app).clone() });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
         let (connections, grace) = (bootstrap::connection_settings(&config), config.connections.shutdown_grace);
@@ -189,6 +226,16 @@ impl Service {
         self.clock_ms.store(now.0, Ordering::SeqCst);
     }
 
+    /// Opens an event stream.
+    pub async fn events(&self, path: &str) -> EventStream {
+        EventStream::open(&format!("{}{path}", self.base), &[]).await
+    }
+
+    /// Opens an event stream that goes on behind this id.
+    pub async fn events_after(&self, path: &str, last_id: &str) -> EventStream {
+        EventStream::open(&format!("{}{path}", self.base), &[("last-event-id", last_id)]).await
+    }
+
     /// Sends any request.
     pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).body(body);
@@ -197,7 +244,10 @@ impl Service {
         }
         let response = request.send().await.expect("a response");
         let (status, headers) = (response.status(), response.headers().clone());
-        Answer { status, headers, text: response.text().await.expect("a body") }
+        // An event stream does not end by itself.
+        let is_stream = headers.get("content-type").is_some_and(|value| value == "text/event-stream");
+        let text = if is_stream { String::new() } else { response.text().await.expect("a body") };
+        Answer { status, headers, text }
     }
 
     async fn send_json(&self, method: Method, path: &str, body: &Value) -> Answer {

@@ -3,7 +3,7 @@
 use super::{turn_of, unescaped};
 use crate::metrics::Operation;
 use crate::session::{Identifier, IfOpen, Role, SessionId, TenantScope, Timestamp, Turn, escaped_text};
-use crate::store::operations::instrumented;
+use crate::store::operations::{count_closed_turn, instrumented};
 use crate::store::{SessionStore, StoreError};
 
 /// A turn to begin.
@@ -76,19 +76,24 @@ impl SessionStore {
             let mut reply = self.run(&self.scripts.begin_turn, self.turn_keys(id), args).await?;
             match reply.string()?.as_str() {
                 "began" => {
+                    count_closed_turn(&reply.string()?);
                     self.record_activity(&session, now).await;
                     Ok(BeginTurn::Began(turn_of(id, reply.named_values()?)?))
                 }
                 "known" => {
+                    count_closed_turn(&reply.string()?);
                     self.record_activity(&session, now).await;
                     Ok(BeginTurn::Known(turn_of(id, reply.named_values()?)?))
                 }
-                "over" => match self.closed_turn(id, &turn_id).await? {
-                    Some(turn) => Ok(BeginTurn::Known(turn)),
-                    // The session, or the message, was deleted meanwhile.
-                    None if self.get_in_scope(id, scope, now).await?.is_none() => Ok(BeginTurn::Missing),
-                    None => Err(StoreError::Busy("the session changes faster than it can be read".to_owned())),
-                },
+                "over" => {
+                    count_closed_turn(&reply.string()?);
+                    match self.closed_turn(id, &turn_id).await? {
+                        Some(turn) => Ok(BeginTurn::Known(turn)),
+                        // The session, or the message, was deleted meanwhile.
+                        None if self.get_in_scope(id, scope, now).await?.is_none() => Ok(BeginTurn::Missing),
+                        None => Err(StoreError::Busy("the session changes faster than it can be read".to_owned())),
+                    }
+                }
                 "turn_open" => {
                     let turn_id = unescaped(&reply.string()?).ok_or(super::MALFORMED)?;
                     Ok(BeginTurn::TurnOpen { turn_id, lease_until: reply.time()? })
@@ -101,7 +106,7 @@ impl SessionStore {
         .await
     }
 
-    pub(in crate::store::operations) fn turn_lease_ms(&self) -> u128 {
-        self.config.turn_lease.as_millis()
+    pub(in crate::store) fn turn_lease_ms(&self) -> i64 {
+        i64::try_from(self.config.turn_lease.as_millis()).unwrap_or(i64::MAX)
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{NotOpen, turn_of};
-use crate::metrics::Operation;
+use crate::metrics::{self, Operation};
 use crate::session::{EndStatus, Identifier, SessionId, TenantScope, Timestamp, Turn, escaped_text, patched_metadata};
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
@@ -133,7 +133,11 @@ impl SessionStore {
         ];
         let mut reply = self.run(&self.scripts.end_turn, self.turn_keys(id), args).await?;
         match reply.string()?.as_str() {
-            "closed" => Ok(Ended::Closed(turn_of(id, reply.named_values()?)?)),
+            "closed" => {
+                let turn = turn_of(id, reply.named_values()?)?;
+                metrics::turn_ended(turn.status.as_str());
+                Ok(Ended::Closed(turn))
+            }
             "taken" => Ok(Ended::Taken),
             "not_open" => Ok(Ended::NotOpen),
             "missing" => Ok(Ended::Missing),

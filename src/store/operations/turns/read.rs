@@ -197,6 +197,7 @@ impl SessionStore {
             turn_id: message.message_id.to_string(),
             session_id: id,
             number: None,
+            since: None,
             writer: None,
             role: Role::from_word(&members.role).ok_or(super::MALFORMED)?,
             metadata: members.metadata.get().to_owned(),

@@ -1,0 +1,27 @@
+-- common: what the scripts that change sessions have in common. The service sends it in front of them.
+
+local function int(number)
+  return string.format('%d', number)
+end
+
+-- Tells the event streams of a session that it has changed. Their channel is the session's key. The last thing that a
+-- script does. A refusal is no error: streams look for changes by themselves as well.
+local function notify_session(session, now_ms)
+  redis.pcall('SPUBLISH', session, now_ms)
+end
+
+-- The same, and tells the streams of its business. Their channel in this partition ends with the id of the business.
+-- `changes` are words: `s` the session, `t` its turn, `m5-6` these messages are new, `c7` this message was changed, `d`
+-- the session was deleted.
+local function notify(session, business_id, now_ms, changes)
+  notify_session(session, now_ms)
+  local id = string.sub(session, -36)
+  redis.pcall('SPUBLISH', string.sub(session, 1, -39) .. 'b:' .. business_id, now_ms .. ' ' .. id .. ' ' .. changes)
+end
+
+-- The field `changedMessages` after another change of a message: how many there were, and the seqs of the last ones.
+local function changed_with(changed, seq)
+  local count, seqs = string.match(changed or '0', '^(%d+)(.*)$')
+  local kept = string.match(seqs .. ' ' .. seq, ' %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+$')
+  return int(tonumber(count) + 1) .. (kept or seqs .. ' ' .. seq)
+end

@@ -1,0 +1,200 @@
+//! Reads what an event stream has to send: what there is beyond what its reader has.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::future::try_join;
+
+use super::instrumented;
+use crate::metrics::Operation;
+use crate::session::{MessageJson, Session, SessionId, TenantScope, Timestamp, Turn, TurnStatus};
+use crate::store::redis::read_command::ReadCommand;
+use crate::store::{SessionStore, StoreError};
+
+/// About how many bytes of messages, and of chunks, one read returns: a stream keeps them until its client takes them.
+const PAGE_BYTES: usize = 32 * 1024;
+
+/// What to read.
+pub struct StreamWants<'a> {
+    /// `seq` of the last message that the reader has. It is read, too, so that the reader can compare it.
+    pub last_seq: u64,
+    /// Whether to compare that message even if there is no newer one.
+    pub compares: bool,
+    /// The number of the first chunk to read of this turn.
+    pub first_chunk: &'a (dyn Fn(&Turn) -> u64 + Sync),
+    /// How many changes of messages the reader knows.
+    pub changes: u64,
+    /// Whether to close the open turn if its lease is over.
+    pub closes_lost_turn: bool,
+}
+
+/// A session with its latest turn at one moment, and a page of its messages and chunks.
+#[derive(Debug)]
+pub struct StreamSnapshot {
+    /// The session.
+    pub session: Session,
+    /// The turn that began last.
+    pub turn: Option<Box<Turn>>,
+    /// Messages in ascending `seq` without gaps.
+    pub messages: Vec<MessageJson>,
+    /// Whether these are all up to the newest message.
+    pub has_all_messages: bool,
+    /// The number of the first one of `chunks`.
+    pub first_chunk: u64,
+    /// Chunks of the turn without gaps, each as JSON writes it without quotes.
+    pub chunks: Vec<Bytes>,
+    /// Whether these are all up to the newest chunk, as far as they are stored.
+    pub has_all_chunks: bool,
+    /// The messages that were changed, by `seq`, if they are still kept.
+    pub changed: BTreeMap<u64, MessageJson>,
+}
+
+impl SessionStore {
+    /// Reads what a stream of this session needs, or `None` if the session does not exist.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn read_stream(
+        &self,
+        id: SessionId,
+        wants: &StreamWants<'_>,
+        now: Timestamp,
+    ) -> Result<Option<StreamSnapshot>, StoreError> {
+        instrumented(Operation::ReadStream, async move {
+            let started = Instant::now();
+            let mut disagreed = None;
+            while started.elapsed() < self.retry_budget {
+                let Some(session) = self.get_in_scope(id, &TenantScope::Everything, now).await? else {
+                    return Ok(None);
+                };
+                // A refused write must not fail the read.
+                if wants.closes_lost_turn && matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
+                    continue;
+                }
+                let turn = if session.turn_number.is_some() { self.latest_turn(id).await? } else { None };
+                if !agree(&session, turn.as_deref()) {
+                    let read = Some((session.clone(), turn.clone()));
+                    // What does not change any more is taken as it is.
+                    if std::mem::replace(&mut disagreed, read.clone()) != read {
+                        continue;
+                    }
+                }
+                if let Some(snapshot) = self.snapshot(session, turn, wants).await? {
+                    return Ok(Some(snapshot));
+                }
+                // Another turn began, or messages were trimmed, since the session was read.
+            }
+            Err(StoreError::Busy("the session changes faster than it can be read".to_owned()))
+        })
+        .await
+    }
+
+    /// Whether the messages from `first` on have more than `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub async fn has_more_message_bytes(
+        &self,
+        session: &Session,
+        first: u64,
+        bytes_max: usize,
+    ) -> Result<bool, StoreError> {
+        let count =
+            |first: u64| usize::try_from((session.message_count + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        let (mut first, mut room) = (first, bytes_max);
+        while session.message_bytes_max(count(first)) > room {
+            let last = page_end(session, first);
+            let Some(messages) = self.read_piece(session, first, last).await? else { return Ok(false) };
+            let bytes = messages.iter().map(MessageJson::json_bytes).sum();
+            let Some(left) = room.checked_sub(bytes) else { return Ok(true) };
+            (first, room) = (last + 1, left);
+        }
+        Ok(false)
+    }
+
+    /// Reads the rest of the snapshot; `None` if something that it needs is not there any more.
+    async fn snapshot(
+        &self,
+        session: Session,
+        turn: Option<Box<Turn>>,
+        wants: &StreamWants<'_>,
+    ) -> Result<Option<StreamSnapshot>, StoreError> {
+        let (mut first_chunk, mut chunks, mut has_all_chunks) = (0, Vec::new(), true);
+        if let Some(turn) = &turn {
+            first_chunk = (wants.first_chunk)(turn);
+            match self.page_of_chunks(turn, first_chunk).await? {
+                Some(page) => (chunks, has_all_chunks) = page,
+                None => return Ok(None),
+            }
+        }
+        let (mut messages, mut has_all_messages) = (Vec::new(), true);
+        let is_kept = wants.last_seq + 1 >= session.oldest_seq;
+        if is_kept && (wants.last_seq < session.message_count || (wants.compares && wants.last_seq > 0)) {
+            let first = wants.last_seq.max(session.oldest_seq);
+            if first <= session.message_count {
+                let last = page_end(&session, wants.last_seq + 1).max(first);
+                match self.read_piece(&session, first, last).await? {
+                    Some(page) => messages = page,
+                    None => return Ok(None),
+                }
+                has_all_messages = last == session.message_count;
+            }
+        }
+        let mut changed = BTreeMap::new();
+        for &seq in session.changed_messages.since(wants.changes).unwrap_or_default() {
+            if seq >= session.oldest_seq
+                && let Some(message) = self.read_piece(&session, seq, seq).await?.and_then(|mut piece| piece.pop())
+            {
+                changed.insert(seq, message);
+            }
+        }
+        Ok(Some(StreamSnapshot {
+            session,
+            turn,
+            messages,
+            has_all_messages,
+            first_chunk,
+            chunks,
+            has_all_chunks,
+            changed,
+        }))
+    }
+
+    /// Chunks of the latest turn from number `first` on, and whether they are all. `None` if it is not the latest any
+    /// more, or was closed and its chunks are gone since it was read.
+    async fn page_of_chunks(&self, turn: &Turn, first: u64) -> Result<Option<(Vec<Bytes>, bool)>, StoreError> {
+        let stored = turn.next_chunk.unwrap_or_default();
+        let wanted = stored.saturating_sub(first);
+        if wanted == 0 {
+            return Ok(Some((Vec::new(), true)));
+        }
+        let average = turn.chunk_bytes / usize::try_from(stored).unwrap_or(usize::MAX).max(1);
+        let page = u64::try_from(PAGE_BYTES / average.max(1)).unwrap_or(u64::MAX).max(1).min(wanted);
+        let index = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let command = ReadCommand::list(self.keys.chunks(turn.session_id), index(first), index(first + page - 1));
+        let chunks = async { self.topology.read(command).await?.texts("read_stream") };
+        let (chunks, again) = try_join(chunks, self.latest_turn(turn.session_id)).await?;
+        // The chunks of another writer must not be shown as this one's.
+        let Some(again) = again.filter(|again| again.number == turn.number) else { return Ok(None) };
+        let has_all = chunks.len() as u64 == page;
+        if !has_all && (turn.status == TurnStatus::Open || again.status != turn.status) {
+            return Ok(None);
+        }
+        Ok(Some((chunks, !has_all || page == wanted)))
+    }
+}
+
+/// `seq` of the last message of a page that begins with `first`.
+fn page_end(session: &Session, first: u64) -> u64 {
+    let count = u64::try_from(PAGE_BYTES / session.largest_message_bytes.max(1)).unwrap_or(u64::MAX).max(1);
+    first.saturating_add(count - 1).min(session.message_count)
+}
+
+/// Whether a session and its latest turn were read at the same moment, as far as streams can tell.
+fn agree(session: &Session, turn: Option<&Turn>) -> bool {
+    let Some(turn) = turn else { return true };
+    turn.number == session.turn_number
+        && (turn.status == TurnStatus::Open) == session.open_turn.is_some()
+        && turn.message_seq.is_none_or(|seq| seq <= session.message_count)
+}

@@ -1,0 +1,90 @@
+//! Subscriptions to what scripts publish (`lua/common.lua`), and the reads that event streams of a business need.
+
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+
+use super::redis::read_command::ReadCommand;
+use super::{SessionStore, StoreError, Subscriber, Subscription};
+use crate::log;
+use crate::session::{MessageJson, OpenTurn, Partition, Session, SessionId, Status, TenantScope, Timestamp};
+
+/// Most sessions whose expiry is sent to a business's streams at a time.
+const EXPIRED_MAX: usize = 1000;
+
+impl SessionStore {
+    /// Subscribes to the changes of a session; `None` if that is not possible now.
+    pub(crate) async fn subscribe_to_session(
+        &self,
+        id: SessionId,
+        subscriber: Arc<dyn Subscriber>,
+    ) -> Option<Subscription> {
+        self.subscribe(&self.keys.session(id), subscriber).await
+    }
+
+    /// Subscribes to the changes of a business in one partition; `None` if that is not possible now.
+    pub(crate) async fn subscribe_to_business(
+        &self,
+        partition: Partition,
+        business_id: &str,
+        subscriber: Arc<dyn Subscriber>,
+    ) -> Option<Subscription> {
+        self.subscribe(&self.keys.business_channel(partition, business_id), subscriber).await
+    }
+
+    /// Whether a subscription is at the server that serves its slot now.
+    pub(crate) fn is_current(&self, subscription: &Subscription) -> bool {
+        self.topology.is_current(subscription)
+    }
+
+    async fn subscribe(&self, channel: &str, subscriber: Arc<dyn Subscriber>) -> Option<Subscription> {
+        let confirmation = self.topology.subscribe(channel, subscriber);
+        match tokio::time::timeout(self.config.command_timeout, confirmation).await {
+            Ok(Ok(subscription)) => return Some(subscription),
+            Ok(Err(error)) if log::should_log("subscription") => {
+                tracing::warn!(%error, "cannot subscribe to changes; event streams look for them each second");
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// When others may close turns whose lease was over while the store was away until `time`.
+    pub(crate) fn lost_after(&self, time: Timestamp) -> Timestamp {
+        let lease_until = Timestamp(time.0.saturating_add(self.turn_lease_ms()));
+        OpenTurn { escaped_id: String::new(), lease_until }.lost_at()
+    }
+
+    /// Those of a session's messages from `first` to `last` that are still kept.
+    pub(crate) async fn kept_messages(
+        &self,
+        session: &Session,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<MessageJson>, StoreError> {
+        let (mut messages, mut seq) = (Vec::new(), first.max(session.oldest_seq));
+        while seq <= last.min(session.message_count) {
+            // One at a time: a page of large messages would delay the reads behind it.
+            messages.extend(self.read_piece(session, seq, seq).await?.into_iter().flatten());
+            seq += 1;
+        }
+        Ok(messages)
+    }
+
+    /// The sessions of a business in one partition that expired after `since`, up to `now`.
+    pub(crate) async fn expired_sessions(
+        &self,
+        partition: Partition,
+        business_id: &str,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<Vec<Session>, StoreError> {
+        let key = self.keys.business(partition, business_id);
+        let (lowest, highest) = (format!("({}", since.0), now.0.to_string());
+        let entries = self.read_command(ReadCommand::sorted_set_up(key, lowest, highest, EXPIRED_MAX)).await?;
+        let entries = entries.texts("expired_sessions")?;
+        let ids = entries.chunks(2).filter_map(|entry| std::str::from_utf8(&entry[0]).ok()?.parse().ok());
+        let sessions = try_join_all(ids.map(|id| self.get_in_scope(id, &TenantScope::Everything, now))).await?;
+        Ok(sessions.into_iter().flatten().filter(|session| session.status == Status::Expired).collect())
+    }
+}

@@ -1,0 +1,236 @@
+//! Event streams (docs/api.md, "Event streams"): what happens in a session, or in a business, as it happens.
+
+mod business_feed;
+mod business_stream;
+mod control;
+mod event;
+mod feeds;
+mod limits;
+mod position;
+mod ring;
+mod session_feed;
+mod session_stream;
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use self::business_feed::BusinessFeed;
+pub use self::business_stream::BusinessStream;
+use self::control::Control;
+pub use self::control::StreamCaller;
+use self::feeds::Feeds;
+pub use self::limits::{StreamLimit, StreamLimits};
+use self::position::Cursor;
+pub(crate) use self::position::ResetReason;
+use self::session_feed::{SessionFeed, newest};
+pub use self::session_stream::SessionStream;
+use crate::auth::Credentials;
+use crate::session::{Clock, Session, SessionId};
+use crate::store::{SessionStore, StoreError};
+
+/// How often a feed reads while it has no subscription.
+const UNSUBSCRIBED_POLL: Duration = Duration::from_secs(1);
+/// The delay before a stream reads again after the store failed.
+const RETRY_READ: Duration = Duration::from_secs(1);
+/// How often the credentials of open streams are checked.
+const CREDENTIAL_CHECK: Duration = Duration::from_secs(1);
+/// Time between the ends of two streams of a service that stops, and the most that all of them take, as a share of the
+/// time that it has: their clients should not all come back at once.
+const LEAVE_SPACING: Duration = Duration::from_millis(2);
+const LEAVE_SHARE: f64 = 0.8;
+const LEAVE_TICK: Duration = Duration::from_millis(20);
+
+/// Settings of streams.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamSettings {
+    /// How often a feed reads, although nothing was published.
+    pub poll: Duration,
+    /// The same while a turn is open.
+    pub turn_poll: Duration,
+    /// Time without an event after which a comment is sent.
+    pub comment_interval: Duration,
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        let poll = Duration::from_secs(15);
+        Self { poll, turn_poll: Duration::from_secs(2), comment_interval: poll }
+    }
+}
+
+/// What feeds work with.
+#[derive(Clone)]
+struct Context {
+    store: Arc<SessionStore>,
+    clock: Clock,
+    settings: StreamSettings,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+/// Where a stream of a session starts.
+#[derive(Clone, Debug)]
+pub enum StreamStart {
+    /// Behind the event with this id (`Last-Event-ID`).
+    Cursor(String),
+    /// Behind the message with this `seq`.
+    After(u64),
+    /// With this many of the newest messages.
+    Last,
+}
+
+/// Why a stream was not opened.
+#[derive(Debug)]
+pub enum StreamError {
+    /// There are too many.
+    Limit(StreamLimit),
+    /// The store cannot serve.
+    Store(StoreError),
+}
+
+impl From<StoreError> for StreamError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// The streams of one worker.
+#[derive(Debug)]
+pub struct Streams {
+    context: Context,
+    credentials: Arc<Credentials>,
+    limits: Arc<StreamLimits>,
+    sessions: Arc<Feeds<SessionId, SessionFeed>>,
+    businesses: Arc<Feeds<String, BusinessFeed>>,
+    open: Arc<Mutex<Vec<Arc<Control>>>>,
+    /// Checks credentials, once there was a stream.
+    check: OnceLock<AbortHandle>,
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        if let Some(check) = self.check.get() {
+            check.abort();
+        }
+    }
+}
+
+impl Streams {
+    /// No streams yet.
+    #[must_use]
+    pub fn new(
+        store: Arc<SessionStore>,
+        clock: Clock,
+        settings: StreamSettings,
+        credentials: Arc<Credentials>,
+        limits: Arc<StreamLimits>,
+    ) -> Self {
+        let context = Context { store, clock, settings };
+        let (sessions, businesses, open) = Default::default();
+        Self { context, credentials, limits, sessions, businesses, open, check: OnceLock::new() }
+    }
+
+    /// The same for another worker, with its store.
+    #[must_use]
+    pub fn of_worker(&self, store: Arc<SessionStore>) -> Self {
+        let Context { clock, settings, .. } = self.context.clone();
+        Self::new(store, clock, settings, Arc::clone(&self.credentials), Arc::clone(&self.limits))
+    }
+
+    /// Opens a stream of a session that was read. `last` is how many of the newest messages it begins with, if it does
+    /// not go on behind others.
+    ///
+    /// # Errors
+    /// If there are too many streams, or the store cannot serve.
+    pub async fn of_session(
+        &self,
+        session: &Session,
+        start: StreamStart,
+        last: u64,
+        caller: StreamCaller,
+    ) -> Result<SessionStream, StreamError> {
+        let id = session.session_id;
+        let (control, permit) = self.admit(caller)?;
+        let make = || SessionFeed::new(id, self.context.clone());
+        let membership = self.sessions.join(id, make, control, permit);
+        let cursor = match start {
+            StreamStart::Cursor(text) => Cursor::parse(&text).ok_or(ResetReason::UnknownCursor),
+            StreamStart::After(seq) if seq > session.message_count => Err(ResetReason::UnknownCursor),
+            StreamStart::After(seq) => Ok(Cursor::after(session, seq)),
+            StreamStart::Last => Ok(newest(session, last)),
+        };
+        let start = membership.feed().start(session, cursor, last).await?;
+        Ok(SessionStream::new(membership, start, last).begin().await?)
+    }
+
+    /// Opens a stream of a business.
+    ///
+    /// # Errors
+    /// If there are too many streams.
+    pub async fn of_business(&self, business_id: &str, caller: StreamCaller) -> Result<BusinessStream, StreamError> {
+        let (control, permit) = self.admit(caller)?;
+        let make = || BusinessFeed::new(business_id.to_owned(), self.context.clone());
+        let membership = self.businesses.join(business_id.to_owned(), make, control, permit);
+        Ok(BusinessStream::open(membership).await)
+    }
+
+    /// Ends all streams within `time`, spread over most of it.
+    pub async fn leave(&self, time: Duration) {
+        let streams = self.lock().clone();
+        let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
+        let within = time.mul_f64(LEAVE_SHARE).min(LEAVE_SPACING.saturating_mul(count));
+        let ticks = usize::try_from(within.as_millis() / LEAVE_TICK.as_millis()).unwrap_or(usize::MAX).max(1);
+        for part in streams.chunks(streams.len().div_ceil(ticks).max(1)) {
+            for control in part {
+                control.end();
+            }
+            tokio::time::sleep(LEAVE_TICK).await;
+        }
+    }
+
+    fn admit(&self, caller: StreamCaller) -> Result<(Arc<Control>, limits::StreamPermit), StreamError> {
+        let user = caller.grant.subject;
+        let permit = self.limits.acquire(user).map_err(|limit| {
+            // Whether a client is still there shows only when something is sent to it.
+            if limit == StreamLimit::User {
+                let streams = self.lock();
+                streams.iter().filter(|other| other.caller.grant.subject == user).for_each(|other| other.probe());
+            }
+            StreamError::Limit(limit)
+        })?;
+        let control = Arc::new(Control::new(caller));
+        self.lock().push(Arc::clone(&control));
+        self.check.get_or_init(|| {
+            let (open, credentials, clock) =
+                (Arc::clone(&self.open), self.credentials.clone(), self.context.clock.clone());
+            tokio::spawn(check_credentials(open, credentials, clock)).abort_handle()
+        });
+        Ok((control, permit))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Control>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the streams whose credential is over, and forgets those that have ended.
+async fn check_credentials(open: Arc<Mutex<Vec<Arc<Control>>>>, credentials: Arc<Credentials>, clock: Clock) {
+    let mut version = credentials.version();
+    loop {
+        tokio::time::sleep(CREDENTIAL_CHECK).await;
+        let now = clock();
+        let has_changed = std::mem::replace(&mut version, credentials.version()) != version;
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody else holds those that have ended.
+        open.retain(|control| Arc::strong_count(control) > 1);
+        for control in open.iter().filter(|control| control.caller.is_over(&credentials, has_changed, now)) {
+            control.end();
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The feed of one business on one worker: what happens in its sessions, as scripts publish it.
+//!
+//! Other than that of a session, this feed depends on notifications: nothing says how many there were. When one may
+//! have been lost, it says so to its streams, and they read the list of active sessions again.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::event::{COMMENT, reset_text, text_of};
+use super::feeds::Feed;
+use super::ring::{Entry, Ring};
+use super::{Context, UNSUBSCRIBED_POLL};
+use crate::metrics::{self, StreamEvent};
+use crate::session::{Partition, Session, SessionId, TenantScope, Timestamp};
+use crate::store::{StoreError, Subscriber, Subscription};
+
+/// Most notifications that wait. More count as lost.
+const WAITING_MAX: usize = 4096;
+/// How often the subscriptions are checked, and sessions that have expired are looked for.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// An event of a business.
+#[derive(Clone, Debug)]
+pub(super) struct BusinessEvent {
+    pub(super) kind: StreamEvent,
+    pub(super) text: Bytes,
+}
+
+impl Entry for BusinessEvent {
+    fn bytes(&self) -> usize {
+        self.text.len()
+    }
+}
+
+/// The feed of one business.
+#[derive(Debug)]
+pub(super) struct BusinessFeed {
+    business_id: String,
+    context: Context,
+    ring: Ring<BusinessEvent>,
+    inbox: Arc<Inbox>,
+    /// Whether all subscriptions have been confirmed once.
+    has_begun: watch::Sender<bool>,
+}
+
+/// The notifications that wait.
+#[derive(Debug, Default)]
+struct Inbox {
+    notifications: Mutex<VecDeque<String>>,
+    notify: Notify,
+    is_lost: AtomicBool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.notifications.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Subscriber for Inbox {
+    fn published(&self, message: &[u8]) {
+        let mut notifications = self.lock();
+        if notifications.len() < WAITING_MAX {
+            notifications.push_back(String::from_utf8_lossy(message).into_owned());
+            self.notify.notify_one();
+        } else {
+            self.lost();
+        }
+    }
+
+    fn lost(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+        self.notify.notify_one();
+    }
+}
+
+impl Feed for BusinessFeed {
+    type Event = BusinessEvent;
+
+    fn ring(&self) -> &Ring<BusinessEvent> {
+        &self.ring
+    }
+
+    fn run(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        self.follow().boxed()
+    }
+}
+
+impl BusinessFeed {
+    pub(super) fn new(business_id: String, context: Context) -> Self {
+        let has_begun = watch::Sender::new(false);
+        Self { business_id, context, ring: Ring::new(), inbox: Arc::default(), has_begun }
+    }
+
+    /// Waits until nothing that happens from now on is missed, for at most `time`.
+    pub(super) async fn begun(&self, time: Duration) {
+        // A service that cannot subscribe says later that something was lost.
+        let _ = tokio::time::timeout(time, self.has_begun.subscribe().wait_for(|has_begun| *has_begun)).await;
+    }
+
+    async fn follow(self: Arc<Self>) {
+        let partitions = Partition::of_business(&self.business_id);
+        let mut subscriptions: Vec<Option<Subscription>> = partitions.iter().map(|_| None).collect();
+        let (mut checked_at, mut expired_until) = (None, (self.context.clock)());
+        let mut sent_at = Instant::now();
+        loop {
+            let is_lost = self.inbox.is_lost.swap(false, Ordering::Relaxed);
+            if is_lost {
+                self.inbox.lock().clear();
+                subscriptions.fill_with(|| None);
+                self.reset();
+            }
+            let is_due = checked_at.is_none_or(|at: Instant| at.elapsed() >= CHECK_INTERVAL);
+            if is_lost || is_due || subscriptions.iter().any(Option::is_none) {
+                self.keep_subscribed(&partitions, &mut subscriptions).await;
+            }
+            let mut has_sent = self.work_off().await;
+            if is_due {
+                checked_at = Some(Instant::now());
+                let now = (self.context.clock)();
+                has_sent |= self.send_expired(&partitions, expired_until, now).await;
+                expired_until = now;
+            }
+            if has_sent {
+                sent_at = Instant::now();
+            } else if sent_at.elapsed() >= self.context.settings.comment_interval {
+                self.send(StreamEvent::Comment, Bytes::from_static(COMMENT));
+                sent_at = Instant::now();
+            }
+            let is_subscribed = subscriptions.iter().all(Option::is_some);
+            let wait = if is_subscribed { CHECK_INTERVAL } else { UNSUBSCRIBED_POLL };
+            let _ = tokio::time::timeout(wait, self.inbox.notify.notified()).await;
+        }
+    }
+
+    /// Subscribes where that is necessary.
+    async fn keep_subscribed(&self, partitions: &[Partition], subscriptions: &mut [Option<Subscription>]) {
+        let mut is_new = false;
+        for (partition, subscription) in partitions.iter().zip(subscriptions.iter_mut()) {
+            if subscription.as_ref().is_some_and(|subscription| self.context.store.is_current(subscription)) {
+                continue;
+            }
+            *subscription = None;
+            let inbox = self.inbox.clone();
+            *subscription = self.context.store.subscribe_to_business(*partition, &self.business_id, inbox).await;
+            is_new = true;
+            if subscription.is_none() {
+                return;
+            }
+        }
+        if is_new && self.has_begun.send_replace(true) {
+            self.reset();
+        }
+    }
+
+    /// Reads what the notifications are about, and sends it. Returns whether there was anything.
+    async fn work_off(&self) -> bool {
+        let mut has_sent = false;
+        loop {
+            let next = self.inbox.lock().pop_front();
+            let Some(notification) = next else { return has_sent };
+            has_sent = true;
+            if self.process(&notification).await.is_err() {
+                self.inbox.lost();
+                return has_sent;
+            }
+        }
+    }
+
+    /// Sends the events of one notification: when it was published, the session, and what has changed.
+    async fn process(&self, notification: &str) -> Result<(), StoreError> {
+        let mut words = notification.split(' ');
+        let published = words.next().and_then(|text| text.parse::<i64>().ok());
+        let Some(id) = words.next().and_then(|text| text.parse::<SessionId>().ok()) else { return Ok(()) };
+        let now = (self.context.clock)();
+        let mut session = None;
+        for word in words {
+            if word == "d" {
+                let json = format!("{{\"sessionId\":\"{id}\"}}");
+                self.send(StreamEvent::Deleted, text_of(StreamEvent::Deleted, None, json.as_bytes()));
+                continue;
+            }
+            if session.is_none() {
+                session = self.session(id, now).await?;
+            }
+            // If it was deleted meanwhile, a notification about that follows.
+            let Some(session) = &session else { return Ok(()) };
+            self.send_change(session, word).await?;
+        }
+        if let Some(published) = published {
+            metrics::stream_delivered(Duration::from_millis(u64::try_from(now.0 - published).unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    async fn session(&self, id: SessionId, now: Timestamp) -> Result<Option<Session>, StoreError> {
+        let session = self.context.store.get(id, &TenantScope::Everything, now).await?;
+        Ok(session.filter(|session| session.business_id == self.business_id))
+    }
+
+    /// Sends one change of a session (`lua/common.lua`).
+    async fn send_change(&self, session: &Session, word: &str) -> Result<(), StoreError> {
+        let (kind, numbers) = word.split_at_checked(1).unwrap_or_default();
+        match kind {
+            "s" => self.send_session(session),
+            "t" => {
+                if let Some(turn) = self.context.store.latest_turn(session.session_id).await? {
+                    self.send(StreamEvent::Turn, text_of(StreamEvent::Turn, None, &turn.to_json()));
+                }
+            }
+            "m" | "c" => {
+                let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+                let (Ok(first), Ok(last)) = (first.parse(), last.parse()) else { return Ok(()) };
+                let kind = if kind == "m" { StreamEvent::Message } else { StreamEvent::Changed };
+                for message in self.context.store.kept_messages(session, first, last).await? {
+                    self.send(kind, text_of(kind, None, &message.without_content()));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Sends the sessions that have expired since `since`, though nobody wrote anything. Returns whether there were
+    /// any.
+    async fn send_expired(&self, partitions: &[Partition], since: Timestamp, now: Timestamp) -> bool {
+        let mut has_sent = false;
+        for partition in partitions {
+            // Those that cannot be read now are not said: the list of active sessions does not have them either.
+            let expired = self.context.store.expired_sessions(*partition, &self.business_id, since, now).await;
+            for session in expired.unwrap_or_default() {
+                self.send_session(&session);
+                has_sent = true;
+            }
+        }
+        has_sent
+    }
+
+    fn send_session(&self, session: &Session) {
+        let mut json = Vec::with_capacity(session.json_bytes());
+        session.write_json(&mut json);
+        self.send(StreamEvent::Session, text_of(StreamEvent::Session, None, &json));
+    }
+
+    fn reset(&self) {
+        metrics::stream_reset("lost");
+        self.send(StreamEvent::Reset, reset_text("lost"));
+    }
+
+    fn send(&self, kind: StreamEvent, text: Bytes) {
+        self.ring.push(vec![BusinessEvent { kind, text }]);
+    }
+}

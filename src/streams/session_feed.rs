@@ -1,0 +1,323 @@
+//! The feed of one session on one worker: follows the session in the store for all streams of it.
+//!
+//! A notification only says when to look. Every event comes from a read that is compared with what was sent before. So
+//! a notification that is lost or late costs time and nothing else. A feed also looks at intervals, when the session
+//! expires, and when the lease of its turn is over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
+
+use super::event::Event;
+use super::feeds::Feed;
+use super::position::{Cursor, Position, Progress, ResetReason};
+use super::ring::{Entry, Ring};
+use super::{Context, UNSUBSCRIBED_POLL};
+use crate::metrics;
+use crate::session::{OpenTurn, Session, SessionId, Status, Timestamp};
+use crate::store::{StoreError, StreamSnapshot, StreamWants, Subscriber, Subscription};
+
+/// How long to wait before what should have changed is read again.
+const OVERDUE_POLL: Duration = Duration::from_millis(250);
+
+/// Most messages, and most bytes of messages, that a stream sends to catch up.
+const MESSAGES_MAX: u64 = 1000;
+const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+impl Entry for Event {
+    fn bytes(&self) -> usize {
+        self.text.len()
+    }
+}
+
+impl Feed for SessionFeed {
+    type Event = Event;
+
+    fn ring(&self) -> &Ring<Event> {
+        &self.ring
+    }
+
+    fn run(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        self.follow().boxed()
+    }
+}
+
+/// The feed of one session.
+#[derive(Debug)]
+pub(super) struct SessionFeed {
+    id: SessionId,
+    context: Context,
+    ring: Ring<Event>,
+    /// Where the newest event of the ring is; `None` before a stream has caught up. Locked while the next events are
+    /// read, so that a stream can join without a gap.
+    position: Mutex<Option<Position>>,
+    wake: Arc<Wake>,
+}
+
+/// Wakes a feed.
+#[derive(Debug, Default)]
+struct Wake {
+    notify: Notify,
+    is_lost: AtomicBool,
+    /// When the oldest change was published that was not read yet; 0 if there is none.
+    published_ms: AtomicI64,
+}
+
+impl Subscriber for Wake {
+    fn published(&self, message: &[u8]) {
+        let ms = std::str::from_utf8(message).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+        let _ = self.published_ms.compare_exchange(0, ms, Ordering::Relaxed, Ordering::Relaxed);
+        self.notify.notify_one();
+    }
+
+    fn lost(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
+        self.notify.notify_one();
+    }
+}
+
+/// What a stream gets when it catches up.
+pub(super) struct CaughtUp {
+    pub(super) events: Vec<Event>,
+    pub(super) position: Position,
+    /// The number of the feed's next event, if the stream has everything before it.
+    pub(super) joined: Option<u64>,
+}
+
+/// When a feed looks again by itself.
+struct Due {
+    expires_at: Option<Timestamp>,
+    lost_at: Option<Timestamp>,
+    is_behind: bool,
+}
+
+impl SessionFeed {
+    pub(super) fn new(id: SessionId, context: Context) -> Self {
+        Self { id, context, ring: Ring::new(), position: Mutex::default(), wake: Arc::default() }
+    }
+
+    /// Follows the session until it is deleted.
+    async fn follow(self: Arc<Self>) {
+        let mut subscription = None;
+        let mut failed_at: Option<Timestamp> = None;
+        let mut looks_by_itself = true;
+        let mut sent_at = Instant::now();
+        loop {
+            let is_new = self.keep_subscribed(&mut subscription).await;
+            let now = (self.context.clock)();
+            // After an outage writers get one more lease.
+            let closes_lost_turn = failed_at.is_none_or(|at| now >= self.context.store.lost_after(at));
+            let refreshed = self.refresh(looks_by_itself || is_new, closes_lost_turn, now).await;
+            if matches!(refreshed, Ok(Refreshed::Deleted)) {
+                return;
+            }
+            if matches!(refreshed, Ok(Refreshed::Sent(_))) {
+                sent_at = Instant::now();
+            }
+            let comment_interval = self.context.settings.comment_interval;
+            if sent_at.elapsed() >= comment_interval {
+                self.send_comment().await;
+                sent_at = Instant::now();
+            }
+            let wait = if let Ok(Refreshed::Sent(due) | Refreshed::Nothing(due)) = refreshed {
+                self.wait_for(&due, subscription.is_some(), failed_at, now)
+            } else {
+                failed_at = Some(now);
+                UNSUBSCRIBED_POLL
+            };
+            let wait = wait.min(comment_interval.saturating_sub(sent_at.elapsed()));
+            looks_by_itself = tokio::time::timeout(wait, self.wake.notify.notified()).await.is_err();
+        }
+    }
+
+    /// Subscribes if that is necessary. Returns whether it has.
+    async fn keep_subscribed(&self, subscription: &mut Option<Subscription>) -> bool {
+        let is_lost = self.wake.is_lost.swap(false, Ordering::Relaxed);
+        let is_current = |subscription: &Subscription| self.context.store.is_current(subscription);
+        if !is_lost && subscription.as_ref().is_some_and(is_current) {
+            return false;
+        }
+        *subscription = None;
+        *subscription = self.context.store.subscribe_to_session(self.id, self.wake.clone()).await;
+        subscription.is_some()
+    }
+
+    /// Reads what is new, and sends it to all streams.
+    async fn refresh(&self, compares: bool, closes_lost_turn: bool, now: Timestamp) -> Result<Refreshed, StoreError> {
+        let mut position = self.position.lock().await;
+        let Some(position) = position.as_mut() else {
+            return Ok(Refreshed::Nothing(Due { expires_at: None, lost_at: None, is_behind: false }));
+        };
+        let published = self.wake.published_ms.swap(0, Ordering::Relaxed);
+        let wants = StreamWants {
+            last_seq: position.cursor.seq,
+            compares,
+            first_chunk: &|turn| position.first_chunk(turn),
+            changes: position.cursor.changes,
+            closes_lost_turn,
+        };
+        let Some(snapshot) = self.context.store.read_stream(self.id, &wants, now).await? else {
+            self.ring.push(vec![Event::deleted(self.id, position)]);
+            return Ok(Refreshed::Deleted);
+        };
+        let (sent, progress) = self.advance(position, &snapshot);
+        if sent && published > 0 {
+            metrics::stream_delivered(Duration::from_millis(u64::try_from(now.0 - published).unwrap_or_default()));
+        }
+        let due = Due::of(&snapshot.session, progress);
+        Ok(if sent { Refreshed::Sent(due) } else { Refreshed::Nothing(due) })
+    }
+
+    /// Moves the feed to what a snapshot has. Returns whether there was anything new.
+    fn advance(&self, position: &mut Position, snapshot: &StreamSnapshot) -> (bool, Progress) {
+        let mut events = Vec::new();
+        let progress = position.advance(snapshot, &mut events).or_else(|reason| {
+            metrics::stream_reset(reason.as_str());
+            *position = Position::start(Cursor::after(&snapshot.session, snapshot.session.message_count));
+            events = vec![Event::reset(reason, position)];
+            position.advance(snapshot, &mut events)
+        });
+        let is_new = !events.is_empty();
+        self.ring.push(events);
+        // A position that was just made from a snapshot fits it.
+        (is_new, progress.unwrap_or(Progress::Behind))
+    }
+
+    /// Reads what a stream lacks. If that is everything, the stream goes on with the events of the ring. `last` is how
+    /// many messages it gets if what it has does not fit any more.
+    pub(super) async fn catch_up(&self, mut position: Position, last: u64) -> Result<CaughtUp, StoreError> {
+        let now = (self.context.clock)();
+        let mut of_feed = self.position.lock().await;
+        let (last_seq, changes) = (position.cursor.seq, position.cursor.changes);
+        let wants = StreamWants {
+            last_seq: of_feed.as_ref().map_or(last_seq, |feed| feed.cursor.seq.min(last_seq)),
+            compares: true,
+            first_chunk: &|turn| {
+                let first = position.first_chunk(turn);
+                of_feed.as_ref().map_or(first, |feed| feed.first_chunk(turn).min(first))
+            },
+            changes: of_feed.as_ref().map_or(changes, |feed| feed.cursor.changes.min(changes)),
+            closes_lost_turn: true,
+        };
+        let Some(snapshot) = self.context.store.read_stream(self.id, &wants, now).await? else {
+            let events = vec![Event::deleted(self.id, &position)];
+            return Ok(CaughtUp { events, position, joined: None });
+        };
+        let mut events = Vec::new();
+        let progress = match position.advance(&snapshot, &mut events) {
+            Ok(progress) => progress,
+            Err(reason) => {
+                metrics::stream_reset(reason.as_str());
+                position = Position::start(newest(&snapshot.session, last));
+                let events = vec![Event::reset(reason, &position)];
+                return Ok(CaughtUp { events, position, joined: None });
+            }
+        };
+        let feed_progress = match of_feed.as_mut() {
+            Some(feed) => self.advance(feed, &snapshot).1,
+            None if progress == Progress::UpToDate => {
+                *of_feed = Some(position.clone());
+                // The feed has not seen when the session expires.
+                self.wake.notify.notify_one();
+                progress
+            }
+            None => Progress::Behind,
+        };
+        let is_up_to_date = progress == Progress::UpToDate && feed_progress == Progress::UpToDate;
+        Ok(CaughtUp { events, position, joined: is_up_to_date.then(|| self.ring.end()) })
+    }
+
+    /// The start of a stream of this session, as it was read: behind `cursor` or, if that does not fit, behind all but
+    /// the newest `last` messages, with the reason.
+    pub(super) async fn start(
+        &self,
+        session: &Session,
+        cursor: Result<Cursor, ResetReason>,
+        last: u64,
+    ) -> Result<(Position, Option<ResetReason>), StoreError> {
+        let distance = match cursor {
+            Ok(cursor) => self.too_far(session, &cursor).await?,
+            Err(_) => None,
+        };
+        let cursor = match (cursor, distance) {
+            (Ok(_), Some(reason)) => Err(reason),
+            (cursor, _) => cursor,
+        };
+        Ok(match cursor {
+            Ok(cursor) => (Position::start(cursor), None),
+            Err(reason) => {
+                metrics::stream_reset(reason.as_str());
+                (Position::start(newest(session, last)), Some(reason))
+            }
+        })
+    }
+
+    /// Why a stream cannot go on from here, as far as the session tells.
+    async fn too_far(&self, session: &Session, cursor: &Cursor) -> Result<Option<ResetReason>, StoreError> {
+        if cursor.changes < session.changed_messages.count {
+            return Ok(Some(ResetReason::Changed));
+        }
+        let due = session.message_count.saturating_sub(cursor.seq);
+        if due > MESSAGES_MAX || cursor.seq + 1 < session.oldest_seq {
+            return Ok(Some(ResetReason::TooFar));
+        }
+        let first = cursor.seq + 1;
+        let exceeds = self.context.store.has_more_message_bytes(session, first, MESSAGE_BYTES_MAX).await?;
+        Ok(exceeds.then_some(ResetReason::TooFar))
+    }
+
+    async fn send_comment(&self) {
+        if let Some(position) = self.position.lock().await.as_ref() {
+            self.ring.push(vec![Event::comment(position)]);
+        }
+    }
+
+    /// How long to wait for a notification.
+    fn wait_for(&self, due: &Due, is_subscribed: bool, failed_at: Option<Timestamp>, now: Timestamp) -> Duration {
+        if due.is_behind {
+            return Duration::ZERO;
+        }
+        let settings = &self.context.settings;
+        let poll = match (is_subscribed, due.lost_at) {
+            (false, _) => UNSUBSCRIBED_POLL,
+            (true, Some(_)) => settings.turn_poll,
+            (true, None) => settings.poll,
+        };
+        let lost_at = due.lost_at.map(|at| match failed_at {
+            Some(failed_at) => Timestamp(at.0.max(self.context.store.lost_after(failed_at).0)),
+            None => at,
+        });
+        let until = |at: Timestamp| match u64::try_from(at.0.saturating_sub(now.0)) {
+            Ok(ms) if ms > 0 => Duration::from_millis(ms),
+            _ => OVERDUE_POLL,
+        };
+        [due.expires_at, lost_at].into_iter().flatten().map(until).fold(poll, Duration::min)
+    }
+}
+
+enum Refreshed {
+    Sent(Due),
+    Nothing(Due),
+    Deleted,
+}
+
+impl Due {
+    fn of(session: &Session, progress: Progress) -> Self {
+        Self {
+            expires_at: (session.status == Status::Active).then_some(session.expires_at),
+            lost_at: session.open_turn.as_ref().map(OpenTurn::lost_at),
+            is_behind: progress == Progress::Behind,
+        }
+    }
+}
+
+/// The position behind all but the newest `last` messages that are kept.
+pub(super) fn newest(session: &Session, last: u64) -> Cursor {
+    let seq = session.message_count.saturating_sub(last).max(session.oldest_seq - 1).min(session.message_count);
+    Cursor::after(session, seq)
+}

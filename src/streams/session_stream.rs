@@ -1,0 +1,138 @@
+//! The body of a response with the events of one session.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use hyper::body::{Body, Frame};
+
+use super::RETRY_READ;
+use super::event::{BYE, COMMENT, Event};
+use super::feeds::Membership;
+use super::position::{Position, ResetReason};
+use super::ring::Next;
+use super::session_feed::{CaughtUp, SessionFeed};
+use crate::metrics::{self, StreamEvent};
+use crate::session::SessionId;
+
+/// A stream of one session. While it is live, it has no task, queue or timer of its own.
+pub struct SessionStream {
+    membership: Membership<SessionId, SessionFeed>,
+    state: State,
+    position: Position,
+    /// How many messages to send if what the client has does not fit any more.
+    last: u64,
+    unsent: VecDeque<Event>,
+}
+
+enum State {
+    /// Reads from the store what it lacks, after what is unsent.
+    Behind,
+    CatchingUp(BoxFuture<'static, CaughtUp>),
+    /// Takes the feed's event with this number next.
+    Live(u64),
+    Ended,
+}
+
+impl SessionStream {
+    pub(super) fn new(
+        membership: Membership<SessionId, SessionFeed>,
+        (position, reset): (Position, Option<ResetReason>),
+        last: u64,
+    ) -> Self {
+        let mut unsent = VecDeque::from([Event::retry(&position)]);
+        unsent.extend(reset.map(|reason| Event::reset(reason, &position)));
+        Self { membership, state: State::Behind, position, last, unsent }
+    }
+
+    /// Reads the first part, so that a store that fails gets a status.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub(super) async fn begin(mut self) -> Result<Self, crate::store::StoreError> {
+        let caught_up = self.feed().catch_up(self.position.clone(), self.last).await?;
+        self.take(caught_up);
+        Ok(self)
+    }
+
+    fn feed(&self) -> Arc<SessionFeed> {
+        self.membership.feed()
+    }
+
+    fn take(&mut self, CaughtUp { events, position, joined }: CaughtUp) {
+        self.unsent.extend(events);
+        self.position = position;
+        self.state = joined.map_or(State::Behind, State::Live);
+    }
+
+    fn catch_up(&self) -> BoxFuture<'static, CaughtUp> {
+        let (feed, position, last) = (self.feed(), self.position.clone(), self.last);
+        async move {
+            if let Ok(caught_up) = feed.catch_up(position.clone(), last).await {
+                return caught_up;
+            }
+            // The stream stays open, and goes on once the store serves again.
+            tokio::time::sleep(RETRY_READ).await;
+            CaughtUp { events: vec![Event::comment(&position)], position, joined: None }
+        }
+        .boxed()
+    }
+
+    fn send(&mut self, event: Event) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        metrics::stream_event_sent(event.kind);
+        if event.is_last {
+            self.state = State::Ended;
+            self.unsent.clear();
+        }
+        Poll::Ready(Some(Ok(Frame::data(event.text))))
+    }
+}
+
+impl Body for SessionStream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        this.membership.control.register(context);
+        if this.membership.control.ends() && !matches!(this.state, State::Ended) {
+            this.state = State::Ended;
+            this.unsent.clear();
+            metrics::stream_event_sent(StreamEvent::Bye);
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(BYE)))));
+        }
+        if this.membership.control.take_probe() {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(COMMENT)))));
+        }
+        loop {
+            if let Some(event) = this.unsent.pop_front() {
+                return this.send(event);
+            }
+            match &mut this.state {
+                State::Ended => return Poll::Ready(None),
+                State::Behind => this.state = State::CatchingUp(this.catch_up()),
+                State::CatchingUp(caught_up) => {
+                    let caught_up = ready!(caught_up.poll_unpin(context));
+                    this.take(caught_up);
+                }
+                State::Live(number) => match this.membership.ring().event(*number) {
+                    Next::Wait => return Poll::Pending,
+                    Next::Gone => this.state = State::Behind,
+                    Next::Event(event) => {
+                        *number += 1;
+                        this.position = event.position.clone();
+                        return this.send(event);
+                    }
+                },
+            }
+        }
+    }
+}

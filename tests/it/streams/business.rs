@@ -1,0 +1,66 @@
+//! Streams of a business.
+
+use serde_json::{Value, json};
+
+use super::Conversation;
+use crate::support::service::Service;
+
+const EVENTS: &str = "/api/sessions/business/b/events";
+
+#[tokio::test]
+async fn a_business_sees_what_happens_in_all_of_its_sessions() {
+    let service = Service::start(&[]).await;
+    let mut stream = service.events(EVENTS).await;
+    assert_eq!(stream.expect("reset").await.data, json!({"reason": "start"}));
+    for user in ["u1", "u2"] {
+        let created = service.get_or_create(user).await.expect(201);
+        assert_eq!(stream.expect("session").await.data, created.json());
+        let conversation = Conversation::of(&service, user).await;
+        let mut message = conversation.append("1").await.json();
+        for member in ["content", "metadata"] {
+            message.as_object_mut().expect("an object").remove(member);
+        }
+        assert_eq!(stream.expect("message").await.data, message);
+        let turn = conversation.begin("t", json!({})).await.expect(201);
+        assert_eq!(stream.expect("turn").await.data, turn.json());
+        conversation.write("t", 1, 0, &["a"]).await;
+        let ended = conversation.end("t", 1).await;
+        let message = stream.expect("message").await;
+        assert_eq!(message.member("finishReason"), "completed", "no chunk comes before it");
+        assert!(message.member("content").is_null() && message.member("metadata").is_null(), "{message:?}");
+        assert_eq!(stream.expect("turn").await.data, ended.json());
+        service.delete(&conversation.path("/messages/m-1")).await.expect(204);
+        let changed = stream.expect("changed").await;
+        assert_eq!(changed.member("seq"), 1);
+        assert!(
+            changed.member("redactedAt").is_string()
+                && !changed.data.as_object().expect("an object").contains_key("content")
+        );
+        assert_eq!(stream.expect("session").await.member("version"), 2);
+    }
+    let old = service.session_of("u1").await;
+    let replacing =
+        service.post("/api/sessions", json!({"businessId": "b", "userId": "u1", "ifActive": "replace"})).await;
+    let (first, second) = (stream.expect("session").await, stream.expect("session").await);
+    let ids = [first.member("sessionId"), second.member("sessionId")];
+    assert_eq!(ids, [&json!(old), &replacing.member("sessionId")]);
+    assert_eq!(first.member("endReason"), "replaced");
+    // What happens elsewhere is not seen here: the next event is that of the erasure.
+    service.post("/api/sessions", json!({"businessId": "b2", "userId": "u1"})).await.expect(201);
+    service.delete("/api/sessions/business/b/user/u1").await.expect(200);
+    let deleted = [stream.expect("deleted").await, stream.expect("deleted").await];
+    let mut ids: Vec<_> = deleted.iter().map(|event| event.member("sessionId").clone()).collect();
+    ids.sort_by_key(Value::to_string);
+    let mut expected = vec![json!(old), replacing.member("sessionId")];
+    expected.sort_by_key(Value::to_string);
+    assert_eq!(ids, expected);
+}
+
+#[tokio::test]
+async fn identifiers_of_any_characters_have_a_stream() {
+    let service = Service::start(&[]).await;
+    let mut stream = service.events("/api/sessions/business/%7Bb%7D:%25%20%F0%9F%92%AC/events").await;
+    stream.expect("reset").await;
+    let created = service.post("/api/sessions", json!({"businessId": "{b}:% 💬", "userId": "a}:{u"})).await.expect(201);
+    assert_eq!(stream.expect("session").await.data, created.json());
+}

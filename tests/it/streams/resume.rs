@@ -1,0 +1,174 @@
+//! Streams that go on behind an event: nothing is lost or doubled, or the stream says why it cannot go on.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Conversation, begun};
+use crate::support::events::{Event, EventStream, Followed, names};
+use crate::support::service::Service;
+
+/// The ids of events that have one, with what they are of.
+fn ids(events: &[Event]) -> Vec<(String, String)> {
+    events.iter().filter_map(|event| Some((event.name.clone(), event.id.clone()?))).collect()
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_behind_each_of_its_events() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    let path = conversation.path("/events");
+    let mut stream = service.events(&path).await;
+    let mut events = begun(&mut stream).await;
+    conversation.append("1").await;
+    conversation.begin("t", json!({})).await.expect(201);
+    conversation.write("t", 1, 0, &["a", "b"]).await;
+    events.extend(stream.until("chunk").await);
+    conversation.write("t", 1, 2, &["c"]).await;
+    events.extend(stream.until("chunk").await);
+
+    // While the turn is open, and after its end.
+    for is_over in [false, true] {
+        if is_over {
+            conversation.end("t", 1).await;
+            conversation.append("2").await;
+        }
+        for (index, event) in events.iter().enumerate() {
+            let Some(id) = &event.id else { continue };
+            let mut followed = Followed::default();
+            events[..=index].iter().for_each(|event| followed.take(event));
+            let rest = service.events_after(&path, id).await.until("ready").await;
+            assert_eq!(rest[0].name, "session");
+            rest.iter().filter(|event| !is_over || event.name != "chunk").for_each(|event| followed.take(event));
+            let contents: Vec<_> = followed.messages.values().cloned().collect();
+            if is_over {
+                assert_eq!(contents, ["1", "abc", "2"], "behind {event:?}");
+            } else {
+                assert_eq!((contents, followed.chunks), (vec![json!("1")], 3), "behind {event:?}");
+            }
+            assert_eq!(followed.resets, [""; 0], "behind {event:?}");
+        }
+    }
+    // What was due of a closed turn comes after it, as long as it is stored.
+    let (_, first_chunk) = ids(&events).into_iter().find(|(name, _)| name == "chunk").expect("a chunk");
+    let rest = service.events_after(&path, &first_chunk).await.until("ready").await;
+    assert_eq!(names(&rest), ["session", "message", "message", "turn", "chunk", "ready"]);
+    assert_eq!(rest[4].data, json!({"turnId": "t", "number": 1, "from": 2, "chunks": ["c"]}));
+}
+
+#[tokio::test]
+async fn a_stream_begins_behind_a_seq_or_with_the_newest() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    for number in 1..=120 {
+        conversation.append(&number.to_string()).await;
+    }
+    let due = async |query: &str| {
+        let events = service.events(&conversation.path(&format!("/events{query}"))).await.until("ready").await;
+        let seqs: Vec<_> =
+            events.iter().filter(|event| event.name == "message").map(|event| event.member("seq").clone()).collect();
+        (seqs.len(), seqs.first().cloned(), events[0].name.clone())
+    };
+    let session = || "session".to_owned();
+    assert_eq!(due("").await, (0, None, session()));
+    assert_eq!(due("?last=0").await, (0, None, session()));
+    assert_eq!(due("?last=100").await, (100, Some(json!(21)), session()));
+    assert_eq!(due("?after=0").await, (120, Some(json!(1)), session()));
+    assert_eq!(due("?after=118").await, (2, Some(json!(119)), session()));
+    assert_eq!(due("?after=120").await, (0, None, session()));
+    assert_eq!(due("?after=121").await, (0, None, "reset".to_owned()));
+}
+
+async fn reset_reason(stream: &mut EventStream) -> Value {
+    stream.expect("reset").await.member("reason").clone()
+}
+
+#[tokio::test]
+async fn a_cursor_that_is_none_is_said() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    conversation.append("1").await;
+    let path = conversation.path("/events?last=5");
+    for cursor in ["x", "1.2.3", "1.0.0.0.0.0.0.0.0.0", "-1", "1.zz.0.0.0.0.0.0.0", "%00"] {
+        let mut stream = service.events_after(&path, cursor).await;
+        assert_eq!(reset_reason(&mut stream).await, "unknown_cursor", "{cursor}");
+        assert_eq!(names(&begun(&mut stream).await), ["session", "message", "ready"]);
+    }
+    let mut stream = service.events(&conversation.path("/events?after=7")).await;
+    assert_eq!(reset_reason(&mut stream).await, "unknown_cursor");
+    assert_eq!(names(&begun(&mut stream).await), ["session", "ready"]);
+    // A cursor of another session is none of this one.
+    let other = Conversation::of(&service, "other").await;
+    let events = begun(&mut service.events(&other.path("/events")).await).await;
+    let cursor = events.last().and_then(|event| event.id.clone()).expect("an id");
+    assert_eq!(reset_reason(&mut service.events_after(&path, &cursor).await).await, "diverged");
+}
+
+#[tokio::test]
+async fn a_cursor_that_is_too_far_behind_is_said() {
+    let service = Service::start(&["--messages-kept", "1100", "--rate-limit", "0"]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    let events = begun(&mut service.events(&conversation.path("/events")).await).await;
+    let start = events.last().and_then(|event| event.id.clone()).expect("an id");
+    let append = async |count: usize, content: &str| {
+        for _ in 0..count / 100 {
+            let messages: Vec<_> = (0..100).map(|_| json!({"role": "user", "content": content})).collect();
+            service.post(&conversation.path("/messages"), json!(messages)).await.expect(201);
+        }
+    };
+    append(1000, "x").await;
+    let all = begun(&mut service.events_after(&conversation.path("/events"), &start).await).await;
+    assert_eq!(all.iter().filter(|event| event.name == "message").count(), 1000);
+    append(100, "x").await;
+    let mut stream = service.events_after(&conversation.path("/events?last=2"), &start).await;
+    assert_eq!(reset_reason(&mut stream).await, "too_far", "more than 1,000 messages");
+    assert_eq!(names(&begun(&mut stream).await), ["session", "message", "message", "ready"]);
+    append(100, "x").await;
+    let mut stream = service.events(&conversation.path("/events?after=50")).await;
+    assert_eq!(reset_reason(&mut stream).await, "too_far", "the next message is not kept");
+    // Five MiB in 50 messages.
+    let large = "x".repeat(100 * 1024);
+    let mut stream = service.events(&conversation.path("/events")).await;
+    let before = begun(&mut stream).await.last().and_then(|event| event.id.clone()).expect("an id");
+    drop(stream);
+    for _ in 0..50 {
+        service.post(&conversation.path("/messages"), json!({"role": "user", "content": large})).await.expect(201);
+    }
+    let mut stream = service.events_after(&conversation.path("/events"), &before).await;
+    assert_eq!(reset_reason(&mut stream).await, "too_far", "more than 4 MiB");
+    let rest = begun(&mut service.events(&conversation.path("/events?last=30")).await).await;
+    assert_eq!(rest.iter().filter(|event| event.name == "message").count(), 30, "less than 4 MiB");
+}
+
+#[tokio::test]
+async fn messages_that_were_changed_meanwhile_are_said() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    conversation.append("1").await;
+    let events = begun(&mut service.events(&conversation.path("/events?last=1")).await).await;
+    let cursor = events.last().and_then(|event| event.id.clone()).expect("an id");
+    service.delete(&conversation.path("/messages/m-1")).await.expect(204);
+    let mut stream = service.events_after(&conversation.path("/events?last=1"), &cursor).await;
+    assert_eq!(reset_reason(&mut stream).await, "changed");
+    let events = begun(&mut stream).await;
+    assert_eq!(names(&events), ["session", "message", "ready"]);
+    assert_eq!(events[1].member("content"), &Value::Null);
+}
+
+#[tokio::test]
+async fn a_session_made_anew_is_not_taken_for_the_old_one() {
+    let service = Service::start(&[]).await;
+    let create = async || {
+        let headers = [("content-type", "application/json"), ("idempotency-key", "the-same-key-again")];
+        let body = json!({"businessId": "b", "userId": "u", "ifActive": "replace"}).to_string().into_bytes();
+        service.send(reqwest::Method::POST, "/api/sessions", &headers, body).await.expect(201).string("sessionId")
+    };
+    let id = create().await;
+    let path = format!("/api/sessions/{id}/events");
+    let events = begun(&mut service.events(&path).await).await;
+    let cursor = events.last().and_then(|event| event.id.clone()).expect("an id");
+    service.delete(&format!("/api/sessions/{id}")).await.expect(204);
+    service.advance(Duration::from_secs(1));
+    assert_eq!(create().await, id);
+    assert_eq!(reset_reason(&mut service.events_after(&path, &cursor).await).await, "diverged");
+}
