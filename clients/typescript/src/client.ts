@@ -1,7 +1,9 @@
-import { isProblem } from "./errors.js";
+import { conversation, type Conversation, type ConversationOptions } from "./conversation.js";
+import { unless } from "./errors.js";
 import { linked, pager, type Page, type PageQuery, type Pager } from "./pager.js";
 import { stream, type StreamOptions } from "./stream.js";
-import { path, query, Transport, type Call, type CallOptions, type SessiondOptions } from "./transport.js";
+import { path, query, randomId, Transport, type Call, type CallOptions, type SessiondOptions } from "./transport.js";
+import { writeTurn, type TurnSource, type WriteTurnOptions, type WrittenTurn } from "./write-turn.js";
 import type {
   AppendChunksBody,
   AppendedChunks,
@@ -15,7 +17,6 @@ import type {
   IfActive,
   Included,
   Message,
-  ProblemCode,
   Session,
   SessionEvent,
   Turn,
@@ -37,7 +38,7 @@ export interface TurnOptions extends CallOptions {
 export interface EventsOptions extends StreamOptions {
   /** How many of the newest messages to begin with, up to 100; default 0. */
   last?: number | undefined;
-  /** Begin after the message with this `seq`. */
+  /** Begin after the message with this `seq`; not together with `last`. */
   after?: number | undefined;
   /** Begin after the event with this id. `last` and `after` are used if the service does not know it any more. */
   lastEventId?: string | undefined;
@@ -219,6 +220,20 @@ export class Sessiond {
     return this.json({ method: "POST", path: path`/api/sessions/${sessionId}/turns/${turnId}/cancel`, options });
   }
 
+  /** The conversation of a user, as a chat shows it. Sends nothing before it has a subscriber. */
+  conversation(businessId: string, userId: string, options: ConversationOptions = {}): Conversation {
+    return conversation(this, businessId, userId, options);
+  }
+
+  /**
+   * Writes a turn from its begin to its end, and returns it closed. Stops the source when a reader cancels the turn, or
+   * another writer has it. Rejects with the error of the source, after the turn has failed. A turn that is over already
+   * is returned, and the function for its source not called.
+   */
+  async writeTurn(sessionId: string, source: TurnSource, options: WriteTurnOptions = {}): Promise<WrittenTurn> {
+    return writeTurn(this, sessionId, source, options);
+  }
+
   /**
    * What happens in a session: a state to begin with, and then changes as they come. Connects again, without loss or
    * repetition, until the session is deleted. Rejects if the service refuses it.
@@ -309,25 +324,7 @@ export class Sessiond {
   }
 }
 
-/** The result of a call, or `otherwise` if the service has no such thing. Errors of proxies have no code. */
-async function unless<T, U>(call: Promise<T>, otherwise: U, ...codes: ProblemCode[]): Promise<T | U> {
-  try {
-    return await call;
-  } catch (error) {
-    if (codes.some((code) => isProblem(error, code))) return otherwise;
-    throw error;
-  }
-}
-
 function ifVersion(options: VersionOptions = {}): Pick<Call, "headers" | "options" | "repeatable"> {
   const version = options.ifVersion;
   return version == null ? { options } : { options, headers: { "If-Match": `"${version}"` }, repeatable: false };
-}
-
-/** 128 random bits. Pages without TLS have no `crypto.randomUUID`, and Node 18 has no `crypto`. */
-function randomId(): string {
-  const bytes = new Uint8Array(16);
-  if (globalThis.crypto) crypto.getRandomValues(bytes);
-  else bytes.forEach((_, i) => (bytes[i] = Math.random() * 256));
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

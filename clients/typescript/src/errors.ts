@@ -88,6 +88,16 @@ export function isProblem(error: unknown, code?: string): boolean {
   );
 }
 
+/** The result of a call, or `otherwise` if the service has no such thing. Errors of proxies have no code. */
+export async function unless<T, U>(call: Promise<T>, otherwise: U, ...codes: ProblemCode[]): Promise<T | U> {
+  try {
+    return await call;
+  } catch (error) {
+    if (codes.some((code) => isProblem(error, code))) return otherwise;
+    throw error;
+  }
+}
+
 /** Of seconds or a date (RFC 9110, section 10.2.3). */
 function retryAfterMs(header: string | null): number | null {
   if (!header) return null;

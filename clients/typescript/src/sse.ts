@@ -5,46 +5,52 @@ export interface StreamMessage {
   id: string | undefined;
 }
 
-/** Parses `text/event-stream` (HTML, section 9.2.6), in parts that are cut at any byte. */
-export class EventStreamParser {
+export interface EventStreamParser {
   /** How long the server asks clients to wait before they connect again. */
   retryMs: number | undefined;
-
-  private readonly decoder = new TextDecoder();
-  private rest = "";
-  private endsWithCr = false;
-  private type = "";
-  private data: string | undefined;
-  private id: string | undefined;
-
   /** The messages that these bytes complete. */
-  *parse(bytes: Uint8Array): Generator<StreamMessage, void, undefined> {
-    let text = this.decoder.decode(bytes, { stream: true });
-    if (!text) return;
-    // A line feed belongs to the carriage return that ended the part before.
-    const isSplit = this.endsWithCr && text[0] === "\n";
-    this.endsWithCr = text.endsWith("\r");
-    if (isSplit) text = text.slice(1);
-    const lines = (this.rest + text).split(/\r\n?|\n/);
-    this.rest = lines.pop()!;
-    for (const line of lines) {
-      if (line) {
-        this.readField(line);
-        continue;
-      }
-      const { type, data, id } = this;
-      this.type = "";
-      this.data = this.id = undefined;
-      if (data !== undefined || id !== undefined) yield { type: type || "message", data, id };
-    }
-  }
+  parse(bytes: Uint8Array): Generator<StreamMessage, void, undefined>;
+}
 
-  private readField(line: string): void {
+/** Parses `text/event-stream` (HTML, section 9.2.6), in parts that are cut at any byte. */
+export function eventStreamParser(): EventStreamParser {
+  const decoder = new TextDecoder();
+  let rest = "";
+  let endsWithCr = false;
+  let type = "";
+  let data: string | undefined;
+  let id: string | undefined;
+
+  const readField = (line: string) => {
     const [name] = line.split(":", 1);
     const value = line.slice(name!.length + 1).replace(/^ /, "");
-    if (name === "event") this.type = value;
-    else if (name === "data") this.data = this.data === undefined ? value : `${this.data}\n${value}`;
-    else if (name === "id" && !value.includes("\0")) this.id = value;
-    else if (name === "retry" && /^\d+$/.test(value)) this.retryMs = Number(value);
-  }
+    if (name === "event") type = value;
+    else if (name === "data") data = data === undefined ? value : `${data}\n${value}`;
+    else if (name === "id" && !value.includes("\0")) id = value;
+    else if (name === "retry" && /^\d+$/.test(value)) parser.retryMs = Number(value);
+  };
+  const parser: EventStreamParser = {
+    retryMs: undefined,
+    *parse(bytes) {
+      let text = decoder.decode(bytes, { stream: true });
+      if (!text) return;
+      // A line feed belongs to the carriage return that ended the part before.
+      const isSplit = endsWithCr && text[0] === "\n";
+      endsWithCr = text.endsWith("\r");
+      if (isSplit) text = text.slice(1);
+      const lines = (rest + text).split(/\r\n?|\n/);
+      rest = lines.pop()!;
+      for (const line of lines) {
+        if (line) {
+          readField(line);
+          continue;
+        }
+        const message = { type: type || "message", data, id };
+        type = "";
+        data = id = undefined;
+        if (message.data !== undefined || message.id !== undefined) yield message;
+      }
+    },
+  };
+  return parser;
 }

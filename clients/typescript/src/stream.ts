@@ -1,5 +1,5 @@
 import { ConnectionError, isProblem, ProblemError, SessiondError } from "./errors.js";
-import { EventStreamParser } from "./sse.js";
+import { eventStreamParser } from "./sse.js";
 import { onAbort, parsed, retryDelayMs, sleep } from "./transport.js";
 import type { Call, CallOptions, Retry, Transport } from "./transport.js";
 
@@ -47,7 +47,7 @@ export async function* stream<Event extends AnyEvent>(
     const headers = { Accept: "text/event-stream", "Last-Event-ID": lastEventId || undefined };
     const call: Call = { method: "GET", path, headers, options: { ...options, signal: attempt.signal } };
     try {
-      const parser = new EventStreamParser();
+      const parser = eventStreamParser();
       let failure: unknown = new ConnectionError(`GET ${path}: the stream ended`);
       try {
         reading: for await (const bytes of transport.body(call, silenceMs)) {
@@ -56,6 +56,7 @@ export async function* stream<Event extends AnyEvent>(
             if (id !== undefined) lastEventId = id;
             if (data === undefined) continue;
             yield { type, data: parsed(call, data), ...(id !== undefined && { id }) } as Event;
+            signal?.throwIfAborted();
             if (sessionId && type === "deleted") return;
             if (type === "bye") {
               failure = undefined;
@@ -105,16 +106,16 @@ function transient(error: unknown): Retry["error"] {
   return new ConnectionError(`the token: ${error instanceof Error ? error.message : error}`, { cause: error });
 }
 
-/** Calls back when the network is back or the page is shown, where there is a page. */
-function onWake(callback: (isOnline: boolean) => void): () => void {
+/** Calls back when the network is back, or the page is shown or in focus again, where there is a page. */
+export function onWake(callback: (isOnline: boolean) => void): () => void {
   if (typeof document === "undefined") return () => {};
   const listener = ({ type }: { type: string }) => {
-    if (type === "online" || document.visibilityState === "visible") callback(type === "online");
+    if (document.visibilityState === "visible" || type === "online") callback(type === "online");
   };
-  addEventListener("online", listener);
-  document.addEventListener("visibilitychange", listener);
+  // `visibilitychange` bubbles.
+  const types = ["online", "focus", "visibilitychange"];
+  for (const type of types) addEventListener(type, listener);
   return () => {
-    removeEventListener("online", listener);
-    document.removeEventListener("visibilitychange", listener);
+    for (const type of types) removeEventListener(type, listener);
   };
 }

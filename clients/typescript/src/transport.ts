@@ -168,12 +168,31 @@ export class Transport {
     }
   }
 
-  private async limited<T>(call: Call, work: (signal: AbortSignal) => Promise<T>, limitMs?: number): Promise<T> {
+  /**
+   * Runs `work` until it settles, the time is over, or the call's signal is aborted; also if `work` ignores its signal.
+   * Leaves no listener and no timer. `AbortSignal.any` would need newer engines.
+   */
+  private limited<T>(call: Call, work: (signal: AbortSignal) => Promise<T>, limitMs?: number): Promise<T> {
     const { signal, timeoutMs = this.options.timeoutMs ?? TIMEOUT_MS } = call.options ?? {};
-    signal?.throwIfAborted();
     const ms = limitMs ?? timeoutMs;
-    const timeoutError = () => new TimeoutError(`${nameOf(call)}: no response in ${ms} ms`);
-    return limited(work, ms, timeoutError, signal);
+    return new Promise<T>((resolve, reject) => {
+      signal?.throwIfAborted();
+      const controller = new AbortController();
+      const stop = (reason: unknown) => {
+        release();
+        reject(reason);
+        controller.abort(reason);
+      };
+      const timeout = () => stop(new TimeoutError(`${nameOf(call)}: no response in ${ms} ms`));
+      // Timers of more than 31 bits fire at once.
+      const timer = ms < 2 ** 31 ? setTimeout(timeout, ms) : undefined;
+      const unlisten = onAbort(signal, stop);
+      const release = () => {
+        clearTimeout(timer);
+        unlisten();
+      };
+      work(controller.signal).finally(release).then(resolve, reject);
+    });
   }
 
   /** The response to one attempt, if it is a success. */
@@ -241,35 +260,7 @@ export function retryDelayMs(retry: number, error: unknown, leastMs = 0): number
   return Math.max(leastMs, retryAfterMs) + Math.random() * Math.min(BACKOFF_MS * 2 ** (retry - 1), MAX_BACKOFF_MS);
 }
 
-/**
- * Runs `work` until it settles, `timeoutMs` have passed, or `outer` is aborted; also if `work` ignores its signal.
- * Leaves no listener and no timer. `AbortSignal.any` would need newer engines.
- */
-function limited<T>(
-  work: (signal: AbortSignal) => Promise<T>,
-  timeoutMs: number,
-  timeoutError: () => TimeoutError,
-  outer: AbortSignal | undefined,
-): Promise<T> {
-  return new Promise<T>((resolve, reject) => {
-    const controller = new AbortController();
-    const stop = (reason: unknown) => {
-      release();
-      reject(reason);
-      controller.abort(reason);
-    };
-    // Timers of more than 31 bits fire at once.
-    const timer = timeoutMs < 2 ** 31 ? setTimeout(() => stop(timeoutError()), timeoutMs) : undefined;
-    const unlisten = onAbort(outer, stop);
-    const release = () => {
-      clearTimeout(timer);
-      unlisten();
-    };
-    work(controller.signal).finally(release).then(resolve, reject);
-  });
-}
-
-export function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
+export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
       unlisten();
@@ -300,4 +291,12 @@ export function onAbort(signal: AbortSignal | undefined, callback: (reason: unkn
 function notify({ target }: Event): void {
   const signal = target as AbortSignal;
   callbacks.get(signal)?.forEach((callback) => callback(signal.reason));
+}
+
+/** 128 random bits. Pages without TLS have no `crypto.randomUUID`, and Node 18 has no `crypto`. */
+export function randomId(): string {
+  const bytes = new Uint8Array(16);
+  if (globalThis.crypto) crypto.getRandomValues(bytes);
+  else bytes.forEach((_, i) => (bytes[i] = Math.random() * 256));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

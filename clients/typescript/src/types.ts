@@ -216,7 +216,7 @@ export type MessageHead = Omit<Message, "content" | "metadata">;
 /** What happens in the sessions of a business. */
 export type BusinessEvent =
   /** Read the active sessions: what happened before is not in the stream. */
-  | StreamEvent<"reset", { reason: ResetReason | "start" }>
+  | StreamEvent<"reset", { reason: "start" | "lost" }>
   | StreamEvent<"session", Session>
   | StreamEvent<"message" | "changed", MessageHead>
   | StreamEvent<"turn", Turn>

@@ -14,7 +14,9 @@ const FAULTS = [
   "502 after",
   "200 with HTML after",
 ] as const;
-type Fault = (typeof FAULTS)[number] | "hang in body" | "none";
+type Fault = (typeof FAULTS)[number] | "hang in body" | "none" | "stream cut" | "stream hangs";
+/** Bytes of an event stream before its fault. */
+const STREAM_BYTES_MAX = 4000;
 
 export interface Proxy {
   url: string;
@@ -70,29 +72,54 @@ export async function startProxy(): Promise<Proxy> {
     if (fault === "hang before") return;
     if (fault === "502 before") return html(outgoing, 502);
     const response = await forward(incoming, path, body);
+    outgoing.once("close", () => response.destroy());
     if (fault === "cut after") return void outgoing.destroy();
     if (fault === "hang after") return;
     if (fault === "502 after") return html(outgoing, 502);
     if (fault === "200 with HTML after") return html(outgoing, 200);
-    outgoing.writeHead(response.head.statusCode!, response.head.headers);
-    const half = response.body.subarray(0, response.body.length / 2);
+    outgoing.writeHead(response.statusCode!, response.headers);
+    if (response.headers["content-type"] === "text/event-stream") {
+      return mode === "faulty" ? passSome(response, outgoing) : void response.pipe(outgoing);
+    }
+    const whole = await read(response);
+    const half = whole.subarray(0, whole.length / 2);
     if (fault === "cut in body") {
       outgoing.write(half, () => outgoing.destroy());
     } else if (fault === "hang in body") {
       outgoing.write(half);
     } else {
-      outgoing.end(response.body);
+      outgoing.end(whole);
     }
   };
 
-  const forward = async (incoming: IncomingMessage, path: string, body: Buffer) => {
+  /** Passes some bytes of a stream on, and then cuts it or passes no more. Its client is not asked to wait. */
+  const passSome = async (response: IncomingMessage, outgoing: ServerResponse) => {
+    let left = Math.floor(random() * STREAM_BYTES_MAX);
+    const isCut = random() < 0.8;
+    const fault = isCut ? "stream cut" : "stream hangs";
+    for await (const part of response) {
+      const text: Buffer = Buffer.from(
+        (part as Buffer).toString("latin1").replace(/^retry: \d+/, "retry: 0"),
+        "latin1",
+      );
+      outgoing.write(text.subarray(0, left));
+      left -= text.length;
+      if (left > 0) continue;
+      proxy.counts.set(fault, (proxy.counts.get(fault) ?? 0) + 1);
+      // What was written is sent before.
+      if (isCut) outgoing.write("", () => outgoing.destroy());
+      return;
+    }
+    outgoing.end();
+  };
+
+  const forward = (incoming: IncomingMessage, path: string, body: Buffer) => {
     const { host: _, ...headers } = incoming.headers;
-    const head = await new Promise<IncomingMessage>((resolve, reject) => {
+    return new Promise<IncomingMessage>((resolve, reject) => {
       const forwarded = request(proxy.target + path, { method: incoming.method!, headers }, resolve);
       forwarded.once("error", reject);
       forwarded.end(body);
     });
-    return { head, body: await read(head) };
   };
 
   const server = createServer((incoming, outgoing) => {

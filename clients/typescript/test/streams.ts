@@ -1,14 +1,24 @@
 // Event streams. The responses are made here, so that they can be cut at any byte.
 
 import type { Retry, SessionEvent, SessiondOptions } from "../src/index.js";
-import { EventStreamParser } from "../src/sse.js";
-import { caught, collect, equal, listenersOf, problem, serverClient, type Environment, type Test } from "./support.js";
+import { eventStreamParser } from "../src/sse.js";
+import {
+  caught,
+  collect,
+  equal,
+  listenersOf,
+  pageOf,
+  problem,
+  serverClient,
+  type Environment,
+  type Test,
+} from "./support.js";
 
 const encoder = new TextEncoder();
 
 /** The messages of one connection, read in these parts. */
 function parse(parts: Uint8Array[]): unknown[] {
-  const parser = new EventStreamParser();
+  const parser = eventStreamParser();
   return parts.flatMap((part) => [...parser.parse(part)].map(({ type, data, id }) => [type, data, id]));
 }
 
@@ -121,7 +131,7 @@ export const streamTests: Record<string, Test> = {
     ]);
     // A carriage return ends an event at once, whatever comes after it.
     equal(parse([encoder.encode("data:1\r\r")]).length, 1);
-    const parser = new EventStreamParser();
+    const parser = eventStreamParser();
     equal([...parser.parse(encoder.encode("retry: 12\nretry: 1x\nretry:\nretry: -1\n"))], []);
     equal(parser.retryMs, 12);
   },
@@ -168,8 +178,8 @@ export const streamTests: Record<string, Test> = {
       (_, url) => (urls.push(url), eventStream(["data: {}\n\n"], "close")),
       (_, url) => (urls.push(url), eventStream([logAfter("5")], "close")),
     ]);
-    await collect(client.events("a/b", { last: 50, after: 3, lastEventId: "4" }));
-    const url = `${env.service}/api/sessions/a%2Fb/events?last=50&after=3`;
+    await collect(client.events("a/b", { last: 50, lastEventId: "4" }));
+    const url = `${env.service}/api/sessions/a%2Fb/events?last=50`;
     equal(
       [urls, sent],
       [
@@ -199,7 +209,6 @@ export const streamTests: Record<string, Test> = {
   async "a stream connects again after every failure that may pass"(env) {
     const retries: string[] = [];
     let asked = 0;
-    const tokens: (string | null)[] = [];
     const note = ({ path, retry, error }: Retry) => void retries.push(`${path} ${retry} ${error.name}`);
     const failures: Respond[] = [
       () => Promise.reject(new TypeError("fetch failed")),
@@ -229,7 +238,6 @@ export const streamTests: Record<string, Test> = {
       names.map((name, i) => `${path} ${i + 1} ${name}`),
     );
     equal([own, asked, sent], [5, 6, ["5", "5", "5", "5", "5"]]);
-    equal(tokens, []);
   },
 
   async "a stream waits as long as the service asks it to"(env) {
@@ -378,7 +386,7 @@ export const streamTests: Record<string, Test> = {
     const page = pageOf(globalThis);
     try {
       // While it waits: an hour.
-      for (const wake of [page.goOnline, page.show]) {
+      for (const wake of [page.goOnline, page.show, page.focus]) {
         let delays = 0;
         const { client, sent } = responding(env, [
           () => problem(503, {}, { "Retry-After": "3600" }),
@@ -411,27 +419,3 @@ export const streamTests: Record<string, Test> = {
     }
   },
 };
-
-/** What a browser's page has, or a stand-in for it. */
-function pageOf(scope: typeof globalThis) {
-  const isPage = "document" in scope;
-  const target = new EventTarget();
-  const stub = {
-    document: Object.assign(new EventTarget(), { visibilityState: "visible" }),
-    addEventListener: target.addEventListener.bind(target),
-    removeEventListener: target.removeEventListener.bind(target),
-  };
-  const before = { addEventListener: scope.addEventListener, removeEventListener: scope.removeEventListener };
-  if (!isPage) Object.assign(scope, stub);
-  const counted = [listenersOf(isPage ? scope : (scope as unknown as EventTarget)), listenersOf(document)];
-  return {
-    goOnline: () => void (isPage ? scope : target).dispatchEvent(new Event("online")),
-    show: () => void document.dispatchEvent(new Event("visibilitychange")),
-    listeners: () => counted.reduce((sum, { size }) => sum + size, 0),
-    restore() {
-      if (isPage) return;
-      Object.assign(scope, before);
-      delete (scope as { document?: unknown }).document;
-    },
-  };
-}

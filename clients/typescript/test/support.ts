@@ -83,6 +83,11 @@ export async function collect<T>(items: AsyncIterable<T>, collected: T[] = []): 
   return collected;
 }
 
+export async function first<T>(items: AsyncIterable<T>): Promise<T | undefined> {
+  for await (const item of items) return item;
+  return undefined;
+}
+
 /** What the call rejects with, or undefined. */
 export async function caught(call: PromiseLike<unknown>): Promise<any> {
   try {
@@ -111,6 +116,13 @@ export function unique(prefix: string): string {
   return `${prefix}-${Date.now()}-${Math.random()}-${++uniques}`;
 }
 
+/** Something that happens once. */
+export function latch(): { opened: Promise<void>; open(): void } {
+  let open = () => {};
+  const opened = new Promise<void>((resolve) => (open = resolve));
+  return { opened, open };
+}
+
 /** The listeners that are added to a target from now on. */
 export function listenersOf(target: EventTarget): { readonly size: number; readonly most: number } {
   const listeners = new Set<unknown>();
@@ -131,6 +143,31 @@ export function listenersOf(target: EventTarget): { readonly size: number; reado
     },
     get most() {
       return most;
+    },
+  };
+}
+
+/** What a browser's page has, or a stand-in for it. */
+export function pageOf(scope: typeof globalThis) {
+  const isPage = "document" in scope;
+  const target = new EventTarget();
+  const stub = {
+    document: { visibilityState: "visible" },
+    addEventListener: target.addEventListener.bind(target),
+    removeEventListener: target.removeEventListener.bind(target),
+  };
+  const before = { addEventListener: scope.addEventListener, removeEventListener: scope.removeEventListener };
+  if (!isPage) Object.assign(scope, stub);
+  const listeners = listenersOf(scope as unknown as EventTarget);
+  return {
+    goOnline: () => void (isPage ? scope : target).dispatchEvent(new Event("online")),
+    show: () => void (isPage ? document : target).dispatchEvent(new Event("visibilitychange", { bubbles: true })),
+    focus: () => void (isPage ? scope : target).dispatchEvent(new Event("focus")),
+    listeners: () => listeners.size,
+    restore() {
+      if (isPage) return;
+      Object.assign(scope, before);
+      delete (scope as { document?: unknown }).document;
     },
   };
 }

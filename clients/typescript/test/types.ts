@@ -1,7 +1,7 @@
 // Checked by tsc, not run: the types of src/ are those of openapi.json.
 
 import type { components, operations } from "../generated/openapi.js";
-import type { GetOptions, ListOptions, MessagesOptions, TurnOptions } from "../src/index.js";
+import type { EventsOptions, GetOptions, ListOptions, MessagesOptions, TurnOptions } from "../src/index.js";
 import type * as api from "../src/types.js";
 
 type Schemas = components["schemas"];
@@ -44,6 +44,7 @@ interface QueryOptions {
   getSession: GetOptions;
   getActiveSession: GetOptions;
   getTurn: TurnOptions;
+  sessionEvents: EventsOptions;
   listActiveSessions: ListOptions;
   listSessionHistory: ListOptions;
   listMessages: MessagesOptions;

@@ -1,6 +1,7 @@
 // A project that uses the package. Checked by tsc with both kinds of module resolution, not run.
 
-import { isProblem, Sessiond, type Message, type Pager, type ProblemCode, type Session } from "sessiond";
+import { isProblem, Sessiond } from "sessiond";
+import type { Conversation, ConversationState, Message, Pager, ProblemCode, Session, WrittenTurn } from "sessiond";
 
 const client = new Sessiond({
   baseUrl: "https://sessions.example.com",
@@ -17,6 +18,22 @@ export async function page(businessId: string, userId: string): Promise<Message[
   const one: Message = await client.appendMessages(sessionId, { role: "user", content: "Hello" });
   const several: Message[] = await client.appendMessages(sessionId, [{ role: "user", content: { text: one.content } }]);
   return [...several, ...(await client.getSessionMessages(sessionId, { signal: AbortSignal.timeout(1000) }))];
+}
+
+export async function stream(sessionId: string): Promise<void> {
+  for await (const event of client.events(sessionId, { last: 50 })) {
+    if (event.type === "chunk") console.log(event.data.chunks.join(""), event.id?.length);
+    // @ts-expect-error: a session has no content.
+    if (event.type === "session") console.log(event.data.content);
+  }
+  const chat: Conversation = client.conversation("B1", "u1", { sessionType: "support", last: 20 });
+  const { messages, turn, text }: ConversationState = chat.getSnapshot();
+  console.log(messages[0]?.content, turn?.status, text.length);
+  async function* reply(): AsyncGenerator<string> {
+    yield "Hello";
+  }
+  const written: WrittenTurn = await client.writeTurn(sessionId, reply(), { turnId: "re:m-1", ifOpen: "takeover" });
+  console.log(written.hasNewMessages);
 }
 
 export async function change(sessionId: string): Promise<ProblemCode | string | null> {
