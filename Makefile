@@ -49,8 +49,9 @@ test-console: ## Compare the console with console/dist and test it in Chromium: 
 conformance: ## Test every operation with schemathesis, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run
 
-examples: ## Run each example against a service with an embedded Redis
+examples: ## Run each example and what docs/streaming.md shows against a service with an embedded Redis
 	deploy/ensure-redis
+	deploy/ensure-node
 	examples/run
 
 fuzz: ## Run each libFuzzer target for SESSIOND_FUZZ_SECONDS (60)
