@@ -66,8 +66,8 @@ fn swagger_ui_files() -> Result<Files, Box<dyn Error>> {
     if files.len() == SWAGGER_UI_FILES.len() { Ok(files) } else { Err("Swagger UI lacks a file".into()) }
 }
 
-/// Writes `<name>.html`, in which the files have the hashes of their contents in their names, and `<name>.rs`: a list of
-/// these files with their compressed contents, as `src/http/static_files.rs` includes it.
+/// Writes `<name>.html`, in which the files have the hashes of their contents in their names, and `<name>.rs`: a list
+/// of these files with their compressed contents, as `src/http/static_files.rs` includes it.
 fn embed(out: &Path, name: &str, page: &str, files: &Files) -> Result<(), Box<dyn Error>> {
     let (mut page, mut list) = (page.to_owned(), String::from("&[\n"));
     for (file, content) in files {

@@ -350,8 +350,8 @@ impl AccessLog<'_> {
     }
 }
 
-/// Adds the headers of every response: browsers must not guess its content type, and caches must not store it, unless the
-/// response says otherwise, as web pages do.
+/// Adds the headers of every response: browsers must not guess its content type, and caches must not store it, unless
+/// the response says otherwise, as web pages do.
 fn add_security_headers(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
