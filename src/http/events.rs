@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -31,6 +32,20 @@ pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
     OpenApiRouter::new().routes(routes!(session_events)).routes(routes!(business_events))
 }
 
+/// One of the events of a stream (docs/api.md, "Event streams").
+#[derive(ToSchema)]
+#[schema(example = json!({"event": "ready", "id": "1.a1d304f8.1.629dd362.0.0.0.0.0", "data": "{}"}))]
+#[expect(dead_code, reason = "documents what streams send")]
+struct ServerSentEvent {
+    /// What the event is about: `reset`, `session`, `message`, `turn`, `chunk`, `ready`, `changed`, `deleted` or `bye`.
+    event: String,
+    /// The position of the stream after the event, for `Last-Event-ID`. Absent if the event does not move it.
+    #[schema(required = false, nullable = false)]
+    id: Option<String>,
+    /// JSON.
+    data: String,
+}
+
 problems! {
     /// The errors of opening a stream of a session.
     SessionEventsProblems { InvalidRequest, SessionNotFound }
@@ -47,13 +62,14 @@ problems! {
         ("sessionId" = String, Path, description = "The session.", format = Uuid),
         ("last" = Option<u64>, Query, description = "How many of the newest messages to begin with; default 0.",
             minimum = 0, maximum = 100, nullable = false),
-        ("after" = Option<u64>, Query, description = "Begin with the messages after this `seq`.",
+        ("after" = Option<u64>, Query, description = "Begin with the messages after this `seq`. Then `last` \
+            counts only if that is not possible.",
             minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),
         ("Last-Event-ID" = Option<String>, Header, description = "Go on behind the event with this id. \
             `after` and `last` count only if that is not possible."),
     ),
     responses(
-        (status = 200, description = "The events, until the client or the service ends the stream.", body = String,
+        (status = 200, description = "The events, until the client or the service ends the stream.", body = ServerSentEvent,
             content_type = "text/event-stream"),
         SessionEventsProblems,
     ),
@@ -68,9 +84,6 @@ async fn session_events(
     let last = query.number("last", 0, LAST_MAX);
     let after = query.number("after", 0, NUMBER_MAX);
     query.finish()?;
-    if last.is_some() && after.is_some() {
-        return Err(ApiError::field("after", "cannot be combined with last; send one of them"));
-    }
     let session = app.store.get(id, caller.tenant_scope(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let cursor = headers.get(LAST_EVENT_ID).filter(|cursor| !cursor.is_empty());
@@ -96,7 +109,7 @@ problems! {
     get, path = "/api/sessions/business/{businessId}/events", tag = "events", operation_id = "businessEvents",
     params(("businessId" = String, Path, description = "The business.")),
     responses(
-        (status = 200, description = "The events, until the client or the service ends the stream.", body = String,
+        (status = 200, description = "The events, until the client or the service ends the stream.", body = ServerSentEvent,
             content_type = "text/event-stream"),
         BusinessEventsProblems,
     ),

@@ -549,7 +549,7 @@ async fn streams_miss_nothing_while_their_slot_moves() {
     let url = cluster.url();
     let start = || Process::serve(&["--rate-limit", "0"], &[("REDIS_URL", &url)]);
     let ((_first, one), (_second, two)) = (start(), start());
-    let business = (0..)
+    let business = (0..10_000)
         .map(|n| format!("business{n}"))
         .find(|business| cluster.slot(&(business.clone(), "u".to_owned())) < SLOTS);
     let create = reqwest::Client::new().post(format!("{one}/api/sessions"));

@@ -77,6 +77,8 @@ async fn a_stream_begins_behind_a_seq_or_with_the_newest() {
     assert_eq!(due("?after=118").await, (2, Some(json!(119)), session()));
     assert_eq!(due("?after=120").await, (0, None, session()));
     assert_eq!(due("?after=121").await, (0, None, "reset".to_owned()));
+    assert_eq!(due("?after=121&last=2").await, (2, Some(json!(119)), "reset".to_owned()));
+    assert_eq!(due("?after=119&last=5").await, (1, Some(json!(120)), session()));
 }
 
 async fn reset_reason(stream: &mut EventStream) -> Value {
