@@ -86,7 +86,7 @@ await second.until(has("four"));
 while (cutCount < 2) await new Promise((resolve) => setTimeout(resolve, 10));
 await call(`${path}/turns/re:m-1/chunks`, { number: anew, from: 1, chunks: [" five"] });
 await call(`${path}/turns/re:m-1/end`, { number: anew, status: "completed" });
-await second.until(({ turn, messages }) => turn.status === "completed" && messages.size === 2);
+await second.until(({ turn, messages, text }) => turn.status === "completed" && messages.size === 2 && text === "");
 // A message is changed more often than the service remembers while the page is cut off, and then redacted.
 cuts.push("changed");
 for (let count = 1; count <= 20; count++) await call(`${path}/messages/m-1`, { metadata: { count } }, "PATCH");
