@@ -38,7 +38,7 @@ export interface TurnOptions extends CallOptions {
 export interface EventsOptions extends StreamOptions {
   /** How many of the newest messages to begin with, up to 100; default 0. */
   last?: number | undefined;
-  /** Begin after the message with this `seq`; not together with `last`. */
+  /** Begin after the message with this `seq`; `last` then counts only if that is not possible. */
   after?: number | undefined;
   /** Begin after the event with this id. `last` and `after` are used if the service does not know it any more. */
   lastEventId?: string | undefined;

