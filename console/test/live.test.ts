@@ -147,42 +147,6 @@ test("the row that has the focus, or the pointer, stays where it is", async () =
   await tab.close();
 });
 
-test("under load the row that is chosen is the row that opens", async () => {
-  const business = "B-load";
-  const all = await Promise.all(Array.from({ length: 120 }, () => newSession(business)));
-  const titles = new Map(all.map(({ sessionId, title }) => [title!, sessionId]));
-  let isRunning = true;
-  const load = (async () => {
-    for (let count = 0; isRunning; count++) {
-      await append(all[(count * 37) % all.length]!.sessionId, `message ${count} of the load`);
-    }
-  })();
-  const tab = await Tab.open(browser, service.url, `#/business/${business}`);
-  await live(tab);
-  await tab.shows("120 active sessions");
-  for (let round = 0; round < 6; round++) {
-    await tab.shows(/of the load/);
-    const row = tab.page.locator(".session-row").nth(round + 2);
-    if (round % 2) {
-      for (let presses = 0; presses <= round; presses++) await tab.page.keyboard.press("j");
-    } else {
-      await row.hover();
-    }
-    const chosen = round % 2 ? tab.page.locator(".session-row:focus") : tab.page.locator(".session-row:hover");
-    const title = await chosen.locator(".title").innerText();
-    if (round % 2) await tab.page.keyboard.press("Enter");
-    else await tab.page.mouse.down().then(() => tab.page.mouse.up());
-    await tab.page.getByRole("heading", { name: title, exact: true }).waitFor();
-    assert.ok(tab.page.url().endsWith(titles.get(title)!), tab.page.url());
-    await live(tab);
-    await tab.page.mouse.move(5, 5);
-    await tab.goto(`#/business/${business}`);
-  }
-  isRunning = false;
-  await load;
-  await tab.close();
-});
-
 test("who reads older messages stays there, and is told of new ones", async () => {
   const { sessionId } = await newSession();
   await append(sessionId, ...Array.from({ length: 60 }, (_, i) => `message ${i + 1}`));

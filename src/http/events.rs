@@ -69,8 +69,8 @@ problems! {
             `after` and `last` count only if that is not possible."),
     ),
     responses(
-        (status = 200, description = "The events, until the client or the service ends the stream.", body = ServerSentEvent,
-            content_type = "text/event-stream"),
+        (status = 200, description = "The events, until the client or the service ends the stream.",
+            body = ServerSentEvent, content_type = "text/event-stream"),
         SessionEventsProblems,
     ),
 )]
@@ -109,8 +109,8 @@ problems! {
     get, path = "/api/sessions/business/{businessId}/events", tag = "events", operation_id = "businessEvents",
     params(("businessId" = String, Path, description = "The business.")),
     responses(
-        (status = 200, description = "The events, until the client or the service ends the stream.", body = ServerSentEvent,
-            content_type = "text/event-stream"),
+        (status = 200, description = "The events, until the client or the service ends the stream.",
+            body = ServerSentEvent, content_type = "text/event-stream"),
         BusinessEventsProblems,
     ),
 )]
