@@ -214,6 +214,14 @@ impl Session {
         (now.0 < end.0.saturating_add(lifecycle.retention_ms())).then_some(self)
     }
 
+    /// The session as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = Vec::with_capacity(self.json_bytes());
+        self.write_json(&mut json);
+        json
+    }
+
     /// Appends the session as JSON (docs/api.md, "Session fields"). Splices in `metadata` as stored.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut object = JsonObject::open(out);

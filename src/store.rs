@@ -28,7 +28,8 @@ pub(crate) use self::operations::score_of;
 pub use self::operations::{
     Append, AppendChunks, BeginTurn, CancelTurn, ChunksAppended, Delete, EndTurn, GetMessage, GetOrCreate, GetTurn,
     MessagePage, MessageRange, NewChunks, NewTurn, NotOpen, PageRequest, Position, RedactMessage, SessionPage,
-    StreamSnapshot, StreamWants, TurnChunks, TurnEnd, TurnName, Update, UpdateMessage, VersionCondition,
+    StreamContents, StreamSnapshot, StreamWants, TurnChunks, TurnEnd, TurnName, Update, UpdateMessage,
+    VersionCondition,
 };
 pub use self::redis::address::RedisAddress;
 use self::redis::connection;

@@ -21,7 +21,7 @@ use crate::store::StoreError;
 use crate::streams::{StreamError, StreamLimit, StreamStart};
 
 /// The content type of event streams.
-pub(super) const EVENT_STREAM: &str = "text/event-stream";
+const EVENT_STREAM: &str = "text/event-stream";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Most messages that a stream begins with.

@@ -102,9 +102,7 @@ impl Export {
                 }
             } else if let Some(session) = self.sessions.pop_front() {
                 self.current = Some((session.session_id, 0));
-                let mut json = Vec::with_capacity(session.json_bytes());
-                session.write_json(&mut json);
-                return Ok(Some([b"{\"session\":", json.as_slice(), b"}\n"].concat().into()));
+                return Ok(Some([b"{\"session\":", session.to_json().as_slice(), b"}\n"].concat().into()));
             } else if self.has_more_sessions {
                 let PathUser { business_id, user_id } = &self.user;
                 let read = self.app.store.oldest_sessions(business_id, user_id, self.after, self.app.now()).await?;

@@ -181,7 +181,13 @@ impl OpenTurn {
     /// When the turn may be closed as lost.
     #[must_use]
     pub fn lost_at(&self) -> Timestamp {
-        Timestamp(self.lease_until.0.saturating_add(Self::LOST_AFTER_MS))
+        Self::lost_after(self.lease_until)
+    }
+
+    /// When a turn whose lease ends at `lease_until` may be closed as lost.
+    #[must_use]
+    pub fn lost_after(lease_until: Timestamp) -> Timestamp {
+        Timestamp(lease_until.0.saturating_add(Self::LOST_AFTER_MS))
     }
 
     /// Whether the turn may be closed as lost.

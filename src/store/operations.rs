@@ -29,7 +29,7 @@ pub use self::delete::Delete;
 pub use self::get_message::GetMessage;
 pub use self::get_or_create::GetOrCreate;
 pub use self::list_messages::{MessagePage, MessageRange};
-pub use self::read_stream::{StreamSnapshot, StreamWants};
+pub use self::read_stream::{StreamContents, StreamSnapshot, StreamWants};
 pub use self::redact_message::RedactMessage;
 pub(crate) use self::session_page::score_of;
 pub use self::session_page::{PageRequest, Position, SessionPage};

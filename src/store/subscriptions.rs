@@ -89,8 +89,7 @@ impl SessionStore {
 
     /// When others may close turns whose lease was over while the store was away until `time`.
     pub(crate) fn lost_after(&self, time: Timestamp) -> Timestamp {
-        let lease_until = Timestamp(time.0.saturating_add(self.turn_lease_ms()));
-        OpenTurn { escaped_id: String::new(), lease_until }.lost_at()
+        OpenTurn::lost_after(Timestamp(time.0.saturating_add(self.turn_lease_ms())))
     }
 
     /// Those of a session's messages from `first` to `last` that are still kept.

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::event::{COMMENT, reset_text, text_of};
+use super::event::{COMMENT, deleted_text, reset_text, text_of};
 use super::feeds::Feed;
 use super::ring::{Entry, Ring};
 use super::{Context, UNSUBSCRIBED_POLL};
@@ -184,8 +184,7 @@ impl BusinessFeed {
         let mut session = None;
         for word in words {
             if word == "d" {
-                let json = format!("{{\"sessionId\":\"{id}\"}}");
-                self.send(StreamEvent::Deleted, text_of(StreamEvent::Deleted, None, json.as_bytes()));
+                self.send(StreamEvent::Deleted, deleted_text(id));
                 continue;
             }
             if session.is_none() {
@@ -245,9 +244,7 @@ impl BusinessFeed {
     }
 
     fn send_session(&self, session: &Session) {
-        let mut json = Vec::with_capacity(session.json_bytes());
-        session.write_json(&mut json);
-        self.send(StreamEvent::Session, text_of(StreamEvent::Session, None, &json));
+        self.send(StreamEvent::Session, text_of(StreamEvent::Session, None, &session.to_json()));
     }
 
     fn reset(&self) {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 
 use super::business_feed::BusinessFeed;
+use super::control::Interruption;
 use super::event::{BYE, COMMENT, reset_text, retry_text};
 use super::feeds::Membership;
 use super::ring::Next;
@@ -44,20 +45,21 @@ impl Body for BusinessStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
-        this.membership.control.register(context);
         if this.has_ended {
             return Poll::Ready(None);
         }
-        let text = if this.membership.control.ends() {
-            this.has_ended = true;
-            metrics::stream_event_sent(StreamEvent::Bye);
-            Bytes::from_static(BYE)
-        } else if this.membership.control.take_probe() {
-            Bytes::from_static(COMMENT)
-        } else if let Some(text) = this.unsent.pop_front() {
-            text
-        } else {
-            match this.membership.ring().event(this.next) {
+        let text = match this.membership.control.interruption(context) {
+            Some(Interruption::Bye) => {
+                this.has_ended = true;
+                metrics::stream_event_sent(StreamEvent::Bye);
+                Bytes::from_static(BYE)
+            }
+            Some(Interruption::Comment) => {
+                metrics::stream_event_sent(StreamEvent::Comment);
+                Bytes::from_static(COMMENT)
+            }
+            None if !this.unsent.is_empty() => this.unsent.pop_front().unwrap_or_default(),
+            None => match this.membership.ring().event(this.next) {
                 Next::Wait => return Poll::Pending,
                 Next::Event(event) => {
                     this.next += 1;
@@ -71,7 +73,7 @@ impl Body for BusinessStream {
                     metrics::stream_event_sent(StreamEvent::Reset);
                     reset_text("lost")
                 }
-            }
+            },
         };
         Poll::Ready(Some(Ok(Frame::data(text))))
     }

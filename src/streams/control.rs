@@ -33,6 +33,15 @@ impl StreamCaller {
     }
 }
 
+/// What a stream must send before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interruption {
+    /// The event after which it ends.
+    Bye,
+    /// A comment.
+    Comment,
+}
+
 /// One stream, as its feed and the registry see it.
 #[derive(Debug)]
 pub(super) struct Control {
@@ -65,16 +74,14 @@ impl Control {
         self.wake();
     }
 
-    pub(super) fn take_probe(&self) -> bool {
-        self.probes.load(Ordering::Relaxed) && self.probes.swap(false, Ordering::Relaxed)
-    }
-
-    pub(super) fn ends(&self) -> bool {
-        self.ends.load(Ordering::Relaxed)
-    }
-
-    /// Has `context` woken at the next [`Self::wake`]. Look for news after this, not before.
-    pub(super) fn register(&self, context: &Context<'_>) {
+    /// What the stream must send before anything else. Also has `context` woken at the next [`Self::wake`], so look for
+    /// news after this, not before.
+    pub(super) fn interruption(&self, context: &Context<'_>) -> Option<Interruption> {
         self.waker.register(context.waker());
+        if self.ends.load(Ordering::Relaxed) {
+            return Some(Interruption::Bye);
+        }
+        let probes = self.probes.load(Ordering::Relaxed) && self.probes.swap(false, Ordering::Relaxed);
+        probes.then_some(Interruption::Comment)
     }
 }

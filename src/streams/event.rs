@@ -20,9 +20,7 @@ pub(super) struct Event {
 
 impl Event {
     pub(super) fn session(session: &Session, position: &Position) -> Self {
-        let mut json = Vec::with_capacity(session.json_bytes());
-        session.write_json(&mut json);
-        Self::of(StreamEvent::Session, None, &json, position)
+        Self::of(StreamEvent::Session, None, &session.to_json(), position)
     }
 
     pub(super) fn message(message: &MessageJson, position: &Position) -> Self {
@@ -53,8 +51,14 @@ impl Event {
     }
 
     pub(super) fn deleted(id: SessionId, position: &Position) -> Self {
-        let event = Self::of(StreamEvent::Deleted, None, format!("{{\"sessionId\":\"{id}\"}}").as_bytes(), position);
-        Self { is_last: true, ..event }
+        let text = deleted_text(id);
+        Self { kind: StreamEvent::Deleted, text, position: position.clone(), is_last: true }
+    }
+
+    /// The event before the service ends a stream.
+    pub(super) fn bye(position: &Position) -> Self {
+        let text = Bytes::from_static(BYE);
+        Self { kind: StreamEvent::Bye, text, position: position.clone(), is_last: true }
     }
 
     /// A comment, which tells the client and what is between that the connection is alive.
@@ -95,6 +99,10 @@ pub(super) const BYE: &[u8] = b"event: bye\ndata: {}\n\n";
 
 pub(super) fn reset_text(reason: &str) -> Bytes {
     text_of(StreamEvent::Reset, None, format!("{{\"reason\":\"{reason}\"}}").as_bytes())
+}
+
+pub(super) fn deleted_text(id: SessionId) -> Bytes {
+    text_of(StreamEvent::Deleted, None, format!("{{\"sessionId\":\"{id}\"}}").as_bytes())
 }
 
 /// An event with this JSON, which has no line breaks: the service writes JSON without spaces between tokens, and

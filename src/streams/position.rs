@@ -175,7 +175,7 @@ impl Position {
             return Ok(Progress::Behind);
         }
         let known_seq = self.cursor.seq;
-        for message in &snapshot.messages {
+        for message in &snapshot.contents.messages {
             if message.seq == self.cursor.seq + 1 {
                 self.cursor.seq = message.seq;
                 self.cursor.message = identity_of_message(message);
@@ -214,7 +214,7 @@ impl Position {
         if cursor.seq + 1 < session.oldest_seq {
             return Err(ResetReason::TooFar);
         }
-        let known = snapshot.messages.iter().find(|message| message.seq == cursor.seq);
+        let known = snapshot.contents.messages.iter().find(|message| message.seq == cursor.seq);
         if cursor.message != 0 && known.is_some_and(|message| identity_of_message(message) != cursor.message) {
             return Err(ResetReason::Diverged);
         }
@@ -228,8 +228,8 @@ impl Position {
         if turn.number == Some(cursor.turn) && !is_in {
             return Err(ResetReason::Diverged);
         }
-        let last = cursor.next_chunk.checked_sub(1).and_then(|last| last.checked_sub(snapshot.first_chunk));
-        let last = last.and_then(|index| snapshot.chunks.get(usize::try_from(index).ok()?));
+        let last = cursor.next_chunk.checked_sub(1).and_then(|last| last.checked_sub(snapshot.contents.first_chunk));
+        let last = last.and_then(|index| snapshot.contents.chunks.get(usize::try_from(index).ok()?));
         let has_other_chunk = cursor.chunk != 0 && last.is_some_and(|chunk| hash(chunk) != cursor.chunk);
         if is_in && (cursor.next_chunk > turn.next_chunk.unwrap_or_default() || has_other_chunk) {
             return Err(ResetReason::Diverged);
@@ -245,7 +245,7 @@ impl Position {
         due.dedup();
         self.cursor.changes = changed.count;
         for seq in due.into_iter().filter(|seq| *seq <= known_seq) {
-            if let Some(message) = snapshot.changed.get(&seq) {
+            if let Some(message) = snapshot.contents.changed.get(&seq) {
                 events.push(Event::changed(message, self));
             }
         }
@@ -284,9 +284,11 @@ impl Position {
         if self.cursor.next_chunk >= stored {
             return Progress::UpToDate;
         }
-        let Some(known) = self.cursor.next_chunk.checked_sub(snapshot.first_chunk) else { return Progress::Behind };
+        let Some(known) = self.cursor.next_chunk.checked_sub(snapshot.contents.first_chunk) else {
+            return Progress::Behind;
+        };
         let known = usize::try_from(known).unwrap_or(usize::MAX);
-        let mut due = snapshot.chunks.get(known..).unwrap_or_default();
+        let mut due = snapshot.contents.chunks.get(known..).unwrap_or_default();
         while let Some(first) = due.first() {
             let mut bytes = 0;
             let fits = |chunk: &&Bytes| {
@@ -301,7 +303,7 @@ impl Position {
             events.push(Event::chunk(turn, number, now, self));
             due = later;
         }
-        if !snapshot.has_all_chunks {
+        if !snapshot.contents.has_all_chunks {
             return Progress::Behind;
         }
         // Those of a closed turn may be gone.

@@ -240,13 +240,9 @@ impl SessionFeed {
         cursor: Result<Cursor, ResetReason>,
         last: u64,
     ) -> Result<(Position, Option<ResetReason>), StoreError> {
-        let distance = match cursor {
-            Ok(cursor) => self.too_far(session, &cursor).await?,
-            Err(_) => None,
-        };
-        let cursor = match (cursor, distance) {
-            (Ok(_), Some(reason)) => Err(reason),
-            (cursor, _) => cursor,
+        let cursor = match cursor {
+            Ok(cursor) => self.too_far(session, &cursor).await?.map_or(Ok(cursor), Err),
+            none => none,
         };
         Ok(match cursor {
             Ok(cursor) => (Position::start(cursor), None),

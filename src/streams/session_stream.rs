@@ -12,12 +12,13 @@ use futures_util::future::BoxFuture;
 use hyper::body::{Body, Frame};
 
 use super::RETRY_READ;
-use super::event::{BYE, COMMENT, Event};
+use super::control::Interruption;
+use super::event::Event;
 use super::feeds::Membership;
 use super::position::{Position, ResetReason};
 use super::ring::Next;
 use super::session_feed::{CaughtUp, SessionFeed};
-use crate::metrics::{self, StreamEvent};
+use crate::metrics;
 use crate::session::SessionId;
 
 /// A stream of one session. While it is live, it has no task, queue or timer of its own.
@@ -102,15 +103,13 @@ impl Body for SessionStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
-        this.membership.control.register(context);
-        if this.membership.control.ends() && !matches!(this.state, State::Ended) {
-            this.state = State::Ended;
-            this.unsent.clear();
-            metrics::stream_event_sent(StreamEvent::Bye);
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(BYE)))));
+        if matches!(this.state, State::Ended) {
+            return Poll::Ready(None);
         }
-        if this.membership.control.take_probe() {
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(COMMENT)))));
+        match this.membership.control.interruption(context) {
+            Some(Interruption::Bye) => return this.send(Event::bye(&this.position)),
+            Some(Interruption::Comment) => return this.send(Event::comment(&this.position)),
+            None => {}
         }
         loop {
             if let Some(event) = this.unsent.pop_front() {

@@ -36,6 +36,13 @@ pub struct StreamSnapshot {
     pub session: Session,
     /// The turn that began last.
     pub turn: Option<Box<Turn>>,
+    /// What the reader may lack.
+    pub contents: StreamContents,
+}
+
+/// A page of the messages and chunks of a session.
+#[derive(Debug)]
+pub struct StreamContents {
     /// Messages in ascending `seq` without gaps.
     pub messages: Vec<MessageJson>,
     /// Whether these are all up to the newest message.
@@ -73,20 +80,20 @@ impl SessionStore {
                     continue;
                 }
                 let turn = if session.turn_number.is_some() { self.latest_turn(id).await? } else { None };
-                let read = Some((session.clone(), turn.clone()));
-                let is_as_before = std::mem::replace(&mut seen, read.clone()) == read;
+                let read = (session, turn);
+                let is_as_before = seen.as_ref() == Some(&read);
                 // What does not change any more is taken as it is.
-                if !agree(&session, turn.as_deref()) && !is_as_before {
-                    continue;
-                }
-                if let Some(snapshot) = self.snapshot(session, turn, wants).await? {
-                    return Ok(Some(snapshot));
-                }
-                if is_as_before {
-                    let problem = "the session lacks messages or chunks that it should have";
-                    return Err(StoreError::Reply { operation: "read_stream", problem });
+                if agree(&read.0, read.1.as_deref()) || is_as_before {
+                    if let Some(contents) = self.contents(&read.0, read.1.as_deref(), wants).await? {
+                        return Ok(Some(StreamSnapshot { session: read.0, turn: read.1, contents }));
+                    }
+                    if is_as_before {
+                        let problem = "the session lacks messages or chunks that it should have";
+                        return Err(StoreError::Reply { operation: "read_stream", problem });
+                    }
                 }
                 // Another turn began, or messages were trimmed, since the session was read.
+                seen = Some(read);
             }
             Err(StoreError::Busy("the session changes faster than it can be read".to_owned()))
         })
@@ -116,15 +123,15 @@ impl SessionStore {
         Ok(false)
     }
 
-    /// Reads the rest of the snapshot; `None` if something that it needs is not there any more.
-    async fn snapshot(
+    /// Reads the messages and chunks; `None` if something that is wanted is not there any more.
+    async fn contents(
         &self,
-        session: Session,
-        turn: Option<Box<Turn>>,
+        session: &Session,
+        turn: Option<&Turn>,
         wants: &StreamWants<'_>,
-    ) -> Result<Option<StreamSnapshot>, StoreError> {
+    ) -> Result<Option<StreamContents>, StoreError> {
         let (mut first_chunk, mut chunks, mut has_all_chunks) = (0, Vec::new(), true);
-        if let Some(turn) = &turn {
+        if let Some(turn) = turn {
             first_chunk = (wants.first_chunk)(turn);
             match self.page_of_chunks(turn, first_chunk).await? {
                 Some(page) => (chunks, has_all_chunks) = page,
@@ -136,8 +143,8 @@ impl SessionStore {
         if is_kept && (wants.last_seq < session.message_count || (wants.compares && wants.last_seq > 0)) {
             let first = wants.last_seq.max(session.oldest_seq);
             if first <= session.message_count {
-                let last = page_end(&session, wants.last_seq + 1).max(first);
-                match self.read_piece(&session, first, last).await? {
+                let last = page_end(session, wants.last_seq + 1).max(first);
+                match self.read_piece(session, first, last).await? {
                     Some(page) => messages = page,
                     None => return Ok(None),
                 }
@@ -147,21 +154,12 @@ impl SessionStore {
         let mut changed = BTreeMap::new();
         for &seq in session.changed_messages.since(wants.changes).unwrap_or_default() {
             if seq >= session.oldest_seq
-                && let Some(message) = self.read_piece(&session, seq, seq).await?.and_then(|mut piece| piece.pop())
+                && let Some(message) = self.read_piece(session, seq, seq).await?.and_then(|mut piece| piece.pop())
             {
                 changed.insert(seq, message);
             }
         }
-        Ok(Some(StreamSnapshot {
-            session,
-            turn,
-            messages,
-            has_all_messages,
-            first_chunk,
-            chunks,
-            has_all_chunks,
-            changed,
-        }))
+        Ok(Some(StreamContents { messages, has_all_messages, first_chunk, chunks, has_all_chunks, changed }))
     }
 
     /// Chunks of the latest turn from number `first` on, and whether they are all. `None` if it is not the latest any

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::session::{ChangedMessages, Identifier, Partition, Role, SessionId, Timestamp, escaped_text};
+use crate::store::StreamContents;
 
 /// A session as the store has it.
 #[derive(Clone)]
@@ -128,12 +129,14 @@ impl Store {
         StreamSnapshot {
             session: self.session.clone(),
             turn: self.turn.clone().map(Box::new),
-            has_all_messages: messages.len() == all.count(),
-            messages,
-            first_chunk,
-            has_all_chunks: skipped + chunks.len() == self.chunks.len(),
-            chunks,
-            changed: changed.collect::<BTreeMap<_, _>>(),
+            contents: StreamContents {
+                has_all_messages: messages.len() == all.count(),
+                messages,
+                first_chunk,
+                has_all_chunks: skipped + chunks.len() == self.chunks.len(),
+                chunks,
+                changed: changed.collect::<BTreeMap<_, _>>(),
+            },
         }
     }
 
