@@ -23,16 +23,16 @@ pub(super) use self::error_body::overloaded_response;
 use self::read_timer::{Awaiting, ReadTimer};
 use self::strict_head::StrictHead;
 use super::timeouts::{ConnectionTimeouts, SendTimer};
-use super::{ConnectionSettings, HttpService, Shutdown};
+use super::{ConnectionSettings, DISCARD_BYTES_MAX, HttpService, Shutdown};
 
 /// The default limit of hyper on the number of headers. With the default, hyper keeps headers on the stack, which is
 /// faster.
 const HYPER_HEADERS_DEFAULT: usize = 100;
+/// The most bytes of a response that wait for a slow reader here, besides its last part, and of a request's body that
+/// one read returns. A longer limit on the request's head is a longer buffer.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// The most bytes of a request's head that one read returns.
 const HEAD_READ_BYTES: usize = 4096;
-/// The most bytes that are read and discarded after an error response. Closing at once would reset the connection, and
-/// the client might lose the response.
-const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Serves the requests of a connection.
 pub(super) async fn serve(
@@ -55,6 +55,7 @@ pub(super) async fn serve(
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.header_read_timeout(None).max_header_size(limits.head_bytes);
+    builder.max_buf_size(BUFFER_BYTES_MAX.max(limits.head_bytes));
     // A client may close its sending side after its last request and still read the response (`nc -N`; RFC 9112, 9.6).
     // A client that has disconnected looks the same, so its request is served to the end as well, within the request
     // deadline.

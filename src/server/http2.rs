@@ -40,7 +40,8 @@ const ERROR_RESETS_MAX: usize = 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a response to a PING may take. It may wait behind much data on a slow line.
 const PING_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection that is being closed waits for requests that the client has sent before it knew.
+/// How long a connection that is being closed waits for requests that the client has sent before it knew, and after
+/// that for the client to close its side.
 const CLOSE_DELAY: Duration = Duration::from_secs(1);
 /// What a header adds to its name and value: in HTTP/1.1, and in the size that HTTP/2 limits (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD_HTTP1: usize = 4;

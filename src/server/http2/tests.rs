@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use h2::client::{Builder, SendRequest};
 use h2::{Reason, RecvStream};
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -156,7 +156,7 @@ async fn connections_of_vanished_clients_are_closed() {
     }
     // From here on the client neither reads nor writes.
     let closed = server.closed_after().await;
-    assert!(closed <= PING_INTERVAL + PING_TIMEOUT, "{closed:?}");
+    assert!(closed <= PING_INTERVAL + PING_TIMEOUT + CLOSE_DELAY, "{closed:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,6 +263,27 @@ async fn a_server_that_stops_finishes_requests() {
     let _client = server.client.take();
     server.shutdown.send_replace(true);
     assert_eq!(server.closed_after().await.as_secs(), CLOSE_DELAY.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_still_sends_reads_why_the_connection_is_closed() {
+    for closes in [true, false] {
+        let mut server = Server::start(routes());
+        let mut client = server.client.take().expect("the client's side");
+        // DATA of stream 0 is an error.
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        client.write_all(preface).await.expect("the bytes are sent");
+        let mut received = Vec::new();
+        within_hour(client.read_to_end(&mut received)).await.expect("an end");
+        let goaway = [b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0".as_slice(), &1_u32.to_be_bytes()].concat();
+        assert!(received.ends_with(&goaway), "{received:?}");
+        // The service has closed one side only.
+        client.write_all(b"more").await.expect("the bytes are sent");
+        let client = (!closes).then_some(client);
+        let delay = if closes { Duration::ZERO } else { CLOSE_DELAY };
+        assert_eq!(server.closed_after().await.as_secs(), delay.as_secs(), "{closes}");
+        drop(client);
+    }
 }
 
 #[tokio::test(start_paused = true)]
