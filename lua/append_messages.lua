@@ -51,8 +51,8 @@ end
 
 -- Looking up a field costs Redis more the later it is in the hash, so what is rarely needed is read only then.
 local session_id, status, expires_at, last_activity_at, active_until, message_count, message_bytes, largest_message,
-  turn_until = unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt', 'activeUntil',
-    'messageCount', 'messageBytes', 'largestMessage', 'turnUntil'))
+  turn_until, business_id = unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt',
+    'activeUntil', 'messageCount', 'messageBytes', 'largestMessage', 'turnUntil', 'businessId'))
 if session_id ~= id then return {'missing'} end
 if not is_in_scope(session, scope) then return {'missing'} end
 local ended_at = status ~= 'active' and redis.call('HGET', session, 'endedAt')
@@ -111,23 +111,23 @@ local lag = expires - expires_ms
 local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until_ms)
 local history_until, business_until
 if extends then
-  if not pointer then return {'expiry_due', unpack(redis.call('HMGET', session, 'businessId', 'userId'))} end
+  if not pointer then return {'expiry_due', business_id, redis.call('HGET', session, 'userId')} end
   history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 end
 -- New keys expire with their session.
 local is_first = old_count == 0
 local session_until = is_first and redis.call('PEXPIRETIME', session)
 local oldest, trimmed_ids = 1, {}
-if count >= keep or bytes > bytes_max then oldest = tonumber(redis.call('HGET', session, 'oldestSeq') or 1) end
-for index = 0, trim_max - 1 do
-  if count - oldest < keep and bytes <= bytes_max then break end
-  local message = redis.call('LINDEX', messages, index)
-  if not message then break end
-  oldest, bytes = oldest + 1, bytes - #message
-  table.insert(trimmed_ids, message_id_of(message))
+if count >= keep or bytes > bytes_max then
+  oldest = tonumber(redis.call('HGET', session, 'oldestSeq') or 1)
+  for index = 0, trim_max - 1 do
+    if count - oldest < keep and bytes <= bytes_max then break end
+    local message = redis.call('LINDEX', messages, index)
+    if not message then break end
+    oldest, bytes = oldest + 1, bytes - #message
+    table.insert(trimmed_ids, message_id_of(message))
+  end
 end
-
-local business_id = redis.call('HGET', session, 'businessId')
 
 -- From here on only writes.
 redis.call('RPUSH', messages, unpack(new_messages))
