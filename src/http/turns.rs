@@ -80,9 +80,10 @@ fn check_writer(caller: &Principal) -> Result<(), ApiError> {
     if caller.is_one_user() { Err(forbidden_writer()) } else { Ok(()) }
 }
 
-fn not_open(not_open: NotOpen, turn_id: &Identifier) -> ApiError {
+fn not_open(not_open: NotOpen, id: SessionId, turn_id: &Identifier) -> ApiError {
     let (detail, status) = match not_open {
-        NotOpen::Missing => return ApiError::turn_not_found(turn_id.as_str()),
+        NotOpen::SessionMissing => return session_not_found(id),
+        NotOpen::TurnMissing => return ApiError::turn_not_found(turn_id.as_str()),
         NotOpen::Taken => ("Another writer has the turn; stop writing it".to_owned(), "taken"),
         NotOpen::Closed(turn) => (format!("The turn is {}", turn.status.as_str()), turn.status.as_str()),
     };
@@ -243,7 +244,7 @@ async fn append_chunks(
             let detail = format!("The turn would have more than 32768 chunks, or more than {bytes_max} bytes as JSON");
             Err(ApiError::new(Code::PayloadTooLarge, detail))
         }
-        AppendChunks::NotOpen(reason) => Err(not_open(reason, &new.turn_id)),
+        AppendChunks::NotOpen(reason) => Err(not_open(reason, id, &new.turn_id)),
         AppendChunks::Missing => Err(session_not_found(id)),
     }
 }
@@ -280,7 +281,7 @@ async fn end_turn(
     let end = turn_end(turn_id, body, app.sessions.content_bytes_max)?;
     match app.store.end_turn(id, &end, caller.tenant_scope(), app.now()).await? {
         EndTurn::Ended(turn) => Ok(json_response(StatusCode::OK, turn.to_json())),
-        EndTurn::NotOpen(reason) => Err(not_open(reason, &end.turn_id)),
+        EndTurn::NotOpen(reason) => Err(not_open(reason, id, &end.turn_id)),
         EndTurn::MetadataTooLarge => Err(ApiError::metadata_too_large(app.sessions.metadata_bytes_max)),
         EndTurn::Missing => Err(session_not_found(id)),
     }
@@ -310,7 +311,7 @@ async fn cancel_turn(
 ) -> Result<Response, ApiError> {
     match app.store.cancel_turn(id, &turn_id, caller.tenant_scope(), app.now()).await? {
         CancelTurn::Cancelled(turn) => Ok(json_response(StatusCode::ACCEPTED, turn.to_json())),
-        CancelTurn::NotOpen(reason) => Err(not_open(reason, &turn_id)),
+        CancelTurn::NotOpen(reason) => Err(not_open(reason, id, &turn_id)),
         CancelTurn::Missing => Err(session_not_found(id)),
     }
 }

@@ -4,6 +4,7 @@
 //! expire during a test.
 
 pub mod history;
+mod turns;
 pub mod user;
 
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -13,6 +14,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 
 use self::history::{Call, Recorder, is_linearizable};
+use self::turns::TurnCall;
 use self::user::{Answer, Operation, SessionView, Step, Text};
 use crate::support::acl;
 use crate::support::faulty_redis::FaultyRedis;
@@ -39,19 +41,74 @@ pub const DEADLINE: [&str; 2] = ["--request-deadline", "500ms"];
 /// The hint cache of each process: large enough for all users, too small, and off.
 const HINTS: [[&str; 2]; 3] = [["--hint-cache-size", "100000"], ["--hint-cache-size", "1"], ["--hint-cache-size", "0"]];
 
+/// A turn that a client writes.
+struct Written {
+    session: Text,
+    turn_id: Text,
+    number: u64,
+    next_chunk: usize,
+}
+
+impl Written {
+    /// The turn of `operation`, as its answer says it is.
+    fn of(operation: &Operation, answer: Option<Answer>) -> Option<Self> {
+        match (operation, answer) {
+            (
+                Operation::Turn(session, turn_id, TurnCall::Begin { .. }),
+                Some(Answer::TurnBegun(turn) | Answer::Turn(turn)),
+            ) => {
+                let (session, turn_id) = (session.clone(), turn_id.clone());
+                Some(Self { session, turn_id, number: turn.number, next_chunk: turn.next_chunk })
+            }
+            _ => None,
+        }
+    }
+
+    /// A random call of the writer.
+    fn call(&self, writer: &Text, random: &mut Random) -> Operation {
+        let call = match random.below(4) {
+            0 => TurnCall::End { number: self.number },
+            // A chunk may be sent again, with another text, or one too late.
+            kind => TurnCall::Write {
+                number: self.number,
+                from: (self.next_chunk + random.below(8) / 7).saturating_sub(random.below(4) / 3),
+                chunk: format!("{writer}{kind} ").into(),
+            },
+        };
+        Operation::Turn(self.session.clone(), self.turn_id.clone(), call)
+    }
+}
+
+/// A random call for one of three turns of a session.
+fn turn_call(session: Text, writer: &Text, random: &mut Random) -> Operation {
+    let call = match random.below(5) {
+        0 => TurnCall::Cancel,
+        1 => TurnCall::Get,
+        _ => {
+            let if_open = *random.one_of(&["reject", "interrupt", "discard", "takeover"]);
+            TurnCall::Begin { writer: writer.clone(), if_open }
+        }
+    };
+    Operation::Turn(session, format!("t{}", random.below(3)).into(), call)
+}
+
 /// One client of a user. Makes random calls, each with one of the user's three most recently returned session ids.
 async fn client(
     recorder: &Recorder,
     bases: &[String],
-    user: usize,
+    (user, name): (usize, usize),
     calls: usize,
     mut random: Random,
     pause_max_ms: u64,
 ) {
+    let writer: Text = format!("w{name}").into();
+    let mut written: Option<Written> = None;
     for number in 0..calls {
         let ids = recorder.ids(user);
         let id = ids.get(ids.len().saturating_sub(1 + random.below(3))).cloned();
-        let operation = match (random.below(16), id) {
+        let operation = match (random.below(24), id) {
+            (16..20, Some(id)) => turn_call(id, &writer, &mut random),
+            (18.., _) if written.is_some() => written.as_ref().expect("a turn").call(&writer, &mut random),
             (0, _) => Operation::EraseUser,
             (1 | 2, _) => Operation::Replace,
             (3 | 4, _) => Operation::GetActive,
@@ -64,7 +121,11 @@ async fn client(
             _ => Operation::GetOrCreate,
         };
         let base = random.one_of(bases).clone();
-        recorder.call(&base, user, operation).await;
+        let answer = recorder.call(&base, user, operation.clone()).await;
+        match (&mut written, &answer) {
+            (Some(written), Some(Answer::Written(next_chunk, _))) => written.next_chunk = *next_chunk,
+            _ => written = Written::of(&operation, answer).or(written),
+        }
         tokio::time::sleep(random.pause(0, pause_max_ms)).await;
     }
 }
@@ -75,8 +136,10 @@ async fn record(recorder: &Recorder, bases: &[String], size: Size, random: &mut 
         .map(|user| {
             let clients: Vec<_> = (0..size.clients).map(|_| random.fork()).collect();
             async move {
-                let clients =
-                    clients.into_iter().map(|random| client(recorder, bases, user, size.calls, random, pause_max_ms));
+                let clients = clients
+                    .into_iter()
+                    .enumerate()
+                    .map(|(name, random)| client(recorder, bases, (user, name), size.calls, random, pause_max_ms));
                 join_all(clients).await;
             }
         })
@@ -251,8 +314,12 @@ async fn recorded_history_with_one_wrong_response_is_rejected() {
     assert_eq!(is_linearizable(&history).0, Some(true));
     for index in 0..history.len() {
         let mut history = history.clone();
-        let Some(Answer::Created(view) | Answer::Found(view)) = &mut history[index].step.answer else { continue };
-        view.version += 100;
+        match &mut history[index].step.answer {
+            Some(Answer::Created(view) | Answer::Found(view)) => view.version += 100,
+            Some(Answer::TurnBegun(turn) | Answer::Turn(turn)) => turn.number += 100,
+            Some(Answer::Written(next_chunk, _)) => *next_chunk += 100,
+            _ => continue,
+        }
         assert_eq!(is_linearizable(&history).0, Some(false), "{index}: {history:#?}");
     }
 }

@@ -28,7 +28,9 @@ pub enum NotOpen {
     /// The turn is closed.
     Closed(Box<Turn>),
     /// The session has had no turn with this id, as far as it is known.
-    Missing,
+    TurnMissing,
+    /// The session was deleted meanwhile.
+    SessionMissing,
 }
 
 impl SessionStore {

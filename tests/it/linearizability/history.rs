@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action, History};
 
+use super::turns::{TurnCall, TurnView};
 use super::user::budget::{self, STEPS_MAX};
 use super::user::{Answer, Operation, SessionView, Step, Text, User};
 
@@ -186,6 +187,26 @@ fn request(user: &str, operation: &Operation) -> (Method, String, Option<Value>)
             let body = json!({"messageId": &**message_id, "role": "user", "content": &**message_id});
             (Method::POST, format!("{}/messages", session(id)), Some(body))
         }
+        Operation::Turn(id, turn_id, call) => {
+            let turns = format!("{}/turns", session(id));
+            let turn = format!("{turns}/{turn_id}");
+            match call {
+                TurnCall::Begin { writer, if_open } => {
+                    let body = json!({"turnId": &**turn_id, "writer": &**writer, "ifOpen": if_open});
+                    (Method::POST, turns, Some(body))
+                }
+                TurnCall::Write { number, from, chunk } => {
+                    let body = json!({"number": number, "from": from, "chunks": [&**chunk]});
+                    (Method::POST, format!("{turn}/chunks"), Some(body))
+                }
+                TurnCall::End { number } => {
+                    let body = json!({"number": number, "status": "completed"});
+                    (Method::POST, format!("{turn}/end"), Some(body))
+                }
+                TurnCall::Cancel => (Method::POST, format!("{turn}/cancel"), None),
+                TurnCall::Get => (Method::GET, turn, None),
+            }
+        }
         Operation::ListMessages(id) => (Method::GET, format!("{}/messages?limit=1000", session(id)), None),
         Operation::Delete(id) => (Method::DELETE, session(id), None),
         Operation::EraseUser => (Method::DELETE, of_user, None),
@@ -225,6 +246,9 @@ fn parse_response(operation: &Operation, status: StatusCode, text: &str) -> Opti
                 messages.iter().map(|message| message["messageId"].as_str().unwrap_or("").into()).collect(),
             )
         }
+        (_, Operation::Turn(_, _, call)) if body["code"] != "session_not_found" => {
+            turn_answer(call, status, &body).unwrap_or_else(|| unexpected())
+        }
         (200, Operation::Replace | Operation::Delete(_)) => unexpected(),
         (200, _) => Answer::Found(view()),
         (204, Operation::Delete(_)) => Answer::Deleted,
@@ -233,7 +257,48 @@ fn parse_response(operation: &Operation, status: StatusCode, text: &str) -> Opti
             Answer::AnotherActive(member("activeSessionId").into())
         }
         (409, Operation::Append(..)) if member("code") == "session_not_active" => Answer::NotActive,
+        // A slow Redis left no time to try again. The call changed nothing.
+        (409, _) if member("code") == "concurrent_update" => return None,
         _ => unexpected(),
     };
     Some(answer)
+}
+
+/// The result of a call for a turn, or `None` if docs/api.md does not describe the response for it.
+fn turn_answer(call: &TurnCall, status: StatusCode, body: &Value) -> Option<Answer> {
+    let number = |name: &str| body[name].as_u64().and_then(|number| usize::try_from(number).ok());
+    let text = |name: &str| body[name].as_str().map(Text::from);
+    let view = || {
+        let is_open = body["status"] == "open";
+        let joined = |chunks: &Vec<Value>| chunks.iter().map(|chunk| chunk.as_str()).collect::<Option<String>>();
+        Some(TurnView {
+            number: body["number"].as_u64()?,
+            writer: text("writer")?,
+            status: text("status")?,
+            next_chunk: number("nextChunk")?,
+            after_seq: number("afterSeq")?,
+            cancel_requested: body["cancelRequested"].as_bool()?,
+            message_seq: number("messageSeq"),
+            text: body["chunks"].as_array().filter(|_| is_open).and_then(joined),
+        })
+    };
+    match (status.as_u16(), call) {
+        (201, TurnCall::Begin { .. }) => Some(Answer::TurnBegun(view()?)),
+        (200, TurnCall::Write { .. }) => {
+            Some(Answer::Written(number("nextChunk")?, body["cancelRequested"].as_bool()?))
+        }
+        (202, TurnCall::Cancel) | (200, TurnCall::Begin { .. } | TurnCall::End { .. } | TurnCall::Get) => {
+            Some(Answer::Turn(view()?))
+        }
+        (404 | 409, _) => match body["code"].as_str()? {
+            "session_not_active" => Some(Answer::NotActive),
+            "turn_not_found" => Some(Answer::TurnNotFound),
+            "turn_open" => Some(Answer::TurnOpen(text("openTurnId")?)),
+            "turn_closed" => Some(Answer::TurnClosed(text("turnStatus")?)),
+            "chunk_gap" => Some(Answer::ChunkGap(number("nextChunk")?)),
+            "chunk_conflict" => Some(Answer::ChunkConflict),
+            _ => None,
+        },
+        _ => None,
+    }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use todc_utils::specifications::Specification;
 
+use super::turns::{TurnCall, TurnView, Turns};
+
 /// A session id, a message id or a title.
 pub type Text = Arc<str>;
 
@@ -21,6 +23,8 @@ pub enum Operation {
     Retitle(Text, Text),
     Append(Text, Text),
     ListMessages(Text),
+    /// A call for a turn of a session.
+    Turn(Text, Text, TurnCall),
     Delete(Text),
     EraseUser,
 }
@@ -28,7 +32,7 @@ pub enum Operation {
 impl Operation {
     /// Whether the operation never changes anything.
     pub fn is_read_only(&self) -> bool {
-        matches!(self, Self::GetActive | Self::Get(_) | Self::ListMessages(_))
+        matches!(self, Self::GetActive | Self::Get(_) | Self::ListMessages(_) | Self::Turn(_, _, TurnCall::Get))
     }
 }
 
@@ -55,6 +59,18 @@ pub enum Answer {
     /// The seq of a message that was stored before.
     Replayed(usize),
     Messages(Vec<Text>),
+    TurnBegun(TurnView),
+    Turn(TurnView),
+    TurnNotFound,
+    /// The id of the turn that is open.
+    TurnOpen(Text),
+    /// How it was closed, or `taken`.
+    TurnClosed(Text),
+    /// How many chunks there are, and whether the writer is asked to stop.
+    Written(usize, bool),
+    /// How many chunks there are.
+    ChunkGap(usize),
+    ChunkConflict,
     Deleted,
     /// The number of deleted sessions.
     Erased(usize),
@@ -82,6 +98,7 @@ struct Document {
     title: Option<Text>,
     /// The message ids in the order of seq, starting with seq 1.
     messages: Vec<Text>,
+    turns: Turns,
 }
 
 /// Stands for the id of a session whose create got no response. A client can learn the id only while the session is
@@ -155,6 +172,7 @@ impl User {
             | Operation::Retitle(id, _)
             | Operation::Append(id, _)
             | Operation::ListMessages(id)
+            | Operation::Turn(id, ..)
             | Operation::Delete(id)
                 if !self.sessions.contains_key(id) =>
             {
@@ -171,6 +189,8 @@ impl User {
             Operation::Get(id) => Answer::Found(self.view(id)),
             Operation::End(id) => {
                 if self.active.as_ref() == Some(id) {
+                    let document = self.sessions.get_mut(id).expect("a session");
+                    document.turns.interrupt(&mut document.messages);
                     self.end_active();
                 }
                 Answer::Found(self.view(id))
@@ -194,6 +214,11 @@ impl User {
             }
             Operation::Append(id, message_id) => self.append(id, message_id),
             Operation::ListMessages(id) => Answer::Messages(self.sessions[id].messages.clone()),
+            Operation::Turn(id, turn_id, call) => {
+                let is_active = self.active.as_ref() == Some(id);
+                let document = self.sessions.get_mut(id).expect("a session");
+                document.turns.call(turn_id, call, is_active, &mut document.messages)
+            }
             Operation::Delete(id) => {
                 self.sessions.remove(id);
                 self.active.take_if(|active| active == id);

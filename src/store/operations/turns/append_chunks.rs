@@ -105,7 +105,7 @@ impl SessionStore {
                 "chunk_conflict" => Ok(AppendChunks::Conflict),
                 "too_large" => Ok(AppendChunks::TooLarge),
                 "taken" => Ok(AppendChunks::NotOpen(NotOpen::Taken)),
-                "not_open" => Ok(AppendChunks::NotOpen(self.not_open(id, &turn_id).await?)),
+                "not_open" => Ok(AppendChunks::NotOpen(self.not_open(id, &turn_id, now).await?)),
                 "damaged" => Err(reply.unexpected("the turn lacks chunks")),
                 "missing" => Ok(AppendChunks::Missing),
                 _ => Err(reply.unknown_tag()),

@@ -48,7 +48,7 @@ impl SessionStore {
             let mut reply = self.run(&self.scripts.cancel_turn, keys, args).await?;
             match reply.string()?.as_str() {
                 "cancelled" => Ok(CancelTurn::Cancelled(turn_of(id, reply.named_values()?)?)),
-                "not_open" => Ok(CancelTurn::NotOpen(self.not_open(id, &turn_id).await?)),
+                "not_open" => Ok(CancelTurn::NotOpen(self.not_open(id, &turn_id, now).await?)),
                 "missing" => Ok(CancelTurn::Missing),
                 _ => Err(reply.unknown_tag()),
             }

@@ -4,7 +4,9 @@ use serde_json::{Map, Value};
 
 use super::{NotOpen, turn_of};
 use crate::metrics::{self, Operation};
-use crate::session::{EndStatus, Identifier, SessionId, TenantScope, Timestamp, Turn, escaped_text, patched_metadata};
+use crate::session::{
+    EndStatus, Identifier, SessionId, TenantScope, Timestamp, Turn, TurnStatus, escaped_text, patched_metadata,
+};
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
 
@@ -73,17 +75,15 @@ impl SessionStore {
             };
             let turn_id = escaped_text(end.turn_id.as_str());
             let metadata = match &end.metadata {
-                None => Some(String::new()),
-                // The metadata of a turn changes only with its number.
-                Some(patch) => {
-                    let turn = self.latest_turn(id).await?.filter(|turn| turn.number == Some(end.number));
-                    turn.map(|turn| merged(&turn, patch)).transpose()?
-                }
-            };
-            let Some(metadata) = metadata else {
-                let is_open = session.open_turn.is_some_and(|open| open.escaped_id == turn_id);
-                let reason = if is_open { NotOpen::Taken } else { self.not_open(id, &turn_id).await? };
-                return Ok(ended_before(end, reason));
+                None => String::new(),
+                Some(patch) => match self.latest_turn(id).await? {
+                    // The metadata of a turn changes only with its number.
+                    Some(turn) if turn.number == Some(end.number) => merged(&turn, patch)?,
+                    Some(turn) if turn.status == TurnStatus::Open && turn.turn_id == end.turn_id.as_str() => {
+                        return Ok(EndTurn::NotOpen(NotOpen::Taken));
+                    }
+                    _ => return Ok(ended_before(end, self.not_open(id, &turn_id, now).await?)),
+                },
             };
             if metadata.len() > self.config.metadata_bytes_max {
                 return Ok(EndTurn::MetadataTooLarge);
@@ -100,7 +100,7 @@ impl SessionStore {
                     Ok(EndTurn::Ended(turn))
                 }
                 Ended::Taken => Ok(EndTurn::NotOpen(NotOpen::Taken)),
-                Ended::NotOpen => Ok(ended_before(end, self.not_open(id, &turn_id).await?)),
+                Ended::NotOpen => Ok(ended_before(end, self.not_open(id, &turn_id, now).await?)),
                 Ended::Missing => Ok(EndTurn::Missing),
             }
         })
@@ -146,8 +146,18 @@ impl SessionStore {
     }
 
     /// Why a turn that is not the open one is not.
-    pub(super) async fn not_open(&self, id: SessionId, escaped_turn_id: &str) -> Result<NotOpen, StoreError> {
-        Ok(self.closed_turn(id, escaped_turn_id).await?.map_or(NotOpen::Missing, NotOpen::Closed))
+    pub(super) async fn not_open(
+        &self,
+        id: SessionId,
+        escaped_turn_id: &str,
+        now: Timestamp,
+    ) -> Result<NotOpen, StoreError> {
+        if let Some(closed) = self.closed_turn(id, escaped_turn_id).await? {
+            return Ok(NotOpen::Closed(closed));
+        }
+        // The session comes last: a deletion takes its turns with it.
+        let remains = self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some();
+        Ok(if remains { NotOpen::TurnMissing } else { NotOpen::SessionMissing })
     }
 }
 

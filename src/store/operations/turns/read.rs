@@ -83,12 +83,20 @@ impl SessionStore {
                     TurnName::Id(turn_id) => turn.turn_id == turn_id.as_str(),
                 };
                 let Some(turn) = turn.filter(|turn| is_named(turn)) else {
-                    let TurnName::Id(turn_id) = name else { return Ok(GetTurn::TurnMissing) };
-                    let before = self.turn_before(id, &escaped_text(turn_id.as_str()), &earlier).await?;
+                    let before = match name {
+                        TurnName::Id(id_of_turn) => {
+                            self.turn_before(id, &escaped_text(id_of_turn.as_str()), &earlier).await?
+                        }
+                        TurnName::Latest => None,
+                    };
                     // A message that no turn wrote has no finishReason.
-                    let before = before.filter(|turn| turn.number.is_some() || turn.ended_as.is_some());
-                    let alone = |turn| Box::new(TurnChunks { turn, chunks: Vec::new(), memory: None });
-                    return Ok(before.map_or(GetTurn::TurnMissing, |turn| GetTurn::Found(alone(turn))));
+                    if let Some(turn) = before.filter(|turn| turn.number.is_some() || turn.ended_as.is_some()) {
+                        let alone = TurnChunks { turn, chunks: Vec::new(), memory: None };
+                        return Ok(GetTurn::Found(Box::new(alone)));
+                    }
+                    // The session comes last: a deletion takes its turns with it.
+                    let remains = self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some();
+                    return Ok(if remains { GetTurn::TurnMissing } else { GetTurn::SessionMissing });
                 };
                 let wanted = usize::try_from(turn.next_chunk.unwrap_or_default().saturating_sub(from)).unwrap_or(0);
                 let bytes = if wanted == 0 { 0 } else { turn.chunk_bytes + wanted * CHUNK_OVERHEAD_BYTES };
