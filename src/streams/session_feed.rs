@@ -112,7 +112,8 @@ impl SessionFeed {
             let now = (self.context.clock)();
             // After an outage writers get one more lease.
             let closes_lost_turn = failed_at.is_none_or(|at| now >= self.context.store.lost_after(at));
-            let refreshed = self.refresh(looks_by_itself || is_new, closes_lost_turn, now).await;
+            // Boxed, because the reads take 9 KB, and feeds wait most of the time.
+            let refreshed = Box::pin(self.refresh(looks_by_itself || is_new, closes_lost_turn, now)).await;
             if matches!(refreshed, Ok(Refreshed::Deleted)) {
                 return;
             }
