@@ -10,13 +10,17 @@ local function notify_session(session, now_ms)
   redis.pcall('SPUBLISH', session, now_ms)
 end
 
--- The same, and tells the streams of its business. Their channel in this partition ends with the id of the business.
--- `changes` are words: `s` the session, `t` its turn, `m5-6` these messages are new, `c7` this message was changed, `d`
--- the session was deleted.
-local function notify(session, business_id, now_ms, changes)
-  notify_session(session, now_ms)
+-- Tells the event streams of its business. Their channel in this partition ends with the id of the business. `changes`
+-- are words: `s` the session, `t` its turn, `m5-6` these messages are new, `c7` this message was changed, `d` the session
+-- was deleted.
+local function notify_business(session, business_id, now_ms, changes)
   local id = string.sub(session, -36)
   redis.pcall('SPUBLISH', string.sub(session, 1, -39) .. 'b:' .. business_id, now_ms .. ' ' .. id .. ' ' .. changes)
+end
+
+local function notify(session, business_id, now_ms, changes)
+  notify_session(session, now_ms)
+  notify_business(session, business_id, now_ms, changes)
 end
 
 -- The field `changedMessages` after another change of a message: how many there were, and the seqs of the last ones.

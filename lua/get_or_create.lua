@@ -163,5 +163,6 @@ for _, id in ipairs(trimmed) do
   notify(partition .. 's:' .. id, business_id, ARGV[3], 'd')
 end
 if ended ~= '' then notify(old_key, business_id, ARGV[3], 's') end
-notify(created, business_id, ARGV[3], 's')
+-- No stream can listen to a session that is new.
+notify_business(created, business_id, ARGV[3], 's')
 return {'created', int(start_ms), ended, tostring(#trimmed)}
