@@ -31,6 +31,8 @@ PEERS = ROOT / "target/peers"
 OHA = next(iter((ROOT / "target/tools").glob("oha-*/bin/oha")), None)
 # In a request for wrk: nine digits, a new number each time.
 NUMBER = "#" * 9
+# A number that grows by 5 with each time through the requests.
+COUNT = "@" * 9
 BUSINESS = "B0100001"
 CONNECTIONS = 64
 # Where the servers and the client run.

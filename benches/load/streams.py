@@ -1,6 +1,7 @@
 #!/usr/bin/env -S python3 -B
-"""Measures event streams: what idle ones cost, how soon changes arrive, how long a request to stop takes, what slow
-readers cost, and how streams leave a service that stops. benches/README.md describes it.
+"""Measures turns and event streams: what a call with chunks and idle streams cost, how soon changes arrive, how long
+a request to stop takes, what slow readers cost, and how streams leave a service that stops. benches/README.md describes
+it.
 
 All readers and writers are sockets of this process, in one epoll loop."""
 
@@ -15,7 +16,22 @@ import socket
 import sys
 import time
 
-from kit import Cpu, Redis, Service, begin, on_processors, pipelined, processors, raw, report, sessions_of
+from kit import (
+    COUNT,
+    Cpu,
+    Part,
+    Redis,
+    Service,
+    begin,
+    on_processors,
+    pipelined,
+    processors,
+    raw,
+    report,
+    sessions_of,
+    spread,
+    wrk,
+)
 
 EVENT = re.compile(rb"event: (\w+)\n(?:id: [^\n]*\n)?data: ([^\n]*)\n\n")
 
@@ -341,7 +357,36 @@ def leave(redis, args):
     ]
 
 
-SCENARIOS = {"idle": idle, "delivery": delivery, "slow": slow, "leave": leave}
+def chunks(redis, args):
+    """Batches of five chunks, in a closed loop over a thousand turns. Nobody reads them. A get beside it."""
+    service = started(Service, redis)
+    sessions = sessions_of(service, [f"written{number}" for number in range(1000)])
+    get = Part("GET", [f"/api/sessions/{session}" for session in sessions], has=(b'"userId"', 1))
+    figures = {"a call": [], "get": []}
+    for number in range(1, args.repeat + 1):
+        # A new turn of each session in each round, so that its chunks are new.
+        begin_turn = json.dumps({"turnId": f"t{number}", "writer": "bench", "ifOpen": "discard"})
+        pipelined(service, [("POST", f"/api/sessions/{session}/turns", begin_turn) for session in sessions], 201)
+        body = f'{{"number":{number},"from":{COUNT},"chunks":["Hello ","there, ","how ","are ","you?"]}}'
+        paths = [f"/api/sessions/{session}/turns/t{number}/chunks" for session in sessions]
+        for name, part in ("a call", Part("POST", paths, [body], has=(b'"nextChunk"', 1))), ("get", get):
+            with Cpu(service=service, redis=redis) as cpu:
+                run = wrk(service, [part], 2)
+            each = cpu.per("service", run["requests"]), cpu.per("redis", run["requests"])
+            figures[name].append((run["requests"] / run["seconds"], *each))
+    service.stop()
+    texts = {}
+    for name, runs in figures.items():
+        per_second, of_service, of_redis = (spread(column) for column in zip(*runs))
+        texts[name] = f"service {of_service} µs, Redis {of_redis} µs, {per_second} a second"
+        print(f"chunks: {name}: {texts[name]}")
+    return [
+        ("append five chunks, closed loop over 64 connections", texts["a call"], "service 25 µs, Redis 10 µs"),
+        ("get beside it", texts["get"], ""),
+    ]
+
+
+SCENARIOS = {"chunks": chunks, "idle": idle, "delivery": delivery, "slow": slow, "leave": leave}
 
 
 def main():
@@ -350,6 +395,7 @@ def main():
     parser.add_argument("--streams", type=int, default=10_000, help="idle streams")
     parser.add_argument("--writers", type=int, default=100, help="turns that are written at once")
     parser.add_argument("--rate", type=int, default=1000, help="chunk calls a second")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds of chunks")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--slow", type=int, default=1000, help="slow readers")
     parser.add_argument("--rounds", type=int, default=200, help="messages of 2 kB for each slow reader")

@@ -1,8 +1,10 @@
 -- Sends the requests of a file in turn. Each line has method, path and body. Nine `#` become a new number each time,
--- below NUMBERS.
+-- below NUMBERS. Nine `@` become a number that grows by COUNTED with each time through the file, from 0.
 -- wrk -s wrk.lua URL -- FILE FIRST_NUMBER NUMBERS
-local requests, turn, number, numbers = {}, 0, 0, 0
-local NUMBER = string.rep('#', 9)
+-- wrk asks for the first request once more, to look at it.
+local requests, sent, number, numbers = {}, -1, 0, 0
+local NUMBER, COUNT = string.rep('#', 9), string.rep('@', 9)
+local COUNTED = 5
 
 function init(args)
   number, numbers = tonumber(args[2]), tonumber(args[3])
@@ -11,13 +13,17 @@ function init(args)
     local headers = nil
     if body == '' then body = nil else headers = { ['Content-Type'] = 'application/json' } end
     local request = wrk.format(method, path, headers, body)
-    table.insert(requests, { text = request, numbered = request:find(NUMBER, 1, true) ~= nil })
+    local has = function(text) return request:find(text, 1, true) ~= nil end
+    table.insert(requests, { text = request, numbered = has(NUMBER), counted = has(COUNT) })
   end
 end
 
 function request()
-  turn = turn % #requests + 1
-  local request = requests[turn]
+  local turn = math.max(sent, 0)
+  local times, request = math.floor(turn / #requests), requests[turn % #requests + 1]
+  sent = sent + 1
+  -- Padded, so that the body has the length that its head says.
+  if request.counted then return (request.text:gsub(COUNT, string.format('%9d', COUNTED * times))) end
   if not request.numbered then return request.text end
   number = (number + 1) % numbers
   return (request.text:gsub(NUMBER, string.format('%09d', number)))
