@@ -30,7 +30,7 @@ use super::{ConnectionSettings, DISCARD_BYTES_MAX, HttpService, Shutdown};
 const HYPER_HEADERS_DEFAULT: usize = 100;
 /// The most bytes of a response that wait for a slow reader here, besides its last part, and of a request's body that
 /// one read returns. A longer limit on the request's head is a longer buffer.
-const BUFFER_BYTES_MAX: usize = 64 * 1024;
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// The most bytes of a request's head that one read returns.
 const HEAD_READ_BYTES: usize = 4096;
 
