@@ -152,12 +152,17 @@ test("a message is not moved when those above it turn out to be higher", async (
 
 test("a hidden tab asks nothing, and looks again when it is seen", async () => {
   const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "hidden" });
-  for (const hash of [`#/session/${sessionId}`, `#/business/${BUSINESS}`, `#/business/${BUSINESS}/user/hidden`]) {
+  // Each page with the number of calls that it makes. One that is under way may be followed by the next.
+  for (const [hash, calls] of [
+    [`#/session/${sessionId}`, 4],
+    [`#/business/${BUSINESS}`, 4],
+    [`#/business/${BUSINESS}/user/hidden`, 2],
+  ] as const) {
     const tab = await Tab.open(browser, service.url);
     await tab.page.clock.install();
     await tab.goto(hash);
     await tab.shows(/active/);
-    await tab.page.waitForLoadState("load");
+    await tab.hasCalled(calls);
     await tab.setHidden(true);
     tab.calls.length = 0;
     await tab.page.clock.runFor(60_000);

@@ -88,6 +88,11 @@ export class Tab {
       .catch(async (error) => assert.fail(`${error.message}\n${await this.text()}`));
   }
 
+  /** Waits until this many calls have been made. */
+  async hasCalled(times: number): Promise<void> {
+    while (this.calls.length < times) await this.page.waitForEvent("request");
+  }
+
   async text(): Promise<string> {
     return this.page.evaluate(() => document.body.innerText);
   }
