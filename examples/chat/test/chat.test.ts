@@ -265,6 +265,22 @@ test("a message that was not sent can be sent again", LIMIT, async () => {
   await shows(page, "before", "", "lost?", "");
 });
 
+test("older messages are shown above, and ids of messages are not those of the page", LIMIT, async () => {
+  const client = new Sessiond({ baseUrl: service.url, token: service.workerKey });
+  const { sessionId } = await client.createSession({ businessId: BUSINESS, userId: "user_123" });
+  const contents = Array.from({ length: 60 }, (_, index) => `message ${index}`);
+  const messages = contents.map((content, index) => {
+    return { messageId: ["log", "input", "stop"][index] ?? `m-${index}`, role: "assistant" as const, content };
+  });
+  await client.appendMessages(sessionId, messages);
+  const page = await tabs.tab();
+  await shows(page, ...contents.slice(10));
+  await page.getByRole("button", { name: "Older messages" }).click();
+  await shows(page, ...contents);
+  assert.ok(await page.getByRole("button", { name: "Older messages" }).isHidden());
+  assert.ok(await isInView(page, "#input"));
+});
+
 for (const colorScheme of ["light", "dark"] as const) {
   test(`a phone, ${colorScheme}: nothing is cut off, and the newest is in view`, LIMIT, async () => {
     startWorker();
