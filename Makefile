@@ -1,8 +1,9 @@
 # `make` lists the commands. All need a Rust toolchain; they install other missing tools (deploy/ensure-*).
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-isolated test-servers test-clients test-clients-all test-console upgrade-check \
-	conformance examples fuzz supply-chain deploy-check container-check mutants soak check deb deb-check dist dist-check \
+.PHONY: help run demo example-chat test test-isolated test-servers test-clients test-clients-all test-console \
+	test-example-chat upgrade-check conformance examples fuzz supply-chain deploy-check container-check mutants soak \
+	check deb deb-check dist dist-check \
 	bench bench-load bench-streams bench-peers bench-scale bench-capacity bench-soak bench-instructions bench-console
 
 help: ## List the commands
@@ -17,6 +18,9 @@ demo: ## Run the service with a synthetic load and a Prometheus, for SESSIOND_DE
 	deploy/ensure-prometheus
 	cargo build --release --locked
 	deploy/demo
+
+example-chat: ## Run a chat on http://127.0.0.1:3080, or PORT, until Ctrl-C: SESSIOND_PROGRAM, or a debug build
+	examples/chat/run
 
 test: ## Run the whole test suite
 	deploy/ensure-redis
@@ -45,6 +49,9 @@ test-clients-all: ## Run the same also on Node 18 and 22, Chromium, workerd and 
 
 test-console: ## Compare the console with console/dist and test it in Chromium: SESSIOND_PROGRAM, or a debug build
 	console/test/run
+
+test-example-chat: ## Test the chat of examples/chat in Chromium: SESSIOND_PROGRAM, or a debug build
+	examples/chat/run --test
 
 conformance: ## Test every operation with schemathesis, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run

@@ -1,12 +1,11 @@
 // What happens is shown as it happens, and nobody loses their place by it.
 
 import assert from "node:assert/strict";
-import { once } from "node:events";
-import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { after, before, test } from "node:test";
 import type { Browser } from "playwright-core";
 import type { Session } from "../../clients/typescript/src/index.js";
 import { openBrowser, Tab } from "./browser.js";
+import { startNetwork } from "./network.js";
 import { startService, type Service } from "./service.js";
 
 let service: Service;
@@ -179,7 +178,7 @@ test("who reads older messages stays there, and is told of new ones", async () =
 
 test("a lost connection is told, and continued without a loss", async () => {
   const { sessionId } = await newSession();
-  const network = await startNetwork();
+  const network = await startNetwork(service.url);
   const tab = await Tab.open(browser, network.url, `#/session/${sessionId}`);
   await live(tab);
   await append(sessionId, "before the loss");
@@ -196,39 +195,6 @@ test("a lost connection is told, and continued without a loss", async () => {
   await tab.close();
   network.stop();
 });
-
-/** A connection to the service that can be cut. */
-async function startNetwork(): Promise<{ url: string; cut(): void; repair(): void; stop(): void }> {
-  const sockets = new Set<Socket>();
-  let isCut = false;
-  const server = createServer((client) => {
-    if (isCut) {
-      client.destroy();
-      return;
-    }
-    const upstream = connect(Number(new URL(service.url).port), "127.0.0.1");
-    client.pipe(upstream).pipe(client);
-    for (const socket of [client, upstream]) {
-      sockets.add(socket);
-      socket.on("error", () => {}).on("close", () => sockets.delete(socket));
-    }
-  }).listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const cut = () => {
-    isCut = true;
-    for (const socket of sockets) socket.destroy();
-  };
-  const stop = () => {
-    cut();
-    server.close();
-  };
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    cut,
-    repair: () => (isCut = false),
-    stop,
-  };
-}
 
 test("a tab that is seen again shows what it has missed", async () => {
   const business = "B-hidden";

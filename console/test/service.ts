@@ -68,7 +68,7 @@ async function start(folder: string, flags: string[]): Promise<Pick<Service, "ur
     let log = "";
     service.stderr.on("data", (data) => {
       log += data;
-      const address = /serving on (http:\/\/[0-9.:]+)/.exec(log);
+      const address = /serving on (https?:\/\/[0-9.:]+)/.exec(log);
       if (address) resolve(address[1]!);
     });
     service.once("exit", () => reject(new Error(log)));
