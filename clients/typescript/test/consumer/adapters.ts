@@ -1,0 +1,28 @@
+// A project that uses the adapters of the AI SDK. Checked by tsc with both kinds of module resolution, not run.
+
+import { Sessiond } from "sessiond";
+import { chatTransport } from "sessiond/ai";
+import { loadUIMessages, saveUIMessages, writeUIMessages } from "sessiond/ai/server";
+import type { ChatTransport, UIMessage } from "ai";
+
+type MyMessage = UIMessage<{ tokens: number }, { weather: { celsius: number } }>;
+
+const client = new Sessiond({ baseUrl: "/" });
+
+export const transport: ChatTransport<MyMessage> = chatTransport<MyMessage>(client, {
+  sessionId: async (chatId) => chatId,
+  append: async (sessionId, message, options) => client.appendMessages(sessionId, message, options),
+  onInactive: (session, error) => console.log(session.endReason, error.code),
+});
+
+export async function work(sessionId: string): Promise<number | undefined> {
+  const messages = await loadUIMessages<MyMessage>(client, sessionId, { limit: 100 });
+  await saveUIMessages(client, sessionId, messages);
+  const turn = await writeUIMessages<MyMessage>(client, sessionId, async function* (messages, signal, turn) {
+    signal.throwIfAborted();
+    yield { type: "text-start", id: turn.turnId };
+    yield { type: "text-delta", id: turn.turnId, delta: messages[0]!.role };
+  });
+  console.log(turn.hasNewMessages);
+  return messages[0]?.metadata?.tokens;
+}
