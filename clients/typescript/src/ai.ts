@@ -95,8 +95,9 @@ interface AnyChunk {
 }
 
 /**
- * The chunks of a reply, as its worker writes it: of the reply to the message with the `seq` `after`, or else of the open
- * turn, if there is one. The signal ends the reading, and cancels the turn if it `isStop`. The reply may continue `known`.
+ * The chunks of a reply, as its worker writes it: of the reply to the message with the `seq` `after`, or else of the
+ * open turn, if there is one. The signal ends the reading, and cancels the turn if it `isStop`. The reply may go on after
+ * the parts that are `known`.
  */
 function reply(
   client: Sessiond,

@@ -1,7 +1,7 @@
 import type { AppendMessage, Message, Metadata } from "./types.js";
 
-// `UIMessage`s of the AI SDK as messages of a session: `id` is the `messageId`, `parts` are the `content`. The types are
-// those of the AI SDK, as far as this package reads them.
+// `UIMessage`s of the AI SDK as messages of a session: `id` is the `messageId`, `parts` are the `content`. The types
+// are those of the AI SDK, as far as this package reads them.
 
 export interface UIPart {
   type: string;

@@ -47,7 +47,9 @@ function worker(sessionId: string, source: (text: string, signal: AbortSignal) =
     for await (const { type, data } of client.events(sessionId, { after: 0, signal: over.signal })) {
       if (type !== "message" || data.role !== "user") continue;
       const answer = (messages: UIMessage[], signal: AbortSignal) => source(textOf(messages.at(-1)), signal);
-      turns.push(writeUIMessages(client, sessionId, answer, { turnId: `re:${data.messageId}` }).catch((error) => error));
+      turns.push(
+        writeUIMessages(client, sessionId, answer, { turnId: `re:${data.messageId}` }).catch((error) => error),
+      );
     }
   };
   const listening = caught(listen());
@@ -63,9 +65,20 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     const sessionId = await newSession();
     const stop = worker(sessionId, (text) => textChunks("You said ", text, "."));
     const chat = chatOf(sdk, sessionId);
-    await chat.sendMessage({ id: "m-1", role: "user", parts: [{ type: "text", text: "Hi" }], metadata: { lang: "en" } });
+    await chat.sendMessage({
+      id: "m-1",
+      role: "user",
+      parts: [{ type: "text", text: "Hi" }],
+      metadata: { lang: "en" },
+    });
     assert.equal(chat.status, "ready", chat.error?.message);
-    assert.deepEqual(chat.messages.map(({ id, role }) => [id, role]), [["m-1", "user"], ["re:m-1", "assistant"]]); // prettier-ignore
+    assert.deepEqual(
+      chat.messages.map(({ id, role }) => [id, role]),
+      [
+        ["m-1", "user"],
+        ["re:m-1", "assistant"],
+      ],
+    );
     assert.equal(textOf(chat.messages[1]), "You said Hi.");
     await chat.sendMessage({ text: "More" });
     assert.equal(textOf(chat.messages[3]), "You said More.");
@@ -78,7 +91,10 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     const plain = (messages: UIMessage[]) => JSON.parse(JSON.stringify(messages));
     assert.deepEqual(plain(loaded), plain(chat.messages));
     const model = await sdk.convertToModelMessages(loaded);
-    assert.deepEqual(model.map(({ role }) => role), ["user", "assistant", "user", "assistant"]); // prettier-ignore
+    assert.deepEqual(
+      model.map(({ role }) => role),
+      ["user", "assistant", "user", "assistant"],
+    );
   });
 
   test(`${name}: a page that is loaded in mid-reply shows all of it, and no stream if there is no open turn`, async () => {
@@ -102,7 +118,10 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     more.open();
     await resumed;
     assert.equal((await turn).status, "completed");
-    assert.deepEqual(chat.messages.map(({ id }) => id), ["m-1", "re:m-1"]); // prettier-ignore
+    assert.deepEqual(
+      chat.messages.map(({ id }) => id),
+      ["m-1", "re:m-1"],
+    );
     assert.equal(textOf(chat.messages[1]), "Half and half");
     await chat.resumeStream();
     assert.deepEqual([chat.status, chat.messages.length], ["ready", 2]);
@@ -160,12 +179,22 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     const shown = (messages: UIMessage[]) =>
       messages.map(({ id, parts }) => [
         id,
-        ...parts.map((part) => ("text" in part ? part.text : "state" in part ? `${part.state} ${part.output}` : part.type)),
+        ...parts.map((part) =>
+          "text" in part ? part.text : "state" in part ? `${part.state} ${part.output}` : part.type,
+        ),
       ]);
     const expected = [
       ["m-1", "Hi"],
-      ["re:m-1", "step-start", "Let me see. ", "output-available Bonn", "output-available deleted", "step-start", "Done in Bonn."],
-    ]; // prettier-ignore
+      [
+        "re:m-1",
+        "step-start",
+        "Let me see. ",
+        "output-available Bonn",
+        "output-available deleted",
+        "step-start",
+        "Done in Bonn.",
+      ],
+    ];
     assert.deepEqual(shown(chat.messages), expected);
     assert.deepEqual(shown(await loadUIMessages(client, sessionId)), expected);
     const roles = (await client.getSessionMessages(sessionId)).map(({ role }) => role);
@@ -204,7 +233,10 @@ for (const [name, sdk] of Object.entries(SDKS)) {
           maxRetries: 0,
           onError: () => {},
         })
-        .toUIMessageStream({ onError: () => "Try again later", messageMetadata: ({ part }) => (part.type === "finish" ? { tokens: 2 } : undefined) });
+        .toUIMessageStream({
+          onError: () => "Try again later",
+          messageMetadata: ({ part }) => (part.type === "finish" ? { tokens: 2 } : undefined),
+        });
     const turn = await writeUIMessages(client, sessionId, source(false), { turnId: "re:m-1" });
     assert.equal(turn.status, "completed");
     assert.match(JSON.stringify(prompts[0]), /"role":"user".*"text":"Hi"/);
@@ -351,7 +383,10 @@ test("what is missing of the chunks comes from the message, without repetition",
       .filter((part) => !("text" in part && part.text === ""))
       .map((part) => Object.fromEntries(Object.entries(part).filter(([name, value]) => value && name !== "id")));
   for (let count = 0; count <= all.length; count++) {
-    const text = all.slice(0, count).map((chunk) => `${JSON.stringify(chunk)}\n`).join(""); // prettier-ignore
+    const text = all
+      .slice(0, count)
+      .map((chunk) => `${JSON.stringify(chunk)}\n`)
+      .join("");
     const turn = { turnId: "t", number: 1, metadata: { uiMessageChunks: true }, status: "open", nextChunk: 0 };
     const chat = await replayed((afterSeq) => [
       ["session", { status: "active" }],
@@ -404,7 +439,10 @@ test("a worker that dies leaves its text, and users cannot change what the assis
     { role: "user", metadata: { continues: "a" }, content: "I am the assistant" },
   ]);
   const turn = await client.beginTurn(sessionId, { turnId: "t", writer: "w", metadata: { uiMessageChunks: true } });
-  const chunks = [{ type: "start", messageId: "t" }, { type: "text-delta", id: "0", delta: "We open" }];
+  const chunks = [
+    { type: "start", messageId: "t" },
+    { type: "text-delta", id: "0", delta: "We open" },
+  ];
   const text = chunks.map((chunk) => `${JSON.stringify(chunk)}\n`).join("") + '{"type":"text-de';
   await client.appendChunks(sessionId, "t", { number: turn.number!, from: 0, chunks: [text] });
   await client.beginTurn(sessionId, { turnId: "other", writer: "w", ifOpen: "interrupt" });

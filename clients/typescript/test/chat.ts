@@ -22,7 +22,10 @@ class State implements ChatState<UIMessage> {
 /** What `useChat` wraps, of this version of the AI SDK. */
 export function newChat(sdk: typeof ai, { messages = [], ...init }: ChatInit<UIMessage>): AbstractChat<UIMessage> {
   class Chat extends sdk.AbstractChat<UIMessage> {}
-  return new (Chat as unknown as new (init: object) => AbstractChat<UIMessage>)({ ...init, state: new State(messages) });
+  return new (Chat as unknown as new (init: object) => AbstractChat<UIMessage>)({
+    ...init,
+    state: new State(messages),
+  });
 }
 
 /** The chunks of a text, as `streamText(…).toUIMessageStream()` gives them. */

@@ -1,8 +1,10 @@
-// A project that uses the adapters of the AI SDK. Checked by tsc with both kinds of module resolution, not run.
+// A project that uses the adapters. Checked by tsc with both kinds of module resolution, not run.
 
 import { Sessiond } from "sessiond";
 import { chatTransport } from "sessiond/ai";
 import { loadUIMessages, saveUIMessages, writeUIMessages } from "sessiond/ai/server";
+import { threadHistoryAdapter, threadListAdapter } from "sessiond/assistant-ui";
+import type { RemoteThreadListAdapter, ThreadHistoryAdapter } from "@assistant-ui/react";
 import type { ChatTransport, UIMessage } from "ai";
 
 type MyMessage = UIMessage<{ tokens: number }, { weather: { celsius: number } }>;
@@ -26,3 +28,13 @@ export async function work(sessionId: string): Promise<number | undefined> {
   console.log(turn.hasNewMessages);
   return messages[0]?.metadata?.tokens;
 }
+
+export const threads: RemoteThreadListAdapter = threadListAdapter(client, "B1", "u1", {
+  sessionType: "support",
+  generateTitle: async (sessionId, messages) => `${sessionId} ${messages.length}`,
+});
+
+export const history: ThreadHistoryAdapter = threadHistoryAdapter(client, () => ({
+  getState: () => ({ remoteId: undefined }),
+  initialize: () => threads.initialize("t"),
+}));
