@@ -2,7 +2,7 @@ import type { ChatTransport, UIMessage, UIMessageChunk } from "ai";
 
 import type { Sessiond } from "./client.js";
 import { isProblem, SessiondError, type ProblemError } from "./errors.js";
-import { onAbort, type CallOptions } from "./transport.js";
+import { onAbort } from "./transport.js";
 import type { AppendMessage, Message, Session, Turn } from "./types.js";
 import { partsOf, toAnswers, toAppendMessage, type StoredUIMessage, type UIPart } from "./ui-messages.js";
 
@@ -16,7 +16,7 @@ export interface ChatTransportOptions {
    * Stores a message of the user; by default `client.appendMessages`, which refuses files as `data:` URLs. It can store
    * these elsewhere, or send the message to the app's backend.
    */
-  append?: ((sessionId: string, message: AppendMessage, options: CallOptions) => Promise<Message>) | undefined;
+  append?: ((sessionId: string, message: AppendMessage) => Promise<Message>) | undefined;
   /**
    * Called when the session is not active; the message is then appended once more. By default a session that a client
    * has ended is an error, and any other is resumed in place of the active one.
@@ -31,11 +31,11 @@ export function chatTransport<Chat extends UIMessage = UIMessage>(
 ): ChatTransport<Chat> {
   const {
     sessionId: sessionOf = (chatId) => chatId,
-    append = async (sessionId, message, calls) => {
+    append = async (sessionId, message) => {
       if ((message.content as UIPart[]).some(({ url }) => /^(data|blob):/.test(`${url}`))) {
         throw new SessiondError("A file is a data: URL: upload it in `append`");
       }
-      return client.appendMessages(sessionId, message, calls);
+      return client.appendMessages(sessionId, message);
     },
     onInactive = async ({ sessionId, endReason }, error) => {
       if (endReason === "client") throw error;
@@ -60,11 +60,12 @@ export function chatTransport<Chat extends UIMessage = UIMessage>(
       const known = last.role === "assistant" ? last.parts : undefined;
       const message = known ? toAnswers(last) : toAppendMessage(last);
       const sessionId = await sessionOf(chatId);
-      const { seq } = await append(sessionId, message, { signal }).catch(async (error: unknown) => {
-        const session = isProblem(error, "session_not_active") && (await client.getSession(sessionId, { signal }));
+      // Not aborted by `stop`: what is stored gets a reply, which is then cancelled.
+      const { seq } = await append(sessionId, message).catch(async (error: unknown) => {
+        const session = isProblem(error, "session_not_active") && (await client.getSession(sessionId));
         if (!session) throw error;
         await onInactive(session, error as ProblemError);
-        return append(sessionId, message, { signal });
+        return append(sessionId, message);
       });
       return reply(client, sessionId, signal, () => true, seq, known);
     },
@@ -96,8 +97,8 @@ interface AnyChunk {
 
 /**
  * The chunks of a reply, as its worker writes it: of the reply to the message with the `seq` `after`, or else of the
- * open turn, if there is one. The signal ends the reading, and cancels the turn if it `isStop`. The reply may go on after
- * the parts that are `known`.
+ * open turn, if there is one. The signal ends the reading, and cancels the turn if it `isStop`. The reply may go on
+ * after the parts that are `known`.
  */
 function reply(
   client: Sessiond,
@@ -198,6 +199,7 @@ function reply(
     async start(own) {
       controller = own;
       const unlisten = onAbort(signal, stop);
+      if (signal?.aborted) stop();
       try {
         for await (const { type, data } of client.events(sessionId, { after, signal: over.signal })) {
           if (type === "session") isOver = data.status !== "active";

@@ -161,8 +161,12 @@ test("a runtime of assistant-ui lists threads, sends messages, and loads them ag
     });
     return createElement(AssistantRuntimeProvider, { runtime, children: null });
   }
-  const root = createRoot(window.document.createElement("div") as never);
-  root.render(createElement(Page));
+  const render = () => {
+    const root = createRoot(window.document.createElement("div") as never);
+    root.render(createElement(Page));
+    return root;
+  };
+  let root = render();
 
   const shown = () =>
     runtime.thread
@@ -192,8 +196,9 @@ test("a runtime of assistant-ui lists threads, sends messages, and loads them ag
   const roles = (await client.getSessionMessages(sessionId!)).map(({ role }) => role);
   assert.deepEqual(roles, ["user", "assistant"]);
 
-  await runtime.threads.switchToNewThread();
-  await until(() => shown().length === 0);
+  root.unmount();
+  root = render();
+  await until(() => shown().length === 0 && !runtime.threads.getState().isLoading);
   await runtime.threads.switchToThread(sessionId!);
   await until(() => shown().length === 2);
   assert.deepEqual(shown(), expected);

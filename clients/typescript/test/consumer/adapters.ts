@@ -13,7 +13,7 @@ const client = new Sessiond({ baseUrl: "/" });
 
 export const transport: ChatTransport<MyMessage> = chatTransport<MyMessage>(client, {
   sessionId: async (chatId) => chatId,
-  append: async (sessionId, message, options) => client.appendMessages(sessionId, message, options),
+  append: async (sessionId, message) => client.appendMessages(sessionId, message),
   onInactive: (session, error) => console.log(session.endReason, error.code),
 });
 
