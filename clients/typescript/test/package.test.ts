@@ -67,16 +67,28 @@ test("a project that uses the package and the code of the documents compile, wit
     "--directory",
     join(modules, "sessiond"),
   ]);
-  for (const name of ["@types", "undici-types", "ai", "@assistant-ui", "react"]) {
+  for (const name of [
+    "@types",
+    "undici-types",
+    "ai",
+    "@assistant-ui",
+    "react",
+    "@langchain",
+    "@nestjs",
+    "reflect-metadata",
+  ]) {
     symlinkSync(join(root, "node_modules", name), join(modules, name));
   }
   writeFileSync(join(project, "package.json"), '{"type":"module"}');
-  const blocks = ["README.md", "../../docs/clients.md"].flatMap((document) => {
+  const blocks = ["README.md", "../../docs/clients.md", "../../docs/workers.md"].flatMap((document) => {
     return readFileSync(join(root, document), "utf8").split("```ts\n").slice(1);
   });
-  assert.equal(blocks.length, 12);
+  assert.equal(blocks.length, 15);
+  mkdirSync(join(project, "recipes"));
   blocks.forEach((block, i) => {
     const code = block.split("```")[0]!;
+    const recipe = /^\/\/ (\S+\.ts)\n/.exec(code)?.[1];
+    if (recipe) return writeFileSync(join(project, "recipes", recipe), code);
     const client = code.includes("new Sessiond") ? "" : 'declare const client: import("sessiond").Sessiond;\n';
     const name = code.includes('"sessiond/') ? `adapters${i}.ts` : `document${i}.ts`;
     writeFileSync(join(project, name), `${client}${code}\nexport {};\n`);
