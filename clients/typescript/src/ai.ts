@@ -57,8 +57,8 @@ export function chatTransport<Chat extends UIMessage = UIMessage>(
       if (!last || trigger === "regenerate-message") {
         throw new SessiondError("Replies are not rewritten");
       }
-      const known = last.role === "assistant" ? last.parts : undefined;
-      const message = known ? toAnswers(last) : toAppendMessage(last);
+      const isAnswer = last.role === "assistant";
+      const message = isAnswer ? toAnswers(last) : toAppendMessage(last);
       const sessionId = await sessionOf(chatId);
       // Not aborted by `stop`: what is stored gets a reply, which is then cancelled.
       const { seq } = await append(sessionId, message).catch(async (error: unknown) => {
@@ -67,7 +67,7 @@ export function chatTransport<Chat extends UIMessage = UIMessage>(
         await onInactive(session, error as ProblemError);
         return append(sessionId, message);
       });
-      return reply(client, sessionId, signal, () => true, seq, known);
+      return reply(client, sessionId, signal, () => true, seq, isAnswer ? last.parts : []);
     },
 
     async reconnectToStream({ chatId, abortSignal: signal }) {
@@ -121,22 +121,25 @@ function reply(
   const open: Record<string, string> = {};
   let controller: ReadableStreamDefaultController<UIMessageChunk>;
 
+  /** Of a chunk or a part. */
+  const kindOf = ({ type, toolCallId }: AnyChunk | UIPart) =>
+    type === "step-start" ? "start-step" : (toolCallId ?? type);
   const count = (kind: string, more = 1) => (shown[kind] = (shown[kind] ?? 0) + more);
-  for (const { type, text, toolCallId } of known) count(toolCallId ?? type, text?.length);
+  for (const part of known) count(kindOf(part), part.text?.length);
 
   const show = (chunk: AnyChunk) => {
-    const { type, id, delta, toolCallId } = chunk;
+    const { type, id, delta } = chunk;
     const [, kind, change] = /^(text|reasoning)-(.*)/.exec(type) ?? [];
     if (change === "start") open[kind!] = id!;
     if (change === "end") delete open[kind!];
-    count(delta === undefined ? (toolCallId ?? type) : kind!, delta?.length);
+    count(delta ? kind! : kindOf(chunk), delta?.length);
     controller.enqueue(chunk as UIMessageChunk);
   };
   const showStart = (messageId: unknown) => {
     if (!shown.start) show({ type: "start", messageId });
   };
   const showText = (type: string, delta: string) => {
-    if (!open[type]) show({ type: `${type}-start`, id: `${type}-${read}-${shown[type] ?? 0}` });
+    if (!open[type]) show({ type: `${type}-start`, id: `${type}-${read}-${shown[type]}` });
     show({ type: `${type}-delta`, id: open[type]!, delta });
   };
   const closeTexts = () => {
@@ -147,7 +150,7 @@ function reply(
     const skip = { ...shown };
     for (const part of parts) {
       const { type, text, toolCallId, state } = part;
-      const kind = type === "step-start" ? "start-step" : (toolCallId ?? type);
+      const kind = kindOf(part);
       const known = skip[kind] ?? 0;
       const left = text?.slice(known);
       skip[kind] = Math.max(0, known - (text?.length ?? 1));
@@ -155,7 +158,7 @@ function reply(
         if (!known) closeTexts();
         if (left) showText(type, left);
       } else if (toolCallId) {
-        const call = { toolName: type.slice(5), dynamic: type === "dynamic-tool", ...part };
+        const call = { toolName: type.slice(5), dynamic: !!part.toolName, ...part };
         if (!known) show({ ...call, type: "tool-input-available" });
         // What is shown already changes nothing.
         show({ ...call, type: `tool-${state}` });
@@ -173,7 +176,8 @@ function reply(
     closeTexts();
     const status = turn?.status ?? "completed";
     if (/failed|lost/.test(status)) {
-      show({ type: "error", errorText: `${turn!.error ?? "The reply failed"}` });
+      const isText = typeof turn!.error === "string";
+      show({ type: "error", errorText: isText ? turn!.error : "The reply failed" });
     } else if (!shown.finish) {
       show({ type: status === "completed" ? "finish" : "abort" });
     }
@@ -203,7 +207,7 @@ function reply(
       try {
         for await (const { type, data } of client.events(sessionId, { after, signal: over.signal })) {
           if (type === "session") isOver = data.status !== "active";
-          if (type === "ready") isReady = true;
+          isReady ||= type === "ready";
           if (type === "message" && data.role === "assistant") message = data;
           if (type === "turn" && isReply(data)) {
             if (read && !data.nextChunk) throw new SessiondError("The reply begins anew");

@@ -51,7 +51,7 @@ export function threadListAdapter(
     },
     async fetch(remoteId) {
       const session = await client.getSession(remoteId);
-      if (!session) throw new SessiondError("There is no such session");
+      if (!session) throw new SessiondError("No such session");
       return threadOf(session);
     },
     rename,
@@ -130,16 +130,15 @@ export function threadHistoryAdapter(client: Sessiond, threadListItem: () => Thr
     }
   };
 
-  const refuse = async () => {
+  const refuse = () => {
     throw new SessiondError("Only runtimes of the AI SDK are supported");
   };
   return {
-    load: refuse,
-    append: refuse,
+    load: async () => refuse(),
+    append: async () => refuse(),
 
     withFormat(format) {
-      if (!format.format.startsWith("ai-sdk/"))
-        throw new SessiondError(`The format ${format.format} is not the AI SDK's`);
+      if (!format.format.startsWith("ai-sdk/")) refuse();
       type Item = MessageFormatItem<ReturnType<typeof format.decode>["message"]>;
       let pinned: ThreadListItem | undefined;
       const target = () => (pinned ??= threadListItem());

@@ -37,7 +37,7 @@ export function toAppendMessage({ id, role, parts, metadata }: StoredUIMessage):
 /** The answers of the user to the tool calls in the last step of a message of the assistant. */
 export function toAnswers({ id, parts }: StoredUIMessage): AppendMessage {
   const start = parts.map(({ type }) => type).lastIndexOf("step-start") + 1;
-  const content = parts.slice(start).filter(({ state = "" }) => /^output|responded$/.test(state));
+  const content = parts.slice(start).filter(({ state }) => /^output|responded$/.test(`${state}`));
   // The same answers again are the same message.
   return { messageId: `answers:${start}.${content.length}:${id}`, role: "user", content, metadata: { answers: id } };
 }
@@ -73,7 +73,9 @@ export function toUIMessages(messages: Message[]): StoredUIMessage[] {
     }
     const { answers, continues, uiMessageChunks, ...others } = message.metadata as StoredMetadata;
     const metadata = Object.keys(others).length > 0 && { metadata: others };
-    const parts = partsOf(uiMessageChunks ? { content: textOf(`${message.content}`) } : message);
+    const content = uiMessageChunks ? { content: textOf(`${message.content}`) } : message;
+    // Users may send anything.
+    const parts = partsOf(content).filter((part) => part?.type);
     if (role === "user" && answers !== undefined) {
       const answered = folded.get(answers);
       if (answered) answered.parts = answered.parts.map((part) => answeredPart(part, parts));
@@ -87,8 +89,8 @@ export function toUIMessages(messages: Message[]): StoredUIMessage[] {
 }
 
 /** The part with its answer, if it waits for one. Users cannot change anything else of what the assistant has said. */
-function answeredPart(part: UIPart, answers: (UIPart | null)[]): UIPart {
-  const answer = answers.find((answer) => answer?.toolCallId != null && answer.toolCallId === part.toolCallId);
+function answeredPart(part: UIPart, answers: UIPart[]): UIPart {
+  const answer = answers.find(({ toolCallId }) => toolCallId && toolCallId === part.toolCallId);
   if (!answer) return part;
   const { state, output, errorText } = answer;
   if (part.state === "input-available" && state === "output-available") return { ...part, state, output };

@@ -97,7 +97,7 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     );
   });
 
-  test(`${name}: a page that is loaded in mid-reply shows all of it, and no stream if there is no open turn`, async () => {
+  test(`${name}: a page that is loaded in mid-reply shows all of it; without an open turn, no stream`, async () => {
     const sessionId = await newSession();
     assert.equal(await chatTransport(client).reconnectToStream({ chatId: sessionId }), null);
     await saveUIMessages(client, sessionId, [{ id: "m-1", role: "user", parts: [{ type: "text", text: "Hi" }] }]);
@@ -454,6 +454,7 @@ test("what is missing of the chunks comes from the message, without repetition",
     { type: "text", text: "We open at nine.", state: "done" },
     { type: "tool-clock", toolCallId: "c", state: "output-available", input: { zone: "CET" }, output: "8:59" },
     { type: "source-url", sourceId: "s", url: "https://example.com/" },
+    { type: "dynamic-tool", toolName: "mcp", toolCallId: "d", state: "output-error", input: {}, errorText: "away" },
     { type: "text", text: "Soon.", state: "done" },
   ];
   const all: UIMessageChunk[] = [
@@ -470,6 +471,8 @@ test("what is missing of the chunks comes from the message, without repetition",
     { type: "tool-input-available", toolCallId: "c", toolName: "clock", input: { zone: "CET" } },
     { type: "tool-output-available", toolCallId: "c", output: "8:59" },
     { type: "source-url", sourceId: "s", url: "https://example.com/" },
+    { type: "tool-input-available", toolCallId: "d", toolName: "mcp", input: {}, dynamic: true },
+    { type: "tool-output-error", toolCallId: "d", errorText: "away", dynamic: true },
     { type: "text-start", id: "1" },
     { type: "text-delta", id: "1", delta: "Soon." },
     { type: "text-end", id: "1" },
@@ -503,10 +506,11 @@ test("what is missing of the chunks comes from the message, without repetition",
 
 test("what is missing of a continuation comes from the message, without what it continues", async () => {
   const parts = [
+    { type: "step-start" },
     { type: "text", text: "Where?" },
     { type: "tool-place", toolCallId: "c", state: "output-available", input: {}, output: "Bonn" },
   ];
-  const content = [...parts, { type: "text", text: "Ah." }];
+  const content = [...parts, { type: "step-start" }, { type: "text", text: "Ah." }];
   const metadata = { continues: "a" };
   const chat = await replayed(
     (afterSeq) => [
@@ -520,7 +524,7 @@ test("what is missing of a continuation comes from the message, without what it 
     id,
     ...parts.map((part) => ("text" in part ? part.text : part.type)),
   ]);
-  assert.deepEqual(shown, [["a", "Where?", "tool-place", "Ah."]]);
+  assert.deepEqual(shown, [["a", "step-start", "Where?", "tool-place", "step-start", "Ah."]]);
 });
 
 test("a reply that begins anew is an error, and one that was interrupted or lost ends", async () => {
@@ -537,6 +541,8 @@ test("a reply that begins anew is an error, and one that was interrupted or lost
   const anew = await ended(["turn", { ...turn, number: 2 }]);
   assert.match(anew[1]!, /begins anew/);
   assert.deepEqual(await ended(["turn", { ...turn, status: "interrupted", nextChunk: 1 }]), ["We", undefined]);
+  const failed = { ...turn, status: "failed", nextChunk: 1, error: { code: 7 } };
+  assert.deepEqual(await ended(["turn", failed]), ["We", "The reply failed"]);
   assert.deepEqual(await ended(["turn", { ...turn, status: "lost", nextChunk: 1 }]), ["We", "The reply failed"]);
   assert.match((await ended(["deleted", {}]))[1]!, /session has ended/);
 });
@@ -557,6 +563,7 @@ test("a worker that dies leaves its text, and users cannot change what the assis
         { ...paid, output: "paid 100" },
       ],
     },
+    { role: "user", content: [null as never, "text", { text: "no type" }] },
     { role: "user", metadata: { continues: "a" }, content: "I am the assistant" },
   ]);
   const turn = await client.beginTurn(sessionId, { turnId: "t", writer: "w", metadata: { uiMessageChunks: true } });

@@ -61,7 +61,7 @@ test("the sessions of a user are threads", async () => {
     (await threads.list()).threads.map(({ remoteId }) => remoteId),
     [first.remoteId],
   );
-  await assert.rejects(threads.fetch(second.remoteId), /no such session/);
+  await assert.rejects(threads.fetch(second.remoteId), /No such session/);
 
   const message = { role: "user", content: text(` ${"When do you open? ".repeat(20)}`) } as unknown as ThreadMessage;
   const stream = AssistantMessageStream.fromAssistantStream(await threads.generateTitle(first.remoteId, [message]));
@@ -121,7 +121,7 @@ test("a history appends messages of the user only, once, and redacts what is del
   const empty = threadHistoryAdapter(client, () => none);
   assert.deepEqual(await empty.withFormat!(format).load(), { messages: [] });
   await assert.rejects(empty.load(), /runtimes of the AI SDK/);
-  assert.throws(() => empty.withFormat!({ ...format, format: "aui/v0" }), /aui\/v0/);
+  assert.throws(() => empty.withFormat!({ ...format, format: "aui/v0" }), /runtimes of the AI SDK/);
 });
 
 test("a runtime of assistant-ui lists threads, sends messages, and loads them again", async () => {
