@@ -3,7 +3,7 @@ import { readUIMessageStream, type UIMessage, type UIMessageChunk } from "ai";
 import type { MessagesOptions, Sessiond } from "./client.js";
 import { isProblem } from "./errors.js";
 import { randomId, type CallOptions } from "./transport.js";
-import type { Message, Metadata, Turn } from "./types.js";
+import type { IfOpen, Message, Metadata, Turn } from "./types.js";
 import { toAppendMessage, toUIMessages, type StoredMetadata, type StoredUIMessage } from "./ui-messages.js";
 import type { WriteTurnOptions, WrittenTurn } from "./write-turn.js";
 
@@ -53,7 +53,9 @@ export type UIMessageSource<Chat extends UIMessage> = (
 
 export type UIMessageChunks = AsyncIterable<UIMessageChunk> | ReadableStream<UIMessageChunk>;
 
-export interface WriteUIMessageOptions extends Omit<WriteTurnOptions, "role" | "end"> {
+export interface WriteUIMessageOptions extends Omit<WriteTurnOptions, "role" | "end" | "ifOpen"> {
+  /** A model does not go on from the chunks of another writer, so there is no `takeover`: `discard` begins anew. */
+  ifOpen?: Exclude<IfOpen, "takeover">;
   /** How many messages are read, up to 1,000; default 1,000. */
   last?: number | undefined;
 }
