@@ -602,8 +602,7 @@ test("adjacent deltas are merged, so a reply has few more characters than its te
   const source = async function* () {
     for await (const chunk of textChunks(...words)) {
       yield chunk;
-      // As a fast model does.
-      await new Promise((resolve) => setTimeout(resolve, 1));
+      await new Promise((resolve) => setImmediate(resolve));
     }
   };
   await writeUIMessages(client, sessionId, source, { turnId: "t" });
