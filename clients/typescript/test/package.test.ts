@@ -14,6 +14,10 @@ const tools = join(root, "node_modules/.bin");
 const folder = mkdtempSync(join(tmpdir(), "sessiond-package-"));
 /** The modules that are not part of the core. */
 const STREAMS = ["conversation", "stream", "write-turn"];
+/** Those of other imports, and which of them are for browsers. */
+const ADAPTERS = ["ai", "ai-server", "assistant-ui", "ui-messages"];
+const BROWSER_ADAPTERS = ["ai", "assistant-ui"];
+const CORE = ["client", "errors", "index", "pager", "sse", "transport", ...STREAMS];
 let packed: { filename: string; files: { path: string }[] };
 
 before(() => {
@@ -34,7 +38,7 @@ function run(tool: string, ...args: string[]): string {
 }
 
 test("the package has the files that it needs, and no other", () => {
-  const modules = ["client", "errors", "index", "pager", "sse", "transport", ...STREAMS];
+  const modules = [...CORE, ...ADAPTERS];
   const files = ["LICENSE", "README.md", "package.json", "dist/types.d.ts"];
   for (const name of modules) files.push(`dist/${name}.js`, `dist/${name}.d.ts`);
   assert.deepEqual(packed.files.map(({ path }) => path).sort(), files.sort());
@@ -63,30 +67,59 @@ test("a project that uses the package and the code of the documents compile, wit
     "--directory",
     join(modules, "sessiond"),
   ]);
-  symlinkSync(join(root, "node_modules/@types"), join(modules, "@types"));
-  symlinkSync(join(root, "node_modules/undici-types"), join(modules, "undici-types"));
+  for (const name of [
+    "@types",
+    "undici-types",
+    "ai",
+    "@assistant-ui",
+    "react",
+    "@langchain",
+    "@nestjs",
+    "reflect-metadata",
+  ]) {
+    symlinkSync(join(root, "node_modules", name), join(modules, name));
+  }
   writeFileSync(join(project, "package.json"), '{"type":"module"}');
-  const blocks = ["README.md", "../../docs/clients.md"].flatMap((document) => {
+  const blocks = ["README.md", "../../docs/clients.md", "../../docs/workers.md"].flatMap((document) => {
     return readFileSync(join(root, document), "utf8").split("```ts\n").slice(1);
   });
-  assert.equal(blocks.length, 9);
+  assert.equal(blocks.length, 15);
+  mkdirSync(join(project, "recipes"));
   blocks.forEach((block, i) => {
     const code = block.split("```")[0]!;
+    const recipe = /^\/\/ (\S+\.ts)\n/.exec(code)?.[1];
+    if (recipe) return writeFileSync(join(project, "recipes", recipe), code);
     const client = code.includes("new Sessiond") ? "" : 'declare const client: import("sessiond").Sessiond;\n';
-    writeFileSync(join(project, `document${i}.ts`), `${client}${code}\nexport {};\n`);
+    const name = code.includes('"sessiond/') ? `adapters${i}.ts` : `document${i}.ts`;
+    writeFileSync(join(project, name), `${client}${code}\nexport {};\n`);
   });
-  run("tsc", "--project", join(project, "tsconfig.bundler.json"));
-  run("tsc", "--project", join(project, "tsconfig.nodenext.json"));
+  const compile = (name: string, ...options: string[]) =>
+    run("tsc", "--project", join(project, `tsconfig.${name}.json`), ...options);
+  compile("bundler");
+  compile("nodenext");
+  compile("adapters");
+  compile("adapters", "--module", "NodeNext", "--moduleResolution", "nodenext");
 });
 
 test("the package has at most 7 kB for a browser, minified and compressed, and at most 4 kB without streams", () => {
-  const entry = join(root, "dist/index.js");
-  const bundle = (...options: string[]) => {
-    const script = run("esbuild", "--bundle", "--minify", "--format=esm", "--target=es2022", ...options, entry);
-    return gzipSync(script, { level: 9 }).length;
-  };
-  const whole = bundle();
-  const core = bundle(...STREAMS.map((name) => `--external:./${name}.js`));
+  const whole = bundled("index");
+  const core = bundled("index", STREAMS);
   console.log(`${core} bytes, with streams ${whole} bytes`);
   assert(core <= 4000 && whole <= 7000, `${core} and ${whole} bytes`);
 });
+
+test("an adapter has at most 2 kB for a browser beside the client", () => {
+  for (const name of BROWSER_ADAPTERS) {
+    const bytes = bundled(name, CORE);
+    console.log(`${name}: ${bytes} bytes`);
+    assert(bytes <= 2000, `${name}: ${bytes} bytes`);
+  }
+});
+
+/** How many bytes a module has, minified and compressed, with what it imports but for these. */
+function bundled(name: string, external: string[] = []): number {
+  const options = ["--bundle", "--minify", "--format=esm", "--target=es2022"];
+  const externals = external.map((module) => `--external:./${module}.js`);
+  const script = run("esbuild", ...options, ...externals, join(root, `dist/${name}.js`));
+  return gzipSync(script, { level: 9 }).length;
+}
