@@ -62,6 +62,10 @@ class Loop:
         del self.handlers[handler.socket.fileno()]
         handler.socket.close()
 
+    def close(self):
+        for handler in list(self.handlers.values()):
+            self.remove(handler)
+
     def run(self, seconds, until=lambda: False, tick=None):
         """Handles what comes for this long. Calls `tick` between."""
         end = time.monotonic() + seconds
@@ -199,6 +203,7 @@ def idle(redis, args):
     share = {name: us / args.seconds / 10_000 for name, us in cpu.us.items()}
     print(f"idle: {len(sessions)} streams: {memory:.1f} KiB each; service {share['service']:.2f} %, "
           f"Redis {share['redis']:.2f} % of a core")
+    loop.close()
     service.stop()
     streams = f"{len(sessions)} idle streams"
     return [
@@ -284,6 +289,7 @@ def delivery(redis, args):
         loop.run(5, until=lambda: session not in asked and not caller.answered)
     found_stops = percentiles(stops)
     print(f"stop: from the request to the event on the other service: {text_of(found_stops)}")
+    loop.close()
     for service in services:
         service.stop()
     return [
@@ -362,6 +368,7 @@ def leave(redis, args):
     print(f"leave: {len(readers)} streams: exit {code} after {took:.1f} s, {len(pending)} without an end; most in a second "
           f"{most:.2f} of all; all back: {all(reader.is_ready for reader in again)}; another call p99 {alone['p99']:.2f} "
           f"ms before, {beside['p99']:.2f} ms meanwhile, ratio {beside['p99'] / alone['p99']:.2f}")
+    loop.close()
     services[1].stop()
     return [
         (f"stop with {len(readers)} streams", f"exit {code} after {took:.1f} s", "exit 0 within 10 s"),

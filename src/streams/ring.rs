@@ -7,7 +7,7 @@ use super::control::Control;
 
 /// Most events, and about the most bytes of events, that are kept for slow streams.
 const EVENTS_MAX: usize = 256;
-const BYTES_MAX: usize = 64 * 1024;
+const BYTES_MAX: usize = 32 * 1024;
 
 /// What a ring holds.
 pub(super) trait Entry: Clone {
