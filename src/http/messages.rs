@@ -220,7 +220,7 @@ async fn append_messages(
     };
     let body = match messages.as_slice() {
         [message] if !is_array => message.as_bytes().to_vec(),
-        messages => json_array(messages, MessageJson::write_json),
+        messages => json_array(messages, MessageJson::json_bytes, MessageJson::write_json),
     };
     Ok(json_response(status, body))
 }

@@ -393,7 +393,7 @@ pub(super) async fn page_response<T>(
     memory: Option<MemoryPermit>,
 ) -> Response {
     let Some(memory) = memory else {
-        return json_response(StatusCode::OK, json_array(&items, write));
+        return json_response(StatusCode::OK, json_array(&items, bytes_of, write));
     };
     // One part for each item: a buffer of the whole page would be copied and mapped in one long step.
     let mut parts = VecDeque::with_capacity(items.len() + 1);
@@ -459,9 +459,10 @@ impl HttpBody for LargeBody {
     }
 }
 
-/// The items as a JSON array.
-pub(super) fn json_array<T>(items: &[T], write: fn(&T, &mut Vec<u8>)) -> Vec<u8> {
-    let mut body = vec![b'['];
+/// The items as a JSON array. `bytes_of` says about how many bytes each has.
+pub(super) fn json_array<T>(items: &[T], bytes_of: fn(&T) -> usize, write: fn(&T, &mut Vec<u8>)) -> Vec<u8> {
+    let mut body = Vec::with_capacity(2 + items.iter().map(|item| bytes_of(item) + 1).sum::<usize>());
+    body.push(b'[');
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
             body.push(b',');

@@ -99,12 +99,24 @@ impl MessageJson {
     /// connection that mixes up replies must not show a user another user's messages.
     #[must_use]
     pub fn of(session_id: SessionId, json: Bytes) -> Option<Self> {
+        Self::of_text(session_id.write(&mut [0; SessionId::TEXT_BYTES]), json)
+    }
+
+    /// The messages of this session in `texts`, or `None` if one of them is not.
+    #[must_use]
+    pub fn all_of(session_id: SessionId, texts: Vec<Bytes>) -> Option<Vec<Self>> {
+        let mut buffer = [0; SessionId::TEXT_BYTES];
+        let session_id = session_id.write(&mut buffer);
+        texts.into_iter().map(|json| Self::of_text(session_id, json)).collect()
+    }
+
+    fn of_text(session_id: &str, json: Bytes) -> Option<Self> {
         let digits = json.strip_prefix(SEQ_PREFIX)?;
         let length = digits.iter().position(|byte| !byte.is_ascii_digit())?;
         let seq = std::str::from_utf8(&digits[..length]).ok()?.parse().ok()?;
         let time_and_rest = digits[length..].strip_prefix(CREATED_AT_PREFIX)?;
         let rest = time_and_rest.get(Timestamp::TEXT_BYTES..)?.strip_prefix(SESSION_ID_PREFIX)?;
-        let is_of_session = rest.starts_with(session_id.write(&mut [0; SessionId::TEXT_BYTES]).as_bytes());
+        let is_of_session = rest.starts_with(session_id.as_bytes());
         (is_of_session && json.last() == Some(&b'}')).then_some(Self { seq, json })
     }
 

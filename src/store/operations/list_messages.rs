@@ -168,9 +168,7 @@ impl SessionStore {
                 if is_large { self.topology.read_by_client(&command).await } else { self.topology.read(command).await };
             let malformed =
                 StoreError::Reply { operation: "list_messages", problem: "it is not the session's messages" };
-            let messages = reply?.texts("list_messages")?;
-            let messages = messages.into_iter().map(|json| MessageJson::of(id, json)).collect::<Option<Vec<_>>>();
-            let messages = messages.ok_or(malformed)?;
+            let messages = MessageJson::all_of(id, reply?.texts("list_messages")?).ok_or(malformed)?;
             let read_last = messages.last().map_or(0, |message| message.seq);
             if read_last > last {
                 newest += read_last - last;
