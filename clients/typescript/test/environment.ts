@@ -18,6 +18,7 @@ export async function startEnvironment(): Promise<{ env: Environment; proxy: Pro
     apiKey: service.apiKey,
     userToken: service.userToken,
     appends: Number(process.env.SESSIOND_CLIENT_APPENDS ?? 500),
+    writers: 16,
   };
   const stop = async () => {
     await proxy.stop();

@@ -18,6 +18,8 @@ export interface Environment {
   userToken: string;
   /** Messages to append through the faulty proxy, and a tenth as many turns. */
   appends: number;
+  /** How many sessions are written at the same time. Each takes three connections. */
+  writers: number;
 }
 
 export type Test = (env: Environment) => Promise<void>;

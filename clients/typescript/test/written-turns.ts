@@ -326,8 +326,8 @@ export const writtenTurnTests: Record<string, Test> = {
   async "written turns through a faulty proxy: every word once, in order, for the reader of the stream, too"(env) {
     const direct = serverClient(env);
     const client = serverClient(env, { baseUrl: `${env.proxy}/faulty`, timeoutMs: 1000 });
-    const turns = Math.ceil(env.appends / 160);
-    await concurrently(16, 16, async () => {
+    const turns = Math.ceil(env.appends / (10 * env.writers));
+    await concurrently(env.writers, env.writers, async () => {
       const sessionId = await newSession(env);
       const read = readTurns(client, sessionId, turns);
       const expected: string[] = [];
