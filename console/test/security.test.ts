@@ -85,6 +85,7 @@ test("planted markup, script links and bidirectional controls stay text", async 
 test("the policy stops a script that has found its way into the page", async () => {
   const tab = await Tab.open(browser, service.url);
   await tab.shows("Find a conversation");
+  const reported = tab.page.waitForEvent("console", (message) => message.text().startsWith("violation: "));
   // Through the page's own world: what a flaw of the console would do.
   const results = await tab.page.evaluate(() => {
     const attempt = (run: () => void) => {
@@ -103,6 +104,7 @@ test("the policy stops a script that has found its way into the page", async () 
     };
   });
   assert.deepEqual(results, { innerHTML: "TypeError", policy: "TypeError", script: "TypeError" });
+  await reported;
   await assert.rejects(tab.close(), /violation: /);
 });
 
