@@ -62,10 +62,10 @@ if document.turnId and not takes_over then
 end
 
 -- From here on only writes.
-local closed = ''
+local closed, words = '', 't'
 if plan then
   write_close(plan, document, latest)
-  closed = latest.status
+  closed, words = latest.status, closed_words(plan, latest.number)
 end
 -- It was this turn that was lost.
 if plan and is_this then
@@ -90,5 +90,5 @@ latest.leaseUntil = lease_end(latest, now_ms + lease_ms)
 redis.call('HSET', turn, unpack(with_turn({}, latest)))
 redis.call('PEXPIREAT', turn, int(tonumber(document.activeUntil) + retention_ms))
 redis.call('HSET', session, 'turnNumber', latest.number, 'turnId', turn_id, 'turnUntil', latest.leaseUntil)
-notify(session, document.businessId, ARGV[2], plan and closed_words(plan) or 't')
+notify(session, document.businessId, ARGV[2], words)
 return with_turn({takes_over and 'known' or 'began', closed}, latest)

@@ -11,8 +11,8 @@ local function notify_session(session, now_ms)
 end
 
 -- Tells the event streams of its business. Their channel in this partition ends with the id of the business.
--- `changes` are words: `s` the session, `t` its turn, `m5-6` these messages are new, `c7` this message was changed, `d`
--- the session was deleted.
+-- `changes` are words: `s` the session, `t` its turn, `o3` the turn with this number was closed before that began,
+-- `m5-6` these messages are new, `c7` this message was changed, `d` the session was deleted.
 local function notify_business(session, business_id, now_ms, changes)
   local id = string.sub(session, -36)
   redis.pcall('SPUBLISH', string.sub(session, 1, -39) .. 'b:' .. business_id, now_ms .. ' ' .. id .. ' ' .. changes)

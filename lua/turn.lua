@@ -135,7 +135,8 @@ local function write_close(plan, document, latest)
   for i = 1, #plan.turn, 2 do latest[plan.turn[i]] = plan.turn[i + 1] end
 end
 
--- How event streams are told that a turn was closed.
-local function closed_words(plan)
-  return plan.seq and 'm' .. plan.seq .. '-' .. plan.seq .. ' t' or 't'
+-- How event streams are told that a turn was closed. `number` is its number if another one began after it.
+local function closed_words(plan, number)
+  local turn = number and 'o' .. number .. ' t' or 't'
+  return plan.seq and 'm' .. plan.seq .. '-' .. plan.seq .. ' ' .. turn or turn
 end

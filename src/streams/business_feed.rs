@@ -215,6 +215,12 @@ impl BusinessFeed {
                     self.send(StreamEvent::Turn, text_of(StreamEvent::Turn, None, &turn.to_json()));
                 }
             }
+            "o" => {
+                let Ok(number) = numbers.parse() else { return Ok(()) };
+                if let Some(turn) = self.context.store.earlier_turn(session.session_id, number).await? {
+                    self.send(StreamEvent::Turn, text_of(StreamEvent::Turn, None, &turn.to_json()));
+                }
+            }
             "m" | "c" => {
                 let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
                 let (Ok(first), Ok(last)) = (first.parse(), last.parse()) else { return Ok(()) };

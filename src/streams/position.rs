@@ -187,7 +187,7 @@ impl Position {
         }
         self.send_changes(snapshot, known_seq, events);
         if let Some(turn) = turn {
-            self.send_turn(turn, events);
+            self.send_turn(turn, snapshot, events);
             if turn.status != TurnStatus::Open && !self.is_starting {
                 // Its message has what it wrote.
                 self.cursor.next_chunk = turn.next_chunk.unwrap_or_default();
@@ -251,8 +251,8 @@ impl Position {
         }
     }
 
-    /// Adds the turn, if its state is new.
-    fn send_turn(&mut self, turn: &Turn, events: &mut Vec<Event>) {
+    /// Adds the turn, if its state is new, after the end of the one that the reader has.
+    fn send_turn(&mut self, turn: &Turn, snapshot: &StreamSnapshot, events: &mut Vec<Event>) {
         let state = TurnState {
             number: turn.number,
             status: turn.status,
@@ -263,15 +263,21 @@ impl Position {
             return;
         }
         let is_other = self.cursor.turn != 0 && !self.cursor.is_in(turn);
+        let is_closed_known = self.turn.is_some_and(|turn| turn.status != TurnStatus::Open);
+        let closed = if is_other && !is_closed_known { snapshot.closed_turn(self.cursor.turn) } else { None };
+        if let Some(closed) = &closed {
+            events.push(Event::turn(closed, self));
+        }
         if !self.cursor.is_in(turn) {
             (self.cursor.next_chunk, self.cursor.chunk) = (0, 0);
         }
         self.cursor.turn = turn.number.unwrap_or_default();
         self.cursor.turn_identity = identity_of(turn);
         self.turn = Some(state);
-        // A reader drops the text of an earlier turn when it sees one without chunks. They follow.
-        let shown = is_other && turn.status == TurnStatus::Open && turn.next_chunk != Some(0);
-        events.push(if shown {
+        // A reader drops the text of an earlier turn that is not known any more when it sees one without chunks. They
+        // follow.
+        let is_first_known = is_other && !is_closed_known && closed.is_none();
+        events.push(if is_first_known && turn.status == TurnStatus::Open && turn.next_chunk != Some(0) {
             Event::turn(&Turn { next_chunk: Some(0), ..turn.clone() }, self)
         } else {
             Event::turn(turn, self)

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::try_join;
 
 use super::instrumented;
+use super::turns::earlier_turn_since;
 use crate::metrics::Operation;
 use crate::session::{MessageJson, Session, SessionId, TenantScope, Timestamp, Turn, TurnStatus};
 use crate::store::redis::read_command::ReadCommand;
@@ -36,6 +37,8 @@ pub struct StreamSnapshot {
     pub session: Session,
     /// The turn that began last.
     pub turn: Option<Box<Turn>>,
+    /// The lines about turns before it.
+    pub earlier_turns: String,
     /// What the reader may lack.
     pub contents: StreamContents,
 }
@@ -55,6 +58,20 @@ pub struct StreamContents {
     pub has_all_chunks: bool,
     /// The messages that were changed, by `seq`, if they are still kept.
     pub changed: BTreeMap<u64, MessageJson>,
+}
+
+impl StreamSnapshot {
+    /// The closed turn that had this number, perhaps a later one in the end, if it is not the latest. Its metadata is
+    /// what its message says, if that is in this snapshot.
+    #[must_use]
+    pub fn closed_turn(&self, number: u64) -> Option<Box<Turn>> {
+        let mut turn = earlier_turn_since(self.session.session_id, &self.earlier_turns, number).ok().flatten()?;
+        let message = self.contents.messages.iter().find(|message| Some(message.seq) == turn.message_seq);
+        if let Some(members) = message.and_then(MessageJson::members) {
+            members.metadata.get().clone_into(&mut turn.metadata);
+        }
+        Some(turn)
+    }
 }
 
 impl SessionStore {
@@ -79,13 +96,15 @@ impl SessionStore {
                 if wants.closes_lost_turn && matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
                     continue;
                 }
-                let turn = if session.turn_number.is_some() { self.latest_turn(id).await? } else { None };
+                let stored = if session.turn_number.is_some() { self.stored_turn(id).await? } else { None };
+                let (turn, earlier_turns) = stored.map_or((None, String::new()), |(turn, lines)| (Some(turn), lines));
                 let read = (session, turn);
                 let is_as_before = seen.as_ref() == Some(&read);
                 // What does not change any more is taken as it is.
                 if agree(&read.0, read.1.as_deref()) || is_as_before {
                     if let Some(contents) = self.contents(&read.0, read.1.as_deref(), wants).await? {
-                        return Ok(Some(StreamSnapshot { session: read.0, turn: read.1, contents }));
+                        let (session, turn) = read;
+                        return Ok(Some(StreamSnapshot { session, turn, earlier_turns, contents }));
                     }
                     if is_as_before {
                         let problem = "the session lacks messages or chunks that it should have";

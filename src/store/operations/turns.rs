@@ -142,6 +142,21 @@ fn earlier_turn_of(session_id: SessionId, line: &str) -> Result<Box<Turn>, Store
     }))
 }
 
+/// The turn that had this number, perhaps a later one in the end, in the lines about turns before the latest.
+pub(super) fn earlier_turn_since(
+    session_id: SessionId,
+    earlier: &str,
+    number: u64,
+) -> Result<Option<Box<Turn>>, StoreError> {
+    for line in earlier.lines().filter(|line| !line.is_empty()) {
+        let turn = earlier_turn_of(session_id, line)?;
+        if turn.number.is_some_and(|last| last >= number) {
+            return Ok(Some(turn));
+        }
+    }
+    Ok(None)
+}
+
 const MALFORMED: StoreError = StoreError::Reply { operation: "turn", problem: "a field of the turn is malformed" };
 
 fn number_of(text: Option<String>) -> Result<Option<u64>, StoreError> {

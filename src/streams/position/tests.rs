@@ -14,6 +14,8 @@ struct Store {
     session: Session,
     messages: Vec<MessageJson>,
     turn: Option<Turn>,
+    /// As the store keeps them.
+    earlier_turns: String,
     chunks: Vec<Bytes>,
 }
 
@@ -47,7 +49,7 @@ impl Store {
             open_turn: None,
             changed_messages: ChangedMessages::default(),
         };
-        Self { session, messages: Vec::new(), turn: None, chunks: Vec::new() }
+        Self { session, messages: Vec::new(), turn: None, earlier_turns: String::new(), chunks: Vec::new() }
     }
 
     fn append(&mut self, id: &str, content: &str) {
@@ -75,6 +77,13 @@ impl Store {
     fn begin(&mut self, turn_id: &str) {
         let number = Some(self.session.turn_number.unwrap_or_default() + 1);
         self.session.turn_number = number;
+        if let Some(turn) = &self.turn {
+            let status = if turn.status == TurnStatus::Open { "interrupted" } else { turn.status.as_str() };
+            let (id, seq) = (&turn.turn_id, turn.message_seq.map(|seq| seq.to_string()).unwrap_or_default());
+            let number = turn.number.expect("a number");
+            let line = format!("{id}\t{number}\tw\tassistant\t{status}\t\t0\t0\t0\t0\t0\t{seq}\n");
+            self.earlier_turns.push_str(&line);
+        }
         self.chunks.clear();
         self.turn = Some(Turn {
             turn_id: turn_id.to_owned(),
@@ -129,6 +138,7 @@ impl Store {
         StreamSnapshot {
             session: self.session.clone(),
             turn: self.turn.clone().map(Box::new),
+            earlier_turns: self.earlier_turns.clone(),
             contents: StreamContents {
                 has_all_messages: messages.len() == all.count(),
                 messages,
@@ -166,6 +176,34 @@ fn data(event: &Event) -> Value {
     let text = String::from_utf8_lossy(&event.text);
     let data = text.lines().find_map(|line| line.strip_prefix("data: ")).expect("data");
     serde_json::from_str(data).expect("JSON")
+}
+
+#[test]
+fn a_turn_is_told_to_be_closed_before_another_begins() {
+    for is_resumed in [false, true] {
+        let mut store = Store::new();
+        store.begin("t");
+        store.write(&["a"]);
+        let mut position = start(&store);
+        advanced(&mut position, &store);
+        store.take_over();
+        store.begin("t2");
+        store.write(&["b"]);
+        if is_resumed {
+            position = Position::start(position.cursor);
+        }
+        let events = advanced(&mut position, &store);
+        let turns: Vec<_> = events.iter().filter(|event| event.kind.as_str() == "turn").map(data).collect();
+        let told =
+            turns.iter().map(|turn| (turn["turnId"].clone(), turn["status"].clone(), turn["messageSeq"].clone()));
+        let expected =
+            [("t", "interrupted"), ("t2", "open")].map(|(id, status)| (id.into(), status.into(), Value::Null));
+        assert_eq!(told.collect::<Vec<_>>(), expected);
+        assert_eq!(turns[1]["nextChunk"], 1);
+        assert_eq!(events.iter().filter(|event| event.kind.as_str() == "chunk").count(), 1);
+        store.write(&["c"]);
+        assert_eq!(names(&advanced(&mut position, &store)), ["chunk"], "it is told once");
+    }
 }
 
 #[test]
@@ -256,13 +294,14 @@ fn streams_from_every_position_and_of_every_page_size_get_the_same() {
 }
 
 #[test]
-fn text_of_an_earlier_turn_is_dropped_by_a_turn_without_chunks() {
+fn text_of_a_turn_that_is_not_known_any_more_is_dropped_by_a_turn_without_chunks() {
     let mut store = Store::new();
     store.begin("t");
     store.write(&["a"]);
     let mut position = start(&store);
     advanced(&mut position, &store);
     store.begin("t2");
+    store.earlier_turns.clear();
     store.write(&["b"]);
     let events = advanced(&mut position, &store);
     assert_eq!(names(&events), ["turn", "chunk"]);

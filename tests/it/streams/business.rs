@@ -57,6 +57,40 @@ async fn a_business_sees_what_happens_in_all_of_its_sessions() {
 }
 
 #[tokio::test]
+async fn a_turn_that_another_one_closes_is_told_to_be_closed() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    let (mut session, mut business) =
+        (service.events(&conversation.path("/events")).await, service.events(EVENTS).await);
+    session.until("ready").await;
+    business.expect("reset").await;
+    for (number, (if_open, is_kept)) in (1..).step_by(2).zip([("interrupt", true), ("discard", false)]) {
+        let (first, second) = (format!("a{number}"), format!("b{number}"));
+        conversation.begin(&first, json!({"metadata": {"model": "x"}})).await.expect(201);
+        conversation.write(&first, number, 0, &["text"]).await;
+        for stream in [&mut session, &mut business] {
+            assert_eq!(stream.expect("turn").await.member("turnId"), &json!(first));
+        }
+        session.expect("chunk").await;
+        conversation.begin(&second, json!({"ifOpen": if_open})).await.expect(201);
+        for stream in [&mut session, &mut business] {
+            let message = if is_kept { stream.expect("message").await.member("seq").clone() } else { Value::Null };
+            let closed = stream.expect("turn").await;
+            assert_eq!((closed.member("turnId"), closed.member("status")), (&json!(first), &json!("interrupted")));
+            assert_eq!(closed.member("messageSeq"), &message);
+            let metadata = if is_kept { json!({"model": "x"}) } else { json!({}) };
+            assert_eq!(closed.member("metadata"), &metadata);
+            assert_eq!(stream.expect("turn").await.member("turnId"), &json!(second));
+        }
+        conversation.end(&second, number + 1).await;
+        for stream in [&mut session, &mut business] {
+            stream.expect("message").await;
+            assert_eq!(stream.expect("turn").await.member("status"), "completed");
+        }
+    }
+}
+
+#[tokio::test]
 async fn identifiers_of_any_characters_have_a_stream() {
     let service = Service::start(&[]).await;
     let mut stream = service.events("/api/sessions/business/%7Bb%7D:%25%20%F0%9F%92%AC/events").await;

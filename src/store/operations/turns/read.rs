@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{earlier_turn_of, turn_of};
+use super::{earlier_turn_of, earlier_turn_since, turn_of};
 use crate::metrics::Operation;
 use crate::session::{
     Identifier, MessageRef, Role, Session, SessionId, TenantScope, Timestamp, Turn, TurnStatus, escaped_text,
@@ -143,8 +143,22 @@ impl SessionStore {
         Ok(self.stored_turn(id).await?.map(|(turn, _)| turn))
     }
 
+    /// The turn with this number, which was closed before the latest began, if it is known.
+    ///
+    /// # Errors
+    /// If the store cannot serve.
+    pub(crate) async fn earlier_turn(&self, id: SessionId, number: u64) -> Result<Option<Box<Turn>>, StoreError> {
+        let Some((_, earlier)) = self.stored_turn(id).await? else { return Ok(None) };
+        let turn = earlier_turn_since(id, &earlier, number)?.filter(|turn| turn.number == Some(number));
+        let Some(turn) = turn else { return Ok(None) };
+        self.turn_before(id, &escaped_text(&turn.turn_id), &earlier).await
+    }
+
     /// The turn that began last, and the lines about those before it.
-    async fn stored_turn(&self, id: SessionId) -> Result<Option<(Box<Turn>, String)>, StoreError> {
+    pub(in crate::store::operations) async fn stored_turn(
+        &self,
+        id: SessionId,
+    ) -> Result<Option<(Box<Turn>, String)>, StoreError> {
         let texts = self.read_command(ReadCommand::hash(self.keys.turn(id))).await?.texts("get_turn")?;
         if texts.is_empty() {
             return Ok(None);
