@@ -114,6 +114,8 @@ async fn a_writer_goes_on_until_somebody_closed_its_turn() {
     service.advance(LOST * 3);
     // Refused calls do not close it.
     turns.begin("other", "w", json!({"turnId": ""})).await.expect_problem(400, "invalid_request");
+    turns.get("other").await.expect_problem(404, "turn_not_found");
+    service.get(&turns.path("messages/other")).await.expect_problem(404, "message_not_found");
     assert_eq!(turns.end("t", 1, json!({})).await.expect(200).member("status"), "completed");
     assert_eq!(turns.messages().await, [[json!("t"), json!("on"), json!("completed")]]);
 }

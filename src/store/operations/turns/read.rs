@@ -71,8 +71,7 @@ impl SessionStore {
             let Some(session) = self.get_in_scope(id, scope, now).await? else {
                 return Ok(GetTurn::SessionMissing);
             };
-            // If the turn cannot be closed now, it is still open.
-            let _ = self.close_lost_turn(&session, now).await;
+            let mut may_close = true;
             for _ in 0..READS_MAX {
                 let (turn, earlier) = match self.stored_turn(id).await? {
                     Some((turn, earlier)) => (Some(turn), earlier),
@@ -98,6 +97,10 @@ impl SessionStore {
                     let remains = self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some();
                     return Ok(if remains { GetTurn::TurnMissing } else { GetTurn::SessionMissing });
                 };
+                // Only a call that is not rejected closes the turn. If it cannot be closed now, it is still open.
+                if std::mem::take(&mut may_close) && matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
+                    continue;
+                }
                 let wanted = usize::try_from(turn.next_chunk.unwrap_or_default().saturating_sub(from)).unwrap_or(0);
                 let bytes = if wanted == 0 { 0 } else { turn.chunk_bytes + wanted * CHUNK_OVERHEAD_BYTES };
                 // The chunks, and the response that is made of them.

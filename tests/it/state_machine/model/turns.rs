@@ -353,7 +353,10 @@ impl Model {
     /// GET .../turns/{turnId}, or `latest` without an id. `returned` are the chunks that the service returned: how much
     /// longer than the lease time those of a closed turn are readable is not specified.
     pub fn get_turn(&mut self, id: &str, turn_id: Option<&str>, from: usize, returned: &Value) -> Expected {
-        self.close_lost_turn(id);
+        let latest = self.session(id).and_then(|session| session.turns.last());
+        if latest.is_some_and(|turn| turn_id.is_none_or(|turn_id| turn.id == turn_id)) {
+            self.close_lost_turn(id);
+        }
         let Some(session) = self.session(id) else {
             return problem(404, "session_not_found");
         };
