@@ -66,6 +66,7 @@ use tracing::Level;
 use self::auth::Authorised;
 pub use self::concurrency_limit::ConcurrencyLimiter;
 use self::error::{ApiError, Code};
+pub use self::events::IsEventStream;
 use self::matched_route::RouteMatcher;
 pub use self::openapi::document;
 use self::request_id::X_REQUEST_ID;

@@ -213,15 +213,7 @@ impl Streams {
         if self.is_leaving.load(Ordering::Relaxed) {
             return Err(StreamError::Leaving);
         }
-        let user = caller.grant.subject;
-        let permit = self.limits.acquire(user).map_err(|limit| {
-            // Whether a client is still there shows only when something is sent to it.
-            if limit == StreamLimit::User {
-                let streams = self.lock();
-                streams.iter().filter(|other| other.caller.grant.subject == user).for_each(|other| other.probe());
-            }
-            StreamError::Limit(limit)
-        })?;
+        let permit = self.limits.acquire(caller.grant.subject).map_err(StreamError::Limit)?;
         let control = Arc::new(Control::new(caller));
         self.lock().push(Arc::clone(&control));
         self.check.get_or_init(|| {

@@ -124,9 +124,14 @@ async fn business_events(
     Ok(stream_response(app.streams.of_business(business_id.as_str(), caller.of_stream(&headers)).await?))
 }
 
+/// Marks a response that has no end of its own: it ends with its client.
+#[derive(Clone, Copy, Debug)]
+pub struct IsEventStream;
+
 /// A response that clients and proxies pass on as it comes.
 fn stream_response(body: impl HttpBody<Data = Bytes, Error = std::convert::Infallible> + Send + 'static) -> Response {
     let mut response = Response::new(Body::new(body));
+    response.extensions_mut().insert(IsEventStream);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));

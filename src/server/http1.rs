@@ -24,6 +24,7 @@ use self::read_timer::{Awaiting, ReadTimer};
 use self::strict_head::StrictHead;
 use super::timeouts::{ConnectionTimeouts, SendTimer};
 use super::{ConnectionSettings, DISCARD_BYTES_MAX, HttpService, Shutdown};
+use crate::http::IsEventStream;
 
 /// The default limit of hyper on the number of headers. With the default, hyper keeps headers on the stack, which is
 /// faster.
@@ -49,6 +50,9 @@ pub(super) async fn serve(
         let (response, phase) = (service.clone().call(request), phase.clone());
         async move {
             let response = response.await;
+            if response.as_ref().is_ok_and(|response| response.extensions().get::<IsEventStream>().is_some()) {
+                phase.stream();
+            }
             phase.advance();
             response
         }
@@ -58,7 +62,7 @@ pub(super) async fn serve(
     builder.max_buf_size(BUFFER_BYTES_MAX.max(limits.head_bytes));
     // A client may close its sending side after its last request and still read the response (`nc -N`; RFC 9112, 9.6).
     // A client that has disconnected looks the same, so its request is served to the end as well, within the request
-    // deadline.
+    // deadline. Only event streams have no end of their own: `ConnectionIo` ends them when their client has closed.
     builder.half_close(true);
     // Sending one buffer is faster than sending two, and responses are small.
     builder.writev(false);
@@ -81,19 +85,34 @@ pub(super) async fn serve(
 }
 
 /// Whether a request is being served, shared by the connection's I/O and its service.
-///
-/// Counts the starts and ends of requests. The count is odd while one is served.
 #[derive(Clone, Debug, Default)]
-struct RequestPhase(Arc<AtomicU64>);
+struct RequestPhase(Arc<RequestPhaseState>);
+
+#[derive(Debug, Default)]
+struct RequestPhaseState {
+    /// Counts the starts and ends of requests. The count is odd while one is served.
+    number: AtomicU64,
+    /// The count at the end of the last request whose response is an event stream; 0 if there was none.
+    stream: AtomicU64,
+}
 
 impl RequestPhase {
     /// Records that a request's head is complete, or that its response is.
     fn advance(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.number.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that the response to the request that is being served is an event stream.
+    fn stream(&self) {
+        self.0.stream.store(self.number() + 1, Ordering::Relaxed);
+    }
+
+    fn is_stream(&self) -> bool {
+        self.0.stream.load(Ordering::Relaxed) == self.number() && self.number() > 0
     }
 
     fn number(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.number.load(Ordering::Relaxed)
     }
 
     fn is_serving(&self) -> bool {
@@ -111,6 +130,8 @@ struct ConnectionIo<T> {
     head: StrictHead,
     error_body: ErrorBody,
     discarded_bytes: usize,
+    /// What arrived while an event stream was sent.
+    received_ahead: Vec<u8>,
 }
 
 impl<T> ConnectionIo<T> {
@@ -124,6 +145,7 @@ impl<T> ConnectionIo<T> {
             head: StrictHead::default(),
             error_body: ErrorBody::default(),
             discarded_bytes: 0,
+            received_ahead: Vec::new(),
         }
     }
 
@@ -148,14 +170,41 @@ impl<T: Read + Unpin> ConnectionIo<T> {
     fn poll_read_checked(&mut self, context: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         // Bytes that arrive while a request is served belong to its body, or to a pipelined request.
         if self.phase.is_serving() || self.head.is_complete() {
-            return Pin::new(&mut self.io).poll_read(context, buffer);
+            return self.poll_read_next(context, buffer);
         }
         let mut bytes = [MaybeUninit::uninit(); HEAD_READ_BYTES];
         let length = buffer.remaining().min(HEAD_READ_BYTES);
         let mut part = ReadBuf::uninit(&mut bytes[..length]);
-        ready!(Pin::new(&mut self.io).poll_read(context, part.unfilled()))?;
+        ready!(self.poll_read_next(context, part.unfilled()))?;
         buffer.put_slice(&self.head.receive(part.filled()));
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_read_next(&mut self, context: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.received_ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(context, buffer);
+        }
+        let later = self.received_ahead.split_off(self.received_ahead.len().min(buffer.remaining()));
+        buffer.put_slice(&std::mem::replace(&mut self.received_ahead, later));
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the client of an event stream has closed the connection. hyper does not read while it sends the stream.
+    fn is_closed(&mut self, context: &mut Context<'_>) -> bool {
+        while self.received_ahead.len() < HEAD_READ_BYTES {
+            let mut bytes = [MaybeUninit::uninit(); 1024];
+            let mut part = ReadBuf::uninit(&mut bytes);
+            match Pin::new(&mut self.io).poll_read(context, part.unfilled()) {
+                Poll::Ready(Ok(())) if !part.filled().is_empty() => {
+                    self.received_ahead.extend_from_slice(part.filled());
+                    // hyper may wait for these bytes, because the stream has ended.
+                    context.waker().wake_by_ref();
+                }
+                Poll::Ready(_) => return true,
+                Poll::Pending => return false,
+            }
+        }
+        false
     }
 }
 
@@ -208,6 +257,9 @@ impl<T: Read + Write + Unpin> Write for ConnectionIo<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.phase.is_stream() && this.is_closed(context) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let sent = Pin::new(&mut this.io).poll_flush(context);
         this.send_timer.poll_sent(context, sent)
     }

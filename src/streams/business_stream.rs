@@ -10,8 +10,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 
 use super::business_feed::BusinessFeed;
-use super::control::Interruption;
-use super::event::{BYE, COMMENT, reset_text, retry_text};
+use super::event::{BYE, reset_text, retry_text};
 use super::feeds::Membership;
 use super::ring::Next;
 use crate::metrics::{self, StreamEvent};
@@ -48,17 +47,13 @@ impl Body for BusinessStream {
         if this.has_ended {
             return Poll::Ready(None);
         }
-        let text = match this.membership.control.interruption(context) {
-            Some(Interruption::Bye) => {
-                this.has_ended = true;
-                metrics::stream_event_sent(StreamEvent::Bye);
-                Bytes::from_static(BYE)
-            }
-            Some(Interruption::Comment) => {
-                metrics::stream_event_sent(StreamEvent::Comment);
-                Bytes::from_static(COMMENT)
-            }
-            None if !this.unsent.is_empty() => this.unsent.pop_front().unwrap_or_default(),
+        if this.membership.control.must_end(context) {
+            this.has_ended = true;
+            metrics::stream_event_sent(StreamEvent::Bye);
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(BYE)))));
+        }
+        let text = match this.unsent.pop_front() {
+            Some(text) => text,
             None => match this.membership.ring().event(this.next) {
                 Next::Wait => return Poll::Pending,
                 Next::Event(event) => {

@@ -33,28 +33,17 @@ impl StreamCaller {
     }
 }
 
-/// What a stream must send before anything else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Interruption {
-    /// The event after which it ends.
-    Bye,
-    /// A comment.
-    Comment,
-}
-
 /// One stream, as its feed and the registry see it.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) caller: StreamCaller,
     waker: AtomicWaker,
     ends: AtomicBool,
-    /// Whether to send a comment.
-    probes: AtomicBool,
 }
 
 impl Control {
     pub(super) fn new(caller: StreamCaller) -> Self {
-        Self { caller, waker: AtomicWaker::new(), ends: AtomicBool::new(false), probes: AtomicBool::new(false) }
+        Self { caller, waker: AtomicWaker::new(), ends: AtomicBool::new(false) }
     }
 
     /// Says that there is something new.
@@ -68,20 +57,10 @@ impl Control {
         self.wake();
     }
 
-    /// Asks the stream to send a comment: that fails if the client is gone.
-    pub(super) fn probe(&self) {
-        self.probes.store(true, Ordering::Relaxed);
-        self.wake();
-    }
-
-    /// What the stream must send before anything else. Also has `context` woken at the next [`Self::wake`], so look for
-    /// news after this, not before.
-    pub(super) fn interruption(&self, context: &Context<'_>) -> Option<Interruption> {
+    /// Whether the stream must say good-bye. Also has `context` woken at the next [`Self::wake`], so look for news after
+    /// this, not before.
+    pub(super) fn must_end(&self, context: &Context<'_>) -> bool {
         self.waker.register(context.waker());
-        if self.ends.load(Ordering::Relaxed) {
-            return Some(Interruption::Bye);
-        }
-        let probes = self.probes.load(Ordering::Relaxed) && self.probes.swap(false, Ordering::Relaxed);
-        probes.then_some(Interruption::Comment)
+        self.ends.load(Ordering::Relaxed)
     }
 }

@@ -12,7 +12,6 @@ use futures_util::future::BoxFuture;
 use hyper::body::{Body, Frame};
 
 use super::RETRY_READ;
-use super::control::Interruption;
 use super::event::Event;
 use super::feeds::Membership;
 use super::position::{Position, ResetReason};
@@ -106,10 +105,8 @@ impl Body for SessionStream {
         if matches!(this.state, State::Ended) {
             return Poll::Ready(None);
         }
-        match this.membership.control.interruption(context) {
-            Some(Interruption::Bye) => return this.send(Event::bye(&this.position)),
-            Some(Interruption::Comment) => return this.send(Event::comment(&this.position)),
-            None => {}
+        if this.membership.control.must_end(context) {
+            return this.send(Event::bye(&this.position));
         }
         loop {
             if let Some(event) = this.unsent.pop_front() {

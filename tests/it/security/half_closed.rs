@@ -112,6 +112,50 @@ async fn half_closed_connections_without_a_request_end_at_once() {
     expect_no_connections(&target.service).await;
 }
 
+/// Reads until `text` has come. Returns what came after it.
+async fn read_to(stream: &mut TcpStream, text: &str) -> Vec<u8> {
+    let mut received = Vec::new();
+    loop {
+        assert!(with_timeout(stream.read_buf(&mut received)).await.expect("bytes") > 0, "{text}");
+        let found = received.windows(text.len()).position(|bytes| bytes == text.as_bytes());
+        if let Some(start) = found {
+            return received.split_off(start + text.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn event_streams_end_with_their_client_and_other_requests_wait_for_their_end() {
+    let target = Target::start("stream-ends", &LONG).await;
+    let events = get("/api/sessions/business/b/events");
+    // Both sides closed, or one: nobody else would end the stream.
+    for closes_both in [true, false] {
+        let mut stream = target.connect().await;
+        stream.write_all(events.as_bytes()).await.expect("the request is sent");
+        read_to(&mut stream, "event: reset").await;
+        if !closes_both {
+            stream.shutdown().await.expect("one side closed");
+            with_timeout(to_end(&mut stream)).await;
+        }
+        drop(stream);
+        expect_no_connections(&target.service).await;
+    }
+    // Requests that were sent during a stream are served after it, however many bytes they have.
+    let received = target.send(create("u", "content-length").as_bytes(), true).await;
+    let id = raw::answers(&received)[0].json()["sessionId"].as_str().expect("an id").to_owned();
+    let mut stream = target.connect().await;
+    stream.write_all(get(&format!("/api/sessions/{id}/events")).as_bytes()).await.expect("the request is sent");
+    read_to(&mut stream, "event: ready").await;
+    let piped = get("/livez").repeat(300);
+    stream.write_all(piped.as_bytes()).await.expect("the requests are sent");
+    let delete = format!("DELETE /api/sessions/{id} HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert_eq!(statuses(&target.send(delete.as_bytes(), true).await), [204]);
+    let mut responses = read_to(&mut stream, "\r\n0\r\n\r\n").await;
+    stream.shutdown().await.expect("one side closed");
+    responses.extend(with_timeout(to_end(&mut stream)).await);
+    assert_eq!(statuses(&responses), [200; 300]);
+}
+
 #[tokio::test]
 async fn connections_of_half_closed_clients_that_do_not_read_are_closed() {
     // The receive timeout is short here. It also limits how long a client may accept no byte.
