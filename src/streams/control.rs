@@ -57,8 +57,8 @@ impl Control {
         self.wake();
     }
 
-    /// Whether the stream must say good-bye. Also has `context` woken at the next [`Self::wake`], so look for news after
-    /// this, not before.
+    /// Whether the stream must say good-bye. Also has `context` woken at the next [`Self::wake`], so look for news
+    /// after this, not before.
     pub(super) fn must_end(&self, context: &Context<'_>) -> bool {
         self.waker.register(context.waker());
         self.ends.load(Ordering::Relaxed)
