@@ -97,8 +97,18 @@ const NOT_SERVING: [&str; 12] = [
 /// The text after which a server repeats the arguments of an unknown command.
 const ARGUMENTS: &str = ", with args beginning with:";
 
-/// Part of the error of a script that accesses an undeclared key in a slot that is moving to another server.
-const NON_LOCAL_KEY: &str = "attempted to access a non local key";
+/// Parts of the errors of a script that accesses an undeclared key in a slot that is moving to another server, in lower
+/// case: of Redis up to 7.2 and Valkey, and of Redis 8.
+const MOVING_SLOT: [&str; 3] = [
+    "attempted to access a non local key",
+    "undeclared keys were accessed during rehashing of the slot",
+    "attempted to access a slot not served",
+];
+
+fn is_of_moving_slot(details: &str) -> bool {
+    let details = details.to_ascii_lowercase();
+    MOVING_SLOT.iter().any(|part| details.contains(part))
+}
 
 /// The reply of a cluster's server that did not run a command, because it does not have the slot or has only part of
 /// it. Nothing was written: a server that redirects runs nothing, and scripts read before they write.
@@ -130,7 +140,7 @@ impl Redirection {
                 Some(if kind == "ASK" { Self::Ask(address) } else { Self::Moved(address) })
             }
             "TRYAGAIN" => Some(Self::TryAgain),
-            _ => details.contains(NON_LOCAL_KEY).then_some(Self::TryAgain),
+            _ => is_of_moving_slot(details).then_some(Self::TryAgain),
         }
     }
 }
@@ -138,7 +148,7 @@ impl Redirection {
 impl From<fred::error::Error> for StoreError {
     fn from(error: fred::error::Error) -> Self {
         let error = without_arguments(error);
-        if error.details().contains(NON_LOCAL_KEY) {
+        if is_of_moving_slot(error.details()) {
             return Self::NotServing("TRYAGAIN", error);
         }
         let details = error.details();
@@ -189,6 +199,10 @@ mod tests {
             "MOVED 3999 127.0.0.1:6381",
             "ASK 3999 127.0.0.1:6381",
             "ERR Script attempted to access a non local key in a cluster node script: 6f, on @user_script:80.",
+            "ERR Attempted to access a non local key in a cluster node script: 6f, on @user_script:80.",
+            "ERR Unable to execute command 'hmget' in script because undeclared keys were accessed during rehashing of \
+             the slot script: 6f, on @user_script:80.",
+            "ERR Script attempted to access a slot not served script: 6f, on @user_script:80.",
             "NOREPLICAS Not enough good replicas to write.",
             "MISCONF Errors writing to the AOF file: No space left on device",
             "NOAUTH Authentication required.",
