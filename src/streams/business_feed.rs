@@ -19,7 +19,7 @@ use super::feeds::Feed;
 use super::ring::{Entry, Ring};
 use super::{Context, UNSUBSCRIBED_POLL};
 use crate::metrics::{self, StreamEvent};
-use crate::session::{Partition, Session, SessionId, TenantScope, Timestamp};
+use crate::session::{Partition, Session, SessionId, TenantScope, Timestamp, Turn};
 use crate::store::{StoreError, Subscriber, Subscription};
 
 /// Most notifications that wait. More count as lost.
@@ -210,16 +210,10 @@ impl BusinessFeed {
         let (kind, numbers) = word.split_at_checked(1).unwrap_or_default();
         match kind {
             "s" => self.send_session(session),
-            "t" => {
-                if let Some(turn) = self.context.store.latest_turn(session.session_id).await? {
-                    self.send(StreamEvent::Turn, text_of(StreamEvent::Turn, None, &turn.to_json()));
-                }
-            }
+            "t" => self.send_turn(self.context.store.latest_turn(session.session_id).await?.as_deref()),
             "o" => {
                 let Ok(number) = numbers.parse() else { return Ok(()) };
-                if let Some(turn) = self.context.store.earlier_turn(session.session_id, number).await? {
-                    self.send(StreamEvent::Turn, text_of(StreamEvent::Turn, None, &turn.to_json()));
-                }
+                self.send_turn(self.context.store.earlier_turn(session.session_id, number).await?.as_deref());
             }
             "m" | "c" => {
                 let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
@@ -247,6 +241,12 @@ impl BusinessFeed {
             }
         }
         has_sent
+    }
+
+    fn send_turn(&self, turn: Option<&Turn>) {
+        if let Some(turn) = turn {
+            self.send(StreamEvent::Turn, text_of(StreamEvent::Turn, None, &turn.to_json()));
+        }
     }
 
     fn send_session(&self, session: &Session) {

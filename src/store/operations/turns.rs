@@ -60,6 +60,12 @@ impl SessionStore {
         ]
     }
 
+    /// Whether the session was not deleted since its turns were read. Ask this last: a deletion takes its turns with
+    /// it.
+    async fn remains(&self, id: SessionId, now: Timestamp) -> Result<bool, StoreError> {
+        Ok(self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some())
+    }
+
     /// Closes the session's open turn if its lease is over. Returns whether it did.
     pub(super) async fn close_lost_turn(&self, session: &Session, now: Timestamp) -> Result<bool, StoreError> {
         let is_lost = |turn: &&OpenTurn| turn.is_lost(now);

@@ -90,7 +90,7 @@ impl SessionStore {
                     match self.closed_turn(id, &turn_id).await? {
                         Some(turn) => Ok(BeginTurn::Known(turn)),
                         // The session, or the message, was deleted meanwhile.
-                        None if self.get_in_scope(id, scope, now).await?.is_none() => Ok(BeginTurn::Missing),
+                        None if !self.remains(id, now).await? => Ok(BeginTurn::Missing),
                         None => Err(StoreError::Busy("the session changes faster than it can be read".to_owned())),
                     }
                 }

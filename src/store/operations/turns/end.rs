@@ -155,9 +155,7 @@ impl SessionStore {
         if let Some(closed) = self.closed_turn(id, escaped_turn_id).await? {
             return Ok(NotOpen::Closed(closed));
         }
-        // The session comes last: a deletion takes its turns with it.
-        let remains = self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some();
-        Ok(if remains { NotOpen::TurnMissing } else { NotOpen::SessionMissing })
+        Ok(if self.remains(id, now).await? { NotOpen::TurnMissing } else { NotOpen::SessionMissing })
     }
 }
 

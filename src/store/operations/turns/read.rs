@@ -93,8 +93,7 @@ impl SessionStore {
                         let alone = TurnChunks { turn, chunks: Vec::new(), memory: None };
                         return Ok(GetTurn::Found(Box::new(alone)));
                     }
-                    // The session comes last: a deletion takes its turns with it.
-                    let remains = self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some();
+                    let remains = self.remains(id, now).await?;
                     return Ok(if remains { GetTurn::TurnMissing } else { GetTurn::SessionMissing });
                 };
                 // Only a call that is not rejected closes the turn. If it cannot be closed now, it is still open.
