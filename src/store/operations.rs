@@ -107,7 +107,7 @@ impl SessionStore {
     /// Reads one session as it is stored.
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
         self.check().await?;
-        match self.topology.read_session(self.keys.session(id), id).await? {
+        match self.topology.read_session(&self.keys.session(id), id).await? {
             Some(session) => Ok(session),
             // Boxed to keep the future of every call small.
             None => Box::pin(self.read_by_client(id)).await,

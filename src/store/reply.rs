@@ -62,6 +62,7 @@ impl Reply {
         match self.value()? {
             Value::Null => Ok(None),
             Value::String(text) => Ok(Some(text)),
+            Value::Bytes(bytes) => Str::try_from(bytes).map(Some).map_err(|_| self.unexpected("a value is not text")),
             // fred would convert an array of one value to that value.
             Value::Array(_) => Err(self.unexpected("a value is not text")),
             value => {

@@ -163,7 +163,7 @@ impl SessionStore {
         for _ in 0..SHIFTED_READS_MAX {
             let index = |seq: u64| -i64::try_from(newest - seq + 1).unwrap_or(i64::MAX);
             let command = ReadCommand::list(self.keys.messages(id), index(first), index(last));
-            // A large reply on the read connection would delay the reads behind it.
+            // A large reply on the pipelined connection would delay the reads behind it.
             let reply =
                 if is_large { self.topology.read_by_client(&command).await } else { self.topology.read(command).await };
             let malformed =

@@ -17,8 +17,8 @@ use tokio::sync::{Mutex, Notify, OnceCell};
 use tokio::task::AbortHandle;
 
 use super::connection_id::{ConnectionId, SharedConnectionId};
+use super::pipeline::Pipeline;
 use super::read_command::{ReadCommand, ReadReply};
-use super::read_connection::ReadConnection;
 use super::subscriber::{Subscriber, SubscriberConnection};
 use crate::session::{Session, SessionId};
 use crate::store::StoreError;
@@ -79,7 +79,9 @@ pub(in crate::store) struct Server {
     /// Set once the preflight check has passed.
     preflight_passed: OnceCell<()>,
     /// The connection for reads.
-    read_connection: ReadConnection,
+    reads: Pipeline,
+    /// The connection for scripts.
+    scripts: Pipeline,
     /// The connection for subscriptions.
     subscriber_connection: SubscriberConnection,
     /// A connection for commands that ASKING precedes. The lock keeps other commands from coming in between.
@@ -122,16 +124,17 @@ impl Server {
         let (connection_id, is_unresponsive): (Arc<SharedConnectionId>, _) = (Arc::default(), Arc::default());
         // Subscribes before the client connects, so no event is missed.
         let log = log_errors(client.error_rx());
-        let connected = Arc::new(Notify::new());
-        let track = track_connections(client.reconnect_rx(), Arc::clone(&connection_id), Arc::clone(&connected));
+        let connected = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        let track = track_connections(client.reconnect_rx(), Arc::clone(&connection_id), connected.clone());
         let watch = watch_responsiveness(client.clone(), Arc::clone(&is_unresponsive));
         let watchers = vec![
             tokio::spawn(log).abort_handle(),
             tokio::spawn(track).abort_handle(),
             tokio::spawn(watch).abort_handle(),
         ];
-        let read_connection =
-            ReadConnection::start(&client, &settings.config, &connection_id, connected, settings.command_timeout);
+        let [reads, scripts] = connected.map(|connected| {
+            Pipeline::start(&client, &settings.config, &connection_id, connected, settings.command_timeout)
+        });
         let subscriber_connection = SubscriberConnection::start(&client, &settings.config, &connection_id);
         Ok(Arc::new(Self {
             name,
@@ -140,7 +143,8 @@ impl Server {
             connection_id,
             is_unresponsive,
             preflight_passed: OnceCell::new(),
-            read_connection,
+            reads,
+            scripts,
             subscriber_connection,
             asking: Mutex::new(None),
             watchers,
@@ -201,29 +205,46 @@ impl Server {
         &self.name
     }
 
-    /// The session `id` at `key`, over the read connection. The outer `None` means that the client has to read it.
+    /// The session `id` at `key`, over the pipelined connection. The outer `None` means that the client has to read it.
     pub(in crate::store) async fn read_session(
         &self,
-        key: String,
+        key: &str,
         id: SessionId,
     ) -> Result<Option<Option<Session>>, StoreError> {
-        let Some(connection_id) = self.readable_connection() else { return Ok(None) };
-        let session = self.read_connection.session(key, id, connection_id).await.transpose()?;
+        let Some(connection_id) = self.pipelined_connection() else { return Ok(None) };
+        let session = self.reads.session(ReadCommand::encode_hash(key), id, connection_id).await.transpose()?;
         self.require_responsive()?;
         Ok(session)
     }
 
-    /// The reply to a command, over the read connection. `None` means that the client has to send it.
-    pub(in crate::store) async fn read(&self, command: ReadCommand) -> Result<Option<ReadReply>, StoreError> {
-        let Some(connection_id) = self.readable_connection() else { return Ok(None) };
-        let reply = self.read_connection.read(command, connection_id).await.transpose()?;
+    /// The reply to a command, over the pipelined connection. `None` means that the client has to send it.
+    pub(in crate::store) async fn read(&self, command: &ReadCommand) -> Result<Option<ReadReply>, StoreError> {
+        let Some(connection_id) = self.pipelined_connection() else { return Ok(None) };
+        let reply = self.reads.read(command.encode(), connection_id).await.transpose()?;
         self.require_responsive()?;
         Ok(reply)
     }
 
-    /// The client's present connection, if the read connection beside it may be used.
-    fn readable_connection(&self) -> Option<ConnectionId> {
-        if self.settings.require_supported && !self.preflight_passed.initialized() {
+    /// The reply to a script that needs this, over the pipelined connection. `None` means that the client has to run
+    /// it.
+    ///
+    /// A reply counts only if it came before the client had another connection: before that, Redis may have been a
+    /// master that hung and was replaced.
+    pub(in crate::store) async fn run(&self, needs: Needs, command: Vec<u8>) -> Result<Option<ReadReply>, StoreError> {
+        let Some(connection_id) = self.pipelined_connection() else { return Ok(None) };
+        self.require(needs)?;
+        let reply = self.scripts.run(command, connection_id).await.transpose()?;
+        self.require_responsive()?;
+        if reply.is_some() && self.connection_id() != Some(connection_id) {
+            return Err(Error::new(ErrorKind::IO, "the connection broke before the reply").into());
+        }
+        Ok(reply)
+    }
+
+    /// The client's present connection, if the pipelined connections beside it may be used.
+    fn pipelined_connection(&self) -> Option<ConnectionId> {
+        if self.settings.require_supported && !self.preflight_passed.initialized() || self.require_responsive().is_err()
+        {
             return None;
         }
         self.connection_id()
@@ -346,14 +367,20 @@ async fn watch_responsiveness(client: Client, is_unresponsive: Arc<AtomicBool>) 
     }
 }
 
-/// Assigns an id to each new connection, and notifies the read connection.
-async fn track_connections(mut reconnections: Receiver<Address>, id: Arc<SharedConnectionId>, connected: Arc<Notify>) {
+/// Assigns an id to each new connection, and notifies the pipelined connections.
+async fn track_connections(
+    mut reconnections: Receiver<Address>,
+    id: Arc<SharedConnectionId>,
+    connected: [Arc<Notify>; 2],
+) {
     while !matches!(reconnections.recv().await, Err(RecvError::Closed)) {
         if id.get().is_some() {
             metrics::store_reconnected();
         }
         id.set(Some(ConnectionId::next()));
-        connected.notify_one();
+        for connected in &connected {
+            connected.notify_one();
+        }
     }
 }
 

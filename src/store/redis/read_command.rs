@@ -9,6 +9,8 @@ use fred::types::{CustomCommand, Value};
 use super::resp;
 use crate::store::StoreError;
 
+const HASH: &str = "HGETALL";
+
 /// A command that reads one key.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct ReadCommand {
@@ -20,7 +22,7 @@ pub(in crate::store) struct ReadCommand {
 impl ReadCommand {
     /// All fields of a hash, names and values in turn.
     pub(in crate::store) fn hash(key: String) -> Self {
-        Self { name: "HGETALL", key, args: Vec::new() }
+        Self { name: HASH, key, args: Vec::new() }
     }
 
     /// One field of a hash.
@@ -61,13 +63,14 @@ impl ReadCommand {
         &self.key
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        resp::write_header(b'*', 2 + self.args.len(), out);
-        resp::write_word(self.name.as_bytes(), out);
-        resp::write_word(self.key.as_bytes(), out);
-        for arg in &self.args {
-            resp::write_word(arg.as_bytes(), out);
-        }
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let words = [self.name, &self.key].into_iter().chain(self.args.iter().map(String::as_str));
+        resp::command(words.map(str::as_bytes))
+    }
+
+    /// [`Self::hash`], encoded.
+    pub(super) fn encode_hash(key: &str) -> Vec<u8> {
+        resp::command([HASH, key].map(str::as_bytes).into_iter())
     }
 
     /// Sends the command by the client.

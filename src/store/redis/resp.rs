@@ -1,5 +1,5 @@
-//! The part of Redis's protocol (RESP2, <https://redis.io/docs/latest/develop/reference/protocol-spec/>) that reads
-//! need: commands, and replies that are not nested. It parses a session four times as fast as the crate
+//! The part of Redis's protocol (RESP2, <https://redis.io/docs/latest/develop/reference/protocol-spec/>) that reads and
+//! scripts need: commands, and replies that are not nested. It parses a session four times as fast as the crate
 //! `redis-protocol` does (`benches/HISTORY.md`).
 
 use std::io;
@@ -7,6 +7,9 @@ use std::ops::Range;
 
 /// Digits of the longest string that Redis stores, 512 MiB.
 const NUMBER_DIGITS_MAX: usize = 9;
+
+/// Bytes that a word of a command takes beside its own, unless it is longer than 9,999 bytes.
+const WORD_OVERHEAD: usize = 9;
 
 /// Most texts of a reply for which space is reserved before they arrive.
 const TEXTS_RESERVED_MAX: usize = 1024;
@@ -23,14 +26,14 @@ pub(super) enum Frame<'a, const N: usize> {
 /// A reply that is not nested, as places in the received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Flat {
-    /// Several texts.
+    /// Several texts or numbers.
     Texts(Vec<Range<usize>>),
     /// One text, or none.
     Text(Option<Range<usize>>),
     /// A number.
     Integer(i64),
-    /// An error.
-    Error,
+    /// An error, or several texts of which one is missing.
+    Other,
 }
 
 /// Appends a command.
@@ -39,6 +42,13 @@ pub(super) fn write_command<'a>(words: impl Iterator<Item = &'a [u8]> + Clone, o
     for word in words {
         write_word(word, out);
     }
+}
+
+/// An encoded command.
+pub(super) fn command<'a>(words: impl Iterator<Item = &'a [u8]> + Clone) -> Vec<u8> {
+    let mut out = Vec::with_capacity(words.clone().map(|word| word.len() + WORD_OVERHEAD).sum());
+    write_command(words, &mut out);
+    out
 }
 
 /// Appends one word of a command.
@@ -127,7 +137,7 @@ pub(super) fn next_flat(received: &[u8]) -> io::Result<Option<(Flat, usize)>> {
             reader.position = line.len() + 2;
             let number = std::str::from_utf8(&line[1..]).ok().and_then(|number| number.parse().ok());
             match (line[0], number) {
-                (b'-', _) => Flat::Error,
+                (b'-', _) => Flat::Other,
                 (_, Some(number)) => Flat::Integer(number),
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
@@ -142,13 +152,19 @@ pub(super) fn next_flat(received: &[u8]) -> io::Result<Option<(Flat, usize)>> {
                 return Ok(None);
             };
             let mut texts = Vec::with_capacity(count.min(TEXTS_RESERVED_MAX));
+            let mut is_complete = true;
             for _ in 0..count {
-                match reader.text()? {
+                if reader.skip(b"$-1\r\n") {
+                    is_complete = false;
+                    continue;
+                }
+                let text = if reader.is_next(b":") { reader.number()? } else { reader.text()? };
+                match text {
                     Some(text) => texts.push(text),
                     None => return Ok(None),
                 }
             }
-            Flat::Texts(texts)
+            if is_complete { Flat::Texts(texts) } else { Flat::Other }
         }
     };
     Ok(Some((flat, reader.position)))
@@ -217,9 +233,13 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn is_next(&self, bytes: &[u8]) -> bool {
+        self.bytes[self.position..].starts_with(bytes)
+    }
+
     /// Skips these bytes, if they are next.
     fn skip(&mut self, bytes: &[u8]) -> bool {
-        let is_next = self.bytes[self.position..].starts_with(bytes);
+        let is_next = self.is_next(bytes);
         if is_next {
             self.position += bytes.len();
         }
@@ -244,6 +264,18 @@ impl Reader<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Reads a number and returns the range of its digits and sign; `None` if it is incomplete.
+    fn number(&mut self) -> io::Result<Option<Range<usize>>> {
+        let Some(line) = line(&self.bytes[self.position..]) else {
+            return Ok(None);
+        };
+        let (start, end) = (self.position + 1, self.position + line.len());
+        self.position = end + 2;
+        let digits = line[1..].strip_prefix(b"-").unwrap_or(&line[1..]);
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        if is_number { Ok(Some(start..end)) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
     /// Reads a string and returns its range; `None` if it is incomplete.
@@ -308,7 +340,9 @@ mod tests {
             ("$3\r\nabc\r\n", Flat::Text(Some(4..7))),
             ("$-1\r\n", Flat::Text(None)),
             (":-12\r\n", Flat::Integer(-12)),
-            ("-ERR x\r\n", Flat::Error),
+            ("-ERR x\r\n", Flat::Other),
+            ("*3\r\n:-1\r\n$1\r\na\r\n:20\r\n", Flat::Texts(vec![5..7, 13..14, 17..19])),
+            ("*2\r\n$-1\r\n$1\r\na\r\n", Flat::Other),
         ];
         for (reply, flat) in cases {
             for end in 0..reply.len() {
@@ -317,7 +351,7 @@ mod tests {
             let received = format!("{reply}*1\r\n");
             assert_eq!(next_flat(received.as_bytes()).expect("a reply"), Some((flat, reply.len())), "{reply:?}");
         }
-        for other in ["+OK\r\n", "*1\r\n:1\r\n", "*1\r\n*0\r\n", ":x\r\n", "*1\r\n$-1\r\n", "x"] {
+        for other in ["+OK\r\n", "*1\r\n:1x\r\n", "*1\r\n:-\r\n", "*1\r\n*0\r\n", ":x\r\n", "x"] {
             assert!(next_flat(other.as_bytes()).is_err(), "{other:?}");
         }
     }

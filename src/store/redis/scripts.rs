@@ -8,6 +8,7 @@ use fred::interfaces::LuaInterface;
 use fred::types::Value;
 
 use super::connection::{Needs, Server};
+use super::resp;
 use super::topology::Topology;
 use crate::metrics;
 use crate::store::StoreError;
@@ -59,6 +60,9 @@ impl Script {
         args: Vec<String>,
     ) -> Result<Reply, StoreError> {
         let slot = keys.first().map_or("", String::as_str);
+        if let Some(reply) = topology.run(self.needs, slot, self.encode(&keys, &args)).await? {
+            return Ok(Reply::of_texts(self.operation, reply.texts(self.operation)?));
+        }
         let reply = topology.call_with(self.needs, slot, |client| self.run_on(client, &keys, &args)).await?;
         Reply::new(self.operation, reply)
     }
@@ -67,6 +71,12 @@ impl Script {
     pub(in crate::store) async fn run_at(&self, server: &Server) -> Result<Reply, StoreError> {
         let reply = self.run_on(server.client().await?, &[], &[]).await?;
         Reply::new(self.operation, reply)
+    }
+
+    fn encode(&self, keys: &[String], args: &[String]) -> Vec<u8> {
+        let key_count = keys.len().to_string();
+        let words = ["EVALSHA", &self.sha1, &key_count].into_iter().chain(keys.iter().chain(args).map(String::as_str));
+        resp::command(words.map(str::as_bytes))
     }
 
     /// Runs the script on one server by its digest. A server that does not know the digest (new, restarted, promoted,

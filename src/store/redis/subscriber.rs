@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::connection_id::SharedConnectionId;
-use super::read_connection::{CONNECT_TIMEOUT, Stream, open};
+use super::pipeline::{CONNECT_TIMEOUT, Stream, open};
 use super::resp::{self, Pushed};
 use crate::metrics;
 

@@ -78,30 +78,41 @@ impl Topology {
         }
     }
 
-    /// The session `id` at `key`, over the read connection. The outer `None` means that the client has to read it.
+    /// The session `id` at `key`, over the pipelined connection. The outer `None` means that the client has to read it.
     pub(in crate::store) async fn read_session(
         &self,
-        key: String,
+        key: &str,
         id: SessionId,
     ) -> Result<Option<Option<Session>>, StoreError> {
         match &self.masters {
             Masters::One(server) => server.read_session(key, id).await,
-            Masters::Cluster(cluster) => match cluster.master_of(&key) {
+            Masters::Cluster(cluster) => match cluster.master_of(key) {
                 Some(server) => server.read_session(key, id).await,
                 None => Ok(None),
             },
         }
     }
 
-    /// The reply to a command that reads: over the read connection, or else by the client.
+    /// The reply to a command that reads: over the pipelined connection, or else by the client.
     pub(in crate::store) async fn read(&self, command: ReadCommand) -> Result<ReadReply, StoreError> {
         if let Some(server) = self.master_of(command.key())
-            && let Some(reply) = server.read(command.clone()).await?
+            && let Some(reply) = server.read(&command).await?
         {
             return Ok(reply);
         }
         // Boxed to keep the future of every call small.
         Box::pin(self.read_by_client(&command)).await
+    }
+
+    /// The reply to a script that needs this and has this key, over the pipelined connection. `None` means that the
+    /// client has to run it.
+    pub(super) async fn run(&self, needs: Needs, key: &str, command: Vec<u8>) -> Result<Option<ReadReply>, StoreError> {
+        let Some(server) = self.master_of(key) else { return Ok(None) };
+        let reply = server.run(needs, command).await;
+        if let (Err(_), Masters::Cluster(cluster)) = (&reply, &self.masters) {
+            cluster.request_reload();
+        }
+        reply
     }
 
     /// The reply to a command that reads, by the client.

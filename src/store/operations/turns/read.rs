@@ -127,7 +127,7 @@ impl SessionStore {
         if bytes <= SMALL_RESPONSE_BYTES {
             return self.read_command(command).await?.texts("get_turn");
         }
-        // A large reply on the read connection would delay the reads behind it.
+        // A large reply on the pipelined connection would delay the reads behind it.
         let _permit = self.large_reads.acquire().await;
         self.topology.read_by_client(&command).await?.texts("get_turn")
     }

@@ -1,11 +1,13 @@
-//! A connection that only reads, next to the client's (fred). Nearly every request reads, and the client spends more
-//! time on a read than Redis does. A session is read as a whole hash (`HGETALL`): looking up 17 named fields costs
-//! Redis a third more than sending their names as well (`benches/HISTORY.md`).
+//! A pipelined connection next to the client's (fred), which takes most of the service's time for reads and scripts.
+//! Each server has one for reads and one for scripts, because Redis may hold scripts back. A session is read as a whole
+//! hash (`HGETALL`): looking up 17 named fields costs Redis a third more than sending their names as well
+//! (`benches/HISTORY.md`).
 //!
-//! This connection decides nothing. If it does not get a reply (no connection, an error, a redirection, a loading
-//! server), the client sends the command again and handles the case; a read may be repeated. It is open only while the
-//! client has a connection, and leads to the same server. So it follows failovers, and is closed when the client's
-//! connection breaks.
+//! This connection decides nothing. If it does not get a reply of the right shape (no connection, an error, a
+//! redirection, a loading server), the client sends the command again and handles the case: reads and scripts may run
+//! twice. Only a script whose connection broke is not sent again, because its caller may rather give up. The connection
+//! is open only while the client has one, and leads to the same server. So it follows failovers, and is closed when the
+//! client's connection breaks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,7 +27,7 @@ use tokio::task::AbortHandle;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::connection_id::{ConnectionId, SharedConnectionId};
-use super::read_command::{ReadCommand, ReadReply};
+use super::read_command::ReadReply;
 use super::resp::{self, Flat, Frame};
 use crate::session::{Session, SessionId};
 use crate::store::StoreError;
@@ -45,16 +47,16 @@ const READ_BUFFER_MIN: usize = 16 * 1024;
 
 /// The connection. A background task opens it, and reopens it whenever it breaks, until this is dropped.
 #[derive(Debug)]
-pub(super) struct ReadConnection {
-    requests: UnboundedSender<ReadRequest>,
+pub(super) struct Pipeline {
+    requests: UnboundedSender<Request>,
     /// The client's connection that the open connection is paired with.
     paired_with: Arc<SharedConnectionId>,
     task: AbortHandle,
 }
 
-/// A command and the receiver of its reply.
-struct ReadRequest {
-    command: ReadCommand,
+/// An encoded command and the receiver of its reply.
+struct Request {
+    command: Vec<u8>,
     reply: ReplySender,
 }
 
@@ -62,17 +64,21 @@ struct ReadRequest {
 enum ReplySender {
     /// The session with this id.
     Session(SessionId, oneshot::Sender<Result<Option<Session>, StoreError>>),
-    /// Any reply that is not nested.
-    Flat(oneshot::Sender<Result<ReadReply, StoreError>>),
+    /// Any reply to a read that is not nested.
+    Read(oneshot::Sender<Result<ReadReply, StoreError>>),
+    /// The reply to a script.
+    Script(oneshot::Sender<Result<ReadReply, StoreError>>),
+    /// None: the caller was told that the reply is overdue.
+    Overdue,
 }
 
-impl Drop for ReadConnection {
+impl Drop for Pipeline {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl ReadConnection {
+impl Pipeline {
     /// Starts a connection paired with this client's.
     pub(super) fn start(
         client: &Client,
@@ -94,35 +100,46 @@ impl ReadConnection {
         Self { requests, paired_with, task: tokio::spawn(driver.run(receiver)).abort_handle() }
     }
 
-    /// The session `id` at `key`, if it exists. The outer `None` means that the client has to read it. `connection_id`
-    /// is the client's present connection.
+    /// The session `id`, if it exists, which this command reads. The outer `None` means that the client has to read it.
+    /// `connection_id` is the client's present connection.
     pub(super) async fn session(
         &self,
-        key: String,
+        command: Vec<u8>,
         id: SessionId,
         connection_id: ConnectionId,
     ) -> Option<Result<Option<Session>, StoreError>> {
         let (reply, receiver) = oneshot::channel();
-        self.request(ReadCommand::hash(key), ReplySender::Session(id, reply), connection_id)?;
+        self.request(command, ReplySender::Session(id, reply), connection_id)?;
         receiver.await.ok()
     }
 
-    /// The reply to a command. `None` means that the client has to send it.
+    /// The reply to a command that reads. `None` means that the client has to send it.
     pub(super) async fn read(
         &self,
-        command: ReadCommand,
+        command: Vec<u8>,
         connection_id: ConnectionId,
     ) -> Option<Result<ReadReply, StoreError>> {
         let (reply, receiver) = oneshot::channel();
-        self.request(command, ReplySender::Flat(reply), connection_id)?;
+        self.request(command, ReplySender::Read(reply), connection_id)?;
         receiver.await.ok()
     }
 
-    fn request(&self, command: ReadCommand, reply: ReplySender, connection_id: ConnectionId) -> Option<()> {
+    /// The reply to a script. `None` means that the client has to run it: Redis did not, or replied with an error.
+    pub(super) async fn run(
+        &self,
+        command: Vec<u8>,
+        connection_id: ConnectionId,
+    ) -> Option<Result<ReadReply, StoreError>> {
+        let (reply, receiver) = oneshot::channel();
+        self.request(command, ReplySender::Script(reply), connection_id)?;
+        receiver.await.ok()
+    }
+
+    fn request(&self, command: Vec<u8>, reply: ReplySender, connection_id: ConnectionId) -> Option<()> {
         if self.paired_with.get() != Some(connection_id) {
             return None;
         }
-        self.requests.send(ReadRequest { command, reply }).ok()
+        self.requests.send(Request { command, reply }).ok()
     }
 }
 
@@ -131,7 +148,15 @@ impl ReplySender {
         // The caller may have given up.
         match self {
             Self::Session(_, reply) => drop(reply.send(Err(error.into()))),
-            Self::Flat(reply) => drop(reply.send(Err(error.into()))),
+            Self::Read(reply) | Self::Script(reply) => drop(reply.send(Err(error.into()))),
+            Self::Overdue => {}
+        }
+    }
+
+    /// Ends a request whose connection broke. It is not known whether a script ran.
+    fn disconnect(self) {
+        if matches!(self, Self::Script(_)) {
+            self.fail(Error::new(ErrorKind::IO, "the connection broke before the reply"));
         }
     }
 }
@@ -148,17 +173,21 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(self, mut requests: UnboundedReceiver<ReadRequest>) {
+    async fn run(self, mut requests: UnboundedReceiver<Request>) {
         loop {
             if let Some(id) = self.connection_id.get().filter(|_| self.client.is_connected()) {
                 match tokio::time::timeout(CONNECT_TIMEOUT, open(&self.client, &self.config)).await {
                     Ok(Ok(stream)) => {
                         self.paired_with.set(Some(id));
+                        let mut pending = VecDeque::new();
                         // The client logs connections that break.
-                        let _ = self.serve(stream, &mut requests, id).await;
+                        let _ = self.serve(stream, &mut requests, &mut pending, id).await;
                         self.paired_with.set(None);
+                        for Pending { reply, .. } in pending {
+                            reply.disconnect();
+                        }
                     }
-                    Ok(Err(error)) => tracing::debug!(%error, "cannot open the connection for reads"),
+                    Ok(Err(error)) => tracing::debug!(%error, "cannot open a pipelined connection"),
                     Err(_) => {}
                 }
             }
@@ -169,58 +198,75 @@ impl Driver {
         }
     }
 
-    /// Sends the requests, several in one write, and delivers the replies in their order, until the connection breaks,
-    /// a reply is overdue, or the client has another connection.
+    /// Sends the requests, several in one write, and delivers the replies in their order, until the connection breaks
+    /// or the client has another connection. After the first overdue reply no more requests are sent: the connection
+    /// ends when the others have their replies, or are overdue as well.
     async fn serve(
         &self,
         mut stream: Box<dyn Stream>,
-        requests: &mut UnboundedReceiver<ReadRequest>,
+        requests: &mut UnboundedReceiver<Request>,
+        pending: &mut VecDeque<Pending>,
         id: ConnectionId,
     ) -> io::Result<()> {
-        let mut pending: VecDeque<(Instant, ReplySender)> = VecDeque::new();
         let (mut commands, mut replies) = (Vec::new(), BytesMut::new());
         let names = resp::encode_names(SESSION_FIELDS);
         let mut check = tokio::time::interval(CHECK_INTERVAL);
+        let mut is_closing = false;
         loop {
             if replies.capacity() - replies.len() < READ_BUFFER_MIN {
                 replies.reserve(4 * READ_BUFFER_MIN);
             }
             tokio::select! {
-                Some(first) = requests.recv() => {
+                Some(first) = requests.recv(), if !is_closing => {
                     // Yields once to the other tasks. A request that they add costs one more command, but no further
                     // write.
                     tokio::task::yield_now().await;
                     let sent = Instant::now();
                     let mut next = Some(first);
-                    while let Some(ReadRequest { command, reply }) = next {
-                        command.encode(&mut commands);
-                        pending.push_back((sent, reply));
+                    while let Some(Request { command, reply }) = next {
+                        commands.extend_from_slice(&command);
+                        pending.push_back(Pending { sent, reply });
                         next = if commands.len() < BATCH_BYTES_MAX { requests.try_recv().ok() } else { None };
                     }
                     let written = tokio::time::timeout(self.timeout, write(&mut stream, &commands)).await;
                     written.map_err(|_| io::ErrorKind::TimedOut)??;
                     commands.clear();
+                    commands.shrink_to(2 * BATCH_BYTES_MAX);
                 }
                 read = stream.read_buf(&mut replies) => {
                     if read? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
-                    deliver(&mut replies, &mut pending, &names)?;
+                    deliver(&mut replies, pending, &names)?;
                 }
                 _ = check.tick() => {
                     if self.connection_id.get() != Some(id) {
                         return Ok(());
                     }
-                    if pending.front().is_some_and(|(since, ..)| since.elapsed() >= self.timeout) {
-                        for (_, reply) in pending {
-                            reply.fail(Error::new(ErrorKind::Timeout, "no reply to a read before the timeout"));
-                        }
-                        return Ok(());
+                    let is_overdue = |request: &&mut Pending| request.sent.elapsed() >= self.timeout;
+                    for Pending { reply, .. } in pending.iter_mut().take_while(is_overdue) {
+                        let overdue = std::mem::replace(reply, ReplySender::Overdue);
+                        overdue.fail(Error::new(ErrorKind::Timeout, "no reply before the timeout"));
+                        is_closing = true;
                     }
+                    self.paired_with.set(Some(id).filter(|_| !is_closing));
+                }
+            }
+            if is_closing {
+                // Drops the requests that arrived meanwhile; the client serves them.
+                while requests.try_recv().is_ok() {}
+                if pending.iter().all(|request| matches!(request.reply, ReplySender::Overdue)) {
+                    return Ok(());
                 }
             }
         }
     }
+}
+
+/// A request whose reply has not arrived.
+struct Pending {
+    sent: Instant,
+    reply: ReplySender,
 }
 
 /// Connects to the client's server, as the same user.
@@ -278,18 +324,18 @@ async fn write(stream: &mut Box<dyn Stream>, commands: &[u8]) -> io::Result<()> 
 /// client sends the command again.
 fn deliver(
     replies: &mut BytesMut,
-    pending: &mut VecDeque<(Instant, ReplySender)>,
+    pending: &mut VecDeque<Pending>,
     names: &[Vec<u8>; SESSION_FIELDS.len()],
 ) -> io::Result<()> {
     while !replies.is_empty() {
-        let Some((sent, request)) = pending.pop_front() else {
+        let Some(Pending { sent, reply: request }) = pending.pop_front() else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         // The caller may have given up.
         match request {
             ReplySender::Session(id, reply) => {
                 let Some((frame, length)) = resp::next_fields(replies, names)? else {
-                    pending.push_front((sent, ReplySender::Session(id, reply)));
+                    pending.push_front(Pending { sent, reply: ReplySender::Session(id, reply) });
                     return Ok(());
                 };
                 if let Frame::Fields(texts) = frame {
@@ -297,14 +343,15 @@ fn deliver(
                 }
                 replies.advance(length);
             }
-            ReplySender::Flat(reply) => {
+            request => {
                 let Some((flat, length)) = resp::next_flat(replies)? else {
-                    pending.push_front((sent, ReplySender::Flat(reply)));
+                    pending.push_front(Pending { sent, reply: request });
                     return Ok(());
                 };
                 let frame = replies.split_to(length).freeze();
+                let (ReplySender::Read(reply) | ReplySender::Script(reply)) = request else { continue };
                 let read = match flat {
-                    Flat::Error => continue,
+                    Flat::Other => continue,
                     Flat::Integer(number) => ReadReply::Integer(number),
                     Flat::Text(text) => ReadReply::Text(text.map(|range| frame.slice(range))),
                     Flat::Texts(texts) => ReadReply::Texts(texts.into_iter().map(|range| frame.slice(range)).collect()),
