@@ -13,12 +13,11 @@
 --        3 now_ms            Unix time
 --        4 retention_ms      how long a session stays readable after its end
 --        5 lease_ms          how long the writer may be silent
---        6 turn_chunks_max   maximum chunks of a turn
---        7 turn_bytes_max    maximum bytes of all chunks of a turn, as JSON writes them
---        8 turn_id           the turn's id as JSON writes it, without quotes
---        9 number            the number of the turn, which its begin returned
---       10 from              the number of the first chunk, from 0
---       11 ... chunk (each as JSON writes it, without quotes)
+--        6 turn_bytes_max    maximum bytes of all chunks of a turn, as JSON writes them
+--        7 turn_id           the turn's id as JSON writes it, without quotes
+--        8 number            the number of the turn, which its begin returned
+--        9 from              the number of the first chunk, from 0
+--       10 ... chunk (each as JSON writes it, without quotes)
 -- Returns {`appended`, nextChunk, leaseUntil, 1 if the writer should stop or ``, status, lastActivityAt, expiresAt,
 --          activeUntil}      the last four of the session
 --         {`chunk_gap`, nextChunk} {`chunk_conflict`} {`too_large`}
@@ -28,25 +27,26 @@
 --         {`missing`}
 -- O(chunks in the call).
 local session, turn, chunks = KEYS[1], KEYS[2], KEYS[3]
-local id, scope, now_ms, retention_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local lease_ms, turn_chunks_max, turn_bytes_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local turn_id, number, from = ARGV[8], ARGV[9], ARGV[10]
+local id, scope, now_ms, retention_ms = ARGV[1], ARGV[2], ARGV[3] + 0, ARGV[4] + 0
+local lease_ms, turn_bytes_max = ARGV[5] + 0, ARGV[6] + 0
+local turn_id, number, from = ARGV[7], ARGV[8], ARGV[9]
+local FIRST, WIDTH = 10, 1
+local TURN_CHUNKS_MAX = 32768
 
 local session_id, status, expires_at, ended_at, last_activity_at, active_until, turn_number, open_id = unpack(
   redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'endedAt', 'lastActivityAt', 'activeUntil',
     'turnNumber', 'turnId'))
 if session_id ~= id then return {'missing'} end
 if not is_in_scope(session, scope) then return {'missing'} end
-if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
 if open_id ~= turn_id then return {'not_open'} end
 if turn_number ~= number then return {'taken'} end
 
 local next_chunk, chunk_bytes, cancel_until = unpack(
   redis.call('HMGET', turn, 'nextChunk', 'chunkBytes', 'cancelUntil'))
-local FIRST, WIDTH = 11, 1
 if not next_chunk then return {'not_open'} end
-local first, count = tonumber(from), #ARGV - FIRST + 1
-local stored = tonumber(next_chunk)
+local first, count = from + 0, #ARGV - FIRST + 1
+local stored = next_chunk + 0
 if count > 0 and first > stored then return {'chunk_gap', next_chunk} end
 local known = math.min(count, math.max(stored - first, 0))
 if known > 0 then
@@ -56,22 +56,23 @@ if known > 0 then
     if chunk ~= ARGV[FIRST + index - 1] then return {'chunk_conflict'} end
   end
 end
-local bytes = tonumber(chunk_bytes)
+local bytes = chunk_bytes + 0
 for i = FIRST + known, #ARGV, WIDTH do bytes = bytes + #ARGV[i] end
 local has_new = known < count
 if has_new then stored = first + count end
-if has_new and (stored > turn_chunks_max or bytes > turn_bytes_max) then return {'too_large'} end
-local lease_until = int(math.min(now_ms + lease_ms, tonumber(cancel_until or now_ms + lease_ms)))
+if has_new and (stored > TURN_CHUNKS_MAX or bytes > turn_bytes_max) then return {'too_large'} end
+local stored_text = has_new and int(stored) or next_chunk
+local lease_until = int(math.min(now_ms + lease_ms, cancel_until and cancel_until + 0 or now_ms + lease_ms))
 
 -- From here on only writes.
 if has_new then
   local length = redis.call('RPUSH', chunks, unpack(ARGV, FIRST + known))
-  if length == count - known then redis.call('PEXPIREAT', chunks, int(tonumber(active_until) + retention_ms)) end
-  redis.call('HSET', turn, 'nextChunk', int(stored), 'chunkBytes', int(bytes), 'leaseUntil', lease_until)
+  if length == count - known then redis.call('PEXPIREAT', chunks, int(active_until + retention_ms)) end
+  redis.call('HSET', turn, 'nextChunk', stored_text, 'chunkBytes', int(bytes), 'leaseUntil', lease_until)
 else
   redis.call('HSET', turn, 'leaseUntil', lease_until)
 end
 redis.call('HSET', session, 'turnUntil', lease_until)
 if has_new then notify_session(session, ARGV[3]) end
-return {'appended', int(stored), lease_until, cancel_until and '1' or '', status, last_activity_at, expires_at,
+return {'appended', stored_text, lease_until, cancel_until and '1' or '', status, last_activity_at, expires_at,
   active_until}

@@ -20,27 +20,25 @@
 --        7 resolution_ms   an expiry that moves by less is not written
 --        8 keep            number of newest messages to keep, at least as many as one call may append
 --        9 bytes_max      bytes of newest messages to keep; those of this call are kept in any case
---       10 trim_max        maximum messages to trim
---       11 conflict_bytes_max   bytes of conflicting messages beyond which no more conflicts are collected
---       12 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
+--       10 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
 --                          after `createdAt`; and how many bytes of it are the same in a replay)
 -- Returns {`appended`, messages trimmed, two for each message: 1 if it is new or 0 if it is known, its JSON}
 --         {`replayed`, the same}    every message was known
 --         {`turn_open`, position from 1}    the message has the id of the open turn
 --         {`turn_lost`}   the lease of the open turn is over: end that turn, then run again
 --         {`conflict`, two for each: position from 1, the stored JSON}; only the first conflicts if they have more
---                         bytes than conflict_bytes_max
+--                         bytes than CONFLICT_BYTES_MAX
 --         {`expiry_due`, businessId, userId}    the expiry has to move: run again with all keys
 --         {`missing`} {`not_active`}
 --         {`damaged`}    the ids and the messages do not agree
--- O(messages in the call + trim_max), plus log n in the size of the business index.
+-- O(messages in the call + TRIM_MAX), plus log n in the size of the business index.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
-local id, scope, now_ms, now_text = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local idle_ms, retention_ms, resolution_ms = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local keep, bytes_max, trim_max = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local conflict_bytes_max = tonumber(ARGV[11])
-local FIRST, WIDTH = 12, 3
+local id, scope, now_ms, now_text = ARGV[1], ARGV[2], ARGV[3] + 0, ARGV[4]
+local idle_ms, retention_ms, resolution_ms = ARGV[5] + 0, ARGV[6] + 0, ARGV[7] + 0
+local keep, bytes_max = ARGV[8] + 0, ARGV[9] + 0
+local FIRST, WIDTH = 10, 3
+local CONFLICT_BYTES_MAX = 1048576
 
 -- Whether a stored message is redacted and has the same ids and role as the new one. It has no content to compare.
 local function is_redacted_replay(stored, start, rest)
@@ -56,54 +54,59 @@ local session_id, status, expires_at, last_activity_at, active_until, message_co
 if session_id ~= id then return {'missing'} end
 if not is_in_scope(session, scope) then return {'missing'} end
 local ended_at = status ~= 'active' and redis.call('HGET', session, 'endedAt')
-local expires_ms, active_until_ms = tonumber(expires_at), tonumber(active_until)
-if now_ms >= (tonumber(ended_at) or expires_ms) + retention_ms then return {'missing'} end
+local expires_ms, active_until_ms = expires_at + 0, active_until + 0
+if now_ms >= (ended_at or expires_ms) + retention_ms then return {'missing'} end
 
-local active_ms = math.max(now_ms, tonumber(last_activity_at))
-local created_at = active_ms == now_ms and now_text or rfc3339(active_ms)
-local old_count, old_bytes = tonumber(message_count), tonumber(message_bytes or 0)
-local old_largest = tonumber(largest_message or 0)
+local active_ms = math.max(now_ms, last_activity_at + 0)
+local active_text, created_at
+if active_ms == now_ms then
+  active_text, created_at = ARGV[3], now_text
+else
+  active_text, created_at = last_activity_at, rfc3339(active_ms)
+end
+local old_count, old_bytes, old_largest = message_count + 0, (message_bytes or 0) + 0, (largest_message or 0) + 0
 local count, bytes, largest = old_count, old_bytes, old_largest
 local turn_id = turn_until and redis.call('HGET', session, 'turnId')
-local replies, conflicts, conflict_bytes = {}, {'conflict'}, 0
-local new_messages, new_ids = {}, {}
+local replies, conflicts, conflict_bytes = {'appended', 0}, nil, 0
+local new_messages, new_ids, newest_seq = {}, {}, nil
 for i = FIRST, #ARGV, WIDTH do
   local message_id, rest = ARGV[i], ARGV[i + 1]
   local seq = redis.call('HGET', message_ids, message_id)
   -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
-  local stored = seq and redis.call('LINDEX', messages, int(tonumber(seq) - old_count - 1))
+  local stored = seq and redis.call('LINDEX', messages, int(seq - old_count - 1))
   if stored then
     local start = string.match(stored, '^{"seq":' .. seq .. ',"createdAt":"[^"]*"()')
     if not start then return {'damaged'} end
-    local compared = tonumber(ARGV[i + 2])
+    local compared = ARGV[i + 2] + 0
     if string.sub(stored, start, start + compared - 1) == string.sub(rest, 1, compared)
       or is_redacted_replay(stored, start, rest) then
-      table.insert(replies, 0)
-      table.insert(replies, stored)
+      replies[#replies + 1] = 0
+      replies[#replies + 1] = stored
     else
-      table.insert(conflicts, int((i - FIRST) / WIDTH + 1))
-      table.insert(conflicts, stored)
+      conflicts = conflicts or {'conflict'}
+      conflicts[#conflicts + 1] = int((i - FIRST) / WIDTH + 1)
+      conflicts[#conflicts + 1] = stored
       conflict_bytes = conflict_bytes + #stored
-      if conflict_bytes > conflict_bytes_max then break end
+      if conflict_bytes > CONFLICT_BYTES_MAX then break end
     end
   elseif message_id == turn_id then
     return {'turn_open', int((i - FIRST) / WIDTH + 1)}
   else
     count = count + 1
-    local seq_text = int(count)
-    local message = '{"seq":' .. seq_text .. ',"createdAt":"' .. created_at .. '"' .. rest
+    newest_seq = int(count)
+    local message = '{"seq":' .. newest_seq .. ',"createdAt":"' .. created_at .. '"' .. rest
     bytes, largest = bytes + #message, math.max(largest, #message)
-    table.insert(new_messages, message)
-    table.insert(new_ids, message_id)
-    table.insert(new_ids, seq_text)
-    table.insert(replies, 1)
-    table.insert(replies, message)
+    new_messages[#new_messages + 1] = message
+    new_ids[#new_ids + 1] = message_id
+    new_ids[#new_ids + 1] = newest_seq
+    replies[#replies + 1] = 1
+    replies[#replies + 1] = message
   end
 end
-if #conflicts > 1 then return conflicts end
-if #new_messages == 0 then return {'replayed', 0, unpack(replies)} end
+if conflicts then return conflicts end
+if not newest_seq then return {'replayed', unpack(replies, 2)} end
 if not (status == 'active' and now_ms < expires_ms) then return {'not_active'} end
-if turn_until and now_ms >= tonumber(turn_until) + LOST_AFTER_MS then return {'turn_lost'} end
+if turn_until and now_ms >= turn_until + LOST_AFTER_MS then return {'turn_lost'} end
 
 local expires = math.min(active_ms + idle_ms, active_until_ms)
 local lag = expires - expires_ms
@@ -119,13 +122,13 @@ local is_first = old_count == 0
 local session_until = is_first and redis.call('PEXPIRETIME', session)
 local oldest, trimmed_ids = 1, {}
 if count >= keep or bytes > bytes_max then
-  oldest = tonumber(redis.call('HGET', session, 'oldestSeq') or 1)
-  for index = 0, trim_max - 1 do
+  oldest = (redis.call('HGET', session, 'oldestSeq') or 1) + 0
+  for index = 0, TRIM_MAX - 1 do
     if count - oldest < keep and bytes <= bytes_max then break end
     local message = redis.call('LINDEX', messages, index)
     if not message then break end
     oldest, bytes = oldest + 1, bytes - #message
-    table.insert(trimmed_ids, message_id_of(message))
+    trimmed_ids[#trimmed_ids + 1] = message_id_of(message)
   end
 end
 
@@ -133,11 +136,11 @@ end
 redis.call('RPUSH', messages, unpack(new_messages))
 redis.call('HSET', message_ids, unpack(new_ids))
 local changes = {
-  'messageCount', int(count), 'messageBytes', int(bytes), 'lastActivityAt', int(active_ms),
+  'messageCount', newest_seq, 'messageBytes', int(bytes), 'lastActivityAt', active_text,
 }
 local function change(field, value)
-  table.insert(changes, field)
-  table.insert(changes, int(value))
+  changes[#changes + 1] = field
+  changes[#changes + 1] = int(value)
 end
 if largest > old_largest then change('largestMessage', largest) end
 if #trimmed_ids > 0 then
@@ -148,17 +151,19 @@ end
 if extends then change('expiresAt', expires) end
 redis.call('HSET', session, unpack(changes))
 if extends then
-  local gone = int(expires + retention_ms)
+  local gone, later = int(expires + retention_ms), int(expires + retention_ms + resolution_ms)
   redis.call('PEXPIREAT', session, gone)
   redis.call('PEXPIREAT', messages, gone)
   redis.call('PEXPIREAT', message_ids, gone)
   redis.call('PEXPIREAT', pointer, gone)
   redis.call('ZADD', business, int(expires), id)
   if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
-  if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
+  -- Further than it must, so few calls move it.
+  if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, later) end
 elseif is_first and session_until > 0 then
   redis.call('PEXPIREAT', messages, int(session_until))
   redis.call('PEXPIREAT', message_ids, int(session_until))
 end
-notify(session, business_id, ARGV[3], 'm' .. int(old_count + 1) .. '-' .. int(count))
-return {'appended', #trimmed_ids, unpack(replies)}
+notify(session, business_id, ARGV[3], 'm' .. new_ids[2] .. '-' .. newest_seq)
+replies[2] = #trimmed_ids
+return replies

@@ -14,12 +14,11 @@
 --        4 lease_ms       how long the writer may be silent
 --        5 keep           number of newest messages to keep
 --        6 bytes_max      bytes of newest messages to keep
---        7 trim_max       maximum messages to trim
---        8 turn_id        the turn's id as JSON writes it, without quotes
---        9 writer         its writer, likewise
---       10 role           the role of the message that it becomes
---       11 metadata       the metadata of that message, JSON
---       12 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
+--        7 turn_id        the turn's id as JSON writes it, without quotes
+--        8 writer         its writer, likewise
+--        9 role           the role of the message that it becomes
+--       10 metadata       the metadata of that message, JSON
+--       11 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
 -- Returns {`began`, closed, fields}    this turn is new
 --         {`known`, closed, fields}    it is open: this writer began it before, or has it now
 --         {`over`, closed}             it is closed, or a message has its id
@@ -27,15 +26,15 @@
 --         {`not_active`} {`missing`}
 -- where closed is the status of the turn that this call closed, or ``, and fields are all fields of the turn's hash:
 -- name, value, name, value, in no fixed order.
--- O(chunks of the turn that it closes + trim_max).
+-- O(chunks of the turn that it closes + TRIM_MAX).
 local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local id, now_ms, retention_ms, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local keep, bytes_max, trim_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local turn_id, writer, role, metadata, if_open = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+local id, now_ms, retention_ms, lease_ms = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0
+local keep, bytes_max = ARGV[5] + 0, ARGV[6] + 0
+local turn_id, writer, role, metadata, if_open = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
-if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+if now_ms >= (document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
 local latest = latest_turn(turn, document)
 local is_this = document.turnId == turn_id
 local is_own = is_this and latest.writer == writer
@@ -43,7 +42,7 @@ local is_over = not is_this and (latest.turnId == turn_id
   or string.find(latest.earlier or '', '\n' .. turn_id .. '\t', 1, true)
   or redis.call('HGET', message_ids, turn_id))
 if is_over then return {'over', ''} end
-local is_active = document.status == 'active' and now_ms < tonumber(document.expiresAt)
+local is_active = document.status == 'active' and now_ms < document.expiresAt + 0
 if not is_own and not is_active then return {'not_active'} end
 
 local lost = not is_own and is_lost(document, now_ms)
@@ -54,11 +53,11 @@ if document.turnId and not takes_over then
     return {'turn_open', document.turnId, document.turnUntil}
   end
   local how = lost_or({
-    status = 'interrupted', at_ms = now_ms, created_ms = math.max(now_ms, tonumber(document.lastActivityAt)),
+    status = 'interrupted', at_ms = now_ms, created_ms = math.max(now_ms, document.lastActivityAt + 0),
     is_activity = true, discards = if_open == 'discard',
   }, document, now_ms)
   plan = plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
-    document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max, lease_ms = lease_ms})
+    document, latest, how, {keep = keep, bytes_max = bytes_max, lease_ms = lease_ms})
 end
 
 -- From here on only writes.
@@ -83,12 +82,12 @@ if not goes_on then
   }
   redis.call('DEL', turn, chunks)
 end
-if not is_own then document.turnNumber = int(tonumber(document.turnNumber or 0) + 1) end
+if not is_own then document.turnNumber = int((document.turnNumber or 0) + 1) end
 latest.number, latest.writer = document.turnNumber, writer
 if not goes_on then latest.since = latest.number end
 latest.leaseUntil = lease_end(latest, now_ms + lease_ms)
 redis.call('HSET', turn, unpack(with_turn({}, latest)))
-redis.call('PEXPIREAT', turn, int(tonumber(document.activeUntil) + retention_ms))
+redis.call('PEXPIREAT', turn, int(document.activeUntil + retention_ms))
 redis.call('HSET', session, 'turnNumber', latest.number, 'turnId', turn_id, 'turnUntil', latest.leaseUntil)
 notify(session, document.businessId, ARGV[2], words)
 return with_turn({takes_over and 'known' or 'began', closed}, latest)

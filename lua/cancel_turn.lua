@@ -16,17 +16,17 @@
 --         {`missing`}
 -- O(1).
 local session, turn = KEYS[1], KEYS[2]
-local id, now_ms, retention_ms, stop_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local id, now_ms, retention_ms, stop_ms = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0
 local turn_id = ARGV[5]
 
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
-if now_ms >= tonumber(document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+if now_ms >= (document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
 local latest = latest_turn(turn, document)
 if document.turnId ~= turn_id then return {'not_open'} end
 if latest.cancelUntil then return with_turn({'cancelled'}, latest) end
 latest.cancelUntil = int(now_ms + stop_ms)
-latest.leaseUntil = lease_end(latest, tonumber(document.turnUntil))
+latest.leaseUntil = lease_end(latest, document.turnUntil + 0)
 
 -- From here on only writes.
 redis.call('HSET', turn, 'cancelUntil', latest.cancelUntil, 'leaseUntil', latest.leaseUntil)

@@ -27,5 +27,5 @@ end
 local function changed_with(changed, seq)
   local count, seqs = string.match(changed or '0', '^(%d+)(.*)$')
   local kept = string.match(seqs .. ' ' .. seq, ' %d+ %d+ %d+ %d+ %d+ %d+ %d+ %d+$')
-  return int(tonumber(count) + 1) .. (kept or seqs .. ' ' .. seq)
+  return int(count + 1) .. (kept or seqs .. ' ' .. seq)
 end

@@ -18,12 +18,12 @@
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local turn, chunks = KEYS[7], KEYS[8]
-local id, now_ms, retention_ms, if_version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local id, now_ms, retention_ms, if_version = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4]
 
 local session_id, business_id, version, expires_at, ended_at, turn_number = unpack(
   redis.call('HMGET', session, 'sessionId', 'businessId', 'version', 'expiresAt', 'endedAt', 'turnNumber'))
 if session_id ~= id then return {'missing'} end
-if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
 if if_version ~= '' and if_version ~= version then return {'version_mismatch'} end
 if turn_number and not turn then return {'has_turn'} end
 local pointed_id = redis.call('GET', pointer)

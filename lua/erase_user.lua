@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- erase_user: remove at most batch_max sessions of a user with their messages; the caller repeats it until none remain.
+-- erase_user: remove at most BATCH_MAX sessions of a user with their messages; the caller repeats it until none remain.
 --
 -- Why it is atomic: one step removes sessions with their pointer and index entries, so a reader between two runs sees
 -- only complete sessions. The active session is removed first, then the newest ones, so no caller gets a session that
@@ -12,17 +12,18 @@
 -- ARGV   1 partition      key prefix of the partition
 --        2 now_ms         Unix time
 --        3 retention_ms   how long a session stays readable after its end
---        4 batch_max      maximum sessions to remove
 -- Returns {`erased`, sessions removed that were still readable, history entries that remain}
--- O(batch_max log n) in the size of the indexes; Redis frees the memory in the background.
+-- O(BATCH_MAX log n) in the size of the indexes; Redis frees the memory in the background.
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
-local partition, now_ms, retention_ms, batch_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local partition, now_ms, retention_ms = ARGV[1], ARGV[2] + 0, ARGV[3] + 0
+-- Most sessions that one call removes.
+local BATCH_MAX = 100
 
 -- In a moving slot a session may only seem missing. Then this fails.
 redis.call('EXISTS', pointer, partition .. 'none')
 local pointed_id = redis.call('GET', pointer)
 local ids = {pointed_id or nil}
-for _, id in ipairs(redis.call('ZRANGE', history, 0, batch_max - 1, 'REV')) do
+for _, id in ipairs(redis.call('ZRANGE', history, 0, BATCH_MAX - 1, 'REV')) do
   if id ~= pointed_id then table.insert(ids, id) end
 end
 local entries, removed, readable, business_id = redis.call('ZCARD', history), 0, 0, nil
@@ -30,7 +31,7 @@ for _, id in ipairs(ids) do
   local its_business, expires_at, ended_at = unpack(
     redis.call('HMGET', partition .. 's:' .. id, 'businessId', 'expiresAt', 'endedAt'))
   business_id = its_business or business_id
-  local over = tonumber(ended_at or expires_at)
+  local over = ended_at or expires_at
   if over and now_ms < over + retention_ms then readable = readable + 1 end
   if redis.call('ZSCORE', history, id) then removed = removed + 1 end
 end

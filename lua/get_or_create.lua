@@ -8,7 +8,7 @@
 -- script returns it as it is now. An id that is derived from an idempotency key can occur again: it names one session
 -- until that session is removed, then a new one. The script compares the stored owner, because a derived id does not
 -- prove who created the session.
--- A create also removes the user's oldest sessions beyond sessions_max, at most trim_max a call. The created session is
+-- A create also removes the user's oldest sessions beyond sessions_max, at most TRIM_MAX a call. The created session is
 -- then the newest and the only active one, so no active session is removed.
 --
 -- KEYS   1 pointer    the user's active pointer            (string)
@@ -26,24 +26,27 @@
 --        6 retention_ms       how long a session stays readable after its end
 --        7 resolution_ms      write activity if it is this much later than the last one, or moves the expiry as far
 --        8 if_active          `return` or `replace`
---        9 trim_max           maximum stale entries to remove from each index, and maximum sessions to remove
---       10 sessions_max       number of newest sessions to keep
---       11 business_id        the user's business
---       12 user_id            the user
---       13 id_comes_again     `1` if an earlier session may have had new_id (idempotency key), else ``
---       14 ... field, value   the fields of the new session that the caller chose
+--        9 sessions_max       number of newest sessions to keep
+--       10 business_id        the user's business
+--       11 user_id            the user
+--       12 id_comes_again     `1` if an earlier session may have had new_id (idempotency key), else ``
+--       13 ... field, value   the fields of the new session that the caller chose
 -- Returns {`created`, createdAt, the endReason of the session that this call ended or ``, sessions removed}
 --         {`replayed`, fields}    an earlier run created it; with id_comes_again only if it is not active any more
 --         {`resumed`, fields}     the active session, with its activity written if that was due
 --         {`foreign`}             another user's session has new_id
 -- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
--- O(log n) in the size of the indexes, plus trim_max.
+-- O(log n) in the size of the indexes, plus TRIM_MAX.
 local pointer, history, business, created = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local partition, new_id = ARGV[1], ARGV[2]
-local now_ms, idle_ms, max_lifetime_ms = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local retention_ms, resolution_ms = tonumber(ARGV[6]), tonumber(ARGV[7])
-local if_active, trim_max, sessions_max = ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
-local business_id, user_id, id_comes_again = ARGV[11], ARGV[12], ARGV[13] == '1'
+local now_ms, idle_ms, max_lifetime_ms = ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0
+local retention_ms, resolution_ms = ARGV[6] + 0, ARGV[7] + 0
+local if_active, sessions_max = ARGV[8], ARGV[9] + 0
+local business_id, user_id, id_comes_again = ARGV[10], ARGV[11], ARGV[12] == '1'
+-- Most stale entries that one call removes from each index, and most sessions that it removes.
+local TRIM_MAX = 4
+-- What PEXPIRETIME replies of a key that does not exist.
+local NO_KEY = -2
 
 local function set(fields, name, value)
   for i = 1, #fields, 2 do
@@ -60,13 +63,16 @@ if old_id then
     unpack(redis.call('HMGET', old_key, 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'version', 'updatedAt'))
 end
 local marked_active = old_status == 'active'
-local is_active = marked_active and now_ms < tonumber(old_expires_at)
+local is_active = marked_active and now_ms < old_expires_at + 0
 local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 
-local earlier_business, earlier_user, earlier_expires_at, earlier_ended_at =
-  unpack(redis.call('HMGET', created, 'businessId', 'userId', 'expiresAt', 'endedAt'))
-if earlier_business and (earlier_business ~= business_id or earlier_user ~= user_id) then return {'foreign'} end
-local is_replay = earlier_business and now_ms < tonumber(earlier_ended_at or earlier_expires_at) + retention_ms
+local earlier_business, is_replay = redis.call('HGET', created, 'businessId'), false
+if earlier_business then
+  local earlier_user, earlier_expires_at, earlier_ended_at =
+    unpack(redis.call('HMGET', created, 'userId', 'expiresAt', 'endedAt'))
+  if earlier_business ~= business_id or earlier_user ~= user_id then return {'foreign'} end
+  is_replay = now_ms < (earlier_ended_at or earlier_expires_at) + retention_ms
+end
 local is_active_replay = id_comes_again and is_replay and is_active and old_id == new_id
 if is_replay and not is_active_replay then return {'replayed', unpack(redis.call('HGETALL', created))} end
 
@@ -76,41 +82,44 @@ if id_comes_again then redis.call('EXISTS', pointer, partition .. 'none') end
 
 if is_active_replay or (is_active and if_active == 'return') then
   local fields = redis.call('HGETALL', old_key)
-  local expires = math.min(now_ms + idle_ms, tonumber(old_active_until))
-  local idle_for, lag = now_ms - tonumber(old_active_at), expires - tonumber(old_expires_at)
-  local is_last_step = lag > 0 and expires == tonumber(old_active_until)
+  local expires = math.min(now_ms + idle_ms, old_active_until + 0)
+  local idle_for, lag = now_ms - old_active_at, expires - old_expires_at
+  local is_last_step = lag > 0 and expires == old_active_until + 0
   if idle_for > 0 and (idle_for >= resolution_ms or lag >= resolution_ms or is_last_step) then
-    local gone = int(expires + retention_ms)
-    set(fields, 'lastActivityAt', int(now_ms))
-    set(fields, 'expiresAt', int(expires))
-    redis.call('HSET', old_key, 'lastActivityAt', int(now_ms), 'expiresAt', int(expires))
+    local gone, later = int(expires + retention_ms), int(expires + retention_ms + resolution_ms)
+    local expires_at = int(expires)
+    set(fields, 'lastActivityAt', ARGV[3])
+    set(fields, 'expiresAt', expires_at)
+    redis.call('HSET', old_key, 'lastActivityAt', ARGV[3], 'expiresAt', expires_at)
     redis.call('PEXPIREAT', old_key, gone)
     redis.call('PEXPIREAT', partition .. 'm:' .. old_id, gone)
     redis.call('PEXPIREAT', partition .. 'd:' .. old_id, gone)
     redis.call('PEXPIREAT', pointer, gone)
-    redis.call('ZADD', business, int(expires), old_id)
+    redis.call('ZADD', business, expires_at, old_id)
     if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
-    if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, gone) end
+    if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, later) end
   end
   return {'resumed', unpack(fields)}
 end
 
 -- Create a session. Its createdAt is later than every score of the history, and so than every createdAt of the user,
 -- even if the clocks of the services differ.
-local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
-local start_ms = now_ms
-if newest_score then start_ms = math.max(now_ms, tonumber(newest_score) + 1) end
-
--- Which of the oldest sessions go: those that Redis has removed, and those beyond sessions_max.
-local excess = redis.call('ZCARD', history) + 1 - sessions_max
-if excess > 0 and redis.call('ZSCORE', history, new_id) then excess = excess - 1 end
-local stale_history, oldest, trimmed = {}, {}, {}
-for _, id in ipairs(redis.call('ZRANGE', history, 0, trim_max - 1)) do
-  local entries = redis.call('EXISTS', partition .. 's:' .. id) == 0 and stale_history or oldest
-  if id ~= new_id then table.insert(entries, id) end
+local start_ms, stale_history, trimmed, stale_business = now_ms, {}, {}, {}
+if history_until ~= NO_KEY then
+  local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
+  start_ms = math.max(now_ms, newest_score + 1)
+  -- Which of the oldest sessions go: those that Redis has removed, and those beyond sessions_max.
+  local excess, oldest = redis.call('ZCARD', history) + 1 - sessions_max, {}
+  if excess > 0 and redis.call('ZSCORE', history, new_id) then excess = excess - 1 end
+  for _, id in ipairs(redis.call('ZRANGE', history, 0, TRIM_MAX - 1)) do
+    local entries = redis.call('EXISTS', partition .. 's:' .. id) == 0 and stale_history or oldest
+    if id ~= new_id then table.insert(entries, id) end
+  end
+  for index = 1, math.min(#oldest, excess - #stale_history) do table.insert(trimmed, oldest[index]) end
 end
-for index = 1, math.min(#oldest, excess - #stale_history) do table.insert(trimmed, oldest[index]) end
-local stale_business = redis.call('ZRANGE', business, '-inf', int(now_ms), 'BYSCORE', 'LIMIT', 0, trim_max)
+if business_until ~= NO_KEY then
+  stale_business = redis.call('ZRANGE', business, '-inf', ARGV[3], 'BYSCORE', 'LIMIT', 0, TRIM_MAX)
+end
 
 -- From here on only writes.
 -- Removes what an earlier session with this id left: Redis may not have expired all of its keys yet.
@@ -125,10 +134,10 @@ local ended = ''
 if is_active then
   ended = 'replaced'
   -- Not before its last change or activity, even if another service with a fast clock wrote those.
-  local end_ms = math.max(now_ms, tonumber(old_active_at), tonumber(old_updated_at))
+  local end_ms = math.max(now_ms, old_active_at + 0, old_updated_at + 0)
   local gone = int(end_ms + retention_ms)
   redis.call('HSET', old_key, 'status', 'ended', 'endReason', ended, 'endedAt', int(end_ms),
-    'updatedAt', int(end_ms), 'version', int(tonumber(old_version) + 1))
+    'updatedAt', int(end_ms), 'version', int(old_version + 1))
   redis.call('PEXPIREAT', old_key, gone)
   redis.call('PEXPIREAT', partition .. 'm:' .. old_id, gone)
   redis.call('PEXPIREAT', partition .. 'd:' .. old_id, gone)
@@ -142,18 +151,21 @@ end
 -- Only createdAt, updatedAt and the history use start_ms: a clock that was ahead must not prolong later sessions.
 local active_until = now_ms + max_lifetime_ms
 local expires = math.min(now_ms + idle_ms, active_until)
-local gone = int(expires + retention_ms)
+local start, expires_at, gone = int(start_ms), int(expires), int(expires + retention_ms)
 redis.call('HSET', created, 'sessionId', new_id, 'status', 'active', 'messageCount', '0', 'version', '1',
-  'createdAt', int(start_ms), 'updatedAt', int(start_ms), 'lastActivityAt', int(now_ms),
-  'expiresAt', int(expires), 'activeUntil', int(active_until), 'businessId', business_id, 'userId', user_id,
-  unpack(ARGV, 14))
+  'createdAt', start, 'updatedAt', start, 'lastActivityAt', ARGV[3],
+  'expiresAt', expires_at, 'activeUntil', int(active_until), 'businessId', business_id, 'userId', user_id,
+  unpack(ARGV, 13))
 redis.call('PEXPIREAT', created, gone)
 redis.call('SET', pointer, new_id, 'PXAT', gone)
-redis.call('ZADD', history, int(start_ms), new_id)
-redis.call('ZADD', business, int(expires), new_id)
--- What was removed above may have been all that an index held: then it is a new one, and has no expiry yet.
-redis.call('PEXPIREAT', history, int(math.max(history_until, expires + retention_ms)))
-redis.call('PEXPIREAT', business, int(math.max(business_until, expires + retention_ms)))
+redis.call('ZADD', history, start, new_id)
+redis.call('ZADD', business, expires_at, new_id)
+-- What was removed above may have been all that an index held: then it is a new one, and has no expiry yet. That of the
+-- business moves further than it must, so few calls move it.
+redis.call('PEXPIREAT', history, history_until > expires + retention_ms and int(history_until) or gone)
+if business_until < expires + retention_ms or #stale_business > 0 or ended ~= '' then
+  redis.call('PEXPIREAT', business, int(math.max(business_until, expires + retention_ms + resolution_ms)))
+end
 -- After all other writes, because one of them may have ended a session that is removed here.
 for _, id in ipairs(trimmed) do
   redis.call('UNLINK', partition .. 's:' .. id, partition .. 'm:' .. id, partition .. 'd:' .. id,
@@ -165,4 +177,4 @@ end
 if ended ~= '' then notify(old_key, business_id, ARGV[3], 's') end
 -- No stream can listen to a session that is new.
 notify_business(created, business_id, ARGV[3], 's')
-return {'created', int(start_ms), ended, tostring(#trimmed)}
+return {'created', start, ended, tostring(#trimmed)}

@@ -3,6 +3,8 @@
 --
 -- A turn may be closed as lost from LOST_AFTER_MS after `turnUntil` on, which is the end of its lease.
 local LOST_AFTER_MS = 1000
+-- Most messages beyond the limits that one call removes.
+local TRIM_MAX = 200
 
 -- Whether the caller may use the session. `scope` is empty for all, or has lines of `business` or
 -- `business<tab>user`, each between two line feeds.

@@ -25,7 +25,7 @@
 -- O(n) in the number of newer messages.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local turn, chunks = KEYS[4], KEYS[5]
-local id, now_ms, now_text, retention_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local id, now_ms, now_text, retention_ms = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4] + 0
 local message_id, roles = ARGV[5], ARGV[6]
 local REDACTED = ',"content":null,'
 
@@ -33,11 +33,11 @@ local session_id, business_id, expires_at, ended_at, version, message_count, mes
   turn_number, changed_messages = unpack(redis.call('HMGET', session, 'sessionId', 'businessId', 'expiresAt', 'endedAt',
     'version', 'messageCount', 'messageBytes', 'largestMessage', 'turnNumber', 'changedMessages'))
 if session_id ~= id then return {'missing'} end
-if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
 local seq = redis.call('HGET', message_ids, message_id)
 if not seq then return {'no_message'} end
 -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
-local index = int(tonumber(seq) - tonumber(message_count) - 1)
+local index = int(seq - message_count - 1)
 local stored = redis.call('LINDEX', messages, index)
 local ids_at = stored and string.match(stored, '^{"seq":' .. seq .. ',"createdAt":"[^"]*"()')
 if not ids_at then return {'damaged'} end
@@ -64,9 +64,9 @@ if is_of_turn then
 end
 redis.call('LSET', messages, index, message)
 redis.call('HSET', session,
-  'version', int(tonumber(version) + 1),
-  'messageBytes', int(tonumber(message_bytes) + #message - #stored),
-  'largestMessage', int(math.max(#message, tonumber(largest_message))),
+  'version', int(version + 1),
+  'messageBytes', int(message_bytes + #message - #stored),
+  'largestMessage', int(math.max(#message, largest_message + 0)),
   'changedMessages', changed_with(changed_messages, seq))
 notify(session, business_id, ARGV[2], 'c' .. seq .. ' s')
 return {'redacted'}

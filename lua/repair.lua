@@ -23,8 +23,8 @@
 local session, messages, message_ids, business = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local pointer, history = KEYS[5], KEYS[6]
 local partition, id, business_id, user_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local now_ms, retention_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
-local index_gone_ms, others_max = tonumber(ARGV[7]), tonumber(ARGV[8])
+local now_ms, retention_ms = ARGV[5] + 0, ARGV[6] + 0
+local index_gone_ms, others_max = ARGV[7] + 0, ARGV[8] + 0
 local NO_KEY, NO_EXPIRY = -2, -1
 
 local function int(ms)

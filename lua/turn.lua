@@ -27,19 +27,19 @@ local function with_turn(reply, turn)
 end
 
 local function is_lost(document, now_ms)
-  return document.turnId and now_ms >= tonumber(document.turnUntil) + LOST_AFTER_MS
+  return document.turnId and now_ms >= document.turnUntil + LOST_AFTER_MS
 end
 
 -- How the open turn is closed by others: as lost if its lease is over, otherwise as `how` says.
 local function lost_or(how, document, now_ms)
   if not is_lost(document, now_ms) then return how end
-  local lease_until = tonumber(document.turnUntil)
+  local lease_until = document.turnUntil + 0
   return {status = 'lost', at_ms = lease_until, created_ms = lease_until}
 end
 
 -- The end of a lease that is renewed until `until_ms`. The first request to stop bounds it.
 local function lease_end(turn, until_ms)
-  return int(math.min(until_ms, tonumber(turn.cancelUntil or until_ms)))
+  return int(math.min(until_ms, (turn.cancelUntil or until_ms) + 0))
 end
 
 -- What is remembered of closed turns when another one begins: a line for each, the newest last.
@@ -61,7 +61,7 @@ end
 --   how       status: of a turn that nobody asked to stop; at_ms: when it ended; created_ms: `createdAt` of its
 --             message; is_activity: whether that is activity of the session; discards: whether its text is dropped; and,
 --             given by its writer: endedAs, content, metadata, error
---   limits    keep, bytes_max, trim_max: as in append_messages; lease_ms: how long its chunks stay readable
+--   limits    keep, bytes_max: as in append_messages; lease_ms: how long its chunks stay readable
 local function plan_close(keys, document, latest, how, limits)
   local status = latest.cancelUntil and 'cancelled' or how.status
   local content = how.content
@@ -82,16 +82,16 @@ local function plan_close(keys, document, latest, how, limits)
   if how.error then change(plan.turn, 'error', how.error) end
   if not content then return plan end
 
-  local old_count = tonumber(document.messageCount)
+  local old_count = document.messageCount + 0
   local count = old_count + 1
   plan.seq = int(count)
   plan.message = '{"seq":' .. plan.seq .. ',"createdAt":"' .. rfc3339(how.created_ms) .. '","sessionId":"'
     .. document.sessionId .. '","messageId":"' .. latest.turnId .. '","role":"' .. latest.role .. '","content":' .. content
     .. ',"metadata":' .. (how.metadata or latest.metadata) .. ',"finishReason":"' .. status .. '"}'
-  local bytes = tonumber(document.messageBytes or 0) + #plan.message
-  local first_oldest = tonumber(document.oldestSeq or 1)
+  local bytes = (document.messageBytes or 0) + #plan.message
+  local first_oldest = (document.oldestSeq or 1) + 0
   local oldest = first_oldest
-  for index = 0, limits.trim_max - 1 do
+  for index = 0, TRIM_MAX - 1 do
     if count - oldest < limits.keep and bytes <= limits.bytes_max then break end
     local message = redis.call('LINDEX', keys.messages, index)
     if not message then break end
@@ -104,7 +104,7 @@ local function plan_close(keys, document, latest, how, limits)
   change(plan.session, 'messageCount', plan.seq)
   change(plan.session, 'messageBytes', int(bytes))
   if how.is_activity then change(plan.session, 'lastActivityAt', int(how.created_ms)) end
-  if #plan.message > tonumber(document.largestMessage or 0) then
+  if #plan.message > (document.largestMessage or 0) + 0 then
     change(plan.session, 'largestMessage', int(#plan.message))
   end
   if oldest > first_oldest then change(plan.session, 'oldestSeq', int(oldest)) end

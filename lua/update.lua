@@ -27,9 +27,8 @@
 --       12 if_active          `replace`, or `return` to reject a resume if another session is active
 --       13 keep               number of newest messages to keep
 --       14 bytes_max          bytes of newest messages to keep
---       15 trim_max           maximum messages to trim
---       16 lease_ms           how long the chunks of a turn that this call closes stay readable
---       17 ... field, value   `=` and the new value, or `` to remove the field
+--       15 lease_ms           how long the chunks of a turn that this call closes stay readable
+--       16 ... field, value   `=` and the new value, or `` to remove the field
 -- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, the status of
 --          the turn that this call closed or ``, fields}
 --         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
@@ -41,13 +40,13 @@ local MUTATIONS_KEPT = 4
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local turn, chunks = KEYS[7], KEYS[8]
-local partition, id, now_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local idle_ms, max_lifetime_ms, retention_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local resolution_ms = tonumber(ARGV[7])
+local partition, id, now_ms = ARGV[1], ARGV[2], ARGV[3] + 0
+local idle_ms, max_lifetime_ms, retention_ms = ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
+local resolution_ms = ARGV[7] + 0
 local mutation_id, if_version, base_metadata = ARGV[8], ARGV[9], ARGV[10]
 local status, if_active = ARGV[11], ARGV[12]
-local keep, bytes_max, trim_max = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
-local lease_ms = tonumber(ARGV[16])
+local keep, bytes_max = ARGV[13] + 0, ARGV[14] + 0
+local lease_ms = ARGV[15] + 0
 
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
@@ -61,22 +60,22 @@ local function updated(change, other_ended, closed)
   return reply
 end
 
-local over_ms = tonumber(document.endedAt or document.expiresAt)
+local over_ms = (document.endedAt or document.expiresAt) + 0
 if now_ms >= over_ms + retention_ms then return {'missing'} end
 local mutations = document.mutations or ''
 if string.find(mutations, mutation_id, 1, true) then return updated('', '', '') end
 if if_version ~= '' and if_version ~= document.version then return {'version_mismatch'} end
 if base_metadata ~= '' and base_metadata ~= '=' .. document.metadata then return {'stale'} end
 
-local was_active = document.status == 'active' and now_ms < tonumber(document.expiresAt)
+local was_active = document.status == 'active' and now_ms < document.expiresAt + 0
 local expired_now = document.status == 'active' and not was_active
 local resumes = status == 'active' and not was_active
 local ends = status == 'ended' and was_active
 local pointed_id = redis.call('GET', pointer)
-local active_ms = math.max(now_ms, tonumber(document.lastActivityAt))
-local active_until = resumes and active_ms + max_lifetime_ms or tonumber(document.activeUntil)
+local active_ms = math.max(now_ms, document.lastActivityAt + 0)
+local active_until = resumes and active_ms + max_lifetime_ms or document.activeUntil + 0
 local expires = math.min(active_ms + idle_ms, active_until)
-local lag = expires - tonumber(document.expiresAt)
+local lag = expires - document.expiresAt
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
 local is_due = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until)
 local extends = resumes or (was_active and not ends and is_due)
@@ -84,7 +83,7 @@ local extends = resumes or (was_active and not ends and is_due)
 local history_ms
 if resumes then
   local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
-  history_ms = math.max(now_ms, tonumber(newest_score or 0) + 1)
+  history_ms = math.max(now_ms, (newest_score or 0) + 1)
 end
 local history_until, business_until
 if extends or ends or expired_now then
@@ -97,7 +96,7 @@ if resumes and pointed_id and pointed_id ~= id then
   other_key = partition .. 's:' .. pointed_id
   other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at = unpack(
     redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt', 'lastActivityAt'))
-  other_active = other_status == 'active' and now_ms < tonumber(other_expires_at)
+  other_active = other_status == 'active' and now_ms < other_expires_at + 0
   if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
   -- In a moving slot the other session may only seem missing. Then this fails.
   redis.call('EXISTS', pointer, partition .. 'none')
@@ -109,7 +108,7 @@ if ends and document.turnId then
   local how = lost_or({status = 'interrupted', at_ms = now_ms, created_ms = active_ms}, document, now_ms)
   latest = latest_turn(turn, document)
   plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
-    document, latest, how, {keep = keep, bytes_max = bytes_max, trim_max = trim_max, lease_ms = lease_ms})
+    document, latest, how, {keep = keep, bytes_max = bytes_max, lease_ms = lease_ms})
 end
 
 -- From here on only writes. `document` becomes the stored session; `write` and `remove` collect the changed fields.
@@ -138,10 +137,10 @@ if other_status == 'active' then
   if other_active then
     other_ended = 'replaced'
     -- Not before its last change or activity, even if another service with a fast clock wrote those.
-    local end_ms = math.max(now_ms, tonumber(other_updated_at), tonumber(other_active_at))
+    local end_ms = math.max(now_ms, other_updated_at + 0, other_active_at + 0)
     local gone = int(end_ms + retention_ms)
     redis.call('HSET', other_key, 'status', 'ended', 'endReason', other_ended, 'endedAt', int(end_ms),
-      'updatedAt', int(end_ms), 'version', int(tonumber(other_version) + 1))
+      'updatedAt', int(end_ms), 'version', int(other_version + 1))
     redis.call('PEXPIREAT', other_key, gone)
     redis.call('PEXPIREAT', partition .. 'm:' .. pointed_id, gone)
     redis.call('PEXPIREAT', partition .. 'd:' .. pointed_id, gone)
@@ -153,7 +152,7 @@ if other_status == 'active' then
 end
 
 local changed = false
-for i = 17, #ARGV, 2 do
+for i = 16, #ARGV, 2 do
   local field, value = ARGV[i], ARGV[i + 1]
   if value == '' then
     changed = unset(field) or changed
@@ -164,7 +163,7 @@ end
 
 local change = ''
 -- Not before the resume's place in the history, so a session never ends before its history score.
-local change_ms = math.max(now_ms, tonumber(document.updatedAt), history_ms or 0)
+local change_ms = math.max(now_ms, document.updatedAt + 0, history_ms or 0)
 if resumes then
   change, changed = 'resumed', true
   unset('endedAt')
@@ -186,14 +185,14 @@ end
 if document.status == 'active' then set('lastActivityAt', int(active_ms)) end
 if extends then set('expiresAt', int(expires)) end
 if changed then
-  set('version', int(tonumber(document.version) + 1))
+  set('version', int(document.version + 1))
   set('updatedAt', int(change_ms))
   set('mutations', string.sub(mutation_id .. ' ' .. mutations, 1, MUTATIONS_KEPT * (#mutation_id + 1)))
 end
 
 if #write > 0 then redis.call('HSET', session, unpack(write)) end
 if #remove > 0 then redis.call('HDEL', session, unpack(remove)) end
-local gone_ms = tonumber(document.endedAt or document.expiresAt) + retention_ms
+local gone_ms = (document.endedAt or document.expiresAt) + retention_ms
 local gone = int(gone_ms)
 if resumes then redis.call('ZADD', history, int(history_ms), id) end
 if extends then

@@ -22,33 +22,33 @@
 -- O(n) in the number of newer messages.
 local MUTATIONS_KEPT = 4
 local session, messages = KEYS[1], KEYS[2]
-local id, now_ms, retention_ms, mutation_id = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local seq, base, message, bytes_max = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local id, now_ms, retention_ms, mutation_id = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4]
+local seq, base, message, bytes_max = ARGV[5], ARGV[6], ARGV[7], ARGV[8] + 0
 
 local session_id, business_id, expires_at, ended_at, version, updated_at, mutations, message_count, message_bytes,
   largest_message, changed_messages = unpack(redis.call('HMGET', session, 'sessionId', 'businessId', 'expiresAt',
     'endedAt', 'version', 'updatedAt', 'mutations', 'messageCount', 'messageBytes', 'largestMessage',
     'changedMessages'))
 if session_id ~= id then return {'missing'} end
-if now_ms >= tonumber(ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
 mutations = mutations or ''
 -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
-local index = int(tonumber(seq) - tonumber(message_count) - 1)
+local index = int(seq - message_count - 1)
 local stored = redis.call('LINDEX', messages, index)
 if not stored then return {'stale'} end
 if string.find(mutations, mutation_id, 1, true) then return {'updated', stored} end
 if stored ~= base then return {'stale'} end
-local bytes = tonumber(message_bytes) + #message - #stored
+local bytes = message_bytes + #message - #stored
 if #message > #stored and bytes > bytes_max then return {'too_large'} end
 
 -- From here on only writes.
 redis.call('LSET', messages, index, message)
 redis.call('HSET', session,
-  'version', int(tonumber(version) + 1),
-  'updatedAt', int(math.max(now_ms, tonumber(updated_at))),
+  'version', int(version + 1),
+  'updatedAt', int(math.max(now_ms, updated_at + 0)),
   'mutations', string.sub(mutation_id .. ' ' .. mutations, 1, MUTATIONS_KEPT * (#mutation_id + 1)),
   'messageBytes', int(bytes),
-  'largestMessage', int(math.max(#message, tonumber(largest_message))),
+  'largestMessage', int(math.max(#message, largest_message + 0)),
   'changedMessages', changed_with(changed_messages, seq))
 notify(session, business_id, ARGV[2], 'c' .. seq .. ' s')
 return {'updated', message}

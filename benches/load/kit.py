@@ -24,7 +24,6 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OUT = ROOT / "target/bench"
 LUA = pathlib.Path(__file__).with_name("wrk.lua")
-SCRIPT = ROOT / "lua/get_or_create.lua"
 SESSIOND = pathlib.Path(os.environ.get("SESSIOND_BENCH_PROGRAM", ROOT / "target/release/sessiond")).resolve()
 FLAGS = os.environ.get("SESSIOND_BENCH_FLAGS", "").split()
 PEERS = ROOT / "target/peers"
@@ -37,6 +36,15 @@ BUSINESS = "B0100001"
 CONNECTIONS = 64
 # Where the servers and the client run.
 PLACES = {"apart": "the servers on one processor, the client on another", "shared": "all on the same processors"}
+
+
+def get_or_create_script():
+    """A file with the script, and in it what the service sends in front of the script's second line."""
+    engine, body = (ROOT / "lua/get_or_create.lua").read_text().split("\n", 1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    file = OUT / "get_or_create.lua"
+    file.write_text("\n".join([engine, (ROOT / "lua/common.lua").read_text(), body]))
+    return file
 
 
 def setting(name, default):

@@ -17,7 +17,6 @@ from kit import (
     PEERS,
     PLACES,
     ROUNDS,
-    SCRIPT,
     SECONDS,
     Cpu,
     Part,
@@ -26,6 +25,7 @@ from kit import (
     Service,
     begin,
     free_port,
+    get_or_create_script,
     on_processors,
     pipelined,
     processors,
@@ -59,7 +59,7 @@ def rust(kind, workers):
     def start(redis):
         port = free_port()
         program = PEERS / "rust/release/sessiond-peers"
-        server = Server([program, kind, port, workers, redis.url(), SCRIPT], port)
+        server = Server([program, kind, port, workers, redis.url(), get_or_create_script()], port)
         return server, BareCalls(server) if kind == "bare" else Calls(server, PEER_KNOWS)
 
     return start
@@ -68,7 +68,7 @@ def rust(kind, workers):
 def node(program):
     def start(redis):
         port = free_port()
-        server = Server(["node", PEERS / program, port, redis.url(), SCRIPT], port)
+        server = Server(["node", PEERS / program, port, redis.url(), get_or_create_script()], port)
         return server, Calls(server, PEER_KNOWS)
 
     return start
@@ -94,14 +94,14 @@ class WebdisCalls(Calls):
 
     def __init__(self, server, redis):
         super().__init__(server, {"get", "resume"})
-        self.script, self.now_ms = redis.command("script", "load", SCRIPT.read_text()), int(time.time() * 1000)
+        self.script, self.now_ms = redis.command("script", "load", get_or_create_script().read_text()), int(time.time() * 1000)
         self.ids = [uuid.uuid4() for _ in USERS]
         requests = [("GET", self.call(user, id)) for user, id in zip(USERS, self.ids)]
         pipelined(server, requests, 200, batch=1)
 
     def call(self, user, id):
         keys = [f"peer:a:{BUSINESS}:{user}", f"peer:h:{BUSINESS}:{user}", f"peer:b:{BUSINESS}", f"peer:s:{id}"]
-        words = ["EVALSHA", self.script, 4, *keys, "peer:", id, self.now_ms, *LIFECYCLE, "return", 4, 1000]
+        words = ["EVALSHA", self.script, 4, *keys, "peer:", id, self.now_ms, *LIFECYCLE, "return", 1000]
         # webdis cannot pass an empty argument; any text but 1 says that the id is new.
         words += [BUSINESS, user, "0", "locationId", "L0100001", "sessionType", "general"]
         return "/" + "/".join(urllib.parse.quote(str(word), safe="") for word in [*words, "metadata", "{}"])

@@ -90,7 +90,7 @@ fastify.post('/api/sessions', { schema: { body, response: { '2xx': session } } }
   const now = Date.now();
   const [tag, ...values] = await redis.getOrCreate(
     `peer:a:${businessId}:${userId}`, `peer:h:${businessId}:${userId}`, `peer:b:${businessId}`, `peer:s:${id}`,
-    'peer:', id, now, lifecycle.idleMs, lifecycle.maxLifetimeMs, lifecycle.retentionMs, lifecycle.resolutionMs, 'return', 4,
+    'peer:', id, now, lifecycle.idleMs, lifecycle.maxLifetimeMs, lifecycle.retentionMs, lifecycle.resolutionMs, 'return',
     1000, businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
     'metadata', JSON.stringify(metadata),
   );

@@ -13,14 +13,10 @@ use crate::session::{
 use crate::store::reply::Reply;
 use crate::store::{SessionStore, StoreError};
 
-/// Most messages beyond the limits that one append removes.
-pub(super) const TRIM_MESSAGES_MAX: u32 = 200;
 /// Number of a session's own keys, which precede those of its user.
 const SESSION_KEYS: usize = 3;
 /// Most turns that one append closes before it gives up.
 const TURNS_LOST_MAX: u32 = 4;
-/// Bytes of conflicting messages after which one append stops reading them.
-const CONFLICT_BYTES_MAX: u32 = 1 << 20;
 
 /// Outcome of [`SessionStore::append_messages`].
 #[derive(Debug)]
@@ -123,7 +119,6 @@ impl SessionStore {
             self.config.lifecycle.resolution_ms().to_string(),
         ];
         args.extend(self.trim_args());
-        args.push(CONFLICT_BYTES_MAX.to_string());
         args
     }
 }

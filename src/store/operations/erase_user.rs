@@ -5,9 +5,6 @@ use crate::metrics::{self, Operation};
 use crate::session::{Identifier, Partition, Timestamp};
 use crate::store::{SessionStore, StoreError};
 
-/// Most sessions that one run of the script erases.
-const ERASE_BATCH_MAX: u32 = 100;
-
 impl SessionStore {
     /// Erases every session and message of a user. Returns the number of erased sessions.
     ///
@@ -33,7 +30,6 @@ impl SessionStore {
                     self.keys.partition(partition),
                     now.0.to_string(),
                     self.config.lifecycle.retention_ms().to_string(),
-                    ERASE_BATCH_MAX.to_string(),
                 ];
                 let mut reply = self.run(&self.scripts.erase_user, keys, args).await?;
                 match reply.string()?.as_str() {

@@ -8,9 +8,6 @@ use crate::session::{
 use crate::store::keys::field;
 use crate::store::{SessionStore, StoreError};
 
-/// Most stale entries that one create removes from each index, and most sessions beyond the user's limit.
-const TRIM_MAX: u32 = 4;
-
 /// Outcome of [`SessionStore::get_or_create`].
 #[derive(Debug)]
 pub enum GetOrCreate {
@@ -108,7 +105,6 @@ impl SessionStore {
             self.config.lifecycle.retention_ms().to_string(),
             self.config.lifecycle.resolution_ms().to_string(),
             new.if_active.as_str().to_owned(),
-            TRIM_MAX.to_string(),
             self.config.sessions_per_user_max.to_string(),
             business_id.to_owned(),
             user_id.to_owned(),

@@ -13,7 +13,6 @@ pub use self::begin::{BeginTurn, NewTurn};
 pub use self::cancel::CancelTurn;
 pub use self::end::{EndTurn, TurnEnd};
 pub use self::read::{GetTurn, TurnChunks, TurnName};
-use super::append_messages::TRIM_MESSAGES_MAX;
 use crate::session::{
     EndStatus, OpenTurn, Role, Session, SessionId, SessionPatch, Status, TenantScope, Timestamp, Turn, TurnStatus,
 };
@@ -52,12 +51,8 @@ impl SessionStore {
     }
 
     /// The limits of the messages of a session that these scripts take.
-    pub(super) fn trim_args(&self) -> [String; 3] {
-        [
-            self.config.messages_kept.to_string(),
-            self.config.session_bytes_max.to_string(),
-            TRIM_MESSAGES_MAX.to_string(),
-        ]
+    pub(super) fn trim_args(&self) -> [String; 2] {
+        [self.config.messages_kept.to_string(), self.config.session_bytes_max.to_string()]
     }
 
     /// Whether the session was not deleted since its turns were read. Ask this last: a deletion takes its turns with

@@ -54,7 +54,7 @@ async fn get_or_create(State(mut app): State<AppState>, Json(new): Json<NewSessi
         .key(format!("peer:b:{business_id}"))
         .key(format!("peer:s:{id}"));
     call.arg("peer:").arg(&id).arg(now_ms);
-    call.arg(IDLE_MS).arg(MAX_LIFETIME_MS).arg(RETENTION_MS).arg(RESOLUTION_MS).arg("return").arg(4).arg(1000);
+    call.arg(IDLE_MS).arg(MAX_LIFETIME_MS).arg(RETENTION_MS).arg(RESOLUTION_MS).arg("return").arg(1000);
     call.arg(&business_id).arg(&user_id).arg("");
     call.arg("locationId").arg(&location_id).arg("sessionType").arg(&session_type);
     call.arg("metadata").arg(serde_json::Value::Object(metadata).to_string());

@@ -6,9 +6,6 @@ use crate::session::{Identifier, SessionId, Status, TenantScope, Timestamp, esca
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
 
-/// Most chunks of a turn.
-const TURN_CHUNKS_MAX: u32 = 32_768;
-
 /// Chunks to append.
 #[derive(Clone, Debug)]
 pub struct NewChunks {
@@ -75,7 +72,6 @@ impl SessionStore {
                 now.0.to_string(),
                 self.config.lifecycle.retention_ms().to_string(),
                 self.turn_lease_ms().to_string(),
-                TURN_CHUNKS_MAX.to_string(),
                 self.config.turn_bytes_max.to_string(),
                 turn_id.clone(),
                 new.number.to_string(),

@@ -58,7 +58,7 @@ impl SessionStore {
                 return Ok(BeginTurn::Missing);
             };
             let turn_id = escaped_text(new.turn_id.as_str());
-            let [keep, bytes_max, trim_max] = self.trim_args();
+            let [keep, bytes_max] = self.trim_args();
             let args = vec![
                 id.to_string(),
                 now.0.to_string(),
@@ -66,7 +66,6 @@ impl SessionStore {
                 self.turn_lease_ms().to_string(),
                 keep,
                 bytes_max,
-                trim_max,
                 turn_id.clone(),
                 escaped_text(new.writer.as_str()),
                 new.role.as_str().to_owned(),

@@ -115,7 +115,7 @@ impl SessionStore {
         closing: &Closing<'_>,
         now: Timestamp,
     ) -> Result<Ended, StoreError> {
-        let [keep, bytes_max, trim_max] = self.trim_args();
+        let [keep, bytes_max] = self.trim_args();
         let args = vec![
             id.to_string(),
             now.0.to_string(),
@@ -123,7 +123,6 @@ impl SessionStore {
             self.turn_lease_ms().to_string(),
             keep,
             bytes_max,
-            trim_max,
             escaped_turn_id.to_owned(),
             number.to_string(),
             closing.status.to_owned(),

@@ -45,7 +45,7 @@ export class SessionsService {
     const [tag, ...values] = await this.redis.getOrCreate(
       `peer:a:${businessId}:${userId}`, `peer:h:${businessId}:${userId}`, `peer:b:${businessId}`, `peer:s:${id}`,
       'peer:', id, Date.now(), lifecycle.idleMs, lifecycle.maxLifetimeMs, lifecycle.retentionMs,
-      lifecycle.resolutionMs, 'return', 4, 1000,
+      lifecycle.resolutionMs, 'return', 1000,
       businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
       'metadata', JSON.stringify(metadata),
     );
