@@ -90,8 +90,8 @@ impl Principal {
         ResponseOwner { credential: id(self.0.credential), user: id(self.0.subject) }
     }
 
-    /// The caller as a stream remembers it.
-    pub(super) fn of_stream(&self, headers: &HeaderMap) -> StreamCaller {
+    /// The caller, as a stream needs it to check the credential again.
+    pub(super) fn stream_caller(&self, headers: &HeaderMap) -> StreamCaller {
         let credential = self.0.credential.and_then(|_| credential_of(headers));
         StreamCaller { grant: self.0.clone(), credential }
     }

@@ -25,16 +25,16 @@ pub struct SessionStream {
     membership: Membership<SessionId, SessionFeed>,
     state: State,
     position: Position,
-    /// How many messages to send if what the client has does not fit any more.
+    /// How many messages to send if the stream cannot continue from its position.
     last: u64,
     unsent: VecDeque<Event>,
 }
 
 enum State {
-    /// Reads from the store what it lacks, after what is unsent.
+    /// Sends what is unsent, and then reads from the store.
     Behind,
     CatchingUp(BoxFuture<'static, CaughtUp>),
-    /// Takes the feed's event with this number next.
+    /// Next takes the feed's event with this number.
     Live(u64),
     Ended,
 }
@@ -50,7 +50,7 @@ impl SessionStream {
         Self { membership, state: State::Behind, position, last, unsent }
     }
 
-    /// Reads the first part, so that a store that fails gets a status.
+    /// Reads the first part, so that a failure of the store results in an error status.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -76,7 +76,7 @@ impl SessionStream {
             if let Ok(caught_up) = feed.catch_up(position.clone(), last).await {
                 return caught_up;
             }
-            // The stream stays open, and goes on once the store serves again.
+            // The stream stays open, and continues when the store is available again.
             tokio::time::sleep(RETRY_READ).await;
             CaughtUp { events: vec![Event::comment(&position)], position, joined: None }
         }
