@@ -1,8 +1,8 @@
 #!lua
 -- end_turn: close the open turn, with the message that it becomes.
 --
--- Why it is atomic: one step compares the turn's number, appends its message and closes it. So a turn becomes one
--- message, whoever closes it, and readers never see the one without the other.
+-- Why it is atomic: one step compares the turn's number, appends its message and closes it. So a turn becomes at most
+-- one message, even if several callers close it, and readers never see the closed turn without its message.
 -- Safe to run twice: the second run finds the turn closed.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
@@ -16,13 +16,13 @@
 --        7 trim_max       maximum messages to trim
 --        8 turn_id        the turn's id as JSON writes it, without quotes
 --        9 number         the number of the turn, which its begin returned
---       10 status         `completed` or `failed`; or `lost`, which closes only a turn whose lease is over
+--       10 status         `completed` or `failed`; or `lost`, which closes only a turn whose lease has expired
 --       11 content        the JSON of the message's content, or `` for all chunks joined
 --       12 metadata       the JSON of the message's metadata, or `` for the turn's own
 --       13 error          why it failed, JSON, or ``
 -- Returns {`closed`, fields}   all fields of the turn's hash: name, value, name, value, in no fixed order
 --         {`taken`}            the turn has another number
---         {`not_open`}         another turn is open, or none; or its lease is not over
+--         {`not_open`}         another turn is open, or none; or its lease has not expired
 --         {`missing`}
 -- O(chunks of the turn + trim_max).
 local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

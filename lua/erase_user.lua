@@ -18,7 +18,7 @@
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
 local partition, now_ms, retention_ms, batch_max = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
--- In a moving slot a session may only seem missing. Then this fails.
+-- In a moving slot, an existing session may seem missing. Then this command fails.
 redis.call('EXISTS', pointer, partition .. 'none')
 local pointed_id = redis.call('GET', pointer)
 local ids = {pointed_id or nil}

@@ -68,7 +68,7 @@ local function another_is_active()
   return false
 end
 
--- A session expires when its retention is over, and its messages and pointer with it.
+-- A session expires at the end of its retention, together with its messages and pointer.
 local gone = session_until
 if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + retention_ms end
 if gone == NO_KEY then gone = nil end

@@ -73,8 +73,8 @@ impl Principal {
         &self.0.tenant_scope
     }
 
-    /// The roles of the messages that the caller may append and redact: `user_roles` with the token of one user, `None`
-    /// for every role otherwise.
+    /// The roles of the messages that the caller may append and redact: `user_roles` with the token of one user;
+    /// otherwise `None`, which means every role.
     pub(super) fn own_roles<'a>(&self, user_roles: &'a [Role]) -> Option<&'a [Role]> {
         self.is_one_user().then_some(user_roles)
     }

@@ -65,8 +65,8 @@ problems! {
         ("after" = Option<u64>, Query, description = "Begin with the messages after this `seq`. Then `last` \
             counts only if that is not possible.",
             minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),
-        ("Last-Event-ID" = Option<String>, Header, description = "Go on behind the event with this id. \
-            `after` and `last` count only if that is not possible."),
+        ("Last-Event-ID" = Option<String>, Header, description = "Continue after the event with this id. \
+            `after` and `last` apply only if that is not possible."),
     ),
     responses(
         (status = 200, description = "The events, until the client or the service ends the stream.",

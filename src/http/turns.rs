@@ -25,7 +25,7 @@ use super::sessions::{json_response, large_response};
 use crate::session::{Identifier, SessionId, Timestamp, Turn};
 use crate::store::{AppendChunks, BeginTurn, CancelTurn, EndTurn, GetTurn, NotOpen, TurnName};
 
-/// All characters of a path segment but those that need no percent-encoding (RFC 3986, section 2.3).
+/// Characters that a path segment must percent-encode: all except the unreserved ones (RFC 3986, section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The routes of this file.
@@ -38,7 +38,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(cancel_turn))
 }
 
-/// The turn after its writer's call.
+/// The state of a turn after an append.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = json!({
     "nextChunk": 2, "leaseUntil": "2026-11-22T10:00:31.000Z", "cancelRequested": false

@@ -161,7 +161,7 @@ pub(super) struct ConnectionServer<S> {
     shutdown: watch::Sender<bool>,
 }
 
-/// Tells a connection when the service stops. The service waits until it is dropped.
+/// Tells a connection when the service stops. The service waits until every `Shutdown` is dropped.
 pub(super) struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {

@@ -54,7 +54,7 @@ export interface Message {
   redactedAt?: string;
 }
 
-/** One message while it is being written. What is not known any more of a turn that ended long ago is null. */
+/** One message while it is being written. Members of an old turn that are no longer stored are null. */
 export interface Turn {
   /** The `messageId` of the message that it becomes. */
   turnId: string;

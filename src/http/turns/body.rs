@@ -12,13 +12,13 @@ use crate::http::json::Fields;
 use crate::session::{EndStatus, Identifier, IfOpen, Role, compact_json, content_schema, escaped_text};
 use crate::store::{NewChunks, NewTurn, TurnEnd};
 
-/// The name of the turn that began last, in a path.
+/// The turn id, in a path, that stands for the turn that began last.
 pub(super) const LATEST: &str = "latest";
-/// Most chunks of one call.
+/// Maximum number of chunks in one call.
 const CHUNKS_MAX: usize = 1000;
 /// The largest number that a JavaScript number represents exactly.
 pub(in crate::http) const NUMBER_MAX: u64 = (1 << 53) - 1;
-/// Most bytes of an error that a writer gives, as JSON.
+/// Maximum bytes of the error of a turn, as JSON.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 
 /// A turn to begin.
@@ -84,7 +84,7 @@ pub(super) struct EndTurnBody {
     error: Value,
 }
 
-/// The texts of the JSON that a writer gives, as it wrote them.
+/// The JSON texts of a body, as the writer sent them.
 #[derive(Default, Deserialize)]
 struct Texts<'a> {
     #[serde(borrow)]

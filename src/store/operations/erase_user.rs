@@ -5,7 +5,7 @@ use crate::metrics::{self, Operation};
 use crate::session::{Identifier, Partition, Timestamp};
 use crate::store::{SessionStore, StoreError};
 
-/// Most sessions that one run of the script erases.
+/// Maximum number of sessions that one run of the script erases.
 const ERASE_BATCH_MAX: u32 = 100;
 
 impl SessionStore {

@@ -10,20 +10,20 @@ use crate::session::{
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
 
-/// The end of a turn, as its writer gives it.
+/// How a writer ends a turn.
 #[derive(Clone, Debug)]
 pub struct TurnEnd {
     /// The turn.
     pub turn_id: Identifier,
     /// The number of the turn.
     pub number: u64,
-    /// Whether it is complete.
+    /// Whether it is completed or failed.
     pub status: EndStatus,
     /// The JSON of the message's content; `None` for all chunks joined.
     pub content_json: Option<String>,
     /// A merge patch for the turn's metadata.
     pub metadata: Option<Value>,
-    /// Why it failed, JSON.
+    /// The cause of a failure, JSON.
     pub error_json: Option<String>,
 }
 
@@ -40,7 +40,7 @@ pub enum EndTurn {
     Missing,
 }
 
-/// How to close a turn; texts are empty if absent.
+/// How to close a turn. Absent texts are empty.
 #[derive(Debug, Default)]
 pub(super) struct Closing<'a> {
     pub(super) status: &'a str,
@@ -145,7 +145,7 @@ impl SessionStore {
         }
     }
 
-    /// Why a turn that is not the open one is not.
+    /// Why the turn with this id is not open.
     pub(super) async fn not_open(
         &self,
         id: SessionId,
