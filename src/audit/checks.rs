@@ -119,7 +119,7 @@ fn is_in_its_partition(key: &FoundKey) -> bool {
     }
 }
 
-fn is_over(named: &SessionRef) -> bool {
+fn has_ended(named: &SessionRef) -> bool {
     matches!(named.status, Some(Status::Ended | Status::Expired))
 }
 
