@@ -148,7 +148,7 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   const { session, oldest, newest, turn, text, chunkCount, pageError } = conversation;
   const list = useRef<LongListHandle>(null);
   const [isAtEnd, setAtEnd] = useState(true);
-  /** `seq` of the newest message when the end was last seen. */
+  /** `seq` of the newest message when the end of the list was last visible. */
   const lastSeen = useRef(newest);
   if (isAtEnd) lastSeen.current = newest;
   const count = newest - oldest + 1;
@@ -213,7 +213,7 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   );
 }
 
-/** Everything else of the session. */
+/** The other members of the session. */
 function Document({ session }: { session: Session }): JSX.Element {
   const isWide = matchMedia("(min-width: 60rem)").matches;
   const { metadata } = session;
