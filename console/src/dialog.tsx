@@ -76,7 +76,7 @@ export function ActionDialog({ title, verb, isDestructive, typed, children, run,
             />
           </label>
         )}
-        {error != null && <Failure error={error} what="Not done." />}
+        {error != null && <Failure error={error} what="The action failed." />}
         <p class="buttons">
           <button type="button" onClick={onClose}>
             Cancel

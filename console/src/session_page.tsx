@@ -72,7 +72,7 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
       </PageHead>
       {isDeleted && (
         <p class="failure" role="alert">
-          <strong>This session was deleted.</strong> What is shown here does not exist any more.
+          <strong>This session was deleted.</strong> The data shown here no longer exists.
         </p>
       )}
       {error != null && (
@@ -180,7 +180,7 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   };
   return (
     <section class="messages" aria-label="Conversation">
-      {oldest > 1 && <p class="minor">Messages before #{oldest} are not kept any more.</p>}
+      {oldest > 1 && <p class="minor">Messages before #{oldest} are no longer stored.</p>}
       {pageError != null && (
         <Failure error={pageError} what="Messages could not be loaded." retry={() => conversation.retryPages()} />
       )}

@@ -180,7 +180,7 @@ test("a service without credentials asks for none, and a service that does not r
   assert.ok(!(await tab.text()).includes("Sign"));
   await tab.page.route("**/api/whoami", (route) => route.abort());
   await tab.page.reload();
-  await tab.shows("The service does not answer.");
+  await tab.shows("The service does not respond.");
   await tab.expectAccessible("no answer");
   await tab.page.unrouteAll();
   await tab.page.getByRole("button", { name: "Try again" }).click();

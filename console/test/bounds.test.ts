@@ -108,7 +108,7 @@ test("the page does not wait for messages that are no longer stored", async () =
   const tab = await Tab.open(browser, forgetful.url, `#/session/${sessionId}`);
   await tab.shows("#450");
   await tab.page.getByRole("button", { name: "Oldest" }).click();
-  await tab.shows("Messages before #351 are not kept any more.");
+  await tab.shows("Messages before #351 are no longer stored.");
   await tab.page.getByText("#351", { exact: true }).waitFor();
   await tab.page.getByRole("button", { name: "Newest" }).click();
   await tab.page.getByText("#450", { exact: true }).waitFor();

@@ -144,7 +144,7 @@ for (const [page, hash, what] of [
       await wait;
       await route.fulfill({ status: 500, contentType: "application/problem+json", body: JSON.stringify(PROBLEM) });
     });
-    // With its stream, the page would recover by itself.
+    // With its stream, the page would recover automatically.
     await tab.page.route("**/events**", (route) => route.fulfill({ status: 403, body: "{}" }));
     await tab.goto(hash || `#/session/${sessionId}`);
     await tab.shows(/^Loading the/);

@@ -285,8 +285,8 @@ fn has_command_within(input: &mut (impl BufRead + Seek), start: u64) -> io::Resu
     }
 }
 
-/// Cuts a file off at `offset`. First copies the bytes that it removes to a new file beside it, and returns the path of
-/// that copy. If the copy fails, cuts nothing off.
+/// Cuts a file off at `offset`. First copies the bytes that it removes to a new file next to it, and returns the path
+/// of that copy. If the copy fails, cuts nothing off.
 pub(super) fn cut_off(path: &Path, offset: u64) -> io::Result<PathBuf> {
     let mut file = File::options().read(true).write(true).open(path)?;
     file.seek(SeekFrom::Start(offset))?;

@@ -54,8 +54,8 @@ problems! {
 /// Stream the events of a session
 ///
 /// Server-sent events: the session, its messages and turns, and the chunks of turns, as they are written. Each message
-/// comes once and in order, over a stream and all its continuations with `Last-Event-ID`; or the event `reset` says
-/// that this cannot be kept. Reading a stream is no activity.
+/// is sent once and in order, over a stream and all its continuations with `Last-Event-ID`; otherwise the event `reset`
+/// is sent. Reading a stream is not activity.
 #[utoipa::path(
     get, path = "/api/sessions/{sessionId}/events", tag = "events", operation_id = "sessionEvents",
     params(
@@ -105,7 +105,7 @@ problems! {
 /// Stream the events of a business
 ///
 /// Server-sent events about all sessions of the business, without chunks; messages without `content` and `metadata`.
-/// The event `reset` comes first, and whenever events may have been lost: read the active sessions after it.
+/// The event `reset` is sent first, and whenever events may have been lost: read the active sessions after it.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/events", tag = "events", operation_id = "businessEvents",
     params(("businessId" = String, Path, description = "The business.")),

@@ -33,9 +33,9 @@ problems! {
 
 /// Export a user
 ///
-/// Returns one JSON object a line: `{"session":…}` for each session of the user, the one created or resumed first
-/// comes first, each followed by `{"message":…}` for each of its messages. If the store fails meanwhile, the connection
-/// is cut before the end of the body.
+/// Returns one JSON object per line: `{"session":…}` for each session of the user, first created or resumed first,
+/// each followed by `{"message":…}` for each of its messages. If the store fails during the export, the connection is
+/// cut before the end of the body.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/user/{userId}/export", tag = "businesses",
     operation_id = "exportUser",

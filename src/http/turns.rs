@@ -106,14 +106,14 @@ problems! {
 /// Begin a turn
 ///
 /// A turn is one message that one writer writes chunk by chunk while others read along. A session has at most one open
-/// turn. The same `turnId` and `writer` again return the turn as it is, as does the `turnId` of a turn that is over.
+/// turn. A repeated call with the same `turnId` and `writer`, or with the `turnId` of a closed turn, returns that turn.
 /// The token of a user cannot begin turns.
 #[utoipa::path(
     post, path = "/api/sessions/{sessionId}/turns", tag = "turns", operation_id = "beginTurn",
     params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
     request_body = BeginTurnBody,
     responses(
-        (status = 200, description = "The turn as it is: this writer has it, or it is over.", body = Turn),
+        (status = 200, description = "The current state of the turn: this writer has it, or it is closed.", body = Turn),
         (status = 201, description = "The turn is new.", body = Turn, headers(
             ("Location" = String, description = "The path of the turn."),
         )),
@@ -294,8 +294,8 @@ problems! {
 
 /// Cancel a turn
 ///
-/// Asks the writer to stop. It sees that in the response to its next call, and has 10 seconds. However the turn ends
-/// then, its status is `cancelled`.
+/// Asks the writer to stop. The writer gets this in the response to its next call, and has 10 seconds. Then the status
+/// of the turn is `cancelled`.
 #[utoipa::path(
     post, path = "/api/sessions/{sessionId}/turns/{turnId}/cancel", tag = "turns", operation_id = "cancelTurn",
     params(

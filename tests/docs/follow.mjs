@@ -77,15 +77,15 @@ await second.until(has("one two\u2028three "));
 const { number: taken } = await call(`${path}/turns`, { turnId: "re:m-1", writer: "w2", ifOpen: "takeover" });
 await call(`${path}/turns/re:m-1/chunks`, { number: taken, from: 3, chunks: ["and"] });
 await second.until(has("one two\u2028three and"));
-const { number: anew } = await call(`${path}/turns`, { turnId: "re:m-1", writer: "w3", ifOpen: "discard" });
+const { number: restarted } = await call(`${path}/turns`, { turnId: "re:m-1", writer: "w3", ifOpen: "discard" });
 await second.until(has(""));
 cuts.push('"four"');
-await call(`${path}/turns/re:m-1/chunks`, { number: anew, from: 0, chunks: ["four"] });
+await call(`${path}/turns/re:m-1/chunks`, { number: restarted, from: 0, chunks: ["four"] });
 await second.until(has("four"));
 // The rest is written while the page is cut off.
 while (cutCount < 2) await new Promise((resolve) => setTimeout(resolve, 10));
-await call(`${path}/turns/re:m-1/chunks`, { number: anew, from: 1, chunks: [" five"] });
-await call(`${path}/turns/re:m-1/end`, { number: anew, status: "completed" });
+await call(`${path}/turns/re:m-1/chunks`, { number: restarted, from: 1, chunks: [" five"] });
+await call(`${path}/turns/re:m-1/end`, { number: restarted, status: "completed" });
 await second.until(({ turn, messages, text }) => turn.status === "completed" && messages.size === 2 && text === "");
 // A message is changed more often than the service remembers while the page is cut off, and then redacted.
 cuts.push("changed");

@@ -279,7 +279,7 @@ async fn sessions_and_lists_include_the_open_turn() {
     let began = turns.begin("t", "w", json!({})).await.expect(201).json();
     assert_eq!(included().await, began);
     service.advance(LOST);
-    assert_eq!(included().await, Value::Null, "nobody writes it any more");
+    assert_eq!(included().await, Value::Null, "it has no writer any longer");
     service.get(&format!("{}?include=turns", turns.session)).await.expect_problem(400, "invalid_request");
 }
 

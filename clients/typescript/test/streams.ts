@@ -129,7 +129,7 @@ export const streamTests: Record<string, Test> = {
       ["message", "1", undefined],
       ["message", "2", undefined],
     ]);
-    // A carriage return ends an event at once, whatever comes after it.
+    // A carriage return ends an event immediately, independent of the next byte.
     equal(parse([encoder.encode("data:1\r\r")]).length, 1);
     const parser = eventStreamParser();
     equal([...parser.parse(encoder.encode("retry: 12\nretry: 1x\nretry:\nretry: -1\n"))], []);

@@ -176,7 +176,7 @@ export const writtenTurnTests: Record<string, Test> = {
         // Another batch.
         await new Promise((resolve) => setTimeout(resolve));
       }
-      yield "not any more";
+      yield "too late";
     };
     const turn = await client.writeTurn(sessionId, source, { turnId: "t" });
     equal(turn.status, "cancelled");

@@ -27,7 +27,7 @@ const ERROR_BYTES_MAX: usize = 16 * 1024;
 #[expect(dead_code, reason = "documents what `new_turn` reads")]
 pub(super) struct BeginTurnBody {
     /// Unique in the session; becomes the message's `messageId`. `re:` and the id of the message that it answers is a
-    /// good one.
+    /// good choice.
     turn_id: String,
     /// One run of a worker. Make it random.
     writer: String,
@@ -53,7 +53,7 @@ pub(super) struct AppendChunksBody {
     /// The number of the first of these chunks, from 0. Stored chunks are compared and skipped.
     #[schema(minimum = 0, maximum = 9_007_199_254_740_991_u64)]
     from: u64,
-    /// The chunks, none of them empty. No chunks only renew the lease.
+    /// The chunks, none of them empty. An empty array only renews the lease.
     #[schema(schema_with = chunks_schema)]
     chunks: Vec<String>,
 }

@@ -101,7 +101,7 @@ impl SessionStore {
                 let (turn, earlier_turns) = stored.map_or((None, String::new()), |(turn, lines)| (Some(turn), lines));
                 let read = (session, turn);
                 let is_as_before = seen.as_ref() == Some(&read);
-                // A second read with the same result is accepted: the session and the turn do not change any more.
+                // A second read with the same result is accepted: the session and the turn are stable.
                 if agree(&read.0, read.1.as_deref()) || is_as_before {
                     if let Some(contents) = self.contents(&read.0, read.1.as_deref(), wants).await? {
                         let (session, turn) = read;

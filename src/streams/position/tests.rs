@@ -349,7 +349,7 @@ fn loss_of_sent_content_is_detected() {
         result == Err(ResetReason::Diverged) && events.is_empty()
     };
     assert!(!diverged(&|_| ()));
-    assert!(diverged(&|store| store.session.created_at = Timestamp(1)), "made anew");
+    assert!(diverged(&|store| store.session.created_at = Timestamp(1)), "created again");
     assert!(diverged(&|store| {
         store.session.message_count = 0;
         store.messages.clear();

@@ -262,7 +262,7 @@ async fn every_operation_accepts_only_authorized_callers() {
         }
     }
     let all: BTreeSet<_> = needs().iter().map(|need| need.operation).collect();
-    assert_eq!(covered, all, "an operation does not exist any more");
+    assert_eq!(covered, all, "an operation no longer exists");
     // The last term is `whoami`, which accepts every valid credential.
     assert_eq!((cells, denied), (26 * (7 + 6 + 6), 21 * (6 + 5 + 5) + 3 * 3));
 }

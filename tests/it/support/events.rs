@@ -184,7 +184,7 @@ impl Followed {
                 let (known, chunks) = self.texts.entry(turn_id).or_insert((turn_number, Vec::new()));
                 assert_eq!(*known, turn_number, "a chunk of a turn that was not said to be new: {event:?}");
                 let from = usize::try_from(number(event.member("from"))).expect("a small number");
-                assert_eq!(from, chunks.len(), "a chunk is lost or doubled: {event:?}");
+                assert_eq!(from, chunks.len(), "a chunk is lost or repeated: {event:?}");
                 let new = event.member("chunks").as_array().expect("chunks");
                 self.chunks += new.len();
                 chunks.extend(new.iter().map(text));
@@ -197,7 +197,7 @@ impl Followed {
     fn take_message(&mut self, event: &Event) {
         let (seq, content) = (number(event.member("seq")), event.member("content").clone());
         if let Some((last, _)) = self.messages.last_key_value() {
-            assert_eq!(seq, last + 1, "a message is lost or doubled: {event:?}");
+            assert_eq!(seq, last + 1, "a message is lost or repeated: {event:?}");
         }
         self.done.insert(text(event.member("messageId")));
         if let Some((_, chunks)) = self.texts.remove(&text(event.member("messageId"))) {

@@ -132,8 +132,12 @@ async fn a_cancel_limits_the_lease_and_decides_the_status() {
         assert_eq!((asked.member("cancelRequested"), asked.string("leaseUntil")), (json!(true), stop_by.clone()));
         service.advance(LEASE / 10);
         assert_eq!(turns.cancel("t").await.expect(202).json(), asked.json());
-        let told = turns.chunks("t", 1, 1, &["!"]).await.expect(200);
-        assert_eq!((told.member("cancelRequested"), told.string("leaseUntil")), (json!(true), stop_by), "{how}");
+        let appended = turns.chunks("t", 1, 1, &["!"]).await.expect(200);
+        assert_eq!(
+            (appended.member("cancelRequested"), appended.string("leaseUntil")),
+            (json!(true), stop_by),
+            "{how}"
+        );
         match how {
             "end" => {
                 turns.end("t", 1, json!({})).await.expect(200);
