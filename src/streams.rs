@@ -25,7 +25,7 @@ use self::feeds::Feeds;
 pub use self::limits::{StreamLimit, StreamLimits};
 use self::position::Cursor;
 pub(crate) use self::position::ResetReason;
-use self::session_feed::{SessionFeed, newest};
+use self::session_feed::{SessionFeed, before_newest};
 pub use self::session_stream::SessionStream;
 use crate::auth::Credentials;
 use crate::metrics;
@@ -177,7 +177,7 @@ impl Streams {
             StreamStart::Cursor(text) => Cursor::parse(&text).ok_or(ResetReason::UnknownCursor),
             StreamStart::After(seq) if seq > session.message_count => Err(ResetReason::UnknownCursor),
             StreamStart::After(seq) => Ok(Cursor::after(session, seq)),
-            StreamStart::Last => Ok(newest(session, last)),
+            StreamStart::Last => Ok(before_newest(session, last)),
         };
         let start = membership.feed().start(session, cursor, last).await?;
         Ok(SessionStream::new(membership, start, last).begin().await?)

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const BULK_BYTES_MAX: u64 = 512 << 20;
 /// The longest annotation that Redis reads, in bytes.
 const ANNOTATION_BYTES_MAX: usize = 1024;
-/// The most digits that are read of a count or a length. Valid ones have fewer.
+/// Maximum number of digits that are read of a count or a length. Valid ones have fewer.
 const DIGITS_MAX: usize = 10;
 /// The longest first argument that is kept as the command's name, in bytes. No command has a longer name.
 const NAME_BYTES_MAX: u64 = 32;

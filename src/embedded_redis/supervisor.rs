@@ -292,7 +292,7 @@ fn reap(mut child: Child, shared: &Shared) -> String {
     child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
 }
 
-/// What `watch` knows of one child.
+/// The state that `watch` has of one child.
 struct WatchedChild {
     child: Pid,
     /// When it last replied, or was started.

@@ -48,7 +48,7 @@ pub(super) struct BusinessFeed {
     ring: Ring<BusinessEvent>,
     inbox: Arc<Inbox>,
     /// Whether all subscriptions have been confirmed at least once.
-    has_begun: watch::Sender<bool>,
+    was_subscribed: watch::Sender<bool>,
 }
 
 /// The notifications that are still to be processed.
@@ -96,14 +96,15 @@ impl Feed for BusinessFeed {
 
 impl BusinessFeed {
     pub(super) fn new(business_id: String, context: Context) -> Self {
-        let has_begun = watch::Sender::new(false);
-        Self { business_id, context, ring: Ring::new(), inbox: Arc::default(), has_begun }
+        let was_subscribed = watch::Sender::new(false);
+        Self { business_id, context, ring: Ring::new(), inbox: Arc::default(), was_subscribed }
     }
 
     /// Waits until all subscriptions are confirmed, for at most `time`.
-    pub(super) async fn begun(&self, time: Duration) {
+    pub(super) async fn wait_until_subscribed(&self, time: Duration) {
         // A service that cannot subscribe says later that something was lost.
-        let _ = tokio::time::timeout(time, self.has_begun.subscribe().wait_for(|has_begun| *has_begun)).await;
+        let _ = tokio::time::timeout(time, self.was_subscribed.subscribe().wait_for(|was_subscribed| *was_subscribed))
+            .await;
     }
 
     async fn follow(self: Arc<Self>) {
@@ -156,7 +157,7 @@ impl BusinessFeed {
                 return;
             }
         }
-        if is_new && self.has_begun.send_replace(true) {
+        if is_new && self.was_subscribed.send_replace(true) {
             self.reset();
         }
     }

@@ -214,7 +214,7 @@ impl SessionFeed {
             Ok(progress) => progress,
             Err(reason) => {
                 metrics::stream_reset(reason.as_str());
-                position = Position::start(newest(&snapshot.session, last));
+                position = Position::start(before_newest(&snapshot.session, last));
                 let events = vec![Event::reset(reason, &position)];
                 return Ok(CaughtUp { events, position, joined: None });
             }
@@ -242,20 +242,20 @@ impl SessionFeed {
         last: u64,
     ) -> Result<(Position, Option<ResetReason>), StoreError> {
         let cursor = match cursor {
-            Ok(cursor) => self.too_far(session, &cursor).await?.map_or(Ok(cursor), Err),
+            Ok(cursor) => self.reset_reason(session, &cursor).await?.map_or(Ok(cursor), Err),
             none => none,
         };
         Ok(match cursor {
             Ok(cursor) => (Position::start(cursor), None),
             Err(reason) => {
                 metrics::stream_reset(reason.as_str());
-                (Position::start(newest(session, last)), Some(reason))
+                (Position::start(before_newest(session, last)), Some(reason))
             }
         })
     }
 
     /// Why a stream cannot continue from this cursor, as far as the session's hash shows.
-    async fn too_far(&self, session: &Session, cursor: &Cursor) -> Result<Option<ResetReason>, StoreError> {
+    async fn reset_reason(&self, session: &Session, cursor: &Cursor) -> Result<Option<ResetReason>, StoreError> {
         if cursor.changes < session.changed_messages.count {
             return Ok(Some(ResetReason::Changed));
         }
@@ -314,7 +314,7 @@ impl Due {
 }
 
 /// The position before the newest `last` messages that are stored.
-pub(super) fn newest(session: &Session, last: u64) -> Cursor {
+pub(super) fn before_newest(session: &Session, last: u64) -> Cursor {
     let seq = session.message_count.saturating_sub(last).max(session.oldest_seq - 1).min(session.message_count);
     Cursor::after(session, seq)
 }

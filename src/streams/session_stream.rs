@@ -56,7 +56,7 @@ impl SessionStream {
     /// If the store cannot serve.
     pub(super) async fn begin(mut self) -> Result<Self, crate::store::StoreError> {
         let caught_up = self.feed().catch_up(self.position.clone(), self.last).await?;
-        self.take(caught_up);
+        self.apply(caught_up);
         Ok(self)
     }
 
@@ -64,7 +64,7 @@ impl SessionStream {
         self.membership.feed()
     }
 
-    fn take(&mut self, CaughtUp { events, position, joined }: CaughtUp) {
+    fn apply(&mut self, CaughtUp { events, position, joined }: CaughtUp) {
         self.unsent.extend(events);
         self.position = position;
         self.state = joined.map_or(State::Behind, State::Live);
@@ -117,7 +117,7 @@ impl Body for SessionStream {
                 State::Behind => this.state = State::CatchingUp(this.catch_up()),
                 State::CatchingUp(caught_up) => {
                     let caught_up = ready!(caught_up.poll_unpin(context));
-                    this.take(caught_up);
+                    this.apply(caught_up);
                 }
                 State::Live(number) => match this.membership.ring().event(*number) {
                     Next::Wait => return Poll::Pending,

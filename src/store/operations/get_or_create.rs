@@ -8,7 +8,7 @@ use crate::session::{
 use crate::store::keys::field;
 use crate::store::{SessionStore, StoreError};
 
-/// Most stale entries that one create removes from each index, and most sessions beyond the user's limit.
+/// Maximum number of stale entries that one create removes from each index, and of sessions beyond the user's limit.
 const TRIM_MAX: u32 = 4;
 
 /// Outcome of [`SessionStore::get_or_create`].

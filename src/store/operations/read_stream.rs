@@ -102,7 +102,7 @@ impl SessionStore {
                 let read = (session, turn);
                 let is_as_before = seen.as_ref() == Some(&read);
                 // A second read with the same result is accepted: the session and the turn are stable.
-                if agree(&read.0, read.1.as_deref()) || is_as_before {
+                if is_consistent(&read.0, read.1.as_deref()) || is_as_before {
                     if let Some(contents) = self.contents(&read.0, read.1.as_deref(), wants).await? {
                         let (session, turn) = read;
                         return Ok(Some(StreamSnapshot { session, turn, earlier_turns, contents }));
@@ -214,7 +214,7 @@ fn page_end(session: &Session, first: u64) -> u64 {
 }
 
 /// Whether the session and its latest turn are consistent, as if read at the same moment.
-fn agree(session: &Session, turn: Option<&Turn>) -> bool {
+fn is_consistent(session: &Session, turn: Option<&Turn>) -> bool {
     let Some(turn) = turn else { return true };
     turn.number == session.turn_number
         && (turn.status == TurnStatus::Open) == session.open_turn.is_some()

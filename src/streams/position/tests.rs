@@ -14,7 +14,7 @@ struct Store {
     session: Session,
     messages: Vec<MessageJson>,
     turn: Option<Turn>,
-    /// As the store keeps them.
+    /// In the format of the stored lines.
     earlier_turns: String,
     chunks: Vec<Bytes>,
 }

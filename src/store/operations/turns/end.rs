@@ -82,7 +82,7 @@ impl SessionStore {
                     Some(turn) if turn.status == TurnStatus::Open && turn.turn_id == end.turn_id.as_str() => {
                         return Ok(EndTurn::NotOpen(NotOpen::Taken));
                     }
-                    _ => return Ok(ended_before(end, self.not_open(id, &turn_id, now).await?)),
+                    _ => return Ok(outcome_if_closed(end, self.not_open(id, &turn_id, now).await?)),
                 },
             };
             if metadata.len() > self.config.metadata_bytes_max {
@@ -100,7 +100,7 @@ impl SessionStore {
                     Ok(EndTurn::Ended(turn))
                 }
                 Ended::Taken => Ok(EndTurn::NotOpen(NotOpen::Taken)),
-                Ended::NotOpen => Ok(ended_before(end, self.not_open(id, &turn_id, now).await?)),
+                Ended::NotOpen => Ok(outcome_if_closed(end, self.not_open(id, &turn_id, now).await?)),
                 Ended::Missing => Ok(EndTurn::Missing),
             }
         })
@@ -160,7 +160,7 @@ impl SessionStore {
 }
 
 /// The outcome of an end that found the turn closed.
-fn ended_before(end: &TurnEnd, reason: NotOpen) -> EndTurn {
+fn outcome_if_closed(end: &TurnEnd, reason: NotOpen) -> EndTurn {
     match reason {
         NotOpen::Closed(turn) if end.status.is_of(&turn) && turn.number == Some(end.number) => EndTurn::Ended(turn),
         reason => EndTurn::NotOpen(reason),

@@ -84,7 +84,7 @@ impl SessionStore {
                 let Some(turn) = turn.filter(|turn| is_named(turn)) else {
                     let before = match name {
                         TurnName::Id(id_of_turn) => {
-                            self.turn_before(id, &escaped_text(id_of_turn.as_str()), &earlier).await?
+                            self.recorded_turn(id, &escaped_text(id_of_turn.as_str()), &earlier).await?
                         }
                         TurnName::Latest => None,
                     };
@@ -154,7 +154,7 @@ impl SessionStore {
         let Some((_, earlier)) = self.stored_turn(id).await? else { return Ok(None) };
         let turn = earlier_turn_since(id, &earlier, number)?.filter(|turn| turn.number == Some(number));
         let Some(turn) = turn else { return Ok(None) };
-        self.turn_before(id, &escaped_text(&turn.turn_id), &earlier).await
+        self.recorded_turn(id, &escaped_text(&turn.turn_id), &earlier).await
     }
 
     /// The turn that began last, and the lines of the turns before it.
@@ -178,15 +178,15 @@ impl SessionStore {
         escaped_turn_id: &str,
     ) -> Result<Option<Box<Turn>>, StoreError> {
         let Some((turn, earlier)) = self.stored_turn(id).await? else {
-            return self.turn_before(id, escaped_turn_id, "").await;
+            return self.recorded_turn(id, escaped_turn_id, "").await;
         };
         if turn.status != TurnStatus::Open && escaped_text(&turn.turn_id) == escaped_turn_id {
             return Ok(Some(turn));
         }
-        self.turn_before(id, escaped_turn_id, &earlier).await
+        self.recorded_turn(id, escaped_turn_id, &earlier).await
     }
 
-    async fn turn_before(
+    async fn recorded_turn(
         &self,
         id: SessionId,
         escaped_turn_id: &str,
