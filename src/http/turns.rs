@@ -113,7 +113,7 @@ problems! {
     params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
     request_body = BeginTurnBody,
     responses(
-        (status = 200, description = "The current state of the turn: this writer has it, or it is closed.", body = Turn),
+        (status = 200, description = "The turn, which this writer has or which is closed.", body = Turn),
         (status = 201, description = "The turn is new.", body = Turn, headers(
             ("Location" = String, description = "The path of the turn."),
         )),

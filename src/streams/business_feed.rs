@@ -102,7 +102,7 @@ impl BusinessFeed {
 
     /// Waits until all subscriptions are confirmed, for at most `time`.
     pub(super) async fn wait_until_subscribed(&self, time: Duration) {
-        // A service that cannot subscribe says later that something was lost.
+        // The stream starts even if the subscriptions are not confirmed in time.
         let _ = tokio::time::timeout(time, self.was_subscribed.subscribe().wait_for(|was_subscribed| *was_subscribed))
             .await;
     }
