@@ -183,7 +183,7 @@ fn movable_clock() -> (Arc<AtomicI64>, Clock) {
 }
 
 #[tokio::test]
-async fn clock_jump_triggers_a_comparison_at_once() {
+async fn clock_jump_triggers_an_immediate_comparison() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &FLAGS).await;
     let (ahead_ms, clock) = movable_clock();

@@ -80,7 +80,7 @@ async fn commands_applied_late_by_a_stopped_redis_are_harmless() {
 }
 
 #[tokio::test]
-async fn redis_that_restarts_empty_is_served_at_once() {
+async fn redis_that_restarts_empty_is_served_immediately() {
     let mut server = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&server.socket(), &[]).await;
     let id = service.session_of("u").await;

@@ -186,7 +186,7 @@ async fn no_more_last_messages_are_read_after_one_that_did_not_fit() {
 }
 
 #[tokio::test]
-async fn a_message_beyond_4_mib_is_left_out_of_its_session() {
+async fn a_message_beyond_4_mib_is_omitted() {
     let flags = ["--max-body-bytes", "8388608", "--max-content-bytes", "8388608"];
     let service = Service::start(&flags).await;
     let path = new_session(&service).await;

@@ -51,7 +51,7 @@ async fn one_message_is_read_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_large_message_is_read_whole() {
+async fn a_large_message_is_read_completely() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 2).await;
     let content = "x".repeat(200 << 10);

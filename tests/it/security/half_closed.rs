@@ -65,7 +65,7 @@ async fn half_closed_clients_get_their_responses() {
 }
 
 #[tokio::test]
-async fn truncated_requests_change_nothing_and_end_at_once() {
+async fn truncated_requests_change_nothing_and_end_immediately() {
     let target = Target::start("cut-off", &LONG).await;
     let (declared, chunked) = (create("u", "content-length"), create("u", "chunked"));
     let head = declared.find("\r\n\r\n").expect("the end of the head") + 4;
@@ -95,7 +95,7 @@ async fn truncated_requests_change_nothing_and_end_at_once() {
 }
 
 #[tokio::test]
-async fn half_closed_connections_without_a_request_end_at_once() {
+async fn half_closed_connections_without_a_request_end_immediately() {
     let target = Target::start("no-more", &LONG).await;
     // Without any request, and after the response to one.
     for request in ["", "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"] {

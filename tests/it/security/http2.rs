@@ -186,7 +186,7 @@ async fn calls_and_errors_are_those_of_http1() {
 }
 
 #[tokio::test]
-async fn eight_responses_are_sent_at_once_on_one_connection() {
+async fn eight_responses_are_sent_concurrently_on_one_connection() {
     let https = Https::start("tabs", &LONG).await;
     let mut client = https.client().await;
     let session = client.post("/api/sessions", &json!({"businessId": "b", "userId": "u"})).await.expect(201);

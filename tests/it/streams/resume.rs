@@ -143,7 +143,7 @@ async fn a_cursor_too_far_back_resets_the_stream() {
 }
 
 #[tokio::test]
-async fn messages_and_chunks_of_any_size_arrive_whole() {
+async fn messages_and_chunks_of_any_size_arrive_completely() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let mut live = service.events(&conversation.path("/events")).await;
