@@ -27,7 +27,7 @@ test: ## Run the whole test suite
 	deploy/ensure-prometheus
 	cargo test --locked
 
-test-isolated: ## Run the whole test suite by cargo-nextest, each test in a process of its own
+test-isolated: ## Run the whole test suite with cargo-nextest, each test in its own process
 	deploy/ensure-redis
 	deploy/ensure-prometheus
 	cargo nextest --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-nextest@0.9.143
@@ -36,7 +36,7 @@ test-isolated: ## Run the whole test suite by cargo-nextest, each test in a proc
 test-servers: ## Run the integration tests against the installed server, Redis 8.2 and Valkey 9.1: TESTS selects some
 	tests/servers/run $(TESTS)
 
-upgrade-check: ## Replace services under load by those of another version: the commit before, or REVISION
+upgrade-check: ## Replace services under load by those of another version: the previous commit, or REVISION
 	tests/upgrade/run $(REVISION)
 
 test-clients: ## Run the tests of clients/ on the Node.js that is installed: SESSIOND_PROGRAM, or a debug build
@@ -56,7 +56,7 @@ test-example-chat: ## Test the chat of examples/chat in Chromium: SESSIOND_PROGR
 conformance: ## Test every operation with schemathesis, four times for SESSIOND_CONFORMANCE_SECONDS (30)
 	tests/conformance/run
 
-examples: ## Run each example and what docs/streaming.md shows against a service with an embedded Redis
+examples: ## Run each example and the code of docs/streaming.md against a service with an embedded Redis
 	deploy/ensure-redis
 	deploy/ensure-node
 	examples/run
@@ -82,7 +82,7 @@ dist: ## Build the release files of the commit for this architecture, in target/
 dist-check: ## Build the release files twice, in two folders, and compare the bytes
 	tests/deploy/reproducible
 
-container-check: ## Build the image and run the compose file in containers, on stand-ins for the base images; as root
+container-check: ## Build the image and run the compose file in containers, with replacements of the base images (needs root)
 	tests/deploy/containers/run
 
 mutants: ## Apply each mutant of tests/mutants and run the tests that must fail: MUTANTS selects some
@@ -95,7 +95,7 @@ soak: ## Inject random faults into Redis and the service for SESSIOND_SOAK_SECON
 
 check: ## Check formatting, lints and documentation, as CI does
 	cargo fmt --all --check
-	@# Without the tests: dependencies of tests must not be needed.
+	@# Without the tests, so that a missing dependency outside of the tests is an error.
 	cargo check --locked
 	cargo clippy --locked --all-targets -- --deny warnings
 	cargo clippy --locked --all-targets --features otel -- --deny warnings
@@ -110,7 +110,7 @@ bench-load: ## Measure the service at its peak rate, at half of it and above it:
 	benches/ensure-tools oha
 	benches/load/load.py $(ARGS)
 
-bench-streams: ## Measure event streams: idle, delivery, slow readers, a service that stops: ARGS
+bench-streams: ## Measure event streams: idle, delivery, slow readers, shutdown: ARGS
 	benches/ensure-tools
 	benches/load/streams.py $(ARGS)
 

@@ -132,7 +132,7 @@ async fn append(api: &Api, id: &str) -> Result<()> {
         check(&stored, "seq", 1)?;
     }
 
-    // Either all messages of a call are appended or none. Content is any JSON value but null.
+    // Either all messages of a call are appended or none. Content is any JSON value except null.
     let several = json!([
         {"messageId": "m-2", "role": "assistant", "content": "At nine.", "metadata": {"model": "example"}},
         {"messageId": "m-3", "role": "user", "content": {"text": "Thanks", "stars": 5}},

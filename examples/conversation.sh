@@ -46,7 +46,7 @@ session_id() {
     echo "${id%%'"'*}"
 }
 
-# create: a new session. An earlier run may have left one: `replace` ends that in the same step.
+# create: a new session. An earlier run may have left one: `replace` ends it in the same step.
 call 201 POST /api/sessions "{\"businessId\":\"$business\",\"userId\":\"$user\",\"ifActive\":\"replace\"}"
 contains '"status":"active"'
 contains '"version":1'
@@ -67,7 +67,7 @@ call 201 POST "$messages" "$question"
 contains '"seq":1'
 call 200 POST "$messages" "$question"
 contains '"seq":1'
-# An array of messages is appended whole or not at all. Content is any JSON value but null.
+# Either all messages of an array are appended or none. Content is any JSON value except null.
 call 201 POST "$messages" '[
     {"messageId":"m-2","role":"assistant","content":"At nine.","metadata":{"model":"example"}},
     {"messageId":"m-3","role":"user","content":{"text":"Thanks","stars":5}}

@@ -1,9 +1,9 @@
 #!lua
 -- append_chunks: append chunks to the open turn, and renew its lease.
 --
--- Why it is atomic: one step compares the turn's number and the number of its chunks with those of the caller. So a
--- writer whose turn was closed or taken over writes nothing, and chunks have no gaps.
--- Safe to run twice: the caller numbers the chunks. Those that are stored are compared and skipped.
+-- Why it is atomic: one step compares the turn's number and its number of chunks with the caller's. So a writer whose
+-- turn was closed or taken over writes nothing, and chunks have no gaps.
+-- Safe to run twice: the caller numbers the chunks. Stored chunks are compared and skipped.
 --
 -- KEYS   1 session    the session's hash
 --        2 turn, 3 chunks    the session's latest turn (hash) and its chunks (list)

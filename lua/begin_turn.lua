@@ -1,9 +1,9 @@
 #!lua
 -- begin_turn: begin a turn, which is a message that one writer writes piece by piece, or take over the open one.
 --
--- Why it is atomic: one step looks for an open turn and begins this one. So a session has at most one open turn, and of
--- ten thousand concurrent callers only one writes. An open turn that this call closes leaves its message in the same
--- step.
+-- Why it is atomic: one step looks for an open turn and begins this one. So a session has at most one open turn, and
+-- only one of many concurrent callers writes it. If this call closes an open turn, it appends that turn's message in
+-- the same step.
 -- Safe to run twice: the caller names the turn and its writer. The second run finds both and only renews the lease.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
@@ -15,7 +15,7 @@
 --        5 keep           number of newest messages to keep
 --        6 bytes_max      bytes of newest messages to keep
 --        7 turn_id        the turn's id as JSON writes it, without quotes
---        8 writer         its writer, likewise
+--        8 writer         its writer as JSON writes it, without quotes
 --        9 role           the role of the message that it becomes
 --       10 metadata       the metadata of that message, JSON
 --       11 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
@@ -38,10 +38,10 @@ if now_ms >= (document.endedAt or document.expiresAt) + retention_ms then return
 local latest = latest_turn(turn, document)
 local is_this = document.turnId == turn_id
 local is_own = is_this and latest.writer == writer
-local is_over = not is_this and (latest.turnId == turn_id
+local is_closed = not is_this and (latest.turnId == turn_id
   or string.find(latest.earlier or '', '\n' .. turn_id .. '\t', 1, true)
   or redis.call('HGET', message_ids, turn_id))
-if is_over then return {'over', ''} end
+if is_closed then return {'over', ''} end
 local is_active = document.status == 'active' and now_ms < document.expiresAt + 0
 if not is_own and not is_active then return {'not_active'} end
 
@@ -66,25 +66,25 @@ if plan then
   write_close(plan, document, latest)
   closed, words = latest.status, closed_words(plan, latest.number)
 end
--- It was this turn that was lost.
+-- This turn itself was lost.
 if plan and is_this then
   notify(session, document.businessId, ARGV[2], closed_words(plan))
   return {'over', closed}
 end
-local goes_on = takes_over and (is_own or if_open == 'takeover')
-if not goes_on then
+local continues = takes_over and (is_own or if_open == 'takeover')
+if not continues then
   local earlier = takes_over and latest.earlier or earlier_with(latest)
   latest = {
     turnId = turn_id, role = role, metadata = metadata, status = 'open', nextChunk = '0', chunkBytes = '0',
     afterSeq = document.messageCount, startedAt = int(now_ms), earlier = earlier,
-    -- The same turn is still asked to stop.
+    -- The request to stop remains for the same turn.
     cancelUntil = takes_over and latest.cancelUntil or nil,
   }
   redis.call('DEL', turn, chunks)
 end
 if not is_own then document.turnNumber = int((document.turnNumber or 0) + 1) end
 latest.number, latest.writer = document.turnNumber, writer
-if not goes_on then latest.since = latest.number end
+if not continues then latest.since = latest.number end
 latest.leaseUntil = lease_end(latest, now_ms + lease_ms)
 redis.call('HSET', turn, unpack(with_turn({}, latest)))
 redis.call('PEXPIREAT', turn, int(document.activeUntil + retention_ms))

@@ -1,8 +1,8 @@
 #!lua
 -- cancel_turn: ask the writer of the open turn to stop.
 --
--- Why it is atomic: one step finds the turn open and bounds its lease, so no renewal comes between.
--- Safe to run twice: the first request bounds the lease; the second run finds it and writes nothing.
+-- Why it is atomic: one step checks that the turn is open and limits its lease, so no renewal can happen in between.
+-- Safe to run twice: the first run limits the lease. The second run finds the limit and writes nothing.
 --
 -- KEYS   1 session    the session's hash
 --        2 turn       the session's latest turn (hash)

@@ -3,7 +3,7 @@
 --
 -- Why it is atomic: one step removes hash, messages, pointer and index entries, so no reader finds a pointer to a
 -- missing session. A later change or append cannot restore the session, because those scripts require the hash.
--- Safe to run twice: the second run finds no session and says so. The flag `allow-oom` lets a full Redis delete.
+-- Safe to run twice: the second run finds no session. The flag `allow-oom` lets a full Redis delete.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition

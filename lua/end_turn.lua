@@ -1,8 +1,8 @@
 #!lua
 -- end_turn: close the open turn, with the message that it becomes.
 --
--- Why it is atomic: one step compares the turn's number, appends its message and closes it. So a turn becomes one
--- message, whoever closes it, and readers never see the one without the other.
+-- Why it is atomic: one step compares the turn's number, appends its message and closes it. So a turn becomes at most
+-- one message, even if several callers close it, and readers never see the closed turn without its message.
 -- Safe to run twice: the second run finds the turn closed.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
@@ -15,13 +15,13 @@
 --        6 bytes_max      bytes of newest messages to keep
 --        7 turn_id        the turn's id as JSON writes it, without quotes
 --        8 number         the number of the turn, which its begin returned
---        9 status         `completed` or `failed`; or `lost`, which closes only a turn whose lease is over
+--        9 status         `completed` or `failed`; or `lost`, which closes only a turn whose lease has expired
 --       10 content        the JSON of the message's content, or `` for all chunks joined
 --       11 metadata       the JSON of the message's metadata, or `` for the turn's own
 --       12 error          why it failed, JSON, or ``
 -- Returns {`closed`, fields}   all fields of the turn's hash: name, value, name, value, in no fixed order
 --         {`taken`}            the turn has another number
---         {`not_open`}         another turn is open, or none; or its lease is not over
+--         {`not_open`}         another turn is open, or none; or its lease has not expired
 --         {`missing`}
 -- O(chunks of the turn + TRIM_MAX).
 local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

@@ -19,7 +19,7 @@ local partition, now_ms, retention_ms = ARGV[1], ARGV[2] + 0, ARGV[3] + 0
 -- Most sessions that one call removes.
 local BATCH_MAX = 100
 
--- In a moving slot a session may only seem missing. Then this fails.
+-- In a moving slot, an existing session may seem missing. Then this command fails.
 redis.call('EXISTS', pointer, partition .. 'none')
 local pointed_id = redis.call('GET', pointer)
 local ids = {pointed_id or nil}

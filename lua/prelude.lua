@@ -1,12 +1,12 @@
--- prelude: what the scripts that append messages and chunks have in common. The service sends
--- common.lua and this in front of them.
+-- prelude: code that the scripts that append messages and chunks share. The service sends common.lua and this in front
+-- of them.
 --
--- A turn may be closed as lost from LOST_AFTER_MS after `turnUntil` on, which is the end of its lease.
+-- A turn may be closed as lost from LOST_AFTER_MS after `turnUntil`, the end of its lease.
 local LOST_AFTER_MS = 1000
 -- Most messages beyond the limits that one call removes.
 local TRIM_MAX = 200
 
--- Whether the caller may use the session. `scope` is empty for all, or has lines of `business` or
+-- Whether the caller may use the session. `scope` is empty for all sessions, or has lines of `business` or
 -- `business<tab>user`, each between two line feeds.
 local function is_in_scope(session, scope)
   if scope == '' then return true end

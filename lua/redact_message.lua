@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- redact_message: remove content and metadata of one message, which stays at its seq.
 --
--- Why it is atomic: one step finds the message, checks its role and replaces it. So no append, patch or trim comes
--- between them, and a message that is appended meanwhile is not redacted in its place.
+-- Why it is atomic: one step finds the message, checks its role and replaces it. So no append, patch or trim happens in
+-- between, and the script cannot redact another message that has taken its place.
 -- It leaves `updatedAt` as it is, because it also runs while the clocks of the service and Redis differ too much.
 -- Safe to run twice: the second run finds the message redacted and writes nothing. The flag `allow-oom` lets a full
 -- Redis redact.
@@ -46,14 +46,14 @@ if string.sub(stored, ids_at, ids_at + #ids - 1) ~= ids then return {'damaged'} 
 local role, content_at = string.match(stored, '^(%l+)"()', ids_at + #ids)
 if not role then return {'damaged'} end
 if roles ~= '' and not string.find(roles, '\n' .. role .. '\n', 1, true) then return {'forbidden', role} end
--- No client can append the content null.
+-- Clients cannot append null as content.
 if string.sub(stored, content_at, content_at + #REDACTED - 1) == REDACTED then return {'redacted'} end
--- Metadata is an object, so only the message's own last member ends like this.
+-- Metadata is an object, so only the message's own last member matches at the end.
 local finish_reason = string.match(stored, ',"finishReason":"%l+"}$')
 local message = string.sub(stored, 1, content_at - 1) .. REDACTED .. '"metadata":{}'
   .. (finish_reason and string.sub(finish_reason, 1, -2) or '') .. ',"redactedAt":"' .. now_text .. '"}'
 if turn_number and not turn then return {'has_turn'} end
--- A closed turn repeats what its message had. An open one has no message.
+-- A closed turn repeats the metadata and error of its message. An open turn has no message.
 local is_of_turn = turn and redis.call('HGET', turn, 'turnId') == message_id
 
 -- From here on only writes.

@@ -52,7 +52,7 @@ local exists = session_until ~= NO_KEY
 local of_business = stored_business == business_id
 local of_user = of_business and stored_user == user_id
 local of_another = (stored_business and not of_business) or (pointer and stored_user and stored_user ~= user_id)
-local is_over = status == 'ended' or status == 'expired'
+local has_ended = status == 'ended' or status == 'expired'
 local is_marked_active = of_user and status == 'active'
 
 local function another_is_active()
@@ -68,7 +68,7 @@ local function another_is_active()
   return false
 end
 
--- A session expires when its retention is over, and its messages and pointer with it.
+-- A session expires at the end of its retention, together with its messages and pointer.
 local gone = session_until
 if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + retention_ms end
 if gone == NO_KEY then gone = nil end
@@ -93,7 +93,7 @@ expire(message_ids, message_ids_until, gone)
 if puts_pointer then
   redis.call('SET', pointer, id, 'PXAT', int(gone))
   done('pointer put back', pointer)
-elseif pointed_id == id and (not exists or of_another or is_over) then
+elseif pointed_id == id and (not exists or of_another or has_ended) then
   redis.call('DEL', pointer)
   done('pointer removed', pointer)
 elseif pointed_id == id then
@@ -114,7 +114,7 @@ if puts_business then
   redis.call('ZADD', business, int(expires), id)
   if business_until ~= NO_EXPIRY and business_until < gone then redis.call('PEXPIREAT', business, int(gone)) end
   done('business entry put back', business)
-elseif in_business and (not exists or (of_business and is_over)) then
+elseif in_business and (not exists or (of_business and has_ended)) then
   redis.call('ZREM', business, id)
   done('business entry removed', business)
 end

@@ -1,5 +1,5 @@
--- turn: what the scripts that close a turn have in common. The service sends common.lua, prelude.lua
--- and this in front of them.
+-- turn: code that the scripts that close a turn share. The service sends common.lua, prelude.lua and this in front of
+-- them.
 --
 -- A turn is open while the session's hash names it in `turnId`.
 local TURNS_KEPT = 8
@@ -10,7 +10,7 @@ local function by_name(fields)
   return values
 end
 
--- The latest turn. If it is not the one that the session names as open, because its hash was lost, none is open.
+-- The latest turn. If it is not the turn that the session names as open, because its hash was lost, no turn is open.
 local function latest_turn(key, document)
   local latest = by_name(redis.call('HGETALL', key))
   if latest.turnId ~= document.turnId then document.turnId = nil end
@@ -30,19 +30,19 @@ local function is_lost(document, now_ms)
   return document.turnId and now_ms >= document.turnUntil + LOST_AFTER_MS
 end
 
--- How the open turn is closed by others: as lost if its lease is over, otherwise as `how` says.
+-- The status with which other callers close the open turn: `lost` if its lease has expired, otherwise `how`.
 local function lost_or(how, document, now_ms)
   if not is_lost(document, now_ms) then return how end
   local lease_until = document.turnUntil + 0
   return {status = 'lost', at_ms = lease_until, created_ms = lease_until}
 end
 
--- The end of a lease that is renewed until `until_ms`. The first request to stop bounds it.
+-- The end of a lease that is renewed until `until_ms`. A request to stop limits it.
 local function lease_end(turn, until_ms)
   return int(math.min(until_ms, (turn.cancelUntil or until_ms) + 0))
 end
 
--- What is remembered of closed turns when another one begins: a line for each, the newest last.
+-- What is kept of closed turns when another one begins: a line for each, the newest last.
 local function earlier_with(turn)
   local earlier = turn.earlier or '\n'
   if not turn.turnId then return earlier end
@@ -55,12 +55,12 @@ local function earlier_with(turn)
   return earlier
 end
 
--- What closing the open turn changes. Reads, and writes nothing.
+-- Plans how to close the open turn. Only reads.
 --   keys      session, messages, message_ids, turn, chunks
 --   document  the session's fields, `latest` the turn's
---   how       status: of a turn that nobody asked to stop; at_ms: when it ended; created_ms: `createdAt` of its
---             message; is_activity: whether that is activity of the session; discards: whether its text is dropped; and,
---             given by its writer: endedAs, content, metadata, error
+--   how       status: unless the turn was asked to stop; at_ms: when it ended; created_ms: `createdAt` of its
+--             message; is_activity: whether this is activity of the session; discards: whether to drop its text; and,
+--             from its writer: endedAs, content, metadata, error
 --   limits    keep, bytes_max: as in append_messages; lease_ms: how long its chunks stay readable
 local function plan_close(keys, document, latest, how, limits)
   local status = latest.cancelUntil and 'cancelled' or how.status
@@ -135,7 +135,7 @@ local function write_close(plan, document, latest)
   for i = 1, #plan.turn, 2 do latest[plan.turn[i]] = plan.turn[i + 1] end
 end
 
--- How event streams are told that a turn was closed. `number` is its number if another one began after it.
+-- The words that notify event streams of a closed turn. `number` is its number if another turn began after it.
 local function closed_words(plan, number)
   local turn = number and 'o' .. number .. ' t' or 't'
   return plan.seq and 'm' .. plan.seq .. '-' .. plan.seq .. ' ' .. turn or turn

@@ -98,7 +98,7 @@ if resumes and pointed_id and pointed_id ~= id then
     redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt', 'lastActivityAt'))
   other_active = other_status == 'active' and now_ms < other_expires_at + 0
   if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
-  -- In a moving slot the other session may only seem missing. Then this fails.
+  -- In a moving slot, the other session may seem missing. Then this command fails.
   redis.call('EXISTS', pointer, partition .. 'none')
 end
 

@@ -17,7 +17,7 @@
 --        8 bytes_max      bytes of messages to keep
 -- Returns {`updated`, the JSON of the message}
 --         {`missing`}    the session does not exist
---         {`stale`}      the message is not stored any more, or has changed
+--         {`stale`}      the message is no longer stored, or has changed
 --         {`too_large`}  the new message is larger, and the session's messages would have more than bytes_max bytes
 -- O(n) in the number of newer messages.
 local MUTATIONS_KEPT = 4

@@ -31,7 +31,7 @@ pub const INVARIANTS: [(&str, &str); 26] = [
     ("expiry-too-early", "an index expires no earlier than a session that it names, or less than a second"),
     ("malformed-session", "every required field of a session is present and valid"),
     ("impossible-times", "the times of a session are in a possible order"),
-    ("status-and-end", "endedAt and endReason are present if and only if the session is over, and match its status"),
+    ("status-and-end", "endedAt and endReason are present if and only if the session has ended, and match its status"),
     ("pointer-to-nothing", "a pointer names a session that exists"),
     ("pointer-to-another", "a pointer names a session of its own user"),
     ("pointer-to-ended", "a pointer names a session that is not ended"),

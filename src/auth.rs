@@ -90,7 +90,7 @@ pub struct Grant {
     pub credential: Option<Fingerprint>,
     /// The user of a token. `None` for an API key and for a token of a whole business.
     pub subject: Option<Fingerprint>,
-    /// When the credential ceases to be accepted, if that is known.
+    /// When the credential expires, if that is known.
     pub valid_until: Option<Timestamp>,
 }
 
@@ -111,7 +111,7 @@ pub enum Credential {
     Bearer(String),
 }
 
-/// Without the text, which is a secret.
+/// Omits the text, which is a secret.
 impl fmt::Debug for Credential {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -121,7 +121,7 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Why a credential is rejected. Contains nothing of its text.
+/// Why a credential is rejected. Contains no part of its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthError {
     /// It is unknown, wrong, forged or incomplete.

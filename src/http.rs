@@ -117,7 +117,7 @@ impl AppState {
     /// If the URL of the store cannot be used.
     pub fn with_own_connections(&self) -> Result<Arc<Self>, StoreError> {
         let store = Arc::new(self.store.with_own_connections()?);
-        let streams = Arc::new(self.streams.of_worker(store.clone()));
+        let streams = Arc::new(self.streams.for_worker(store.clone()));
         Ok(Arc::new(Self { store, streams, ..self.clone() }))
     }
 

@@ -3,8 +3,8 @@
 //!
 //! `docs/architecture.md` has the code map, the path of a request, the invariants and the design.
 //!
-//! A module uses only modules to its right: `main → commands → bootstrap → server → http → store → session`. Beside
-//! them are [`auth`], [`config`], [`embedded_redis`], [`log`], [`metrics`], [`output`], [`reload`], [`signals`],
+//! A module uses only modules to its right: `main → commands → bootstrap → server → http → streams → store → session`.
+//! Beside them are [`auth`], [`config`], [`embedded_redis`], [`log`], [`metrics`], [`output`], [`reload`], [`signals`],
 //! [`tls`] and [`trace`]; [`audit`] uses the store.
 
 pub mod audit;

@@ -25,7 +25,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use self::queue::Queue;
 use crate::output::{self, Unbuffered};
 
-/// The most bytes that wait to be written. A service at its peak that logs every response fills it in a quarter of a
+/// Maximum bytes of queued lines. A service at its peak that logs every response fills the queue in a quarter of a
 /// second.
 const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long the program waits at its end for the last lines to be written.

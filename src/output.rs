@@ -38,7 +38,7 @@ impl<F: AsFd> Write for Unbuffered<F> {
 /// Writes all of `rest`. After an error, `rest` is what was not written.
 ///
 /// # Errors
-/// Those of the writer, except for interruptions and full non-blocking descriptors, which are retried.
+/// The errors of the writer, except interruptions and full non-blocking descriptors, which are retried.
 pub fn write_all(out: &mut impl Write, rest: &mut &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         match out.write(rest) {

@@ -29,7 +29,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How many connections the operating system holds until they are accepted, unless its own limit is lower. It drops
 /// further connections, and their clients retry after a second.
 const LISTEN_BACKLOG: u32 = 4096;
-/// The most bytes that are read and discarded before a connection is closed. Closing at once would reset the
+/// Maximum bytes that are read and discarded before a connection is closed. Closing without reading would reset the
 /// connection, and the client might lose the response.
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -136,7 +136,8 @@ fn reject(stream: TcpStream, expects_tls: bool) {
 /// Accepts the connections that the operating system still holds, then closes the listener. Their clients may have sent
 /// requests already, which closing the listener would drop.
 fn accept_waiting(listener: TcpListener, admit: impl Fn(TcpStream, IpAddr)) {
-    // Without tokio, which reports a waiting connection only after it has polled the operating system again.
+    // Uses the standard library: tokio reports a waiting connection only after it has polled the operating system
+    // again.
     let Ok(listener) = listener.into_std() else {
         return;
     };

@@ -198,7 +198,7 @@ impl Session {
         count.saturating_mul(self.largest_message_bytes).min(all)
     }
 
-    /// The session as of `now`, or `None` if its retention is over.
+    /// The session as of `now`, or `None` if its retention has ended.
     ///
     /// A session that is stored as `active` and has reached its `expires_at` is returned as `expired`. The next
     /// create, change or resume that reads the session stores that status.

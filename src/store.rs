@@ -64,15 +64,15 @@ pub struct StoreConfig {
     pub session_bytes_max: usize,
     /// How long the writer of a turn may be silent.
     pub turn_lease: Duration,
-    /// Most bytes of all chunks of a turn, as JSON.
+    /// Maximum bytes of all chunks of a turn, as JSON.
     pub turn_bytes_max: usize,
     /// How many of the newest sessions of a user are kept; at least 1.
     pub sessions_per_user_max: usize,
     /// Largest metadata of a session after a merge, in bytes.
     pub metadata_bytes_max: usize,
-    /// Most users whose session id is remembered as a hint; 0 disables hints.
+    /// Maximum number of users whose session id is remembered as a hint; 0 disables hints.
     pub hint_cache_size: usize,
-    /// Most bytes of large responses in progress, from before they are read until they are sent.
+    /// Maximum bytes of large responses in progress, from before they are read until they are sent.
     pub response_memory_bytes: usize,
     /// Longest time that a request waits for response memory.
     pub response_memory_wait: Duration,

@@ -1,4 +1,4 @@
-//! Event streams (docs/api.md, "Event streams"): what happens in a session, or in a business, as it happens.
+//! Event streams (docs/api.md, "Event streams"): the events of a session, or of a business, as they happen.
 
 mod business_feed;
 mod business_stream;
@@ -25,31 +25,31 @@ use self::feeds::Feeds;
 pub use self::limits::{StreamLimit, StreamLimits};
 use self::position::Cursor;
 pub(crate) use self::position::ResetReason;
-use self::session_feed::{SessionFeed, newest};
+use self::session_feed::{SessionFeed, before_newest};
 pub use self::session_stream::SessionStream;
 use crate::auth::Credentials;
 use crate::metrics;
 use crate::session::{Clock, Session, SessionId};
 use crate::store::{SessionStore, StoreError};
 
-/// How often a feed reads while it has no subscription.
+/// Interval between the reads of a feed that has no subscription.
 const UNSUBSCRIBED_POLL: Duration = Duration::from_secs(1);
 /// The delay before a stream reads again after the store failed.
 const RETRY_READ: Duration = Duration::from_secs(1);
 /// How often the credentials of open streams are checked.
 const CREDENTIAL_CHECK: Duration = Duration::from_secs(1);
-/// Time between the ends of two streams of a service that stops, and the most that all of them take, as a share of the
-/// time that it has: their clients should not all come back at once.
-const LEAVE_SPACING: Duration = Duration::from_millis(2);
-const LEAVE_SHARE: f64 = 0.8;
-const LEAVE_TICK: Duration = Duration::from_millis(20);
+/// At shutdown, streams end this far apart, but all of them within this share of the grace period. So their clients do
+/// not reconnect at the same time.
+const END_SPACING: Duration = Duration::from_millis(2);
+const END_SHARE: f64 = 0.8;
+const END_TICK: Duration = Duration::from_millis(20);
 
 /// Settings of streams.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamSettings {
-    /// How often a feed reads, although nothing was published.
+    /// Interval between the reads of a feed when nothing is published.
     pub poll: Duration,
-    /// The same while a turn is open.
+    /// The same, while a turn is open.
     pub turn_poll: Duration,
     /// Time without an event after which a comment is sent.
     pub comment_interval: Duration,
@@ -62,7 +62,7 @@ impl Default for StreamSettings {
     }
 }
 
-/// What feeds work with.
+/// The store, clock and settings that all feeds of a worker share.
 #[derive(Clone)]
 struct Context {
     store: Arc<SessionStore>,
@@ -71,7 +71,7 @@ struct Context {
 }
 
 impl Context {
-    /// Records how long it took from a change to its event, which was just made.
+    /// Records the delay from a change to its event.
     fn delivered(&self, published_ms: i64) {
         let took = (self.clock)().0.saturating_sub(published_ms);
         metrics::stream_delivered(Duration::from_millis(u64::try_from(took).unwrap_or_default()));
@@ -87,9 +87,9 @@ impl std::fmt::Debug for Context {
 /// Where a stream of a session starts.
 #[derive(Clone, Debug)]
 pub enum StreamStart {
-    /// Behind the event with this id (`Last-Event-ID`).
+    /// After the event with this id (`Last-Event-ID`).
     Cursor(String),
-    /// Behind the message with this `seq`.
+    /// After the message with this `seq`.
     After(u64),
     /// With this many of the newest messages.
     Last,
@@ -98,10 +98,10 @@ pub enum StreamStart {
 /// Why a stream was not opened.
 #[derive(Debug)]
 pub enum StreamError {
-    /// There are too many.
+    /// A limit on open streams is reached.
     Limit(StreamLimit),
     /// The service is stopping.
-    Leaving,
+    Stopping,
     /// The store cannot serve.
     Store(StoreError),
 }
@@ -121,8 +121,8 @@ pub struct Streams {
     sessions: Arc<Feeds<SessionId, SessionFeed>>,
     businesses: Arc<Feeds<String, BusinessFeed>>,
     open: Arc<Mutex<Vec<Arc<Control>>>>,
-    is_leaving: AtomicBool,
-    /// Checks credentials, once there was a stream.
+    is_stopping: AtomicBool,
+    /// The task that checks credentials. It starts with the first stream.
     check: OnceLock<AbortHandle>,
 }
 
@@ -135,7 +135,7 @@ impl Drop for Streams {
 }
 
 impl Streams {
-    /// No streams yet.
+    /// Creates the registry of streams, without streams.
     #[must_use]
     pub fn new(
         store: Arc<SessionStore>,
@@ -146,23 +146,23 @@ impl Streams {
     ) -> Self {
         let context = Context { store, clock, settings };
         let (sessions, businesses, open) = Default::default();
-        let is_leaving = AtomicBool::new(false);
-        Self { context, credentials, limits, sessions, businesses, open, is_leaving, check: OnceLock::new() }
+        let is_stopping = AtomicBool::new(false);
+        Self { context, credentials, limits, sessions, businesses, open, is_stopping, check: OnceLock::new() }
     }
 
-    /// The same for another worker, with its store.
+    /// Creates the registry of another worker, with that worker's store.
     #[must_use]
-    pub fn of_worker(&self, store: Arc<SessionStore>) -> Self {
+    pub fn for_worker(&self, store: Arc<SessionStore>) -> Self {
         let Context { clock, settings, .. } = self.context.clone();
         Self::new(store, clock, settings, Arc::clone(&self.credentials), Arc::clone(&self.limits))
     }
 
-    /// Opens a stream of a session that was read. `last` is how many of the newest messages it begins with, if it does
-    /// not go on behind others.
+    /// Opens a stream of a session, which was just read. If `start` gives no position, the stream begins with the
+    /// newest `last` messages.
     ///
     /// # Errors
     /// If there are too many streams, or the store cannot serve.
-    pub async fn of_session(
+    pub async fn open_session_stream(
         &self,
         session: &Session,
         start: StreamStart,
@@ -170,14 +170,14 @@ impl Streams {
         caller: StreamCaller,
     ) -> Result<SessionStream, StreamError> {
         let id = session.session_id;
-        let (control, permit) = self.admit(caller)?;
+        let (control, permit) = self.register(caller)?;
         let make = || SessionFeed::new(id, self.context.clone());
         let membership = self.sessions.join(id, make, control, permit);
         let cursor = match start {
             StreamStart::Cursor(text) => Cursor::parse(&text).ok_or(ResetReason::UnknownCursor),
             StreamStart::After(seq) if seq > session.message_count => Err(ResetReason::UnknownCursor),
             StreamStart::After(seq) => Ok(Cursor::after(session, seq)),
-            StreamStart::Last => Ok(newest(session, last)),
+            StreamStart::Last => Ok(before_newest(session, last)),
         };
         let start = membership.feed().start(session, cursor, last).await?;
         Ok(SessionStream::new(membership, start, last).begin().await?)
@@ -187,31 +187,35 @@ impl Streams {
     ///
     /// # Errors
     /// If there are too many streams.
-    pub async fn of_business(&self, business_id: &str, caller: StreamCaller) -> Result<BusinessStream, StreamError> {
-        let (control, permit) = self.admit(caller)?;
+    pub async fn open_business_stream(
+        &self,
+        business_id: &str,
+        caller: StreamCaller,
+    ) -> Result<BusinessStream, StreamError> {
+        let (control, permit) = self.register(caller)?;
         let make = || BusinessFeed::new(business_id.to_owned(), self.context.clone());
         let membership = self.businesses.join(business_id.to_owned(), make, control, permit);
         Ok(BusinessStream::open(membership).await)
     }
 
-    /// Ends all streams within `time`, spread over most of it, and opens no more.
-    pub async fn leave(&self, time: Duration) {
-        self.is_leaving.store(true, Ordering::Relaxed);
+    /// Rejects new streams, and ends the open ones, spread over most of `time`.
+    pub async fn shut_down(&self, time: Duration) {
+        self.is_stopping.store(true, Ordering::Relaxed);
         let streams = self.lock().clone();
         let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
-        let within = time.mul_f64(LEAVE_SHARE).min(LEAVE_SPACING.saturating_mul(count));
-        let ticks = usize::try_from(within.as_millis() / LEAVE_TICK.as_millis()).unwrap_or(usize::MAX).max(1);
+        let within = time.mul_f64(END_SHARE).min(END_SPACING.saturating_mul(count));
+        let ticks = usize::try_from(within.as_millis() / END_TICK.as_millis()).unwrap_or(usize::MAX).max(1);
         for part in streams.chunks(streams.len().div_ceil(ticks).max(1)) {
             for control in part {
                 control.end();
             }
-            tokio::time::sleep(LEAVE_TICK).await;
+            tokio::time::sleep(END_TICK).await;
         }
     }
 
-    fn admit(&self, caller: StreamCaller) -> Result<(Arc<Control>, limits::StreamPermit), StreamError> {
-        if self.is_leaving.load(Ordering::Relaxed) {
-            return Err(StreamError::Leaving);
+    fn register(&self, caller: StreamCaller) -> Result<(Arc<Control>, limits::StreamPermit), StreamError> {
+        if self.is_stopping.load(Ordering::Relaxed) {
+            return Err(StreamError::Stopping);
         }
         let permit = self.limits.acquire(caller.grant.subject).map_err(StreamError::Limit)?;
         let control = Arc::new(Control::new(caller));
@@ -229,7 +233,7 @@ impl Streams {
     }
 }
 
-/// Ends the streams whose credential is over, and forgets those that have ended.
+/// Ends the streams whose credential has expired or changed, and removes ended streams from the list.
 async fn check_credentials(open: Arc<Mutex<Vec<Arc<Control>>>>, credentials: Arc<Credentials>, clock: Clock) {
     let mut version = credentials.version();
     loop {
@@ -237,9 +241,9 @@ async fn check_credentials(open: Arc<Mutex<Vec<Arc<Control>>>>, credentials: Arc
         let now = clock();
         let has_changed = std::mem::replace(&mut version, credentials.version()) != version;
         let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nobody else holds those that have ended.
+        // Only this list still refers to the controls of ended streams.
         open.retain(|control| Arc::strong_count(control) > 1);
-        for control in open.iter().filter(|control| control.caller.is_over(&credentials, has_changed, now)) {
+        for control in open.iter().filter(|control| control.caller.has_lost_access(&credentials, has_changed, now)) {
             control.end();
         }
     }

@@ -2,26 +2,26 @@ import { isProblem, isSessiondError, Sessiond, type Message, type WhoAmI } from 
 import { Store } from "./store.js";
 
 const KEY = "sessiond-credential";
-/** Where the service is: the page may be below a path of a proxy. */
+/** The base URL of the service: a proxy may serve the page under another path. */
 export const BASE_URL = new URL("..", location.href.replace(/[?#].*/, "")).href.replace(/\/$/, "");
 
-/** The credential, and what it may do. */
+/** The credential and its permissions. */
 class Access extends Store {
   state: "checking" | "signed-out" | "signed-in" | "failed" = "checking";
   whoami: WhoAmI | null = null;
-  /** Why the credential was rejected, or why that could not be found out. */
+  /** Why the credential was rejected, or could not be checked. */
   error: unknown = null;
   credential: string | null = null;
 
   readonly client = new Sessiond({ baseUrl: BASE_URL, token: () => this.credential, timeoutMs: 10_000 });
 
-  /** Reads the credential that this tab keeps, if any, and asks what it may do. */
+  /** Reads the credential that this tab stores, if any, and requests its permissions. */
   async start(): Promise<void> {
     this.credential = storage()?.getItem(KEY) ?? null;
     await this.check();
   }
 
-  /** Checks a credential. The tab keeps it over reloads only if `isKept`. */
+  /** Checks a credential. The tab stores it across reloads only if `isKept`. */
   async signIn(credential: string, isKept: boolean): Promise<void> {
     this.credential = credential;
     await this.check();
@@ -34,7 +34,7 @@ class Access extends Store {
     void this.check();
   }
 
-  /** To be called with the error of any call. */
+  /** Must be called with the error of every failed call. */
   readonly rejected = (error: unknown): void => {
     if (isProblem(error) && error.status === 401 && this.state === "signed-in") this.forget(error);
   };
@@ -63,7 +63,7 @@ class Access extends Store {
     this.changed();
   }
 
-  // What the credential may do is offered, and nothing else. The service checks it anyway.
+  // Only the actions that the credential allows are offered. The service checks each call in any case.
 
   get mayRead(): boolean {
     return this.has("read");
@@ -98,7 +98,7 @@ function storage(): Storage | null {
 
 export const access = new Access();
 
-/** What went wrong, for people, and the id under which the service has logged it. */
+/** A description of the error for people, and the request id in the log of the service. */
 export function explained(error: unknown): { title: string; detail: string; requestId: string | null } {
   if (isProblem(error)) {
     const { title = "Error" } = (error.problem ?? {}) as { title?: string };

@@ -80,7 +80,7 @@ export function ResumeDialog({ session, onDone, onClose }: SessionActionProps): 
 }
 
 export function DeleteDialog({ session, onClose }: Omit<SessionActionProps, "onDone">): JSX.Element {
-  // What was seen is deleted, and not what somebody has made of it meanwhile.
+  // Deletes only the version that is shown, not a version that somebody has changed in the meantime.
   const [ifVersion] = useState(session.version);
   const run = async () => {
     await access.client.deleteSession(session.sessionId, { ifVersion });

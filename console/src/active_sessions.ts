@@ -4,37 +4,37 @@ import { follow, type LiveState } from "./live.js";
 import { lastChange, type Row } from "./session_row.js";
 import { Store } from "./store.js";
 
-/** How often the list is rendered at most. */
+/** Minimum time between two renderings of the list. */
 const RENDER_MS = 250;
 const LIMIT = 100;
-/** How often the first page is read again at most, for texts of new messages and for sessions that were not known. */
+/** Minimum time between two reads of the first page, for texts of new messages and for unknown sessions. */
 const REREAD_MS = 2000;
 
 type HoldReason = "pointer" | "focus" | "scroll";
 
-/** The active sessions of a business, as far as they were read: those with the newest activity. */
+/** The active sessions of a business that have been read: those with the newest activity. */
 export class ActiveSessions extends Store {
   readonly businessId: string;
-  /** The ids in the order in which they are shown. */
+  /** The ids in display order. */
   order: string[] = [];
-  /** How many there are, also those that were not read. */
+  /** The number of active sessions, including those that were not read. */
   total: number | null = null;
-  /** How many replies are being written in those that were read. */
+  /** The number of replies in progress in the sessions that were read. */
   writing = 0;
   hasMore = false;
   error: unknown = null;
-  /** Why further ones could not be read. */
+  /** Why further sessions could not be read. */
   moreError: unknown = null;
   isLoading = true;
   live: LiveState = "connecting";
 
   private readonly holds = new Set<HoldReason>();
   private rows = new Map<string, Row>();
-  /** Reads the page after those that were read. */
+  /** Reads the next page. */
   private pages: AsyncGenerator<Page<Session>> | null = null;
   private pageCount = 1;
   private isLoadingMore = false;
-  /** Events that come while the list is read, which may have been read before them. */
+  /** Events that arrive while the list is read. The response may be older than they are. */
   private waiting: BusinessEvent[] | null = null;
   private reread: ReturnType<typeof setTimeout> | undefined;
   private unfollow: (() => void) | undefined;
@@ -45,7 +45,7 @@ export class ActiveSessions extends Store {
     this.businessId = businessId;
   }
 
-  /** Reads the list, and follows what happens in it. */
+  /** Reads the list, and follows its events. */
   async open(): Promise<void> {
     await this.load();
     if (this.aborter.signal.aborted) return;
@@ -70,7 +70,7 @@ export class ActiveSessions extends Store {
     return this.rows.get(sessionId);
   }
 
-  /** Reads the list anew, as far as it was read. */
+  /** Reads all pages again that were read before. */
   async load(): Promise<void> {
     this.isLoading = true;
     this.waiting ??= [];
@@ -115,7 +115,7 @@ export class ActiveSessions extends Store {
     void this.loadMore();
   }
 
-  /** Keeps the order of the rows while there is a reason, so that nobody clicks on another row than they meant. */
+  /** Keeps the order of the rows while the pointer or the focus is on one, so that a click hits the intended row. */
   hold(reason: HoldReason, isHeld: boolean): void {
     if (this.holds.has(reason) === isHeld) return;
     if (isHeld) this.holds.add(reason);
@@ -127,12 +127,12 @@ export class ActiveSessions extends Store {
     return this.holds.size > 0;
   }
 
-  /** Called before the list is rendered: sorting 10,000 rows with each event would cost too much. */
+  /** Called before the list is rendered: sorting 10,000 rows for each event would be too slow. */
   protected override beforeChange(): void {
     this.writing = 0;
     for (const row of this.rows.values()) if (row.turn) this.writing++;
     if (this.isHeld) {
-      // New ones are below until the rows may move. Those that are over stay, so that nothing moves.
+      // New sessions are added at the end until the rows may move. Ended sessions stay, so that no row moves.
       const shown = new Set(this.order);
       this.order = [
         ...this.order.filter((id) => this.rows.has(id)),
@@ -163,12 +163,12 @@ export class ActiveSessions extends Store {
     if (session.status !== "active") return this.remove(session.sessionId);
     if (!row && this.total !== null) this.total++;
     this.rows.set(session.sessionId, { ...session, lastMessage: row?.lastMessage ?? null, turn: row?.turn ?? null });
-    // What it had before it was resumed.
+    // The count from before it was resumed.
     if (!row && session.messageCount) this.readAgain();
   }
 
   private remove(sessionId: string): void {
-    // The others were counted, too, if they were active.
+    // Other sessions were also counted if they were active.
     if (!this.rows.delete(sessionId)) this.readAgain();
     else if (this.total !== null) this.total--;
   }
@@ -185,11 +185,11 @@ export class ActiveSessions extends Store {
     this.readAgain();
     if (!row) return;
     if (type === "message") row.messageCount = Math.max(row.messageCount, message.seq);
-    // Its content is not in the stream.
+    // The stream does not have its content.
     if (message.seq >= (row.lastMessage?.seq ?? 0)) row.lastMessage = message;
   }
 
-  /** Reads the first page soon: what was last active. */
+  /** Schedules a read of the first page: the sessions with the newest activity. */
   private readAgain(): void {
     this.reread ??= setTimeout(async () => {
       if (!document.hidden) {
@@ -204,7 +204,7 @@ export class ActiveSessions extends Store {
     }, REREAD_MS);
   }
 
-  /** Events that came meanwhile may be newer than what was read. */
+  /** Applies events that arrived in the meantime, which may be newer than the response. */
   private merge(session: Session): void {
     const row = this.rows.get(session.sessionId);
     const isOlder = row?.lastMessage && (session.lastMessage?.seq ?? 0) < row.lastMessage.seq;

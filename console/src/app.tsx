@@ -73,13 +73,13 @@ export function App(): JSX.Element {
       </header>
       {state === "checking" && !whoami && (
         <main class="page narrow" id="main">
-          <Loading>Asking what the credential may do…</Loading>
+          <Loading>Checking the credential…</Loading>
         </main>
       )}
       {state === "failed" && credential === null && (
         <main class="page narrow" id="main">
           <h1>sessiond</h1>
-          <Failure error={access.error} what="The service does not answer." retry={() => void access.check()} />
+          <Failure error={access.error} what="The service does not respond." retry={() => void access.check()} />
         </main>
       )}
       {(state === "signed-out" || (state === "failed" && credential !== null)) && <SignIn />}

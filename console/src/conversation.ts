@@ -6,36 +6,36 @@ import { Store } from "./store.js";
 
 /** Number of messages that one call reads. */
 const PAGE = 100;
-/** How old the times of a session may be that has new messages: they are not in the stream. */
+/** How outdated the times of a session with new messages may be. The stream does not have them. */
 const TIMES_MS = 60_000;
-/** A reply that is being written has many small chunks. */
+/** A reply in progress has many small chunks. */
 const RENDER_MS = 80;
 
-/** A session, those of its messages that were looked at, and the reply that is being written. */
+/** A session, the messages that were loaded, and the reply in progress. */
 export class Conversation extends Store {
   readonly sessionId: string;
   session: Session | null = null;
-  /** Whether the service has no such session, or the credential may not see it. */
+  /** Whether the session does not exist, or the credential may not access it. */
   isMissing = false;
   /** Why it could not be loaded or refreshed. */
   error: unknown = null;
   isLoading = true;
   /** By `seq`. */
   readonly messages = new Map<number, Message>();
-  /** `seq` of the oldest message that is kept, as far as it is known. */
+  /** `seq` of the oldest message that is stored, as far as it is known. */
   oldest = 1;
   newest = 0;
-  /** The open turn, and what is known of its text. */
+  /** The open turn, and its text so far. */
   turn: Turn | null = null;
   text = "";
-  /** How many chunks the text has. */
+  /** The number of chunks in the text. */
   chunkCount = 0;
   live: LiveState = "connecting";
   isDeleted = false;
   /** Why older messages could not be loaded. */
   pageError: unknown = null;
   private readonly pages = new Set<number>();
-  /** Whether what is known may be newer than what is stored: a failover can lose changes. */
+  /** Whether the loaded state may be newer than the stored one: a failover can lose changes. */
   private isReset = false;
   /** When the session was last read. */
   private readMs = 0;
@@ -47,11 +47,11 @@ export class Conversation extends Store {
     this.sessionId = sessionId;
   }
 
-  /** Reads it, and then follows what happens in it. */
+  /** Reads the session, and then follows its events. */
   async open(): Promise<void> {
     await this.refresh();
     if (this.aborter.signal.aborted || this.isMissing) return;
-    // All that it lacks.
+    // All messages that are missing.
     const due = this.session ? { after: this.newest } : { last: PAGE };
     this.unfollow = follow<SessionEvent>({
       open: (options) => access.client.events(this.sessionId, { ...due, ...options }),
@@ -87,7 +87,7 @@ export class Conversation extends Store {
           this.isReset = false;
           this.session = null;
           this.oldest = 1;
-          // Those that have come since.
+          // The messages that have arrived since.
           this.newest = Math.max(0, ...this.messages.keys());
         }
         this.setSession(session);
@@ -108,7 +108,7 @@ export class Conversation extends Store {
     try {
       return await access.client.getSessionMessages(this.sessionId, { limit: PAGE, signal: this.aborter.signal });
     } catch (error) {
-      // `getSession` says whether it exists.
+      // `getSession` reports whether the session exists.
       if (isProblem(error, "session_not_found")) return [];
       throw error;
     }
@@ -161,7 +161,7 @@ export class Conversation extends Store {
     if (performance.now() - this.readMs < TIMES_MS) return;
     this.readMs = performance.now();
     const read = access.client.getSession(this.sessionId, { signal: this.aborter.signal });
-    // Of no consequence: the next message asks again.
+    // The error is ignored: the next message requests the session again.
     read.then((session) => session && this.setSession(session)).catch(access.rejected);
   }
 
@@ -191,12 +191,12 @@ export class Conversation extends Store {
     this.changed();
   }
 
-  /** Whether the stream knows the turn better than a call that was made before. */
+  /** Whether the stream has a newer state of the turn than an earlier call. */
   private get isStreamed(): boolean {
     return this.unfollow !== undefined && (this.live === "live" || this.live === "connecting");
   }
 
-  /** Reads the chunks of the open turn that are not known. */
+  /** Reads the missing chunks of the open turn. */
   private async readTurn(turn: Turn | null): Promise<void> {
     if (!turn) return this.dropTurn();
     this.setTurn(turn);
@@ -206,7 +206,7 @@ export class Conversation extends Store {
     if (read?.status === "open" && read.number === turn.number) this.addChunks({ ...read, from });
   }
 
-  /** Loads the messages of this range that are not known. */
+  /** Loads the missing messages of this range. */
   need(first: number, last: number): void {
     if (this.pageError) return;
     for (let page = Math.floor((first - 1) / PAGE); page * PAGE < last; page++) {
@@ -219,7 +219,7 @@ export class Conversation extends Store {
     this.changed();
   }
 
-  /** The first `seq` of this page that is not known. */
+  /** The first `seq` of this page that is missing. */
   private missingOf(page: number): number | null {
     const start = Math.max(page * PAGE + 1, this.oldest);
     for (let seq = start; seq <= Math.min((page + 1) * PAGE, this.newest); seq++) {
@@ -238,7 +238,7 @@ export class Conversation extends Store {
         const read = await access.client.getSessionMessages(this.sessionId, { after: seq - 1, limit, signal });
         if (signal.aborted) return;
         read.forEach((message) => this.messages.set(message.seq, message));
-        // Messages before the first one are not kept any more.
+        // Messages before the first one are no longer stored.
         if (!this.messages.has(seq)) this.oldest = Math.max(this.oldest, read[0]?.seq ?? this.newest + 1);
       }
     } catch (error) {

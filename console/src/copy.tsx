@@ -27,10 +27,10 @@ function copyBySelection(text: string): void {
 
 interface CopyButtonProps {
   text: string;
-  /** What the text is, such as "the user id". */
+  /** A description of the text, such as "the user id". */
   what: string;
   label: string;
-  /** For the name of the button where the label alone says too little. */
+  /** The name of the button, if the label alone is ambiguous. */
   of?: string;
 }
 
@@ -42,7 +42,7 @@ export function CopyButton({ text, what, label, of }: CopyButtonProps): JSX.Elem
   );
 }
 
-/** The call as a command. Instead of the credential it has a variable. */
+/** The call as a command, with a variable instead of the credential. */
 export function curl(path: string): string {
   const credential = access.credential === null ? "" : ' -H "Authorization: Bearer $SESSIOND_CREDENTIAL"';
   return `curl -sS${credential} '${`${BASE_URL}${path}`.replaceAll("'", "'\\''")}'`;

@@ -10,7 +10,7 @@ interface DialogProps {
   children: ComponentChildren;
 }
 
-/** A modal dialog. The browser keeps the focus in it, closes it by Escape, and gives the focus back. */
+/** A modal dialog. The browser keeps the focus in it, closes it by Escape, and restores the focus. */
 export function Dialog({ title, onClose, children }: DialogProps): JSX.Element {
   const dialog = useRef<HTMLDialogElement>(null);
   useLayoutEffect(() => {
@@ -28,17 +28,17 @@ export function Dialog({ title, onClose, children }: DialogProps): JSX.Element {
 
 interface ActionProps {
   title: string;
-  /** What its button says. */
+  /** The label of its button. */
   verb: string;
   isDestructive?: boolean;
-  /** The id that has to be typed. */
+  /** The id that must be typed. */
   typed?: string;
   children?: ComponentChildren;
   run(): Promise<void>;
   onClose(): void;
 }
 
-/** Asks before an action, shows its error, and closes after it. */
+/** Asks for confirmation of an action, shows its error, and closes after it. */
 export function ActionDialog({ title, verb, isDestructive, typed, children, run, onClose }: ActionProps): JSX.Element {
   const [text, setText] = useState("");
   const [isRunning, setRunning] = useState(false);
@@ -76,7 +76,7 @@ export function ActionDialog({ title, verb, isDestructive, typed, children, run,
             />
           </label>
         )}
-        {error != null && <Failure error={error} what="Not done." />}
+        {error != null && <Failure error={error} what="The action failed." />}
         <p class="buttons">
           <button type="button" onClick={onClose}>
             Cancel

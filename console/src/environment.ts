@@ -1,8 +1,8 @@
-/** `--console-label`, and the version of the service. They are in the page. */
+/** `--console-label` and the version of the service, from the page. */
 export const LABEL = meta("sessiond-label");
 export const VERSION = meta("sessiond-version");
 
-/** The colour of the environment: the more it matters, the louder. */
+/** The colour of the environment: more prominent for production. */
 export const ENVIRONMENT = /prod|live/i.test(LABEL)
   ? "production"
   : /stag|accept|uat|pre/i.test(LABEL)

@@ -2,7 +2,7 @@ import { ProblemError } from "../../clients/typescript/src/index.js";
 import { access, BASE_URL } from "./access.js";
 
 /**
- * Saves everything that is stored of a user as a file. The bytes are those of the service: reading and writing them as
+ * Saves all data of a user as a file. The bytes are those of the service: parsing and serialising them as
  * JSON would change long numbers.
  */
 export async function exportUser(businessId: string, userId: string, onBytes: (bytes: number) => void): Promise<void> {

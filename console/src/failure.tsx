@@ -2,7 +2,7 @@ import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { access, explained } from "./access.js";
 
-/** An error, in place of what could not be loaded or above what is out of date. */
+/** An error, in place of content that could not be loaded or above outdated content. */
 export function Failure({ error, what, retry }: { error: unknown; what: string; retry?: () => void }): JSX.Element {
   const { title, detail, requestId } = explained(error);
   return (
@@ -33,7 +33,7 @@ export function Loading({ children }: { children: ComponentChildren }): JSX.Elem
 }
 
 export interface Loaded<T> {
-  /** Null until the first success, and kept while it is read again. */
+  /** Null until the first success. Kept while the value is read again. */
   value: T | null;
   error: unknown;
   isLoading: boolean;
@@ -41,7 +41,7 @@ export interface Loaded<T> {
   set(value: T): void;
 }
 
-/** Reads something when `key` changes, and aborts that when the component goes. */
+/** Reads a value when `key` changes, and aborts the read when the component is removed. */
 export function useLoaded<T>(key: string, read: (signal: AbortSignal) => Promise<T>): Loaded<T> {
   const [attempt, setAttempt] = useState(0);
   const [state, setState] = useState<{ key: string; value: T | null; error: unknown; isLoading: boolean }>({

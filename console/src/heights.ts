@@ -1,8 +1,8 @@
-/** The heights of the rows of a long list, most of which were never rendered. A call costs O(log n): a Fenwick tree. */
+/** The heights of the rows of a long list, most of which were never rendered. A Fenwick tree: each call is O(log n). */
 export class Heights {
   private readonly estimate: number;
   private heights: Float64Array;
-  /** Partial sums of what the heights differ from the estimate. */
+  /** Partial sums of the differences between the heights and the estimate. */
   private sums: Float64Array;
   private count = 0;
 

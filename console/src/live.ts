@@ -1,18 +1,18 @@
 import type { Retry } from "../../clients/typescript/src/index.js";
 import { access } from "./access.js";
 
-/** Whether what is shown is current. */
+/** Whether the page is current. */
 export type LiveState =
   /** Changes are shown as they happen. */
   | "live"
   | "connecting"
   /** The connection is lost, and another attempt follows. */
   | "lost"
-  /** The service refuses the stream. */
+  /** The service rejects the stream. */
   | "failed"
-  /** Nobody sees the page: it asks nothing. */
+  /** The page is hidden, and sends no request. */
   | "hidden"
-  /** There is nothing more to come. */
+  /** There are no further events. */
   | "ended";
 
 interface Options {
@@ -24,13 +24,13 @@ interface Options {
 interface Watcher<Event> {
   /** Opens the stream, after the event with this id. */
   open(options: Options): AsyncIterable<Event>;
-  /** The event after which everything is current. */
+  /** The event after which the page is current. */
   liveAfter: string;
   onEvent(event: Event): void;
   onState(state: LiveState): void;
 }
 
-/** Follows a stream while the page is seen, until the returned function is called. */
+/** Follows a stream while the page is visible, until the returned function is called. */
 export function follow<Event extends { type: string; id?: string }>(watcher: Watcher<Event>): () => void {
   const { open, liveAfter, onEvent, onState } = watcher;
   let lastEventId: string | undefined;

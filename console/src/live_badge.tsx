@@ -10,7 +10,7 @@ const TEXTS: Record<LiveState, string> = {
   ended: "ended",
 };
 
-/** Whether the page is current. Screen readers hear of a change. */
+/** Shows whether the page is current. Screen readers announce a change. */
 export function LiveBadge({ state }: { state: LiveState }): JSX.Element {
   return (
     <span class={`live-badge ${state}`} role="status">

@@ -3,9 +3,9 @@ import { useEffect, useImperativeHandle, useLayoutEffect, useRef, useState } fro
 import { Heights } from "./heights.js";
 import { useKey } from "./keyboard.js";
 
-/** How far beyond the visible part rows are rendered, in pixels. */
+/** Rows are rendered up to this many pixels beyond the visible part. */
 const MARGIN = 300;
-/** A list that is this close to its end follows it. */
+/** A list that is scrolled this close to its end follows new rows. */
 const END_TOLERANCE = 40;
 
 export interface LongListHandle {
@@ -21,25 +21,25 @@ export interface Range {
 }
 
 interface Props {
-  /** Rows have other indexes in a list of another identity. */
+  /** Changes when the same rows get other indexes. */
   identity: string;
   count: number;
-  /** The height of a row that was not rendered yet, in pixels. */
+  /** The estimated height of a row that was not rendered yet, in pixels. */
   estimate: number;
   label: string;
   role: "log" | "list";
-  /** Whether it starts at its end, and stays there while rows are added. */
+  /** Whether the list starts at its end, and stays there while rows are added. */
   followsEnd?: boolean;
   keyOf(index: number): string | number;
-  /** What is in a row, and the attributes of its element. */
+  /** The content of a row, and the attributes of its element. */
   row(index: number): { attributes?: HTMLAttributes<HTMLDivElement>; content: ComponentChildren };
-  /** Below the last row. */
+  /** Content below the last row. */
   end?: ComponentChildren;
   onRange?(range: Range): void;
   handle?: Ref<LongListHandle>;
 }
 
-/** A list that renders only the rows that are seen, of any height. What is seen stays in place when rows change. */
+/** A list that renders only its visible rows, of any height. Visible rows stay in place when others change. */
 export function LongList(props: Props): JSX.Element {
   const { identity, count, estimate, label, role, followsEnd = false, keyOf, row, end, onRange, handle = null } = props;
   const box = useRef<HTMLDivElement>(null);
@@ -49,7 +49,7 @@ export function LongList(props: Props): JSX.Element {
     identity: "",
     heights: new Heights(estimate),
     scrollTop: 0,
-    /** The first row that is seen, and how much of it is above the top. */
+    /** The first visible row, and how much of it is above the top. */
     anchor: { index: 0, above: 0 },
     isAtEnd: followsEnd,
     height: 800,
@@ -112,7 +112,7 @@ export function LongList(props: Props): JSX.Element {
     },
   }));
 
-  // Focus moves by rows. A row that is not rendered any more leaves its focus to the list.
+  // Focus moves by rows. A focused row that is no longer rendered passes its focus to the list.
   const focused = useRef<string | number | null>(null);
   useLayoutEffect(() => {
     if (focused.current === null || document.activeElement !== document.body) return;

@@ -5,7 +5,7 @@ import { access } from "./access.js";
 import { CopyButton } from "./copy.js";
 import { Badge, counted, Json, textOf, Time } from "./text.js";
 
-/** Longer texts are cut until they are asked for. */
+/** Longer texts are cut until the user expands them. */
 const CHARS_SHOWN = 10_000;
 
 export function MessageRow({ message, redact }: { message: Message; redact(message: Message): void }): JSX.Element {
@@ -77,7 +77,7 @@ interface TurnRowProps {
   stop(): void;
 }
 
-/** The reply that is being written. Screen readers hear of it when it is a message. */
+/** The reply in progress. Screen readers announce it when it becomes a message. */
 export function TurnRow({ turn, text, chunkCount, stop }: TurnRowProps): JSX.Element {
   return (
     <article

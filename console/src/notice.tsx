@@ -1,7 +1,7 @@
 import type { JSX } from "preact";
 import { Store, useStore } from "./store.js";
 
-/** One short text about what has just happened, such as "Copied". Screen readers read it out. */
+/** A short text about the last action, such as "Copied". Screen readers announce it. */
 class Notice extends Store {
   text = "";
   private timer: ReturnType<typeof setTimeout> | undefined;

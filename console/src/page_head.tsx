@@ -4,7 +4,7 @@ import { LABEL } from "./environment.js";
 import { isolated } from "./text.js";
 
 interface Props {
-  /** What the title names. */
+  /** The kind of object that the title names. */
   kind?: string;
   title: ComponentChildren;
   /** The title in plain text. */

@@ -5,7 +5,7 @@ export type Theme = "system" | "light" | "dark";
 
 const KEY = "sessiond-console";
 
-/** What the person at this browser prefers. Kept in `localStorage`; it has no identifier and no credential. */
+/** The preferences of this browser's user. Stored in `localStorage`, without identifiers and credentials. */
 class Preferences extends Store {
   zone: Zone = "local";
   theme: Theme = "system";
@@ -31,7 +31,7 @@ class Preferences extends Store {
     try {
       localStorage.setItem(KEY, JSON.stringify({ zone, theme, hasShortcuts }));
     } catch {
-      // Storage is disabled: they hold until the page is left.
+      // Storage is disabled: the preferences last until the page is closed.
     }
     this.applyTheme();
     this.changed();

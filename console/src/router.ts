@@ -1,6 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 
-// Addresses are behind the `#`: no identifier is sent to the service with them, or written into a log.
+// Addresses are in the fragment (`#`): no identifier in them is sent to the service or written to a log.
 export type Route =
   | { page: "find" }
   | { page: "business"; businessId: string }

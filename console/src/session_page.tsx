@@ -72,7 +72,7 @@ export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
       </PageHead>
       {isDeleted && (
         <p class="failure" role="alert">
-          <strong>This session was deleted.</strong> What is shown here does not exist any more.
+          <strong>This session was deleted.</strong> The data shown here no longer exists.
         </p>
       )}
       {error != null && (
@@ -148,7 +148,7 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   const { session, oldest, newest, turn, text, chunkCount, pageError } = conversation;
   const list = useRef<LongListHandle>(null);
   const [isAtEnd, setAtEnd] = useState(true);
-  /** `seq` of the newest message when the end was last seen. */
+  /** `seq` of the newest message when the end of the list was last visible. */
   const lastSeen = useRef(newest);
   if (isAtEnd) lastSeen.current = newest;
   const count = newest - oldest + 1;
@@ -180,7 +180,7 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   };
   return (
     <section class="messages" aria-label="Conversation">
-      {oldest > 1 && <p class="minor">Messages before #{oldest} are not kept any more.</p>}
+      {oldest > 1 && <p class="minor">Messages before #{oldest} are no longer stored.</p>}
       {pageError != null && (
         <Failure error={pageError} what="Messages could not be loaded." retry={() => conversation.retryPages()} />
       )}
@@ -213,7 +213,7 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
   );
 }
 
-/** Everything else of the session. */
+/** The other members of the session. */
 function Document({ session }: { session: Session }): JSX.Element {
   const isWide = matchMedia("(min-width: 60rem)").matches;
   const { metadata } = session;

@@ -3,7 +3,7 @@ import type { Message, Session, Turn } from "../../clients/typescript/src/index.
 import { href } from "./router.js";
 import { Badge, counted, Id, preview, Time } from "./text.js";
 
-/** Until its content is read, a message that has just come has none. */
+/** A message that has just arrived has no content until it is read. */
 export type LastMessage = Omit<Message, "content" | "metadata"> & { content?: unknown };
 
 export interface Row extends Omit<Session, "lastMessage" | "turn"> {
@@ -11,13 +11,13 @@ export interface Row extends Omit<Session, "lastMessage" | "turn"> {
   turn?: Turn | null;
 }
 
-/** When something last happened in the session. */
+/** The time of the session's last activity. */
 export function lastChange(row: Row): string {
   const times = [row.lastActivityAt, row.lastMessage?.createdAt, row.turn?.startedAt, row.endedAt];
   return times.reduce<string>((latest, time) => (time && time > latest ? time : latest), "");
 }
 
-/** A session in a list: who or when, its title, its last message. */
+/** A session in a list: its user or time, its title, its last message. */
 export function SessionRow({ row, shows }: { row: Row; shows: "user" | "status" }): JSX.Element {
   return (
     <a class="session-row" href={href.session(row.sessionId)} data-focus>

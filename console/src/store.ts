@@ -2,7 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 
 /** State outside of components. They render at most once in `minMs`, however often it changes. */
 export class Store {
-  /** Grows with each rendering. */
+  /** Incremented by each rendering. */
   version = 0;
   private readonly listeners = new Set<() => void>();
   private readonly minMs: number;

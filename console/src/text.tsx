@@ -1,13 +1,13 @@
-// How texts of others are shown: as text, whatever is in them.
+// Shows untrusted texts as plain text.
 
 import type { ComponentChildren, JSX } from "preact";
 import { preferences, type Zone } from "./preferences.js";
 import { useStore } from "./store.js";
 
-/** Characters that are not seen and change how others are seen: bidirectional controls, zero-width ones, surrogates. */
+/** Invisible characters that change how others look: bidirectional controls, zero-width characters, surrogates. */
 const INVISIBLE = /([\p{Cf}\p{Zl}\p{Zp}\p{Cs}])/u;
 
-/** An identifier. Its direction is its own, and nothing in it is invisible. */
+/** An identifier. Its text direction is isolated, and its invisible characters are shown. */
 export function Id({ children }: { children: string }): JSX.Element {
   const parts = children.split(INVISIBLE);
   if (parts.length === 1) return <bdi class="id">{children}</bdi>;
@@ -37,7 +37,7 @@ export function Time({ children: text }: { children: string }): JSX.Element {
   );
 }
 
-/** The time of a day that is today, or else the date as well. */
+/** The time of day, and the date unless it is today. */
 export function short(date: Date, zone: Zone): string {
   const [day, time] = parts(date, zone);
   return day === parts(new Date(), zone)[0] ? time.slice(0, 8) : `${day} ${time.slice(0, 5)}`;
@@ -66,7 +66,7 @@ export function counted(count: number, word: string): string {
   return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 }
 
-/** The text of a content, if it has one in a common form: a text, an object with `text`, or a list of such parts. */
+/** The text of a content in a common format: a string, an object with `text`, or a list of such parts. */
 export function textOf(content: unknown): string | null {
   if (typeof content === "string") return content;
   if (Array.isArray(content)) {

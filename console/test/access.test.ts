@@ -1,4 +1,4 @@
-// What each kind of credential sees and is offered, and how one signs in and out.
+// What each kind of credential sees and is offered, and how users sign in and out.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -71,7 +71,7 @@ for (const [name, { actions, user, redacts, seesAll }] of Object.entries(MATRIX)
     await tab.goto("#/business/B0100002");
     await tab.shows(seesAll ? "1 active session" : "403 Forbidden (forbidden)");
 
-    // What it may reach is on the first page.
+    // The first page shows its businesses and users.
     await tab.goto("#/");
     await tab.shows("Find a conversation");
     const links = await tab.page.getByRole("main").getByRole("link").allInnerTexts();
@@ -85,7 +85,7 @@ for (const [name, { actions, user, redacts, seesAll }] of Object.entries(MATRIX)
     await tab.close();
   });
 
-  test(`${name}: is refused by the service what it is not offered`, async () => {
+  test(`${name}: the service rejects what is not offered`, async () => {
     const authorization = { Authorization: `Bearer ${service.credentials[name as keyof typeof MATRIX]}` };
     const refused = async (method: string, path: string) => {
       const headers = { ...authorization, "Content-Type": "application/json" };
@@ -111,11 +111,11 @@ for (const [name, credential, why] of [
   ["wrong", "wrong.key", "The credential is not valid"],
   ["expired", "", "The credential has expired"],
 ] as const) {
-  test(`${name}: is told why, and shown nothing`, async () => {
+  test(`${name}: sees the reason and no data`, async () => {
     const tab = await Tab.open(browser, service.url, `#/session/${session.sessionId}`);
     await tab.shows("Sign in");
     await tab.expectAccessible("sign in");
-    // Without a credential it is asked for, and no error is shown.
+    // Without a credential, the page asks for one and shows no error.
     assert.equal(await tab.page.getByRole("alert").count(), 0);
     await tab.page.getByLabel("API key or JWT").fill(credential || service.credentials.expired);
     await tab.page.keyboard.press("Enter");
@@ -131,7 +131,7 @@ for (const [name, credential, why] of [
   });
 }
 
-test("the credential is in memory, or in the tab if asked for, and nowhere else", async () => {
+test("the credential is stored in memory, or in the tab on request, and nowhere else", async () => {
   const hash = `#/session/${session.sessionId}`;
   const secret = service.credentials.writer;
   const stored = (tab: Tab) => tab.page.evaluate(() => JSON.stringify([{ ...sessionStorage }, { ...localStorage }]));
@@ -173,14 +173,14 @@ test("a credential that stops being valid leads to the sign-in, and back to the 
   await tab.close();
 });
 
-test("a service that needs no credential asks for none, and one that does not answer says so", async () => {
+test("a service without credentials asks for none, and a service that does not respond shows an error", async () => {
   const open = await startService();
   const tab = await Tab.open(browser, open.url);
   await tab.shows("Find a conversation");
   assert.ok(!(await tab.text()).includes("Sign"));
   await tab.page.route("**/api/whoami", (route) => route.abort());
   await tab.page.reload();
-  await tab.shows("The service does not answer.");
+  await tab.shows("The service does not respond.");
   await tab.expectAccessible("no answer");
   await tab.page.unrouteAll();
   await tab.page.getByRole("button", { name: "Try again" }).click();

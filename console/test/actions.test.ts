@@ -270,7 +270,7 @@ test("keys: /, j, k, Enter, u, r and ?", async () => {
   await keyboard.press("/");
   await tab.page.getByRole("heading", { name: "Find a conversation" }).waitFor();
   assert.equal(await tab.page.evaluate(() => document.activeElement!.tagName), "INPUT");
-  // In a field they are text.
+  // In a field, the keys are text.
   await keyboard.type("j/?");
   assert.equal(await tab.page.getByLabel("Session id").inputValue(), "j/?");
   await tab.tabTo("Help");
@@ -282,13 +282,13 @@ test("keys: /, j, k, Enter, u, r and ?", async () => {
   await tab.close();
 });
 
-test("an action that fails says why, and nothing is lost", async () => {
+test("a failed action shows its reason, and nothing is lost", async () => {
   const { sessionId } = await newSession();
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows("before");
   await MOUSE.press(tab, "Delete…");
   await MOUSE.type(tab, `Type ${sessionId}`, sessionId);
-  // Somebody else changes it meanwhile.
+  // Another client changes it in the meantime.
   await service.client.updateSession(sessionId, { title: "changed" });
   await tab.page.route(`**/api/sessions/${sessionId}`, (route) => route.abort());
   await MOUSE.press(tab, "Delete");

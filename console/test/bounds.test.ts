@@ -1,4 +1,4 @@
-// What the console costs: bytes, elements, requests.
+// The cost of the console: bytes, elements, requests.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -65,7 +65,7 @@ test("a session of 10,000 messages scrolls with fewer than 500 elements, and sho
     shown.forEach((seq) => seen.add(seq));
     return shown;
   };
-  // Upwards, a part of a screen at a time: what was at the top stays on the screen.
+  // Scrolls up by a part of a screen at a time: the row at the top stays on the screen.
   for (let screens = 0; screens < 60; screens++) {
     const before = await look();
     await list.evaluate((element) => element.scrollBy(0, -400));
@@ -81,7 +81,7 @@ test("a session of 10,000 messages scrolls with fewer than 500 elements, and sho
     );
   }
   assert.ok(seen.size > 150 && Math.max(...seen) - Math.min(...seen) === seen.size - 1, `${seen.size}`);
-  // Anywhere.
+  // Scrolls to any position.
   for (let part = 0; part <= 20; part++) {
     await list.evaluate((element, part) => (element.scrollTop = (element.scrollHeight * part) / 20), part);
     await tab.page.waitForFunction(() => !document.querySelector('.message[aria-busy="true"]'));
@@ -98,7 +98,7 @@ test("a session of 10,000 messages scrolls with fewer than 500 elements, and sho
   await tab.close();
 });
 
-test("messages that are not kept any more are not waited for", async () => {
+test("the page does not wait for messages that are no longer stored", async () => {
   const forgetful = await startService("--messages-kept", "100");
   const { sessionId } = await forgetful.client.createSession({ businessId: BUSINESS, userId: "u" });
   for (let seq = 1; seq <= 450; seq += 50) {
@@ -108,7 +108,7 @@ test("messages that are not kept any more are not waited for", async () => {
   const tab = await Tab.open(browser, forgetful.url, `#/session/${sessionId}`);
   await tab.shows("#450");
   await tab.page.getByRole("button", { name: "Oldest" }).click();
-  await tab.shows("Messages before #351 are not kept any more.");
+  await tab.shows("Messages before #351 are no longer stored.");
   await tab.page.getByText("#351", { exact: true }).waitFor();
   await tab.page.getByRole("button", { name: "Newest" }).click();
   await tab.page.getByText("#450", { exact: true }).waitFor();
@@ -116,7 +116,7 @@ test("messages that are not kept any more are not waited for", async () => {
   await forgetful.stop();
 });
 
-test("a message is not moved when those above it turn out to be higher", async () => {
+test("a message stays in place when the rows above it get their real heights", async () => {
   const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "uneven" });
   const messages = Array.from({ length: 80 }, (_, i) => ({
     role: "user" as const,
@@ -150,9 +150,9 @@ test("a message is not moved when those above it turn out to be higher", async (
   await tab.close();
 });
 
-test("a hidden tab asks nothing, and looks again when it is seen", async () => {
+test("a hidden tab sends no requests, and reads again when it is shown", async () => {
   const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "hidden" });
-  // Each page with the number of calls that it makes. One that is under way may be followed by the next.
+  // Each page with the number of its calls. A call in progress may be followed by the next one.
   for (const [hash, calls] of [
     [`#/session/${sessionId}`, 4],
     [`#/business/${BUSINESS}`, 4],

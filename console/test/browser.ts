@@ -1,4 +1,4 @@
-// Chromium, and what no page of the console may ever do: break its security policy, set a cookie, or ask elsewhere.
+// Chromium, and what pages of the console must never do: violate their policy, set a cookie, or request other origins.
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
@@ -67,7 +67,7 @@ export class Tab {
     await this.page.goto(`${this.url}/console/${hash}`);
   }
 
-  /** Lets the page believe that another tab is shown, or that it is shown again. Headless Chromium hides no tab. */
+  /** Simulates that the tab is hidden or shown again, because headless Chromium hides no tab. */
   async setHidden(isHidden: boolean): Promise<void> {
     await this.page.evaluate((isHidden) => {
       Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
@@ -97,7 +97,7 @@ export class Tab {
     return this.page.evaluate(() => document.body.innerText);
   }
 
-  /** The names of all buttons that are offered. */
+  /** The names of all visible buttons. */
   async buttons(): Promise<string[]> {
     return this.page.evaluate(() => [...document.querySelectorAll("button")].map((button) => button.innerText));
   }
@@ -128,7 +128,7 @@ export class Tab {
     assert.deepEqual(violations, [], state);
   }
 
-  /** Panics if a script has failed, or the page did what it may not. */
+  /** Panics if a script has failed, or the page did something forbidden. */
   async close(): Promise<void> {
     const cookies = await this.page.context().cookies();
     await this.page.context().close();

@@ -1,4 +1,4 @@
-// What happens is shown as it happens, and nobody loses their place by it.
+// Events are shown as they happen, and do not move the reader's position.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -71,14 +71,14 @@ test("a session shows messages, a reply as it is written, changes, its end and i
   await client.deleteSession(sessionId);
   await tab.shows("This session was deleted.");
   await tab.expectAccessible("deleted");
-  // What it shows has come by the stream: two calls to begin with, and no other.
+  // The shown state came from the stream: only two calls at the start.
   const calls = tab.calls.filter((call) => !call.includes("whoami"));
   assert.equal(calls.length, 3, calls.join("\n"));
   assert.equal(calls.filter((call) => call.includes("/events")).length, 1);
   await tab.close();
 });
 
-test("an expiry shows, though nobody has done anything", async () => {
+test("an expiry is shown without a call", async () => {
   const short = await startService("--idle-timeout", "2s");
   const { sessionId } = await short.client.createSession({ businessId: "b", userId: "u" });
   const tab = await Tab.open(browser, short.url, `#/session/${sessionId}`);
@@ -146,7 +146,7 @@ test("the row that has the focus, or the pointer, stays where it is", async () =
   await tab.close();
 });
 
-test("who reads older messages stays there, and is told of new ones", async () => {
+test("a reader of older messages stays there, and sees that there are new ones", async () => {
   const { sessionId } = await newSession();
   await append(sessionId, ...Array.from({ length: 60 }, (_, i) => `message ${i + 1}`));
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
@@ -176,7 +176,7 @@ test("who reads older messages stays there, and is told of new ones", async () =
   await tab.close();
 });
 
-test("a lost connection is told, and continued without a loss", async () => {
+test("a lost connection is shown, and continued without loss", async () => {
   const { sessionId } = await newSession();
   const network = await startNetwork(service.url);
   const tab = await Tab.open(browser, network.url, `#/session/${sessionId}`);
@@ -196,7 +196,7 @@ test("a lost connection is told, and continued without a loss", async () => {
   network.stop();
 });
 
-test("a tab that is seen again shows what it has missed", async () => {
+test("a tab that is shown again shows the missed events", async () => {
   const business = "B-hidden";
   const { sessionId } = await newSession(business);
   for (const hash of [`#/session/${sessionId}`, `#/business/${business}`]) {
@@ -214,7 +214,7 @@ test("a tab that is seen again shows what it has missed", async () => {
   }
 });
 
-test("without streams everything is still shown, and can be refreshed", async () => {
+test("without streams, everything is still shown and can be refreshed", async () => {
   const { sessionId } = await newSession("B-without");
   for (const hash of [`#/session/${sessionId}`, "#/business/B-without"]) {
     const tab = await Tab.open(browser, service.url);

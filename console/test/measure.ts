@@ -11,7 +11,7 @@ const SESSIONS = 10_000;
 const CHANGES_PER_SECOND = 100;
 const SECONDS = 20;
 
-/** How many seconds of CPU each process of the browser has used, by its kind. */
+/** The seconds of CPU that the browser's processes have used, by kind. */
 async function cpuSeconds(browser: Browser): Promise<Record<string, number>> {
   const session = await browser.newBrowserCDPSession();
   const { processInfo } = await session.send("SystemInfo.getProcessInfo");
@@ -104,7 +104,7 @@ await measureCpu("business, all 10,000 listed", browser, () => change(service, i
 console.log(`  ${tab.calls.length} calls in ${SECONDS} s`);
 await tab.close();
 
-// A reply that is written fast.
+// A reply with a high rate of chunks.
 const turn = await service.client.beginTurn(sessionId, { turnId: "t", writer: "w" });
 const reader = await Tab.open(browser, service.url, `#/session/${sessionId}`);
 await reader.shows(/^live$/);

@@ -1,4 +1,4 @@
-// A network between browser and service.
+// A simulated network between browser and service.
 
 import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";

@@ -1,4 +1,4 @@
-// Each page in each of its states: what it shows, and that axe-core finds nothing.
+// Each page in each of its states: its content, and that axe-core finds nothing.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -76,7 +76,7 @@ test("a user shows the history", async () => {
   await tab.close();
 });
 
-test("a session shows its document, its messages, and the reply that is being written", async () => {
+test("a session shows its document, its messages, and the reply in progress", async () => {
   const { sessionId } = await service.client.createSession({
     businessId: BUSINESS,
     userId: "user_4",
@@ -96,7 +96,7 @@ test("a session shows its document, its messages, and the reply that is being wr
   });
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows("part one, part two");
-  // Those of the first call are in the stream again.
+  // The stream repeats the messages of the first call.
   await tab.shows(/^live$/);
   assert.equal(await tab.page.locator(".turn .content").innerText(), "part one, part two");
   for (const text of ["a title", "be brief", "a question", '"status": "in transit"', '"channel": "web"', "worker-1"]) {
@@ -112,7 +112,7 @@ test("a session shows its document, its messages, and the reply that is being wr
   await tab.close();
 });
 
-test("empty pages say so", async () => {
+test("empty pages show that they are empty", async () => {
   const { sessionId } = await service.client.createSession({ businessId: "B-empty", userId: "u" });
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows("This session has no messages.");
@@ -144,7 +144,7 @@ for (const [page, hash, what] of [
       await wait;
       await route.fulfill({ status: 500, contentType: "application/problem+json", body: JSON.stringify(PROBLEM) });
     });
-    // With its stream, the page would recover by itself.
+    // With its stream, the page would recover automatically.
     await tab.page.route("**/events**", (route) => route.fulfill({ status: 403, body: "{}" }));
     await tab.goto(hash || `#/session/${sessionId}`);
     await tab.shows(/^Loading the/);
@@ -172,7 +172,7 @@ const PROBLEM = {
   requestId: "request-77",
 };
 
-test("a failed refresh keeps what was shown and says that it may be out of date", async () => {
+test("a failed refresh keeps the content and marks it as possibly outdated", async () => {
   const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "user_5", title: "kept" });
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows("kept");

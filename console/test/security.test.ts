@@ -1,4 +1,4 @@
-// What others have written is text, whatever is in it; and the page asks nobody but its service.
+// Untrusted texts stay text, and the page sends requests only to its service.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -8,7 +8,7 @@ import { startService, type Service } from "./service.js";
 
 const SCRIPT = '<script>alert("script")</script><img src=x onerror=alert("img")>';
 const LINK = 'javascript:alert("link")';
-/** Shown as it is, it reads `user_123 (admin)`. */
+/** Without protection, this is displayed as `user_123 (admin)`. */
 const BIDI = "user_\u202Enimda\u202C_\u200B1";
 let service: Service;
 let browser: Browser;
@@ -53,10 +53,10 @@ test("planted markup, script links and bidirectional controls stay text", async 
   };
   await expectInert("session");
   const text = await tab.text();
-  // The business, a message, the reply that is being written, and the label.
+  // The business, a message, the reply in progress, and the label.
   assert.ok(text.split(SCRIPT).length > 4, text);
   assert.equal(await tab.page.getByRole("heading", { level: 1 }).innerText(), LINK);
-  // Nothing in an identifier is invisible, and its direction does not leave it.
+  // Identifiers show invisible characters, and their text direction is isolated.
   assert.ok(text.includes("user_U+202EnimdaU+202C_U+200B1"), text);
   assert.ok(!text.includes("\u202E"), text);
   await tab.expectAccessible("hostile session");
@@ -73,7 +73,7 @@ test("planted markup, script links and bidirectional controls stay text", async 
   await tab.page.locator(".above a").last().click();
   await tab.shows("1 active session");
   await expectInert("business");
-  // Also in addresses.
+  // The same in addresses.
   await tab.goto(`#/business/${encodeURIComponent(SCRIPT)}/user/${encodeURIComponent(LINK)}`);
   await tab.shows("This user has no sessions.");
   await expectInert("addresses");
@@ -82,11 +82,11 @@ test("planted markup, script links and bidirectional controls stay text", async 
   await tab.close();
 });
 
-test("the policy stops a script that has found its way into the page", async () => {
+test("the policy stops an injected script", async () => {
   const tab = await Tab.open(browser, service.url);
   await tab.shows("Find a conversation");
   const reported = tab.page.waitForEvent("console", (message) => message.text().startsWith("violation: "));
-  // Through the page's own world: what a flaw of the console would do.
+  // Runs in the page's main world, like a script injected through a defect of the console.
   const results = await tab.page.evaluate(() => {
     const attempt = (run: () => void) => {
       try {

@@ -11,13 +11,13 @@ const SECRET = "this secret signs the tokens of one test";
 
 export interface Service {
   url: string;
-  /** A client that may do everything. */
+  /** A client with all permissions. */
   client: Sessiond;
   stop(): Promise<void>;
 }
 
 export interface ProtectedService extends Service {
-  /** Credentials by what they are for. */
+  /** Credentials by their purpose. */
   credentials: Record<"reader" | "writer" | "admin" | "tenant" | "user" | "expired", string>;
 }
 
@@ -58,7 +58,7 @@ export async function startProtectedService(...flags: string[]): Promise<Protect
 }
 
 async function start(folder: string, flags: string[]): Promise<Pick<Service, "url" | "stop">> {
-  // The environment is not passed on: its settings may name a Redis that is in use.
+  // The environment is not inherited: its settings may name a Redis that is in use.
   const env = { PATH: process.env.PATH, HOME: process.env.HOME, SESSIOND_DATA_DIR: join(folder, "data") };
   const addresses = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
   const limits = ["--rate-limit", "0", "--user-rate-limit", "0"];

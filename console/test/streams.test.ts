@@ -20,7 +20,7 @@ const blocks = [...document_.matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) =
 const [code, byEventSource] = [/export function follow/, /new EventSource/].map(
   (pattern) => blocks.find((block) => pattern.test(block))!,
 );
-/** `read` begins, `shown` is what a page would show, and `texts` is what it has shown of replies so far. */
+/** `read` starts reading, `shown` is the content of the page, and `texts` are the reply texts shown so far. */
 const SCRIPT = `${code!.replaceAll(/^export /gm, "")}
   let conversation;
   const texts = new Set();
@@ -45,7 +45,7 @@ interface Reader {
   texts: Set<string>;
 }
 
-/** What a writer does, with requests that accept the certificate of the test. */
+/** The calls of a writer, which accept the certificate of the test. */
 class Writer {
   private from = 0;
   text = "";
@@ -102,7 +102,7 @@ async function read(page: Page, by: string, url: string): Promise<void> {
   await page.evaluate(([by, url]) => (globalThis as unknown as Reader).read(by!, url!), [by, url]);
 }
 
-/** Waits until the page shows exactly these messages, and then this text of the reply that is being written. */
+/** Waits until the page shows exactly these messages, and then this text of the reply in progress. */
 async function shows(page: Page, ...expected: string[]): Promise<void> {
   const shown = () => page.evaluate(() => (globalThis as unknown as Reader).shown());
   const deadlineMs = Date.now() + 20_000;
@@ -112,7 +112,7 @@ async function shows(page: Page, ...expected: string[]): Promise<void> {
   assert.deepEqual(await shown(), expected);
 }
 
-/** Panics if the page has shown anything but beginnings of the reply. */
+/** Panics if the page has shown anything but prefixes of the reply. */
 async function expectBeginnings(page: Page, reply: string): Promise<void> {
   const texts = await page.evaluate(() => [...(globalThis as unknown as Reader).texts]);
   assert.ok(texts.length > 1);
@@ -120,7 +120,7 @@ async function expectBeginnings(page: Page, reply: string): Promise<void> {
 }
 
 for (const by of ["fetch", "EventSource"]) {
-  test(`${by}: reloads in the middle of a reply keep every word, and none comes twice`, LIMIT, async (test) => {
+  test(`${by}: reloads during a reply lose and repeat no word`, LIMIT, async (test) => {
     const service = await startService();
     test.after(service.stop);
     const context = await browser.newContext();
@@ -128,7 +128,7 @@ for (const by of ["fetch", "EventSource"]) {
     const writer = await Writer.begin(context, service.url);
     const page = await openReader(context, by, writer.url);
     for (let word = 0; word < WORDS; word++) {
-      // Some words are written while the page is away.
+      // Some words are written while the page is not loaded.
       const reload = word % 6 === 1 ? page.reload().then(() => read(page, by, writer.url)) : undefined;
       for (const text of [`${word}`, " "]) await writer.write(text);
       await reload;
@@ -194,7 +194,7 @@ test("over HTTP/2 eight tabs have a stream each, and room for other calls", LIMI
   }
   for (const [tab, page] of tabs.entries()) {
     for (const text of [`${tab}`, " "]) await writer.write(text);
-    // Each in turn, while the others read on.
+    // One after another, while the others continue to read.
     await page.reload();
     await read(page, tab % 2 ? "fetch" : "EventSource", writer.url);
     for (const other of tabs) await shows(other, "count", writer.text);

@@ -1,4 +1,4 @@
-// Runs all parts of the example until Ctrl-C. In production each is a process of its own.
+// Runs all parts of the example until Ctrl-C. In production, each part is a separate process.
 
 import { Sessiond } from "sessiond";
 import { scriptedModel } from "./model.js";
@@ -16,7 +16,7 @@ const working = work(client, BUSINESS, scriptedModel, worker.signal).catch((erro
   if (!worker.signal.aborted) throw error;
 });
 
-// There is no sign-in here: whoever opens the page is this user.
+// The example has no sign-in: every visitor of the page is this user.
 const tokenOf = () => service.tokenOf(BUSINESS, "user_123");
 const server = await startServer(service.url, tokenOf, Number(process.env.PORT ?? 3080));
 console.log(`The chat is at ${server.url} (Ctrl-C ends it)`);

@@ -1,4 +1,4 @@
-// A model that is a script: it thinks, then it writes one word after the other. It stops when `signal` is aborted.
+// A scripted model: it waits, then writes one word after another. It stops when `signal` is aborted.
 
 import { setTimeout } from "node:timers/promises";
 import type { Message } from "sessiond";

@@ -1,8 +1,8 @@
-// The page: the conversation of one user. It keeps nothing itself, so a reload shows what was there.
+// The page: the conversation of one user. It stores nothing itself, so a reload shows the stored conversation.
 
 import { Sessiond, type AppendMessage, type Message } from "sessiond";
 
-// The page's own server passes calls on to the service, with the token of the user.
+// The page's server forwards calls to the service, with the token of the user.
 const client = new Sessiond({ baseUrl: "/" });
 const chat = client.conversation("B0100001", "user_123");
 
@@ -11,7 +11,7 @@ const log = byId("log");
 const form = byId("form") as HTMLFormElement;
 const input = byId("input") as HTMLTextAreaElement;
 
-/** What is shown of a message, or of what will be one. */
+/** The displayed state of a message, or of a reply that becomes one. */
 interface Item {
   id: string;
   role: string;
@@ -35,7 +35,7 @@ function items(): Item[] {
   });
   const pending = unsent.map(({ messageId: id, content, error }) => {
     const item = { id, role: "user", text: textOf(content), note: error ? "not sent" : "sending …" };
-    // With the same id it is stored once, even if the first attempt has arrived.
+    // With the same id, it is stored once, even if the first attempt has succeeded.
     return error ? { ...item, sendAgain: () => send(content, id) } : item;
   });
   const note = turn?.cancelRequested ? "stopping …" : "writing …";
@@ -48,7 +48,7 @@ function textOf(content: Message["content"]): string {
   return typeof content === "string" ? content : JSON.stringify(content);
 }
 
-/** The element of an item. A reply keeps it when it becomes a message, which has the id of the turn. */
+/** The element of an item. A reply keeps its element when it becomes a message, which has the id of the turn. */
 function articleOf({ id, role, text, note, sendAgain }: Item): HTMLElement {
   const shown = [...log.children].find((child) => (child as HTMLElement).dataset.id === id);
   const article = (shown ?? newArticle()) as HTMLElement;
@@ -68,7 +68,7 @@ function newArticle(): Element {
   return document.importNode(template.content, true).firstElementChild!;
 }
 
-/** Never as HTML: users and models write what they like. */
+/** Never as HTML, because the texts of users and models are untrusted. */
 function setText(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -77,7 +77,7 @@ function render(): void {
   const { status, turn, hasOlder } = chat.getSnapshot();
   const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 50;
   const articles = items().map(articleOf);
-  // Only what is new is inserted, so that screen readers read nothing twice.
+  // Only new text is inserted, so that screen readers repeat nothing.
   for (const child of [...log.children]) if (!articles.includes(child as HTMLElement)) child.remove();
   articles.forEach((article, index) => {
     const other = log.children[index] ?? null;
@@ -97,7 +97,7 @@ function send(content: AppendMessage["content"], messageId?: string): void {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const text = input.value.trim();
-  // Emptied at once, so a second Enter sends nothing.
+  // Cleared immediately, so a second Enter sends nothing.
   input.value = "";
   if (text) send(text);
 });

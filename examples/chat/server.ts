@@ -1,4 +1,4 @@
-// The server of the page: its files, and `/api/`, which it passes on to the service.
+// The server of the page: serves its files, and forwards `/api/` to the service.
 
 import { once } from "node:events";
 import { readFile } from "node:fs/promises";
@@ -11,7 +11,7 @@ const FILES: Record<string, [file: string, type: string]> = {
   "/style.css": ["style.css", "text/css"],
   "/page.js": ["build/page.js", "text/javascript"],
 };
-/** Own scripts and styles only, and no text can become markup. */
+/** Only the page's own scripts and styles, and no text can become markup. */
 const POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
   "require-trusted-types-for 'script'; trusted-types 'none'; frame-ancestors 'none'";
@@ -47,7 +47,7 @@ export async function startServer(
   return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, close };
 }
 
-/** The path as it is: ids in it may be encoded. What the service sends goes on at once, as streams need it. */
+/** Forwards the path unchanged, because ids in it may be encoded. Streams require that responses are not buffered. */
 function passOn(serviceUrl: string, request: IncomingMessage, headers: object, response: ServerResponse): void {
   const { hostname, port } = new URL(serviceUrl);
   const { method, url: path } = request;
@@ -55,7 +55,7 @@ function passOn(serviceUrl: string, request: IncomingMessage, headers: object, r
     response.writeHead(answer.statusCode!, answer.headers);
     pipeline(answer, response, () => {});
   });
-  // Whichever side ends first ends the other.
+  // The end of either side ends the other.
   response.on("close", () => upstream.destroy());
   pipeline(request, upstream, (error) => error && !response.headersSent && response.writeHead(502).end());
 }

@@ -1,5 +1,5 @@
 // The service, with an embedded Redis, and with credentials as in production: the worker has an API key, and each user
-// has a token. What is stored is removed at the end.
+// has a token. The stored data is removed at the end.
 
 import { spawn, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
@@ -14,7 +14,7 @@ export interface Service {
   url: string;
   /** An API key of one business. */
   workerKey: string;
-  /** A token for what belongs to one user. An application makes it after its sign-in. */
+  /** A token of one user. An application creates it after the sign-in. */
   tokenOf(businessId: string, userId: string): Promise<string>;
   stop(): Promise<void>;
 }
@@ -33,11 +33,11 @@ export async function startService(program: string, businessId: string): Promise
   const flags = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir", join(folder, "data")];
   const keys = ["--api-keys-file", file("keys.toml", keygen.stdout), "--jwt-key-file", file("secret", secret)];
   const jwt = ["--jwt-algorithm", "HS256", "--jwt-issuer", "chat", "--jwt-audience", "sessiond"];
-  // Settings of the environment may name a Redis that is in use.
+  // Not inherited: the settings of the environment may name a Redis that is in use.
   const env = { PATH: process.env.PATH, HOME: process.env.HOME };
   const service = spawn(program, [...flags, ...keys, ...jwt], { env, stdio: ["ignore", "ignore", "pipe"] });
   const exited = once(service, "exit");
-  // Also if this process fails.
+  // Even if this process fails.
   process.once("exit", () => service.kill("SIGHUP"));
 
   let url: string | undefined;
@@ -58,7 +58,7 @@ export async function startService(program: string, businessId: string): Promise
       return token.setIssuer("chat").setAudience("sessiond").setExpirationTime("1h").sign(secret);
     },
     async stop() {
-      // The service ends at once at a second SIGINT or SIGTERM, and Ctrl-C may have sent one. SIGHUP does not count.
+      // SIGHUP: a second SIGINT or SIGTERM ends the service immediately, and Ctrl-C may have sent one.
       service.kill("SIGHUP");
       await exited;
       rmSync(folder, { recursive: true });

@@ -1,12 +1,12 @@
-// The worker: it learns of messages by the stream of the business, lets the model answer each, and writes the replies
-// as turns. Any number of workers can run: of those that begin the same turn, one writes it.
+// The worker: it receives messages by the stream of the business, has the model answer each, and writes the replies
+// as turns. Any number of workers can run: if several begin the same turn, one writes it.
 
 import { setTimeout } from "node:timers/promises";
 import { isProblem, type Message, type MessageHead, type Sessiond } from "sessiond";
 
 export type Model = (messages: Message[], signal: AbortSignal) => AsyncIterable<string>;
 
-/** Works until `signal` is aborted, and then rejects with its reason. */
+/** Runs until `signal` is aborted, and then rejects with its reason. */
 export async function work(client: Sessiond, businessId: string, model: Model, signal: AbortSignal): Promise<void> {
   /** The last job of each session. A conversation has one reply at a time. */
   const jobs = new Map<string, Promise<void>>();
@@ -22,7 +22,7 @@ export async function work(client: Sessiond, businessId: string, model: Model, s
   const calls = { signal, maxRetries: Infinity };
   for await (const { type, data } of client.businessEvents(businessId, calls)) {
     if (type === "message") add(data);
-    // The stream has just begun, or has lost something: what is the last message of each active session?
+    // The stream has just started, or may have lost events: read the last message of each active session.
     if (type === "reset") {
       const sessions = client.getActiveSessionsForBusiness(businessId, { include: "lastMessage", ...calls });
       for await (const { lastMessage } of sessions) if (lastMessage) add(lastMessage);
@@ -30,7 +30,7 @@ export async function work(client: Sessiond, businessId: string, model: Model, s
   }
 }
 
-/** Answers a message, once: also if this is called twice, or by two workers. */
+/** Answers a message once, even if it is called twice, or by two workers. */
 async function answer(client: Sessiond, message: MessageHead, model: Model, signal: AbortSignal): Promise<void> {
   const { sessionId, messageId, seq } = message;
   const turnId = `re:${messageId}`;
@@ -42,7 +42,7 @@ async function answer(client: Sessiond, message: MessageHead, model: Model, sign
       return;
     } catch (error) {
       if (!isProblem(error, "turn_open")) throw error;
-      // Another worker writes this reply or one before it. If it has died, its turn is over when its lease is.
+      // Another worker writes this reply or an earlier one. If that worker has died, its turn ends with its lease.
       await setTimeout(1000, undefined, { signal });
     }
   }

@@ -143,7 +143,7 @@ impl Requests {
         let (status, headers, body) = self.runtime.block_on(async {
             let response = self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
             let (parts, body) = response.into_parts();
-            // An event stream does not end by itself.
+            // An event stream has no end of its own.
             let is_stream = parts.headers.get("content-type").is_some_and(|kind| kind == "text/event-stream");
             let bytes = if is_stream { Bytes::new() } else { body.collect().await.expect("a body").to_bytes() };
             (parts.status, parts.headers, bytes)

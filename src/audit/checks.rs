@@ -11,8 +11,8 @@ use crate::session::{Partition, Status, Timestamp};
 use crate::store::keyspace::{Expiry, FoundKey, KeyKind, RepairTarget, SessionRef, WalkedKey};
 use crate::store::{SessionStore, StoreError};
 
-/// Differences of expiries from this on are findings. Moving a slot (MIGRATE) keeps the remaining time of a key and not
-/// the moment, so each move may shift an expiry by the time that it takes.
+/// Minimum difference of expiries that is a finding. Moving a slot (MIGRATE) keeps the remaining time of a key, not the
+/// moment of its expiry. So each move may shift an expiry by the duration of the move.
 const EXPIRY_DRIFT_MS: u64 = 1_000;
 
 /// Checks keys.
@@ -119,7 +119,7 @@ fn is_in_its_partition(key: &FoundKey) -> bool {
     }
 }
 
-fn is_over(named: &SessionRef) -> bool {
+fn has_ended(named: &SessionRef) -> bool {
     matches!(named.status, Some(Status::Ended | Status::Expired))
 }
 

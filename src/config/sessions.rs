@@ -11,7 +11,7 @@ use crate::session::{APPEND_MESSAGES_MAX, Identifier, Lifecycle};
 /// More than the difference between clocks that NTP keeps in sync, and too short for users to notice.
 const CLOCK_SKEW_MAX_DEFAULT: Duration = Duration::from_secs(30);
 
-/// A writer renews its lease by calls over the network.
+/// A writer renews its lease by calls over the network, so shorter leases would expire by network delays.
 const TURN_LEASE_MIN: Duration = Duration::from_secs(1);
 
 /// The settings as text.

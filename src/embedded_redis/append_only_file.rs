@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const BULK_BYTES_MAX: u64 = 512 << 20;
 /// The longest annotation that Redis reads, in bytes.
 const ANNOTATION_BYTES_MAX: usize = 1024;
-/// The most digits that are read of a count or a length. Valid ones have fewer.
+/// Maximum number of digits that are read of a count or a length. Valid ones have fewer.
 const DIGITS_MAX: usize = 10;
 /// The longest first argument that is kept as the command's name, in bytes. No command has a longer name.
 const NAME_BYTES_MAX: u64 = 32;
@@ -285,8 +285,8 @@ fn has_command_within(input: &mut (impl BufRead + Seek), start: u64) -> io::Resu
     }
 }
 
-/// Cuts a file off at `offset`. First copies the bytes that it removes to a new file beside it, and returns the path of
-/// that copy. If the copy fails, cuts nothing off.
+/// Cuts a file off at `offset`. First copies the bytes that it removes to a new file next to it, and returns the path
+/// of that copy. If the copy fails, cuts nothing off.
 pub(super) fn cut_off(path: &Path, offset: u64) -> io::Result<PathBuf> {
     let mut file = File::options().read(true).write(true).open(path)?;
     file.seek(SeekFrom::Start(offset))?;

@@ -36,7 +36,7 @@ const LOAD_WAIT: Duration = Duration::from_secs(1);
 /// The interval of probes while a server runs.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a running server may leave probes without a reply. A server that loads its data replies to them. A server
-/// that has not replied for this long has failed every request meanwhile; a shorter timeout would stop servers that
+/// that has not replied for this long has failed every request since; a shorter timeout would stop servers that
 /// only wait for a disk.
 const NO_REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -178,7 +178,7 @@ impl Drop for Supervisor {
 
 fn signal(child: Option<Pid>, signal: Signal) {
     if let Some(child) = child {
-        // Fails if the child has just ended by itself.
+        // Fails if the child has just ended.
         let _ = rustix::process::kill_process(child, signal);
     }
 }
@@ -292,7 +292,7 @@ fn reap(mut child: Child, shared: &Shared) -> String {
     child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
 }
 
-/// What `watch` knows of one child.
+/// The state that `watch` has of one child.
 struct WatchedChild {
     child: Pid,
     /// When it last replied, or was started.
@@ -377,7 +377,7 @@ fn stop_child(child: Pid, shared: &Shared) {
         if shared.wait(STOP_TIMEOUT, |state| state.child == Some(child)) {
             return;
         }
-        // Does nothing if the child has ended meanwhile.
+        // Does nothing if the child has ended already.
         send(Signal::KILL);
     }
 }

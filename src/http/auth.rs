@@ -73,8 +73,8 @@ impl Principal {
         &self.0.tenant_scope
     }
 
-    /// The roles of the messages that the caller may append and redact: `user_roles` with the token of one user, `None`
-    /// for every role otherwise.
+    /// The roles of the messages that the caller may append and redact: `user_roles` with the token of one user;
+    /// otherwise `None`, which means every role.
     pub(super) fn own_roles<'a>(&self, user_roles: &'a [Role]) -> Option<&'a [Role]> {
         self.is_one_user().then_some(user_roles)
     }
@@ -90,8 +90,8 @@ impl Principal {
         ResponseOwner { credential: id(self.0.credential), user: id(self.0.subject) }
     }
 
-    /// The caller as a stream remembers it.
-    pub(super) fn of_stream(&self, headers: &HeaderMap) -> StreamCaller {
+    /// The caller, as a stream needs it to check the credential again.
+    pub(super) fn stream_caller(&self, headers: &HeaderMap) -> StreamCaller {
         let credential = self.0.credential.and_then(|_| credential_of(headers));
         StreamCaller { grant: self.0.clone(), credential }
     }

@@ -115,7 +115,7 @@ async fn get_active(
 
 /// List the sessions of a user
 ///
-/// With any status, the one created or resumed last first.
+/// With any status, last created or resumed first.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/user/{userId}/history", tag = "businesses",
     operation_id = "listSessionHistory",

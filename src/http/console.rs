@@ -1,5 +1,5 @@
-//! `/console/`: a page on which people look at conversations and act on them. It calls the API as other clients do. `/`
-//! leads there.
+//! `/console/`: a page for people who look at conversations and act on them. It calls the API like any other client.
+//! `/` redirects there.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use crate::config::ConsoleConfig;
 pub(super) const ROUTES: [&str; 4] = ["/", "/console", "/console/", "/console/{file}"];
 const HTML: &str = include_str!(concat!(env!("OUT_DIR"), "/console.html"));
 const FILES: &[StaticFile] = include!(concat!(env!("OUT_DIR"), "/console.rs"));
-/// Own scripts and styles only, calls to the service only, and no text becomes markup or code.
+/// Only the page's own scripts and styles, only calls to the service, and no text becomes markup or code.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
-/// The routes of the console, or only that of `/` if it is disabled.
+/// The routes of the console, or only the route `/` if the console is disabled.
 pub(super) fn router(config: &ConsoleConfig) -> Router {
     let is_enabled = config.is_enabled;
     let router = Router::new().route("/", get(move |headers: HeaderMap| async move { root(is_enabled, &headers) }));

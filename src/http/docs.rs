@@ -13,7 +13,7 @@ use super::static_files::{Page, StaticFile, redirect};
 pub(super) const ROUTES: [&str; 3] = ["/docs", "/docs/", "/docs/{file}"];
 const HTML: &str = include_str!(concat!(env!("OUT_DIR"), "/docs.html"));
 const FILES: &[StaticFile] = include!(concat!(env!("OUT_DIR"), "/docs.rs"));
-/// Swagger UI has styles in its elements, and images in its style sheet.
+/// Swagger UI uses inline styles, and images in its style sheet.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

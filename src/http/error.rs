@@ -20,9 +20,9 @@ use crate::store::StoreError;
 const RETRY_AFTER_SECS: &str = "1";
 
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
-/// Most field problems in one response. Without a limit, a small request could cause a large response.
+/// Maximum number of field problems in one response. Without a limit, a small request could cause a large response.
 const PROBLEMS_MAX: usize = 20;
-/// Most characters of a client's own text that a response repeats.
+/// Maximum number of characters of a client's text that a response repeats.
 const ECHOED_CHARS_MAX: usize = 64;
 
 /// A client's own text, cut after [`ECHOED_CHARS_MAX`] characters.

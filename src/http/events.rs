@@ -24,7 +24,7 @@ use crate::streams::{StreamError, StreamLimit, StreamStart};
 const EVENT_STREAM: &str = "text/event-stream";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// Most messages that a stream begins with.
+/// Maximum number of messages that a stream begins with.
 const LAST_MAX: u64 = 100;
 
 /// The routes of this file.
@@ -54,8 +54,8 @@ problems! {
 /// Stream the events of a session
 ///
 /// Server-sent events: the session, its messages and turns, and the chunks of turns, as they are written. Each message
-/// comes once and in order, over a stream and all its continuations with `Last-Event-ID`; or the event `reset` says
-/// that this cannot be kept. Reading a stream is no activity.
+/// is sent once and in order, over a stream and all its continuations with `Last-Event-ID`; otherwise the event `reset`
+/// is sent. Reading a stream is not activity.
 #[utoipa::path(
     get, path = "/api/sessions/{sessionId}/events", tag = "events", operation_id = "sessionEvents",
     params(
@@ -65,8 +65,8 @@ problems! {
         ("after" = Option<u64>, Query, description = "Begin with the messages after this `seq`. Then `last` \
             counts only if that is not possible.",
             minimum = 0, maximum = 9_007_199_254_740_991_u64, nullable = false),
-        ("Last-Event-ID" = Option<String>, Header, description = "Go on behind the event with this id. \
-            `after` and `last` count only if that is not possible."),
+        ("Last-Event-ID" = Option<String>, Header, description = "Continue after the event with this id. \
+            `after` and `last` apply only if that is not possible."),
     ),
     responses(
         (status = 200, description = "The events, until the client or the service ends the stream.",
@@ -92,7 +92,8 @@ async fn session_events(
         (None, Some(seq)) => StreamStart::After(seq),
         (None, None) => StreamStart::Last,
     };
-    let opened = app.streams.of_session(&session, start, last.unwrap_or_default(), caller.of_stream(&headers));
+    let opened =
+        app.streams.open_session_stream(&session, start, last.unwrap_or_default(), caller.stream_caller(&headers));
     Ok(stream_response(Box::pin(opened).await?))
 }
 
@@ -104,7 +105,7 @@ problems! {
 /// Stream the events of a business
 ///
 /// Server-sent events about all sessions of the business, without chunks; messages without `content` and `metadata`.
-/// The event `reset` comes first, and whenever events may have been lost: read the active sessions after it.
+/// The event `reset` is sent first, and whenever events may have been lost: read the active sessions after it.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/events", tag = "events", operation_id = "businessEvents",
     params(("businessId" = String, Path, description = "The business.")),
@@ -121,14 +122,14 @@ async fn business_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     app.store.check().await?;
-    Ok(stream_response(app.streams.of_business(business_id.as_str(), caller.of_stream(&headers)).await?))
+    Ok(stream_response(app.streams.open_business_stream(business_id.as_str(), caller.stream_caller(&headers)).await?))
 }
 
-/// Marks a response that has no end of its own: it ends with its client.
+/// Marks a response whose body has no end of its own: it ends when the client or the service ends it.
 #[derive(Clone, Copy, Debug)]
 pub struct IsEventStream;
 
-/// A response that clients and proxies pass on as it comes.
+/// A response that clients and proxies must pass on without buffering.
 fn stream_response(body: impl HttpBody<Data = Bytes, Error = std::convert::Infallible> + Send + 'static) -> Response {
     let mut response = Response::new(Body::new(body));
     response.extensions_mut().insert(IsEventStream);
@@ -143,7 +144,7 @@ impl From<StreamError> for ApiError {
     fn from(error: StreamError) -> Self {
         let (problem, reason) = match error {
             StreamError::Store(error) => return StoreError::into(error),
-            StreamError::Leaving => ("The service is stopping; try again", "streams"),
+            StreamError::Stopping => ("The service is stopping; try again", "streams"),
             StreamError::Limit(StreamLimit::Total) => ("There are too many event streams; try again later", "streams"),
             StreamError::Limit(StreamLimit::User) => {
                 ("This user has too many event streams; close one, or try again later", "user_streams")

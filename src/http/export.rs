@@ -33,9 +33,9 @@ problems! {
 
 /// Export a user
 ///
-/// Returns one JSON object a line: `{"session":…}` for each session of the user, the one created or resumed first
-/// comes first, each followed by `{"message":…}` for each of its messages. If the store fails meanwhile, the connection
-/// is cut before the end of the body.
+/// Returns one JSON object per line: `{"session":…}` for each session of the user, first created or resumed first,
+/// each followed by `{"message":…}` for each of its messages. If the store fails during the export, the connection is
+/// cut before the end of the body.
 #[utoipa::path(
     get, path = "/api/sessions/business/{businessId}/user/{userId}/export", tag = "businesses",
     operation_id = "exportUser",
@@ -55,7 +55,7 @@ async fn export_user(
     user: PathUser,
 ) -> Result<Response, ApiError> {
     let mut export = Export::new(app, user, caller.response_owner());
-    // A store that fails at the start gets a status.
+    // Reads the first part now, so that a failure of the store results in an error status.
     let body = match export.step().await? {
         None => Body::empty(),
         Some(first) => {
@@ -70,7 +70,7 @@ async fn export_user(
     Ok(response)
 }
 
-/// An export in progress. It holds one page at a time.
+/// An export in progress. It holds one page in memory.
 struct Export {
     app: Arc<AppState>,
     user: PathUser,
@@ -79,10 +79,10 @@ struct Export {
     sessions: VecDeque<Session>,
     /// The session whose messages come next, and the `seq` after which they do.
     current: Option<(SessionId, u64)>,
-    /// Where the next sessions start: at the start of the history if `None`.
+    /// The position of the next sessions; `None` for the start of the history.
     after: Option<Position>,
     has_more_sessions: bool,
-    /// The memory of the last page, until the connection asks for the next one.
+    /// The memory of the last page, until the connection requests the next one.
     memory: Option<MemoryPermit>,
 }
 
@@ -114,7 +114,8 @@ impl Export {
         }
     }
 
-    /// The lines of the next messages of a session; `None` if there are none, or the session was deleted meanwhile.
+    /// The lines of the next messages of a session; `None` if there are none, or if the session was deleted in the
+    /// meantime.
     async fn messages_after(&mut self, id: SessionId, seq: u64) -> Result<Option<Bytes>, StoreError> {
         let (range, scope) = (MessageRange::After(seq), TenantScope::Everything);
         let page = self.app.store.list_messages(id, range, MESSAGES_MAX, &scope, self.owner, self.app.now()).await?;

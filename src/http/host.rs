@@ -11,8 +11,8 @@ use axum::http::{HeaderValue, Uri, Version, header};
 
 use super::error::{ApiError, Code};
 
-/// Rejects an HTTP/1.1 request without `Host`, an HTTP/2 request without `Host` and `:authority` or in which they
-/// differ, and any request with several or with an invalid one.
+/// Rejects a request with several hosts or an invalid one, an HTTP/1.1 request without `Host`, and an HTTP/2 request
+/// that has neither `Host` nor `:authority`, or in which they differ.
 pub(super) fn check(request: &Request) -> Result<(), ApiError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let (host, has_several) = (hosts.next(), hosts.next().is_some());

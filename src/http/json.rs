@@ -97,7 +97,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 }
 
-/// Capacity for the names of an object's known members. No object that is read here has more.
+/// Capacity for the names of an object's known members. No object has more.
 const KNOWN: usize = 8;
 
 /// The members of an object, taken one by one. Collects problems, which [`Fields::finish`] reports together.

@@ -13,11 +13,10 @@ impl RouteMatcher {
     /// The templates in the document, and those of web pages and their files.
     pub(super) fn of(document: &OpenApi) -> Self {
         let mut routes = Router::new();
-        // One of them is in the document.
+        // `/docs` is in the document as well.
         let pages = docs::ROUTES.into_iter().chain(console::ROUTES);
         for template in document.paths.paths.keys().map(String::as_str).chain(pages) {
-            // Cannot fail otherwise: the router has already rejected conflicting templates. A template that was missing
-            // here would have no route.
+            // Fails only for `/docs`, which is inserted twice: the router has already rejected conflicting templates.
             let _ = routes.insert(template, template.to_owned());
         }
         Self(routes)

@@ -81,7 +81,7 @@ problems! {
 /// Change the metadata of a message
 ///
 /// This also works in sessions that are not active, and does not count as activity. Concurrent changes of different
-/// members are all kept. A redacted message stays as it is. With the token of a user, only the member `feedback` of
+/// members are all kept. A redacted message does not change. With the token of a user, only the member `feedback` of
 /// messages of other roles can be changed.
 #[utoipa::path(
     patch, path = "/api/sessions/{sessionId}/messages/{messageId}", tag = "messages", operation_id = "updateMessage",

@@ -65,7 +65,7 @@ const SESSION_SCHEMA: &str = "Session";
         (name = "sessions", description = "Find or create a session; read, change or delete it by its id."),
         (name = "messages", description = "The messages of a session."),
         (name = "turns", description = "Messages while they are being written."),
-        (name = "events", description = "Streams of what happens, as it happens."),
+        (name = "events", description = "Streams of events as they happen."),
         (name = "businesses", description = "The sessions of a business and of its users."),
         (name = "credentials", description = "The permissions of the caller."),
         (name = "health", description = "Checks for orchestrators and load balancers."),

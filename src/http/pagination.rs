@@ -11,11 +11,11 @@ use super::include;
 use crate::session::{Identifier, Include, SessionId};
 use crate::store::{PageRequest, Position, ResponseOwner};
 
-/// Most sessions on a page.
+/// Maximum number of sessions on a page.
 pub(super) const SESSIONS_MAX: u64 = 100;
 const CURSOR_VERSION: u8 = 1;
 
-/// The list that a cursor belongs to. A cursor of another list is rejected.
+/// The list that a cursor belongs to. A cursor is rejected in any other list.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct ListId(u64);
 

@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue};
 use uuid::Uuid;
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Most characters in a request id of a client.
+/// Maximum number of characters in the request id of a client.
 pub(super) const LENGTH_MAX: usize = 128;
 
 /// The client's `X-Request-Id` if it has one of 1 to 128 visible ASCII characters, or a random one.

@@ -28,7 +28,7 @@ use crate::session::{
 };
 use crate::store::{Delete, GetOrCreate, MemoryPermit, Update};
 
-/// Most bytes of a large body that are passed to the connection at once.
+/// Maximum bytes of a large body that are passed to the connection in one part.
 const BODY_PART_BYTES: usize = 64 << 10;
 
 /// The routes of this file.

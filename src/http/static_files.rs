@@ -1,5 +1,5 @@
-//! Web pages that the binary embeds, and the files that they load. `build.rs` makes both: it compresses the files, and
-//! names them by their contents, so browsers keep them and ask for the page only.
+//! Web pages that the binary embeds, and the files that they load. `build.rs` compresses the files and names them by
+//! their contents. So browsers cache the files, and request only the page again.
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// For a file whose name changes with its content.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
-/// For a page: caches ask every time whether it has changed.
+/// For a page: caches ask each time whether it has changed.
 const REVALIDATED: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// A file that a page loads.
@@ -53,8 +53,8 @@ impl StaticFile {
     }
 }
 
-/// Whether the client accepts a content coding (RFC 9110, section 12.5.3). A wildcard accepts none: a client that sends
-/// only that does not care.
+/// Whether the client accepts a content coding (RFC 9110, section 12.5.3). A wildcard does not count: a client that
+/// sends only that works without a coding.
 fn accepts(request: &HeaderMap, coding: &str) -> bool {
     let lines = request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|item| {
@@ -82,7 +82,7 @@ impl Page {
     /// The response with the page, or `304` for a client that has it.
     pub(super) fn respond(&self, request: &HeaderMap) -> Response {
         let mut tags = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-        // Also in a tag that a proxy has made weak, or to which it has appended a coding.
+        // Matches even if a proxy has made the tag weak or appended a coding to it.
         let mut response = if tags.any(|line| line.contains(&self.tag)) {
             StatusCode::NOT_MODIFIED.into_response()
         } else {
@@ -100,7 +100,7 @@ impl Page {
     }
 }
 
-/// A permanent redirect to a reference that is relative to the path of the request: a proxy may serve the service below
+/// A permanent redirect to a reference relative to the path of the request, because a proxy may serve the service under
 /// another path.
 pub(super) fn redirect(location: &'static str) -> Response {
     (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, location)]).into_response()
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codings_are_those_that_the_client_accepts() {
+    fn only_accepted_codings_are_used() {
         for (text, accepted) in [
             ("", [false, false]),
             ("gzip, deflate, br, zstd", [true, true]),

@@ -25,7 +25,7 @@ use super::sessions::{json_response, large_response};
 use crate::session::{Identifier, SessionId, Timestamp, Turn};
 use crate::store::{AppendChunks, BeginTurn, CancelTurn, EndTurn, GetTurn, NotOpen, TurnName};
 
-/// All characters of a path segment but those that need no percent-encoding (RFC 3986, section 2.3).
+/// Characters that a path segment must percent-encode: all except the unreserved ones (RFC 3986, section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The routes of this file.
@@ -38,7 +38,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
         .routes(routes!(cancel_turn))
 }
 
-/// The turn after its writer's call.
+/// The state of a turn after an append.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = json!({
     "nextChunk": 2, "leaseUntil": "2026-11-22T10:00:31.000Z", "cancelRequested": false
@@ -106,14 +106,14 @@ problems! {
 /// Begin a turn
 ///
 /// A turn is one message that one writer writes chunk by chunk while others read along. A session has at most one open
-/// turn. The same `turnId` and `writer` again return the turn as it is, as does the `turnId` of a turn that is over.
+/// turn. A repeated call with the same `turnId` and `writer`, or with the `turnId` of a closed turn, returns that turn.
 /// The token of a user cannot begin turns.
 #[utoipa::path(
     post, path = "/api/sessions/{sessionId}/turns", tag = "turns", operation_id = "beginTurn",
     params(("sessionId" = String, Path, description = "The session.", format = Uuid)),
     request_body = BeginTurnBody,
     responses(
-        (status = 200, description = "The turn as it is: this writer has it, or it is over.", body = Turn),
+        (status = 200, description = "The turn, which this writer has or which is closed.", body = Turn),
         (status = 201, description = "The turn is new.", body = Turn, headers(
             ("Location" = String, description = "The path of the turn."),
         )),
@@ -294,8 +294,8 @@ problems! {
 
 /// Cancel a turn
 ///
-/// Asks the writer to stop. It sees that in the response to its next call, and has 10 seconds. However the turn ends
-/// then, its status is `cancelled`.
+/// Asks the writer to stop. The writer gets this in the response to its next call, and has 10 seconds. Then the status
+/// of the turn is `cancelled`.
 #[utoipa::path(
     post, path = "/api/sessions/{sessionId}/turns/{turnId}/cancel", tag = "turns", operation_id = "cancelTurn",
     params(

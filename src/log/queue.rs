@@ -143,7 +143,7 @@ mod tests {
 
     impl Write for Scripted {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // If the test is over, every write fails until the test binary ends.
+            // If the test has ended, every write fails until the test binary ends.
             let _ = self.offered.send(bytes.to_vec());
             self.results.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
         }

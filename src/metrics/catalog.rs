@@ -108,16 +108,16 @@ catalog! {
     counter MESSAGES_TRIMMED = "sessiond_messages_trimmed_total",
         "Oldest messages removed by appends to sessions with more messages or bytes than are kept.";
     counter TURNS_ENDED = "sessiond_turns_ended_total",
-        "Turns closed: completed, failed, cancelled, interrupted, or lost if their writer fell silent.",
+        "Turns closed: completed, failed, cancelled, interrupted, or lost if the writer's lease expired.",
         from 0 for "status" in ["completed", "failed", "cancelled", "interrupted", "lost"];
     gauge STREAMS = "sessiond_streams",
         "Open event streams.";
     counter STREAM_EVENTS = "sessiond_stream_events_total",
-        "Events given to connections, by kind; comment is no event and keeps connections alive.",
+        "Events passed to connections, by kind; comment is not an event, and keeps connections alive.",
         from 0 for "event" in ["reset", "session", "message", "turn", "chunk", "ready", "changed", "deleted", "bye",
             "comment"];
     counter STREAM_RESETS = "sessiond_stream_resets_total",
-        "Streams, or feeds of several streams, that could not go on from what was sent; lost is of businesses.",
+        "Streams, or feeds of several streams, that could not continue from their position; lost is of businesses.",
         from 0 for "reason" in ["unknown_cursor", "too_far", "diverged", "changed", "lost"];
     histogram STREAM_DELIVERY_SECONDS = "sessiond_stream_delivery_seconds",
         "Time from a change, by the clock of the service that made it, to its event, once for all streams of a worker.";

@@ -13,7 +13,7 @@ use super::{count, label};
 label! {
     /// The kind of an event of a stream.
     StreamEvent {
-        /// What the client has may not fit any more.
+        /// The stream cannot continue from its position.
         Reset = "reset",
         /// A session.
         Session = "session",
@@ -23,7 +23,7 @@ label! {
         Turn = "turn",
         /// Chunks of a turn.
         Chunk = "chunk",
-        /// Everything that was there has been sent.
+        /// Everything that was stored at the start has been sent.
         Ready = "ready",
         /// A message was changed.
         Changed = "changed",
@@ -31,7 +31,7 @@ label! {
         Deleted = "deleted",
         /// The service ends the stream.
         Bye = "bye",
-        /// A comment, which is no event: the connection is alive.
+        /// A comment, which is not an event: it shows that the connection is alive.
         Comment = "comment",
     }
 }
@@ -63,22 +63,22 @@ pub fn streams_open(streams: usize) {
     METRICS.streams.set(count(streams));
 }
 
-/// Counts an event stream that was not opened because there are too many: `streams`, or `user_streams` of one user.
+/// Counts an event stream that was rejected because of a limit: `streams`, or `user_streams` of one user.
 pub fn stream_shed(reason: &'static str) {
     counter!(SHED, "reason" => reason).increment(1);
 }
 
-/// Counts an event that was given to a connection.
+/// Counts an event that was passed to a connection.
 pub fn stream_event_sent(event: StreamEvent) {
     METRICS.events[event as usize].increment(1);
 }
 
-/// Counts a stream, or a feed with its streams, that cannot go on from what was sent. `reason` is that of the event.
+/// Counts a stream, or a feed with its streams, that cannot continue from its position. `reason` is that of the event.
 pub fn stream_reset(reason: &'static str) {
     counter!(STREAM_RESETS, "reason" => reason).increment(1);
 }
 
-/// Records the time from a change to the event about it.
+/// Records the time from a change to its event.
 pub fn stream_delivered(took: Duration) {
     METRICS.delivery_seconds.record(took);
 }

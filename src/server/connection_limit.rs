@@ -96,7 +96,7 @@ impl ConnectionLimiter {
     }
 }
 
-/// The most connections that the process's limit of open files allows.
+/// Maximum number of connections within the process's limit of open files.
 fn connections_allowed() -> usize {
     let open_files = getrlimit(Resource::Nofile).current.and_then(|most| usize::try_from(most).ok());
     open_files.map_or(usize::MAX, |most| most.saturating_sub(OPEN_FILES_RESERVED).max(1))

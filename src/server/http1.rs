@@ -1,5 +1,5 @@
-//! Serves a connection of HTTP/1.1. Its I/O, between the socket and hyper, enforces timeouts, rejects request heads
-//! that proxies may parse differently, and adds a body to the error responses that hyper makes itself.
+//! Serves an HTTP/1.1 connection. Its I/O, between the socket and hyper, enforces timeouts, rejects request heads that
+//! proxies may parse differently, and adds a body to the error responses that hyper makes itself.
 
 mod error_body;
 mod read_timer;
@@ -26,13 +26,12 @@ use super::timeouts::{ConnectionTimeouts, SendTimer};
 use super::{ConnectionSettings, DISCARD_BYTES_MAX, HttpService, Shutdown};
 use crate::http::IsEventStream;
 
-/// The default limit of hyper on the number of headers. With the default, hyper keeps headers on the stack, which is
-/// faster.
+/// hyper's default limit on the number of headers. With the default, hyper keeps headers on the stack, which is faster.
 const HYPER_HEADERS_DEFAULT: usize = 100;
-/// The most bytes of a response that wait for a slow reader here, besides its last part, and of a request's body that
-/// one read returns. A longer limit on the request's head is a longer buffer.
+/// Maximum bytes of a response that are buffered for a slow client, besides the last part; and of a request's body that
+/// one read returns. If the limit on the head is larger, the buffer has that size.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;
-/// The most bytes of a request's head that one read returns.
+/// Maximum bytes of a request's head that one read returns.
 const HEAD_READ_BYTES: usize = 4096;
 
 /// Serves the requests of a connection.
@@ -61,8 +60,9 @@ pub(super) async fn serve(
     builder.header_read_timeout(None).max_header_size(limits.head_bytes);
     builder.max_buf_size(BUFFER_BYTES_MAX.max(limits.head_bytes));
     // A client may close its sending side after its last request and still read the response (`nc -N`; RFC 9112, 9.6).
-    // A client that has disconnected looks the same, so its request is served to the end as well, within the request
-    // deadline. Only event streams have no end of their own: `ConnectionIo` ends them when their client has closed.
+    // A client that has disconnected looks the same, so its request is also served to the end, within the request
+    // deadline. Event streams have no end of their own: `ConnectionIo` ends them when their client has closed the
+    // connection.
     builder.half_close(true);
     // Sending one buffer is faster than sending two, and responses are small.
     builder.writev(false);
@@ -130,7 +130,7 @@ struct ConnectionIo<T> {
     head: StrictHead,
     error_body: ErrorBody,
     discarded_bytes: usize,
-    /// What arrived while an event stream was sent.
+    /// Bytes that arrived while an event stream was being sent.
     received_ahead: Vec<u8>,
 }
 

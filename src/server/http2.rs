@@ -1,8 +1,9 @@
-//! Serves a connection of HTTP/2, with the limits and timeouts of a connection of HTTP/1.1.
+//! Serves an HTTP/2 connection, with the limits and timeouts of an HTTP/1.1 connection.
 //!
-//! hyper and h2 bound what a client can send without making a request: frames of every kind, compressed heads, and
-//! streams that it resets at once. The rest is here: the number and size of headers, unused connections, responses
-//! that the client does not read (`streams`), and requests that it resets but that are still being served.
+//! hyper and h2 limit what a client can send without making a request: frames of every kind, compressed heads, and
+//! streams that it resets immediately. This module limits the rest: the number and size of headers, unused connections,
+//! responses that the client does not read (`streams`), and requests that are still being served after the client has
+//! reset them.
 
 mod io;
 mod streams;
@@ -29,21 +30,21 @@ use super::{ConnectionSettings, HttpService, Shutdown};
 use crate::config::ConnectionLimits;
 use crate::{http, metrics};
 
-/// Most streams of a connection at a time. RFC 9113, 6.5.2, recommends at least this many.
+/// Maximum number of concurrent streams of a connection. RFC 9113, 6.5.2, recommends at least this many.
 const STREAMS_MAX: u32 = 100;
-/// Most streams that the client has reset before hyper has seen them.
+/// Maximum number of streams that the client has reset before hyper has accepted them.
 const PENDING_RESETS_MAX: usize = 20;
-/// Most streams of a connection that end because of an error of the client.
+/// Maximum number of streams of a connection that may end because of an error of the client.
 const ERROR_RESETS_MAX: usize = 1024;
-/// The client must respond to a PING after this long without a request. Otherwise a client that has vanished would keep
-/// a stream that sends little.
+/// A client that sends no request for this long must respond to a PING. Otherwise a client that has vanished would keep
+/// open a stream that sends little.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long a response to a PING may take. It may wait behind much data on a slow line.
+/// Timeout of the response to a PING, which may be queued after much data on a slow network.
 const PING_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection that is being closed waits for requests that the client has sent before it knew, and after
-/// that for the client to close its side.
+/// When a connection is being closed: how long it waits for requests that the client sent before it received the
+/// GOAWAY, and after that for the client to close its side.
 const CLOSE_DELAY: Duration = Duration::from_secs(1);
-/// What a header adds to its name and value: in HTTP/1.1, and in the size that HTTP/2 limits (RFC 9113, 6.5.2).
+/// Bytes that a header adds to its name and value: in HTTP/1.1, and in the size that HTTP/2 limits (RFC 9113, 6.5.2).
 const HEADER_OVERHEAD_HTTP1: usize = 4;
 const HEADER_OVERHEAD_HTTP2: usize = 32;
 
@@ -56,7 +57,7 @@ pub(super) async fn serve(
 ) {
     let requests = Arc::new(Semaphore::new(STREAMS_MAX as usize));
     serve_streams(stream, service, requests.clone(), connections, shutdown.begun()).await;
-    // A connection counts until its requests have been served, also those that the client no longer waits for.
+    // A connection counts until its requests have been served, including those that the client no longer waits for.
     let _ = requests.acquire_many(STREAMS_MAX).await;
 }
 
@@ -93,7 +94,7 @@ async fn serve_streams(
             () = shutdown => {}
             () = streams.unused(timeouts) => {}
         }
-        // Tells the client to open no more streams here, and which ones are served.
+        // Sends a GOAWAY, which tells the client to open no more streams, and which streams are served.
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             biased;
@@ -120,8 +121,9 @@ async fn respond(
     let permit = requests.acquire_owned().await;
     let is_head = request.method() == Method::HEAD;
     let request = request.map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(body) });
-    // A client that resets a stream gets no response, but its request is served to the end, as if it had disconnected
-    // with HTTP/1.1. Until then the request counts: otherwise a client could have more than `STREAMS_MAX` by resets.
+    // A client that resets a stream gets no response, but its request is served to the end, as if the client had
+    // disconnected with HTTP/1.1. The request counts until then. Otherwise a client could exceed `STREAMS_MAX` by
+    // resetting streams.
     let served = tokio::spawn(async move {
         let response = service.call(request).await;
         drop(permit);
@@ -142,7 +144,7 @@ fn remove_body(response: &mut Response) {
     }
 }
 
-/// Whether a request's head exceeds the limits, counted as if it was a request of HTTP/1.1.
+/// Whether a request's head exceeds the limits, measured as if it were an HTTP/1.1 request.
 fn is_head_too_large(request: &hyper::Request<Incoming>, limits: &ConnectionLimits) -> bool {
     let uri = request.uri();
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
@@ -153,7 +155,7 @@ fn is_head_too_large(request: &hyper::Request<Incoming>, limits: &ConnectionLimi
     request.headers().len() > limits.headers || authority + path + headers > limits.head_bytes
 }
 
-/// The size of a head up to which hyper gives it to the service. hyper responds with a bare `431` to a larger one, so
+/// The maximum size of a head that hyper passes to the service. hyper responds to a larger one with a bare `431`, so
 /// this is twice the limit.
 fn header_list_size(limits: &ConnectionLimits) -> u32 {
     u32::try_from(2 * limits.head_bytes + limits.headers * HEADER_OVERHEAD_HTTP2).unwrap_or(u32::MAX)

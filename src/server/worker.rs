@@ -22,8 +22,8 @@ use crate::http::{Api, AppState};
 use crate::store::SessionStore;
 use crate::{metrics, tls};
 
-/// How long a stopping service still reads from its connections before it tells hyper to shut down. hyper then at once
-/// closes connections on which it has read nothing, or nothing new, even if a request is waiting to be read.
+/// How long a stopping service still reads from its connections before it tells hyper to shut down. hyper then closes
+/// every connection on which it has read no part of a new request, even if a request is waiting to be read.
 const DRAIN_DELAY: Duration = Duration::from_millis(100);
 
 /// The workers of a service.
@@ -99,7 +99,7 @@ impl Workers {
 
     /// Gives the connection to the worker that has the fewest.
     pub(crate) fn serve(&self, stream: TcpStream, permit: ConnectionPermit) {
-        // A thread ends only after a panic. It is skipped, because it has the fewest connections and would get all.
+        // A thread ends only after a panic. An ended thread has the fewest connections, and would get all new ones.
         let alive = self.threads.iter().filter(|thread| !thread.connections.is_closed());
         let least_loaded = alive.min_by_key(|thread| Arc::strong_count(&thread.load));
         match (least_loaded, stream.into_std()) {
@@ -140,7 +140,7 @@ async fn serve_all(
             Err(error) => tracing::warn!(%error, "cannot serve a connection"),
         }
     }
-    tokio::join!(app.streams.leave(grace), server.finish(grace));
+    tokio::join!(app.streams.shut_down(grace), server.finish(grace));
     app.store.quit().await;
 }
 
@@ -161,7 +161,7 @@ pub(super) struct ConnectionServer<S> {
     shutdown: watch::Sender<bool>,
 }
 
-/// Tells a connection when the service stops. The service waits until it is dropped.
+/// Tells a connection when the service stops. The service waits until every `Shutdown` is dropped.
 pub(super) struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {

@@ -3,18 +3,17 @@
 use std::num::ParseIntError;
 use std::str::FromStr;
 
-/// How many changes of messages there were in a session, and which messages the last few of them changed.
+/// The number of changes of messages in a session, and the messages that the last changes concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangedMessages {
-    /// How many changes there were.
+    /// The number of changes.
     pub count: u64,
     /// `seq` of the last changed messages, the newest last.
     pub recent: Vec<u64>,
 }
 
 impl ChangedMessages {
-    /// `seq` of the messages that were changed since there were `count` changes, or `None` if that is not known any
-    /// more.
+    /// `seq` of the messages that were changed since there were `count` changes; `None` if they are no longer recorded.
     #[must_use]
     pub fn since(&self, count: u64) -> Option<&[u64]> {
         let due = usize::try_from(self.count.checked_sub(count)?).ok()?;
@@ -22,7 +21,7 @@ impl ChangedMessages {
     }
 }
 
-/// Parses what `lua/common.lua` writes: the count and the numbers, separated by spaces.
+/// Parses the format of `lua/common.lua`: the count and the numbers, separated by spaces.
 impl FromStr for ChangedMessages {
     type Err = ParseIntError;
 
@@ -38,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_since_a_count_are_known_or_not() {
+    fn changes_since_a_recent_count_are_known() {
         let changed: ChangedMessages = "5 3 3 7".parse().expect("a valid text");
         assert_eq!(changed.since(5), Some([].as_slice()));
         assert_eq!(changed.since(3), Some([3, 7].as_slice()));

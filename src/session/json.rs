@@ -146,7 +146,7 @@ fn escape(text: &str, mut push: impl FnMut(&str)) {
     push(rest);
 }
 
-/// JSON without the spaces between its tokens.
+/// JSON without spaces between its tokens.
 #[must_use]
 pub fn compact_json(json: &str) -> String {
     let mut compact = String::with_capacity(json.len());

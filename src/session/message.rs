@@ -231,14 +231,14 @@ fn message_example() -> serde_json::Value {
     })
 }
 
-/// The schema of the content of a message: any JSON value but null.
+/// The schema of the content of a message: any JSON value except null.
 #[must_use]
 pub fn content_schema() -> utoipa::openapi::schema::Object {
     use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
     let any_but_null = [Type::String, Type::Number, Type::Boolean, Type::Object, Type::Array];
     ObjectBuilder::new()
         .schema_type(SchemaType::Array(any_but_null.to_vec()))
-        .description(Some("Any JSON value but null."))
+        .description(Some("Any JSON value except null."))
         .build()
 }
 
@@ -249,11 +249,11 @@ pub struct NewMessage {
     pub message_id: Option<Identifier>,
     /// The sender.
     pub role: Role,
-    /// Any JSON value but null.
+    /// Any JSON value except null.
     pub content: Value,
     /// The JSON of `content` as the client wrote it, without spaces between its tokens.
     pub content_json: String,
-    /// The JSON of an object, likewise.
+    /// The JSON of the metadata, an object, without spaces between its tokens.
     pub metadata_json: String,
 }
 
@@ -285,10 +285,10 @@ impl MessageRest {
     }
 }
 
-/// More than the bytes of [`MessageRest`] that do not depend on the client.
+/// An upper bound of the bytes of [`MessageRest`] that do not depend on the client.
 const REST_BYTES: usize = 128;
 
-/// A text as JSON writes it, without quotes. Message ids are stored like this.
+/// Escapes a text as JSON does, without quotes. Message ids are stored in this form.
 #[must_use]
 pub fn escaped_text(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());

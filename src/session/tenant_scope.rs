@@ -50,13 +50,13 @@ impl TenantScope {
     }
 }
 
-/// Most businesses of a scope that [`TenantScope::lines`] names.
+/// Maximum number of businesses that [`TenantScope::lines`] names.
 const BUSINESSES_NAMED_MAX: usize = 8;
 
 impl TenantScope {
-    /// The scope as scripts take it: empty for every session, otherwise lines of a business, or of a business and a
-    /// user with a tab between them, each between two line feeds. Identifiers contain neither. `None` for too many
-    /// businesses.
+    /// The scope in the format of the scripts: empty for every session; otherwise lines of a business, or of a business
+    /// and a user separated by a tab, each between two line feeds. Identifiers contain neither character. `None` if
+    /// there are too many businesses.
     #[must_use]
     pub fn lines(&self) -> Option<String> {
         match self {

@@ -41,14 +41,14 @@ words! {
         Reject = "reject",
         /// Close another turn, and keep its text as its message.
         Interrupt = "interrupt",
-        /// Close another turn without a message, or start this one anew.
+        /// Close another turn without a message, or begin this one again without its chunks.
         Discard = "discard",
-        /// Go on with this turn as its new writer.
+        /// Continue this turn as its new writer.
         Takeover = "takeover",
     }
 }
 
-/// One message while it is being written. What is not known any more of a turn that ended long ago is null.
+/// One message while it is being written. Members of an old turn that are no longer stored are null.
 #[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
 #[schema(rename_all = "camelCase", example = turn_example)]
 pub struct Turn {
@@ -60,7 +60,7 @@ pub struct Turn {
     /// Grows from turn to turn of a session, and changes with the writer.
     #[schema(required, minimum = 1)]
     pub number: Option<u64>,
-    /// The number with which its chunks began: a writer that takes over keeps them, one that starts anew does not. Not
+    /// The number that the turn had when its chunks began: a takeover keeps the chunks, a discard removes them. Not
     /// in the JSON.
     #[schema(ignore)]
     pub since: Option<u64>,
@@ -100,13 +100,13 @@ pub struct Turn {
     /// `seq` of the message that it became.
     #[schema(required, minimum = 1)]
     pub message_seq: Option<u64>,
-    /// The status that its writer gave. Not in the JSON; a repeated end is recognised by it.
+    /// The status that its writer gave. Not in the JSON; it identifies a repeated end.
     #[schema(ignore)]
     pub ended_as: Option<String>,
 }
 
 impl Turn {
-    /// Appends the turn as JSON, with these chunks, each as JSON writes it without quotes.
+    /// Appends the turn as JSON, with these chunks, which are escaped JSON texts without quotes.
     pub fn write_json(&self, chunks: Option<&[impl AsRef<[u8]>]>, out: &mut Vec<u8>) {
         let mut object = JsonObject::open(out);
         object.string(member!("turnId"), &self.turn_id);
@@ -168,14 +168,15 @@ fn turn_example() -> Value {
 /// The open turn of a session, as the session's hash names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenTurn {
-    /// Its id as JSON writes it, without quotes.
+    /// Its id as escaped JSON text, without quotes.
     pub escaped_id: String,
     /// When the lease of its writer ends.
     pub lease_until: Timestamp,
 }
 
 impl OpenTurn {
-    /// Milliseconds after the end of its lease from which on a turn may be closed as lost. The scripts know it, too.
+    /// Milliseconds from the end of a turn's lease until it may be closed as lost. The same value as in
+    /// `lua/prelude.lua`.
     const LOST_AFTER_MS: i64 = 1000;
 
     /// When the turn may be closed as lost.

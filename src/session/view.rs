@@ -27,7 +27,7 @@ pub struct Include {
 /// The newest message of a session in a [`SessionView`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastMessage {
-    /// It was not asked for, or would make the response too large.
+    /// It was not requested, or would make the response too large.
     LeftOut,
     /// The session has no messages.
     Null,
@@ -46,7 +46,7 @@ impl LastMessage {
 /// The open turn of a session in a [`SessionView`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViewedTurn {
-    /// It was not asked for.
+    /// It was not requested.
     LeftOut,
     /// No turn is open.
     Null,
@@ -54,7 +54,7 @@ pub enum ViewedTurn {
     Turn(Box<Turn>),
 }
 
-/// A session as a response shows it.
+/// A session in the form of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionView {
     /// The session.
@@ -66,7 +66,7 @@ pub struct SessionView {
 }
 
 impl SessionView {
-    /// The session without anything else.
+    /// The session without added members.
     #[must_use]
     pub fn of(session: Session) -> Self {
         Self { session, last_message: LastMessage::LeftOut, turn: ViewedTurn::LeftOut }

@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 
 use crate::session::SessionId;
 
-/// The last known session of each recently seen user. It may have ended, or may not exist any more.
+/// The last known session of each recently seen user. It may have ended, or no longer exist.
 ///
 /// A user is stored as 64 bits of a keyed hash. Two users with the same hash share a hint, which is wrong for one of
 /// them.

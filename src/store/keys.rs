@@ -36,9 +36,9 @@ macro_rules! session_fields {
     };
 }
 
-// `title`, `endedAt` and `endReason` are absent if null, `largestMessage` and `messageBytes` if there are no messages,
-// `oldestSeq` until a message is trimmed, `historyAt` until a resume, and `turnNumber` until the first turn. `turnId`
-// and `turnUntil` are there while a turn is open, `changedMessages` once a message was changed or redacted.
+// Absent fields: `title`, `endedAt` and `endReason` if null; `largestMessage` and `messageBytes` if there are no
+// messages; `oldestSeq` until a message is trimmed; `historyAt` until a resume; `turnNumber` until the first turn;
+// `turnId` and `turnUntil` unless a turn is open; `changedMessages` until a message is changed or redacted.
 // `update.lua` has one more field, `mutations`, for its own use.
 session_fields! {
     SessionId = "sessionId",
@@ -68,7 +68,7 @@ session_fields! {
     ChangedMessages = "changedMessages",
 }
 
-/// Fields of a turn's hash. `lua/turn.lua` has more, for its own use.
+/// Fields of a turn's hash. `lua/turn.lua` has more fields, for its own use.
 pub(super) mod turn_field {
     pub(in crate::store) const TURN_ID: &str = "turnId";
     pub(in crate::store) const NUMBER: &str = "number";
@@ -151,8 +151,8 @@ impl Keys {
         self.of_session("s", id)
     }
 
-    /// The channel of a business in a partition, to which scripts publish its changes (`lua/common.lua`). That of a
-    /// session is its key.
+    /// The channel of a business in a partition, to which scripts publish its changes (`lua/common.lua`). The channel
+    /// of a session is its key.
     pub(super) fn business_channel(&self, partition: Partition, business_id: &str) -> String {
         format!("{}b:{business_id}", self.partition(partition))
     }

@@ -88,7 +88,7 @@ impl SessionStore {
     }
 
     /// The reply of a script that checks the scope itself; `None` if the session is outside of `scope` and the script
-    /// could not say so. While its slot moves, a script with missing keys is refused before it checks anything.
+    /// could not report it. In a moving slot, a script with missing keys is rejected before it checks anything.
     async fn reply_in_scope(
         &self,
         reply: Result<Reply, StoreError>,

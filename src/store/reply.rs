@@ -1,5 +1,5 @@
-//! Parses replies of Redis: those of scripts value by value, in the order of the script's header; sessions by the names
-//! of their fields.
+//! Parses replies of Redis: replies of scripts value by value, in the order of the script's header; sessions by field
+//! names.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -95,7 +95,7 @@ impl Reply {
         self.parse().map(Timestamp)
     }
 
-    /// The rest of the reply: names and values in turn.
+    /// The rest of the reply, as alternating names and values.
     pub(super) fn named_values(&mut self) -> Result<HashMap<String, String>, StoreError> {
         let mut values = HashMap::new();
         while !self.is_empty() {
@@ -116,7 +116,7 @@ impl Reply {
         Ok(fields)
     }
 
-    /// Parses the rest of the reply as a session: names and values in turn. `None` if the session does not exist.
+    /// Parses the rest of the reply, alternating names and values, as a session. `None` if the session does not exist.
     pub(super) fn session(&mut self, id: SessionId) -> Result<Option<Session>, StoreError> {
         self.fields()?.session(self.operation, id)
     }

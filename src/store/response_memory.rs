@@ -11,9 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::StoreError;
 
-/// Most bytes of a page, unless it has only one entry.
+/// Maximum bytes of a page, unless it has only one entry.
 pub(super) const PAGE_BYTES_MAX: usize = 4 << 20;
-/// Most bytes that one read of a page requests from Redis, unless one entry is larger.
+/// Maximum bytes that one read of a page requests from Redis, unless one entry is larger.
 pub(super) const PIECE_BYTES: usize = 256 << 10;
 /// Responses up to this size reserve no memory.
 pub(super) const SMALL_RESPONSE_BYTES: usize = 64 << 10;
@@ -22,7 +22,7 @@ pub(super) const SMALL_RESPONSE_BYTES: usize = 64 << 10;
 const CREDENTIAL_DIVISOR: u32 = 4;
 /// One user may hold the process's memory divided by this.
 const USER_DIVISOR: u32 = 8;
-/// Most requests of one owner that wait for memory. Further ones are rejected at once.
+/// Maximum number of requests of one owner that wait for memory. Further ones are rejected immediately.
 const WAITING_PER_OWNER_MAX: usize = 32;
 const KIB: usize = 1024;
 

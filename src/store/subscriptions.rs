@@ -1,4 +1,4 @@
-//! Subscriptions to what scripts publish (`lua/common.lua`), and the reads that event streams of a business need.
+//! Subscriptions to the notifications of scripts (`lua/common.lua`), and the reads of the event streams of a business.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use super::{SessionStore, StoreError, Subscriber, Subscription};
 use crate::log;
 use crate::session::{MessageJson, OpenTurn, Partition, Session, SessionId, Status, TenantScope, Timestamp};
 
-/// Most sessions whose expiry is sent to a business's streams at a time.
+/// Maximum number of expired sessions that are sent to a business's streams in one step.
 const EXPIRED_MAX: usize = 1000;
 
-/// A channel to which nothing is published.
+/// Subscribes to a channel to which nothing is published.
 #[derive(Debug)]
 struct Probe;
 
@@ -24,7 +24,8 @@ impl Subscriber for Probe {
 }
 
 impl SessionStore {
-    /// Checks that the service's user may use the channels. A script that may not publish says nothing.
+    /// Checks that the service's Redis user may use the channels. A script whose `SPUBLISH` is rejected reports no
+    /// error.
     ///
     /// # Errors
     /// [`StoreError::UnsupportedServer`] if it may not, or why it cannot be checked now.
@@ -40,7 +41,7 @@ impl SessionStore {
         for server in self.topology.all() {
             let publish = CustomCommand::new_static("SPUBLISH", None, false);
             let published = server.client().await?.custom::<Value, _>(publish, vec![channel.as_str(), ""]).await;
-            // A member of a cluster that does not serve the slot of the channel redirects.
+            // A member of a cluster that does not serve the slot of the channel replies with a redirection.
             if published.is_err_and(|error| is_refusal(&error.into())) {
                 return Err(refused(server.name()));
             }
@@ -70,7 +71,7 @@ impl SessionStore {
         self.subscribe(&self.keys.business_channel(partition, business_id), subscriber).await
     }
 
-    /// Whether a subscription is at the server that serves its slot now.
+    /// Whether a subscription is still at the server that serves its slot.
     pub(crate) fn is_current(&self, subscription: &Subscription) -> bool {
         self.topology.is_current(subscription)
     }
@@ -80,19 +81,20 @@ impl SessionStore {
         match tokio::time::timeout(self.config.command_timeout, confirmation).await {
             Ok(Ok(subscription)) => return Some(subscription),
             Ok(Err(error)) if log::should_log("subscription") => {
-                tracing::warn!(%error, "cannot subscribe to changes; event streams look for them each second");
+                tracing::warn!(%error, "cannot subscribe to changes; event streams read them every second");
             }
             _ => {}
         }
         None
     }
 
-    /// When others may close turns whose lease was over while the store was away until `time`.
+    /// From when other callers may close turns whose lease expired during an outage of the store that lasted until
+    /// `time`.
     pub(crate) fn lost_after(&self, time: Timestamp) -> Timestamp {
         OpenTurn::lost_after(Timestamp(time.0.saturating_add(self.turn_lease_ms())))
     }
 
-    /// Those of a session's messages from `first` to `last` that are still kept.
+    /// The messages of a session from `first` to `last` that are still stored.
     pub(crate) async fn kept_messages(
         &self,
         session: &Session,
@@ -101,7 +103,7 @@ impl SessionStore {
     ) -> Result<Vec<MessageJson>, StoreError> {
         let (mut messages, mut seq) = (Vec::new(), first.max(session.oldest_seq));
         while seq <= last.min(session.message_count) {
-            // One at a time: a page of large messages would delay the reads behind it.
+            // One at a time: a large reply would delay the other reads on the connection.
             messages.extend(self.read_piece(session, seq, seq).await?.into_iter().flatten());
             seq += 1;
         }

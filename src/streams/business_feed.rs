@@ -1,7 +1,7 @@
-//! The feed of one business on one worker: what happens in its sessions, as scripts publish it.
+//! The feed of one business on one worker: the changes of its sessions, as scripts publish them.
 //!
-//! Other than that of a session, this feed depends on notifications: nothing says how many there were. When one may
-//! have been lost, it says so to its streams, and they read the list of active sessions again.
+//! Unlike the feed of a session, this feed depends on notifications, because it cannot detect that one was lost. When a
+//! notification may have been lost, the feed sends `reset`, and clients read the list of active sessions again.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +22,9 @@ use crate::metrics::{self, StreamEvent};
 use crate::session::{Partition, Session, SessionId, TenantScope, Timestamp, Turn};
 use crate::store::{StoreError, Subscriber, Subscription};
 
-/// Most notifications that wait. More count as lost.
+/// Maximum number of queued notifications. Further ones count as lost.
 const WAITING_MAX: usize = 4096;
-/// How often the subscriptions are checked, and sessions that have expired are looked for.
+/// How often the feed checks its subscriptions and looks for sessions that have expired.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// An event of a business.
@@ -47,11 +47,11 @@ pub(super) struct BusinessFeed {
     context: Context,
     ring: Ring<BusinessEvent>,
     inbox: Arc<Inbox>,
-    /// Whether all subscriptions have been confirmed once.
-    has_begun: watch::Sender<bool>,
+    /// Whether all subscriptions have been confirmed at least once.
+    was_subscribed: watch::Sender<bool>,
 }
 
-/// The notifications that wait.
+/// The notifications that are still to be processed.
 #[derive(Debug, Default)]
 struct Inbox {
     notifications: Mutex<VecDeque<String>>,
@@ -96,14 +96,15 @@ impl Feed for BusinessFeed {
 
 impl BusinessFeed {
     pub(super) fn new(business_id: String, context: Context) -> Self {
-        let has_begun = watch::Sender::new(false);
-        Self { business_id, context, ring: Ring::new(), inbox: Arc::default(), has_begun }
+        let was_subscribed = watch::Sender::new(false);
+        Self { business_id, context, ring: Ring::new(), inbox: Arc::default(), was_subscribed }
     }
 
-    /// Waits until nothing that happens from now on is missed, for at most `time`.
-    pub(super) async fn begun(&self, time: Duration) {
-        // A service that cannot subscribe says later that something was lost.
-        let _ = tokio::time::timeout(time, self.has_begun.subscribe().wait_for(|has_begun| *has_begun)).await;
+    /// Waits until all subscriptions are confirmed, for at most `time`.
+    pub(super) async fn wait_until_subscribed(&self, time: Duration) {
+        // The stream starts even if the subscriptions are not confirmed in time.
+        let _ = tokio::time::timeout(time, self.was_subscribed.subscribe().wait_for(|was_subscribed| *was_subscribed))
+            .await;
     }
 
     async fn follow(self: Arc<Self>) {
@@ -122,7 +123,7 @@ impl BusinessFeed {
             if is_lost || is_due || subscriptions.iter().any(Option::is_none) {
                 self.keep_subscribed(&partitions, &mut subscriptions).await;
             }
-            let mut has_sent = self.work_off().await;
+            let mut has_sent = self.process_queue().await;
             if is_due {
                 checked_at = Some(Instant::now());
                 let now = (self.context.clock)();
@@ -141,7 +142,7 @@ impl BusinessFeed {
         }
     }
 
-    /// Subscribes where that is necessary.
+    /// Renews the subscriptions that are missing or outdated.
     async fn keep_subscribed(&self, partitions: &[Partition], subscriptions: &mut [Option<Subscription>]) {
         let mut is_new = false;
         for (partition, subscription) in partitions.iter().zip(subscriptions.iter_mut()) {
@@ -156,13 +157,13 @@ impl BusinessFeed {
                 return;
             }
         }
-        if is_new && self.has_begun.send_replace(true) {
+        if is_new && self.was_subscribed.send_replace(true) {
             self.reset();
         }
     }
 
-    /// Reads what the notifications are about, and sends it. Returns whether there was anything.
-    async fn work_off(&self) -> bool {
+    /// Processes all queued notifications. Returns whether there were any.
+    async fn process_queue(&self) -> bool {
         let mut has_sent = false;
         loop {
             let next = self.inbox.lock().pop_front();
@@ -175,7 +176,7 @@ impl BusinessFeed {
         }
     }
 
-    /// Sends the events of one notification: when it was published, the session, and what has changed.
+    /// Sends the events of one notification, which has the time of the change, the session id and the changes.
     async fn process(&self, notification: &str) -> Result<(), StoreError> {
         let mut words = notification.split(' ');
         let published = words.next().and_then(|text| text.parse::<i64>().ok());
@@ -190,7 +191,7 @@ impl BusinessFeed {
             if session.is_none() {
                 session = self.session(id, now).await?;
             }
-            // If it was deleted meanwhile, a notification about that follows.
+            // If the session was deleted in the meantime, a notification of the deletion follows.
             let Some(session) = &session else { return Ok(()) };
             self.send_change(session, word).await?;
         }
@@ -228,12 +229,12 @@ impl BusinessFeed {
         Ok(())
     }
 
-    /// Sends the sessions that have expired since `since`, though nobody wrote anything. Returns whether there were
-    /// any.
+    /// Sends the sessions that have expired since `since`. Scripts publish nothing when a session expires. Returns
+    /// whether there were any.
     async fn send_expired(&self, partitions: &[Partition], since: Timestamp, now: Timestamp) -> bool {
         let mut has_sent = false;
         for partition in partitions {
-            // Those that cannot be read now are not said: the list of active sessions does not have them either.
+            // Sessions that cannot be read now are skipped. The list of active sessions omits them too.
             let expired = self.context.store.expired_sessions(*partition, &self.business_id, since, now).await;
             for session in expired.unwrap_or_default() {
                 self.send_session(&session);

@@ -29,7 +29,7 @@ pub struct BusinessStream {
 
 impl BusinessStream {
     pub(super) async fn open(membership: Membership<String, BusinessFeed>) -> Self {
-        membership.feed().begun(BEGIN_WAIT).await;
+        membership.feed().wait_until_subscribed(BEGIN_WAIT).await;
         let next = membership.ring().end();
         Self { membership, next, unsent: VecDeque::from([retry_text(), reset_text("start")]), has_ended: false }
     }

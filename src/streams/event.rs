@@ -1,4 +1,4 @@
-//! Events as `text/event-stream` writes them (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+//! Events in the format `text/event-stream` (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 
 use bytes::Bytes;
 
@@ -10,11 +10,11 @@ use crate::session::{MessageJson, Session, SessionId, Turn};
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) kind: StreamEvent,
-    /// Its text.
+    /// The bytes to send.
     pub(super) text: Bytes,
-    /// Where a stream is after it.
+    /// The position of the stream after this event.
     pub(super) position: Position,
-    /// Whether the stream ends after it.
+    /// Whether the stream ends after this event.
     pub(super) is_last: bool,
 }
 
@@ -61,13 +61,13 @@ impl Event {
         Self { kind: StreamEvent::Bye, text, position: position.clone(), is_last: true }
     }
 
-    /// A comment, which tells the client and what is between that the connection is alive.
+    /// A comment. It shows the client and the proxies in between that the connection is alive.
     pub(super) fn comment(position: &Position) -> Self {
         let text = Bytes::from_static(COMMENT);
         Self { kind: StreamEvent::Comment, text, position: position.clone(), is_last: false }
     }
 
-    /// The time after which clients that lost the connection come back: another one for each.
+    /// The reconnection delay for the client. It is random, so that clients do not reconnect at the same time.
     pub(super) fn retry(position: &Position) -> Self {
         let text = retry_text();
         Self { kind: StreamEvent::Comment, text, position: position.clone(), is_last: false }
@@ -85,7 +85,7 @@ impl Event {
 /// A random time from 1 to 4 s.
 pub(super) fn retry_text() -> Bytes {
     let mut random = [0; 2];
-    // Without random bytes the time is the shortest.
+    // Without random bytes, the delay is the shortest.
     let _ = getrandom::fill(&mut random);
     let ms = 1000 + u32::from(u16::from_ne_bytes(random)) * 3000 / u32::from(u16::MAX);
     format!("retry: {ms}\n\n").into()
@@ -105,8 +105,8 @@ pub(super) fn deleted_text(id: SessionId) -> Bytes {
     text_of(StreamEvent::Deleted, None, format!("{{\"sessionId\":\"{id}\"}}").as_bytes())
 }
 
-/// An event with this JSON, which has no line breaks: the service writes JSON without spaces between tokens, and
-/// strings escape them.
+/// An event with this JSON. The JSON has no line breaks: the service writes none between tokens, and strings escape
+/// them.
 pub(super) fn text_of(kind: StreamEvent, id: Option<&str>, json: &[u8]) -> Bytes {
     let mut text = Vec::with_capacity(json.len() + 128);
     for part in ["event: ", kind.as_str(), "\n"] {

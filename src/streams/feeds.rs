@@ -1,4 +1,4 @@
-//! The feeds of one worker: one for each session or business that somebody here listens to.
+//! The feeds of one worker: one for each session or business that has streams on it.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -19,11 +19,11 @@ pub(super) trait Feed: Send + Sync + 'static {
     /// The events that the streams share.
     fn ring(&self) -> &Ring<Self::Event>;
 
-    /// Follows until there is nothing to follow any more.
+    /// Runs until there is nothing left to follow.
     fn run(self: Arc<Self>) -> BoxFuture<'static, ()>;
 }
 
-/// Feeds by what they follow, while they have streams.
+/// The feeds that have streams, by the session or business that they follow.
 #[derive(Debug)]
 pub(super) struct Feeds<K, F>(Mutex<HashMap<K, Running<F>>>);
 
@@ -33,7 +33,7 @@ struct Running<F> {
     task: AbortHandle,
 }
 
-/// The membership of a stream in a feed, until it is dropped. The last stream ends the feed.
+/// The membership of a stream in a feed, until it is dropped. A feed ends with its last stream.
 pub(super) struct Membership<K: Eq + Hash, F: Feed> {
     feeds: Arc<Feeds<K, F>>,
     key: K,
@@ -49,7 +49,7 @@ impl<K: Eq + Hash, F> Default for Feeds<K, F> {
 }
 
 impl<K: Eq + Hash + Clone, F: Feed> Feeds<K, F> {
-    /// Adds a stream to the feed of `key`, which is made if there is none.
+    /// Adds a stream to the feed of `key`. Creates the feed if there is none.
     pub(super) fn join(
         self: &Arc<Self>,
         key: K,
@@ -58,7 +58,7 @@ impl<K: Eq + Hash + Clone, F: Feed> Feeds<K, F> {
         permit: StreamPermit,
     ) -> Membership<K, F> {
         let mut feeds = self.lock();
-        // What a feed followed may be gone, and may have been made anew since.
+        // A feed ends when its session is deleted. The session may have been created again since.
         let running = feeds.get(&key).filter(|running| !running.task.is_finished());
         let feed = running.map(|running| Arc::clone(&running.feed));
         let feed = feed.unwrap_or_else(|| {

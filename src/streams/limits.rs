@@ -1,4 +1,4 @@
-//! How many streams may be open in the process.
+//! Limits the number of open streams of the process.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::auth::Fingerprint;
 use crate::metrics;
 
-/// The limits, and the open streams that count against them. Shared by all workers.
+/// The limits, and the number of open streams. Shared by all workers.
 #[derive(Debug)]
 pub struct StreamLimits {
     total_max: usize,
@@ -23,9 +23,9 @@ struct OpenStreams {
 /// The limit that another stream would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamLimit {
-    /// Of the process.
+    /// The limit of the process.
     Total,
-    /// Of the user of a token.
+    /// The limit of the user of a token.
     User,
 }
 
@@ -37,13 +37,13 @@ pub(super) struct StreamPermit {
 }
 
 impl StreamLimits {
-    /// Allows `total_max` streams, and `per_user_max` of one user.
+    /// Creates the limits: `total_max` streams, and `per_user_max` streams of one user.
     #[must_use]
     pub fn new(total_max: usize, per_user_max: usize) -> Self {
         Self { total_max, per_user_max, open: Mutex::default() }
     }
 
-    /// Counts another stream. `user` is the user of the caller's token.
+    /// Counts one more stream. `user` is the user of the caller's token.
     pub(super) fn acquire(self: &Arc<Self>, user: Option<Fingerprint>) -> Result<StreamPermit, StreamLimit> {
         let mut open = self.lock();
         let of_user = user.map_or(0, |user| open.by_user.get(&user).copied().unwrap_or_default());

@@ -1,7 +1,7 @@
-//! How far a stream has come in a session: what its reader has.
+//! The position of a stream in a session: what the stream has sent so far.
 //!
-//! The position follows from numbers without gaps, which the store keeps anyway. Hashes tell whether what has these
-//! numbers is still the same: a failover may have lost it, and others may have written something else since.
+//! The position consists of numbers without gaps, which the store assigns anyway. Hashes detect that the store has
+//! other content under the same numbers: a failover may have lost it, and new content may have been written since.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
@@ -12,19 +12,19 @@ use crate::store::StreamSnapshot;
 
 /// The version of the text of a cursor.
 const CURSOR_VERSION: &str = "1";
-/// About how many bytes of chunks one event has.
+/// Approximate bytes of chunks in one event.
 const CHUNK_EVENT_BYTES: usize = 32 * 1024;
 
-/// Why what the reader has may not fit.
+/// Why a stream cannot continue from its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResetReason {
-    /// The cursor is none, or lies beyond the newest message.
+    /// The cursor is invalid, or is beyond the newest message.
     UnknownCursor,
-    /// The next message is not kept any more, or too much has been written since.
+    /// The next message is no longer stored, or too much has been written since.
     TooFar,
-    /// The store has something else than what was sent.
+    /// The store has other content than what was sent.
     Diverged,
-    /// Messages that were sent were changed.
+    /// Messages that were sent have been changed.
     Changed,
 }
 
@@ -39,10 +39,10 @@ impl ResetReason {
     }
 }
 
-/// Whether a stream has sent everything that there is.
+/// Whether a stream has sent everything that is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It has.
+    /// Everything was sent.
     UpToDate,
     /// There is more to read.
     Behind,
@@ -51,17 +51,17 @@ pub(super) enum Progress {
 /// The part of the position that a cursor keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    /// Of the session's id and start.
+    /// Hash of the session's id and start.
     session: u32,
     pub(super) seq: u64,
-    /// Of the message at `seq`; 0 if it is not known.
+    /// Hash of the message at `seq`; 0 if unknown.
     message: u32,
     /// The number of the turn; 0 if there was none.
     turn: u64,
-    /// Of the turn's id and start, which a new writer does not change.
+    /// Hash of the turn's id and start. A new writer does not change it.
     turn_identity: u32,
     next_chunk: u64,
-    /// Of the last chunk; 0 if it is not known.
+    /// Hash of the last chunk; 0 if unknown.
     chunk: u32,
     /// Number of changes of messages.
     pub(super) changes: u64,
@@ -80,7 +80,7 @@ struct TurnState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) cursor: Cursor,
-    /// Whether not everything that there was at its start has been sent.
+    /// Whether the stream has not yet sent everything that was stored when it started.
     is_starting: bool,
     /// The version and the status that were sent last.
     session: Option<(u64, Status)>,
@@ -89,7 +89,7 @@ pub(super) struct Position {
 }
 
 impl Cursor {
-    /// The position behind this message of a session, before any turn.
+    /// The position after this message of a session, before any turn.
     pub(super) fn after(session: &Session, seq: u64) -> Self {
         let identity = format!("{} {}", session.session_id, session.created_at.0);
         Self {
@@ -132,27 +132,27 @@ impl Cursor {
         (cursor.to_text() == text).then_some(cursor)
     }
 
-    /// Whether a turn is the one of this position, perhaps with another writer.
+    /// Whether this is the turn of the position. Its writer may have changed.
     fn is_in(&self, turn: &Turn) -> bool {
         self.turn != 0 && self.turn_identity == identity_of(turn)
     }
 }
 
 impl Position {
-    /// The start of a stream.
+    /// The position of a stream that starts.
     pub(super) fn start(cursor: Cursor) -> Self {
         Self { cursor, is_starting: true, session: None, turn: None }
     }
 
-    /// The number of the first chunk of a turn to read: the last one that the reader has, to compare it.
+    /// The number of the first chunk of a turn to read: the last chunk that was sent, which is compared.
     pub(super) fn first_chunk(&self, turn: &Turn) -> u64 {
         if self.cursor.is_in(turn) { self.cursor.next_chunk.saturating_sub(1) } else { 0 }
     }
 
-    /// Moves to what a snapshot has, and adds the events on the way. The snapshot may have begun before this position.
+    /// Advances to a snapshot, and adds the events in between. The snapshot may start before this position.
     ///
     /// # Errors
-    /// What the reader has may not fit. Nothing was added then.
+    /// If the stream cannot continue from this position. Then no events are added.
     pub(super) fn advance(
         &mut self,
         snapshot: &StreamSnapshot,
@@ -166,7 +166,7 @@ impl Position {
             events.push(Event::session(session, self));
         }
         let turn = snapshot.turn.as_deref();
-        // While it is live, what a writer wrote comes before the message that it becomes.
+        // In a live stream, the chunks of a turn come before the message that the turn becomes.
         let continues = turn
             .is_some_and(|turn| !self.is_starting && self.cursor.is_in(turn) && turn.number == Some(self.cursor.turn));
         if let Some(turn) = turn.filter(|_| continues)
@@ -189,7 +189,7 @@ impl Position {
         if let Some(turn) = turn {
             self.send_turn(turn, snapshot, events);
             if turn.status != TurnStatus::Open && !self.is_starting {
-                // Its message has what it wrote.
+                // The message has the content of the chunks.
                 self.cursor.next_chunk = turn.next_chunk.unwrap_or_default();
             } else if self.send_chunks(turn, snapshot, events) == Progress::Behind {
                 return Ok(Progress::Behind);
@@ -201,7 +201,7 @@ impl Position {
         Ok(Progress::UpToDate)
     }
 
-    /// Fails if the store does not have what the reader has.
+    /// Fails if the store has other content than what was sent.
     fn compare(&self, snapshot: &StreamSnapshot) -> Result<(), ResetReason> {
         let (cursor, session) = (&self.cursor, &snapshot.session);
         if Cursor::after(session, 0).session != cursor.session
@@ -237,7 +237,7 @@ impl Position {
         Ok(())
     }
 
-    /// Adds the messages that the reader has and that were changed since.
+    /// Adds the messages that were sent before and have been changed since.
     fn send_changes(&mut self, snapshot: &StreamSnapshot, known_seq: u64, events: &mut Vec<Event>) {
         let changed = &snapshot.session.changed_messages;
         let mut due: Vec<_> = changed.since(self.cursor.changes).unwrap_or_default().to_vec();
@@ -251,7 +251,7 @@ impl Position {
         }
     }
 
-    /// Adds the turn, if its state is new, after the end of the one that the reader has.
+    /// Adds the turn if its state is new, after the end of the previous turn.
     fn send_turn(&mut self, turn: &Turn, snapshot: &StreamSnapshot, events: &mut Vec<Event>) {
         let state = TurnState {
             number: turn.number,
@@ -274,8 +274,8 @@ impl Position {
         self.cursor.turn = turn.number.unwrap_or_default();
         self.cursor.turn_identity = identity_of(turn);
         self.turn = Some(state);
-        // A reader drops the text of an earlier turn that is not known any more when it sees one without chunks. They
-        // follow.
+        // The end of the previous turn is unknown. A client discards the text of that turn when it receives a turn
+        // without chunks. The chunks follow.
         let is_first_known = is_other && !is_closed_known && closed.is_none();
         events.push(if is_first_known && turn.status == TurnStatus::Open && turn.next_chunk != Some(0) {
             Event::turn(&Turn { next_chunk: Some(0), ..turn.clone() }, self)
@@ -284,7 +284,7 @@ impl Position {
         });
     }
 
-    /// Adds the chunks that the reader does not have.
+    /// Adds the chunks that were not sent yet.
     fn send_chunks(&mut self, turn: &Turn, snapshot: &StreamSnapshot, events: &mut Vec<Event>) -> Progress {
         let stored = turn.next_chunk.unwrap_or_default();
         if self.cursor.next_chunk >= stored {
@@ -312,7 +312,7 @@ impl Position {
         if !snapshot.contents.has_all_chunks {
             return Progress::Behind;
         }
-        // Those of a closed turn may be gone.
+        // The chunks of a closed turn may be deleted.
         self.cursor.next_chunk = stored;
         Progress::UpToDate
     }
@@ -324,7 +324,7 @@ fn hash(bytes: &[u8]) -> u32 {
     u32::from_be_bytes([a, b, c, d]).max(1)
 }
 
-/// Of what stays the same when a message is changed or redacted.
+/// Hash of the parts of a message that changes and redactions keep.
 fn identity_of_message(message: &MessageJson) -> u32 {
     let json = message.as_bytes();
     let role = b"\",\"role\":\"";

@@ -1,11 +1,12 @@
-//! The newest events of a feed, which all of its streams share, and the wakers of streams that wait for more.
+//! The newest events of a feed, which all of its streams share. Streams without further events are woken by the next
+//! one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::control::Control;
 
-/// Most events, and about the most bytes of events, that are kept for slow streams.
+/// Maximum number of events, and approximate maximum of their bytes, that are kept for slow streams.
 const EVENTS_MAX: usize = 256;
 const BYTES_MAX: usize = 32 * 1024;
 
@@ -28,14 +29,14 @@ struct State<T> {
     streams: Vec<Arc<Control>>,
 }
 
-/// The answer of a ring to a stream that asks for events.
+/// The reply of a ring to a stream that requests an event.
 #[derive(Debug)]
 pub(super) enum Next<T> {
-    /// The event with the asked number.
+    /// The requested event.
     Event(T),
     /// There is no such event yet.
     Wait,
-    /// The event is not kept any more.
+    /// The event is no longer kept.
     Gone,
 }
 
@@ -55,7 +56,7 @@ impl<T: Entry> Ring<T> {
             state.events.push_back(event);
             state.end += 1;
         }
-        // A slow stream reads from the store what is not kept.
+        // A slow stream reads older events from the store.
         while state.events.len() > EVENTS_MAX || state.bytes > BYTES_MAX {
             let Some(first) = state.events.pop_front() else { break };
             state.bytes -= first.bytes();
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn old_events_are_gone_and_new_ones_are_waited_for() {
+    fn streams_miss_old_events_and_wait_for_new_ones() {
         let ring = Ring::new();
         assert!(matches!(ring.event(0), Next::Wait));
         ring.push(vec![1; EVENTS_MAX + 2]);

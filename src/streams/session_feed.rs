@@ -1,8 +1,8 @@
-//! The feed of one session on one worker: follows the session in the store for all streams of it.
+//! The feed of one session on one worker: follows the session in the store for all of its streams.
 //!
-//! A notification only says when to look. Every event comes from a read that is compared with what was sent before. So
-//! a notification that is lost or late costs time and nothing else. A feed also looks at intervals, when the session
-//! expires, and when the lease of its turn is over.
+//! A notification only triggers a read. Events result from comparing a read with what was sent before. So a lost or
+//! late notification delays events, and does not lose any. A feed also reads at intervals, when the session expires,
+//! and when the lease of its turn ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -22,10 +22,10 @@ use crate::metrics;
 use crate::session::{OpenTurn, Session, SessionId, Status, Timestamp};
 use crate::store::{StoreError, StreamSnapshot, StreamWants, Subscriber, Subscription};
 
-/// How long to wait before what should have changed is read again.
+/// The delay before reading again when a change is overdue.
 const OVERDUE_POLL: Duration = Duration::from_millis(250);
 
-/// Most messages, and most bytes of messages, that a stream sends to catch up.
+/// Maximum number of messages, and of their bytes, that a stream sends to catch up.
 const MESSAGES_MAX: u64 = 1000;
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -53,13 +53,13 @@ pub(super) struct SessionFeed {
     id: SessionId,
     context: Context,
     ring: Ring<Event>,
-    /// Where the newest event of the ring is; `None` before a stream has caught up. Locked while the next events are
-    /// read, so that a stream can join without a gap.
+    /// The position after the newest event of the ring; `None` before a stream has caught up. Locked while the next
+    /// events are read, so a stream joins without a gap.
     position: Mutex<Option<Position>>,
     wake: Arc<Wake>,
 }
 
-/// Wakes a feed.
+/// Wakes a feed when something was published.
 #[derive(Debug, Default)]
 struct Wake {
     notify: Notify,
@@ -81,15 +81,15 @@ impl Subscriber for Wake {
     }
 }
 
-/// What a stream gets when it catches up.
+/// The events for a stream that catches up.
 pub(super) struct CaughtUp {
     pub(super) events: Vec<Event>,
     pub(super) position: Position,
-    /// The number of the feed's next event, if the stream has everything before it.
+    /// The number of the feed's next event, if the stream has all events before it.
     pub(super) joined: Option<u64>,
 }
 
-/// When a feed looks again by itself.
+/// When a feed reads again without a notification.
 struct Due {
     expires_at: Option<Timestamp>,
     lost_at: Option<Timestamp>,
@@ -105,15 +105,15 @@ impl SessionFeed {
     async fn follow(self: Arc<Self>) {
         let mut subscription = None;
         let mut failed_at: Option<Timestamp> = None;
-        let mut looks_by_itself = true;
+        let mut compares = true;
         let mut sent_at = Instant::now();
         loop {
             let is_new = self.keep_subscribed(&mut subscription).await;
             let now = (self.context.clock)();
-            // After an outage writers get one more lease.
+            // After an outage of the store, writers get one more lease.
             let closes_lost_turn = failed_at.is_none_or(|at| now >= self.context.store.lost_after(at));
-            // Boxed, because the reads take 9 KB, and feeds wait most of the time.
-            let refreshed = Box::pin(self.refresh(looks_by_itself || is_new, closes_lost_turn, now)).await;
+            // Boxed, because the futures of the reads take 9 KB, and feeds wait most of the time.
+            let refreshed = Box::pin(self.refresh(compares || is_new, closes_lost_turn, now)).await;
             if matches!(refreshed, Ok(Refreshed::Deleted)) {
                 return;
             }
@@ -132,11 +132,11 @@ impl SessionFeed {
                 UNSUBSCRIBED_POLL
             };
             let wait = wait.min(comment_interval.saturating_sub(sent_at.elapsed()));
-            looks_by_itself = tokio::time::timeout(wait, self.wake.notify.notified()).await.is_err();
+            compares = tokio::time::timeout(wait, self.wake.notify.notified()).await.is_err();
         }
     }
 
-    /// Subscribes if that is necessary. Returns whether it has.
+    /// Subscribes unless there is a current subscription. Returns whether it has subscribed.
     async fn keep_subscribed(&self, subscription: &mut Option<Subscription>) -> bool {
         let is_lost = self.wake.is_lost.swap(false, Ordering::Relaxed);
         let is_current = |subscription: &Subscription| self.context.store.is_current(subscription);
@@ -148,7 +148,7 @@ impl SessionFeed {
         subscription.is_some()
     }
 
-    /// Reads what is new, and sends it to all streams.
+    /// Reads the changes, and sends them to all streams.
     async fn refresh(&self, compares: bool, closes_lost_turn: bool, now: Timestamp) -> Result<Refreshed, StoreError> {
         let mut position = self.position.lock().await;
         let Some(position) = position.as_mut() else {
@@ -174,7 +174,7 @@ impl SessionFeed {
         Ok(if sent { Refreshed::Sent(due) } else { Refreshed::Nothing(due) })
     }
 
-    /// Moves the feed to what a snapshot has. Returns whether there was anything new.
+    /// Advances the feed to a snapshot. Returns whether there were new events.
     fn advance(&self, position: &mut Position, snapshot: &StreamSnapshot) -> (bool, Progress) {
         let mut events = Vec::new();
         let progress = position.advance(snapshot, &mut events).or_else(|reason| {
@@ -185,12 +185,12 @@ impl SessionFeed {
         });
         let is_new = !events.is_empty();
         self.ring.push(events);
-        // A position that was just made from a snapshot fits it.
+        // A position that was just made from a snapshot cannot differ from it.
         (is_new, progress.unwrap_or(Progress::Behind))
     }
 
-    /// Reads what a stream lacks. If that is everything, the stream goes on with the events of the ring. `last` is how
-    /// many messages it gets if what it has does not fit any more.
+    /// Reads what a stream has not sent. If the stream is then up to date, it continues with the events of the ring. If
+    /// it cannot continue from its position, it starts again with the newest `last` messages.
     pub(super) async fn catch_up(&self, mut position: Position, last: u64) -> Result<CaughtUp, StoreError> {
         let now = (self.context.clock)();
         let mut of_feed = self.position.lock().await;
@@ -214,7 +214,7 @@ impl SessionFeed {
             Ok(progress) => progress,
             Err(reason) => {
                 metrics::stream_reset(reason.as_str());
-                position = Position::start(newest(&snapshot.session, last));
+                position = Position::start(before_newest(&snapshot.session, last));
                 let events = vec![Event::reset(reason, &position)];
                 return Ok(CaughtUp { events, position, joined: None });
             }
@@ -223,7 +223,7 @@ impl SessionFeed {
             Some(feed) => self.advance(feed, &snapshot).1,
             None if progress == Progress::UpToDate => {
                 *of_feed = Some(position.clone());
-                // The feed has not seen when the session expires.
+                // The feed does not know yet when the session expires.
                 self.wake.notify.notify_one();
                 progress
             }
@@ -233,8 +233,8 @@ impl SessionFeed {
         Ok(CaughtUp { events, position, joined: is_up_to_date.then(|| self.ring.end()) })
     }
 
-    /// The start of a stream of this session, as it was read: behind `cursor` or, if that does not fit, behind all but
-    /// the newest `last` messages, with the reason.
+    /// The start of a stream of this session: after `cursor` or, if the stream cannot continue from there, with the
+    /// newest `last` messages and the reason.
     pub(super) async fn start(
         &self,
         session: &Session,
@@ -242,20 +242,20 @@ impl SessionFeed {
         last: u64,
     ) -> Result<(Position, Option<ResetReason>), StoreError> {
         let cursor = match cursor {
-            Ok(cursor) => self.too_far(session, &cursor).await?.map_or(Ok(cursor), Err),
+            Ok(cursor) => self.reset_reason(session, &cursor).await?.map_or(Ok(cursor), Err),
             none => none,
         };
         Ok(match cursor {
             Ok(cursor) => (Position::start(cursor), None),
             Err(reason) => {
                 metrics::stream_reset(reason.as_str());
-                (Position::start(newest(session, last)), Some(reason))
+                (Position::start(before_newest(session, last)), Some(reason))
             }
         })
     }
 
-    /// Why a stream cannot go on from here, as far as the session tells.
-    async fn too_far(&self, session: &Session, cursor: &Cursor) -> Result<Option<ResetReason>, StoreError> {
+    /// Why a stream cannot continue from this cursor, as far as the session's hash shows.
+    async fn reset_reason(&self, session: &Session, cursor: &Cursor) -> Result<Option<ResetReason>, StoreError> {
         if cursor.changes < session.changed_messages.count {
             return Ok(Some(ResetReason::Changed));
         }
@@ -313,8 +313,8 @@ impl Due {
     }
 }
 
-/// The position behind all but the newest `last` messages that are kept.
-pub(super) fn newest(session: &Session, last: u64) -> Cursor {
+/// The position before the newest `last` messages that are stored.
+pub(super) fn before_newest(session: &Session, last: u64) -> Cursor {
     let seq = session.message_count.saturating_sub(last).max(session.oldest_seq - 1).min(session.message_count);
     Cursor::after(session, seq)
 }

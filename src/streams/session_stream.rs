@@ -25,16 +25,16 @@ pub struct SessionStream {
     membership: Membership<SessionId, SessionFeed>,
     state: State,
     position: Position,
-    /// How many messages to send if what the client has does not fit any more.
+    /// How many messages to send if the stream cannot continue from its position.
     last: u64,
     unsent: VecDeque<Event>,
 }
 
 enum State {
-    /// Reads from the store what it lacks, after what is unsent.
+    /// Sends what is unsent, and then reads from the store.
     Behind,
     CatchingUp(BoxFuture<'static, CaughtUp>),
-    /// Takes the feed's event with this number next.
+    /// Next takes the feed's event with this number.
     Live(u64),
     Ended,
 }
@@ -50,13 +50,13 @@ impl SessionStream {
         Self { membership, state: State::Behind, position, last, unsent }
     }
 
-    /// Reads the first part, so that a store that fails gets a status.
+    /// Reads the first part, so that a failure of the store results in an error status.
     ///
     /// # Errors
     /// If the store cannot serve.
     pub(super) async fn begin(mut self) -> Result<Self, crate::store::StoreError> {
         let caught_up = self.feed().catch_up(self.position.clone(), self.last).await?;
-        self.take(caught_up);
+        self.apply(caught_up);
         Ok(self)
     }
 
@@ -64,7 +64,7 @@ impl SessionStream {
         self.membership.feed()
     }
 
-    fn take(&mut self, CaughtUp { events, position, joined }: CaughtUp) {
+    fn apply(&mut self, CaughtUp { events, position, joined }: CaughtUp) {
         self.unsent.extend(events);
         self.position = position;
         self.state = joined.map_or(State::Behind, State::Live);
@@ -76,7 +76,7 @@ impl SessionStream {
             if let Ok(caught_up) = feed.catch_up(position.clone(), last).await {
                 return caught_up;
             }
-            // The stream stays open, and goes on once the store serves again.
+            // The stream stays open, and continues when the store is available again.
             tokio::time::sleep(RETRY_READ).await;
             CaughtUp { events: vec![Event::comment(&position)], position, joined: None }
         }
@@ -117,7 +117,7 @@ impl Body for SessionStream {
                 State::Behind => this.state = State::CatchingUp(this.catch_up()),
                 State::CatchingUp(caught_up) => {
                     let caught_up = ready!(caught_up.poll_unpin(context));
-                    this.take(caught_up);
+                    this.apply(caught_up);
                 }
                 State::Live(number) => match this.membership.ring().event(*number) {
                     Next::Wait => return Poll::Pending,

@@ -25,7 +25,7 @@ VOLUME_TYPES = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
 }
 
-# A cluster for the NetworkPolicy: namespaces with their labels, and a pod in each, beside those of sessiond.
+# A cluster for the NetworkPolicy: namespaces with their labels, and a pod in each, in addition to those of sessiond.
 NAMESPACES = {"sessiond": {}, "caller": {"sessiond-client": "true"}, "monitoring": {}, "other": {}}
 # Who may connect to the pods of sessiond. A node can always reach its pods.
 ALLOWED = {

@@ -35,14 +35,14 @@ class Stream:
                 block.append(line)
                 continue
             with self.changed:
-                # Comments come when nothing else does.
+                # Comments are sent when there are no events.
                 if block != [":\n"]:
                     self.blocks.append("".join(block))
                 self.changed.notify()
             block = []
 
     def take(self, count):
-        """The next so many events, as they were printed."""
+        """The next `count` events, as printed."""
         with self.changed:
             self.changed.wait_for(lambda: len(self.blocks) >= count, OUTPUT_SECONDS_MAX)
             taken, self.blocks = self.blocks[:count], self.blocks[count:]
@@ -84,7 +84,7 @@ class Page:
             self.compare(command, expected, output.stdout)
 
     def expanded(self, command):
-        """The command with the values of variables, because the shell that has them is replaced by it."""
+        """The command with the values of variables, because it replaces the shell that has them."""
         values = dict(re.findall(r"([A-Z])=('[^']*'|\S+)", self.variables))
         return re.sub(r"\$([A-Z])", lambda name: values[name[1]], command)
 

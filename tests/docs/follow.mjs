@@ -17,7 +17,7 @@ async function call(path, body, method = body ? "POST" : "GET") {
 const { sessionId } = await call("/api/sessions", { businessId: "B0100001", userId: "follow.mjs" });
 const path = `/api/sessions/${sessionId}`;
 
-// Opens a page. `until` waits until what it shows meets a condition.
+// Opens a page. `until` waits until its content meets a condition.
 function open() {
   const shown = new Conversation(() => call(`${path}/messages?limit=50`));
   const opened = { shown, events: [], waiting: () => {} };
@@ -26,9 +26,9 @@ function open() {
     await shown.take(event, data);
     opened.waiting();
   });
-  opened.until = (isSo) =>
+  opened.until = (condition) =>
     new Promise((resolve) => {
-      opened.waiting = () => isSo(shown) && resolve();
+      opened.waiting = () => condition(shown) && resolve();
       opened.waiting();
     });
   return opened;
@@ -71,23 +71,23 @@ while (cutCount < 1) await new Promise((resolve) => setTimeout(resolve, 10));
 await call(`${path}/turns/re:m-1/chunks`, { number, from: 2, chunks: ["three "] });
 await first.until(has("one two\u2028three "));
 first.close();
-// A reload in the middle of the reply.
+// A reload during the reply.
 const second = open();
 await second.until(has("one two\u2028three "));
 const { number: taken } = await call(`${path}/turns`, { turnId: "re:m-1", writer: "w2", ifOpen: "takeover" });
 await call(`${path}/turns/re:m-1/chunks`, { number: taken, from: 3, chunks: ["and"] });
 await second.until(has("one two\u2028three and"));
-const { number: anew } = await call(`${path}/turns`, { turnId: "re:m-1", writer: "w3", ifOpen: "discard" });
+const { number: restarted } = await call(`${path}/turns`, { turnId: "re:m-1", writer: "w3", ifOpen: "discard" });
 await second.until(has(""));
 cuts.push('"four"');
-await call(`${path}/turns/re:m-1/chunks`, { number: anew, from: 0, chunks: ["four"] });
+await call(`${path}/turns/re:m-1/chunks`, { number: restarted, from: 0, chunks: ["four"] });
 await second.until(has("four"));
-// The rest is written while the page is cut off.
+// The rest is written while the page is disconnected.
 while (cutCount < 2) await new Promise((resolve) => setTimeout(resolve, 10));
-await call(`${path}/turns/re:m-1/chunks`, { number: anew, from: 1, chunks: [" five"] });
-await call(`${path}/turns/re:m-1/end`, { number: anew, status: "completed" });
+await call(`${path}/turns/re:m-1/chunks`, { number: restarted, from: 1, chunks: [" five"] });
+await call(`${path}/turns/re:m-1/end`, { number: restarted, status: "completed" });
 await second.until(({ turn, messages, text }) => turn.status === "completed" && messages.size === 2 && text === "");
-// A message is changed more often than the service remembers while the page is cut off, and then redacted.
+// A message is changed more often than the service records while the page is disconnected, and then redacted.
 cuts.push("changed");
 for (let count = 1; count <= 20; count++) await call(`${path}/messages/m-1`, { metadata: { count } }, "PATCH");
 await second.until(({ messages }) => messages.get(1).metadata.count === 20);

@@ -1,4 +1,4 @@
-//! The Redis users of `deploy/redis.conf` have exactly the permissions they need. All other tests show that the
+//! The Redis users of `deploy/redis.conf` have exactly the permissions that they need. All other tests show that the
 //! permissions suffice: services connect as `sessiond`, audits as `sessiond-audit`.
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ fn set(names: impl IntoIterator<Item = &'static str>) -> BTreeSet<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// The commands that a server has received since `CONFIG RESETSTAT`, without those that need no permission.
+/// The commands that a server has received since `CONFIG RESETSTAT`, except those that need no permission.
 fn sent(server: &RedisServer) -> BTreeSet<String> {
     let own = set(FREE.into_iter().chain(["config|resetstat"]));
     server.sent().difference(&own).cloned().collect()
@@ -196,7 +196,7 @@ fn commands_without_permission_are_rejected() {
                 .chain(command.split(' '))
                 .collect();
             let reply = cli(server.port, &words);
-            // The second text is of a script on Redis 7, the third of Redis 8 and Valkey.
+            // The second text is that of a script on Redis 7, the third that of Redis 8 and Valkey.
             let rejections = ["NOPERM", "The user executing the script can't", "ACL failure in script:"];
             assert!(rejections.iter().any(|text| reply.contains(text)), "{user}: {command}: {reply}");
         }

@@ -331,7 +331,7 @@ async fn each_defect_is_reported_and_repaired_if_that_is_safe() {
     assert_eq!(planted, INVARIANTS.iter().map(|(name, _)| *name).collect());
 }
 
-/// `createdAt` strictly increases, whatever the clock does, so it may be later than `lastActivityAt` and `expiresAt`.
+/// `createdAt` strictly increases, independent of the clock, so it may be later than `lastActivityAt` and `expiresAt`.
 #[tokio::test]
 async fn sessions_created_at_one_moment_or_after_a_clock_step_back_are_valid() {
     let service = Service::start(&[]).await;

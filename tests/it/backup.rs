@@ -1,4 +1,4 @@
-//! Backups of a Redis that serves, taken and restored as docs/operations.md says.
+//! Backups of a Redis in use, taken and restored as docs/operations.md describes.
 
 use std::fs;
 use std::path::Path;
@@ -20,16 +20,16 @@ const APPEND_ONLY_DIR: &str = "appendonlydir";
 const SNAPSHOT: &str = "dump.rdb";
 const LEDGER_CALLS: usize = 8;
 
-/// Copies the append-only file of a Redis that serves. Redis may not replace the files meanwhile.
+/// Copies the append-only file of a Redis in use. Redis must not replace the files in the meantime.
 async fn copy_append_only_file(probe: &RedisProbe, data: &Path, backup: &Path) {
     probe.command(&["CONFIG", "SET", "auto-aof-rewrite-percentage", "0"]).await;
-    // The file may be behind by writes that a slow sync holds back.
+    // The file may lack writes that a slow sync delays.
     wait_for_info(probe, &["aof_rewrite_in_progress:0", "aof_rewrite_scheduled:0", "aof_buffer_length:0"]).await;
     copy_folder(&data.join(APPEND_ONLY_DIR), &backup.join(APPEND_ONLY_DIR));
     probe.command(&["CONFIG", "SET", "auto-aof-rewrite-percentage", "100"]).await;
 }
 
-/// Makes a Redis that serves write a snapshot, and copies that.
+/// Makes a Redis in use write a snapshot, and copies the snapshot.
 async fn copy_snapshot(probe: &RedisProbe, data: &Path, backup: &Path) {
     probe.command(&["BGSAVE"]).await;
     wait_for_info(probe, &["rdb_bgsave_in_progress:0", "rdb_last_bgsave_status:ok"]).await;
@@ -57,7 +57,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Cuts the last bytes off the newest command file, as a copy may have it that was taken during a write.
+/// Cuts the last bytes off the newest command file, like a copy that was taken during a write.
 fn cut_off_the_end(backup: &Path) {
     let files = fs::read_dir(backup.join(APPEND_ONLY_DIR)).expect("a folder").map(|entry| entry.expect("one").path());
     let commands = files.max_by_key(|path| path.to_string_lossy().ends_with(".incr.aof")).expect("a command file");
@@ -119,8 +119,8 @@ impl Original {
         Self { _service: service, base, ledger, load, deleted_later }
     }
 
-    /// Makes calls after the backup, then compares what is restored with what was acknowledged: everything before the
-    /// backup is there, and everything after it is not.
+    /// Makes calls after the backup, then compares the restored data with the acknowledged writes: it has everything
+    /// from before the backup, and nothing from after it.
     async fn expect_restored(self, restore: impl FnOnce() -> RedisServer) {
         let Self { _service, base, mut ledger, load, deleted_later } = self;
         let created_later = create(&base, "created after the backup").await;
@@ -137,7 +137,7 @@ impl Original {
         with_timeout(ledger.expect_complete()).await;
         let mut lost = 0;
         for user in &users {
-            // Panics unless the stored messages are a part without gaps, from the first on.
+            // Panics unless the stored messages are the first ones, without gaps.
             lost += user.lost(&base).await.len();
         }
         let acknowledged: usize = users.iter().map(User::acknowledged).sum();

@@ -175,7 +175,7 @@ fn with(base: &Value, name: &str, value: &Value) -> Value {
 fn bad_identifiers() -> Vec<Value> {
     let too_long = ["a".repeat(129), "💬".repeat(129), "e\u{301}".repeat(65)];
     let controls = ["\0", "a\0b", "a\nb", "\u{1f}", "\u{7f}", "\u{85}", "\u{9f}"];
-    // A client's URL library would remove `.` and `..` from a path.
+    // URL libraries of clients remove `.` and `..` from a path.
     let others = ["", ".", ".."];
     let texts = too_long.into_iter().chain(controls.into_iter().chain(others).map(str::to_owned));
     texts.map(Value::from).chain([json!(null), json!(1), json!(1.5), json!(true), json!([]), json!({})]).collect()
@@ -864,7 +864,7 @@ async fn every_response_has_the_id_of_its_request() {
             assert!(response.status.as_u16() == status || status == 204, "{request}: {response:?}");
             assert_eq!(response.header("x-request-id"), Some(valid_id), "{request}: {response:?}");
             let to_browsers = (response.header("x-content-type-options"), response.header("cache-control"));
-            // A web page is asked for again each time, and its unchanged files are not sent again.
+            // A web page is revalidated each time, and its unchanged files are not sent again.
             let cache = if response.header("content-type").is_some_and(|kind| kind.starts_with("text/html")) {
                 "no-cache"
             } else {

@@ -1,4 +1,4 @@
-//! What one user can store: the newest messages of the newest sessions, however fast the user writes.
+//! What one user can store: the newest messages of the newest sessions, at any rate of writes.
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -15,12 +15,12 @@ const HISTORY: &str = "/api/sessions/business/b/user/u/history?limit=100";
 const MESSAGES_KEPT: usize = 100;
 const SESSION_BYTES_MAX: usize = 20_000;
 const SESSIONS_MAX: usize = 5;
-/// Messages of one call and characters of each one's content. The first two exceed the number of messages that is kept,
-/// the others the bytes; the last one alone has more bytes than are kept.
+/// Messages of one call, and characters of the content of each. The first two cases exceed the number of messages that
+/// are kept, the others the bytes. The last one alone has more bytes than are kept.
 const BATCHES: [(usize, usize); 4] = [(100, 10), (60, 10), (3, 6_000), (1, 30_000)];
-/// More than a session takes without messages, with its index entries.
+/// An upper bound of the bytes of a session without messages, with its index entries.
 const EMPTY_SESSION_BYTES: usize = 2_048;
-/// More than a message id takes, and the list's overhead for its message.
+/// An upper bound of the bytes of a message id, with the list's overhead for its message.
 const MESSAGE_OVERHEAD_BYTES: usize = 160;
 
 async fn replace(service: &Service) -> String {
@@ -34,7 +34,7 @@ async fn replace_with_key(service: &Service, key: Option<&str>) -> Answer {
     service.send(reqwest::Method::POST, "/api/sessions", &headers, body.into_bytes()).await
 }
 
-/// The ids of the user's sessions, the one created or resumed last first.
+/// The ids of the user's sessions, last created or resumed first.
 async fn history(service: &Service) -> Vec<String> {
     let sessions = service.get(HISTORY).await.expect(200).json();
     let ids = sessions.as_array().expect("a list").iter().map(|session| session["sessionId"].as_str());
@@ -61,7 +61,7 @@ fn json_bytes(messages: &[Value]) -> usize {
     messages.iter().map(|message| message.to_string().len()).sum()
 }
 
-/// Appends a batch, and adds its messages to those that were sent. Returns their bytes.
+/// Appends a batch, and adds its messages to the sent ones. Returns their bytes.
 async fn append(service: &Service, id: &str, (count, characters): (usize, usize), sent: &mut Vec<Value>) -> usize {
     let content = "x".repeat(characters);
     let batch: Value = (0..count).map(|_| json!({"role": "user", "content": content})).collect();
@@ -87,7 +87,7 @@ async fn assert_newest_messages(service: &Service, id: &str, sent: &[Value], las
 }
 
 #[tokio::test]
-async fn one_user_that_writes_without_end_stays_within_the_bounds() {
+async fn one_user_cannot_exceed_the_bounds() {
     let limits = [
         ("--messages-kept", MESSAGES_KEPT),
         ("--max-session-bytes", SESSION_BYTES_MAX),
@@ -97,7 +97,7 @@ async fn one_user_that_writes_without_end_stays_within_the_bounds() {
     let flags: Vec<_> = limits.iter().flat_map(|(flag, value)| [*flag, value.as_str()]).collect();
     let service = Service::start(&flags).await;
 
-    // Another user of the same partition, whose keys are on the same server and partly the same.
+    // Another user of the same partition, whose keys are on the same server, and who shares some of them.
     let home = Partition::of_user("b", "u");
     let mut names = (0..).map(|number| format!("n{number}"));
     let neighbour = names.find(|user| Partition::of_user("b", user) == home).expect("a user");

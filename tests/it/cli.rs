@@ -350,7 +350,7 @@ async fn slow_clients_are_disconnected_and_idle_ones_are_not() {
     with_timeout(partial_body.read_to_string(&mut response)).await.expect("a response");
     assert!(response.starts_with("HTTP/1.1 408") && response.contains("request_timeout"), "{response}");
 
-    // The idle connection was idle for longer than the receive timeout and is still open.
+    // The idle connection has been idle for longer than the receive timeout, and is still open.
     assert!(ask(&mut idle).await.starts_with("HTTP/1.1 200"));
 }
 

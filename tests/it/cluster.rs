@@ -21,7 +21,7 @@ use crate::support::redis_server::{POLL, RedisServer, cli, free_port, wait_for};
 use crate::support::reply_proxy::ReplyProxy;
 use crate::support::scrape::Scrape;
 
-/// The maximum time until all users are served again. The goal is 8 s, but a busy machine may need more.
+/// The maximum time until all users are served again. The requirement is 8 s, but a busy machine may need more.
 const SERVING_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 struct Cluster {
@@ -34,7 +34,7 @@ impl Cluster {
     /// Starts three masters, each with this many replicas.
     fn start(replicas: usize) -> Self {
         let folder = TempDir::new().expect("a folder");
-        // A short timeout is for failovers: on a busy machine a node may answer another too late.
+        // The short timeout is for failovers only: on a busy machine, a node may reply too late to another one.
         let timeout_ms = if replicas == 0 { 15_000 } else { 1_500 };
         let start = |_| start_node(folder.path(), free_port(), timeout_ms);
         let nodes: Vec<_> = (0..3 * (1 + replicas)).map(start).collect();
@@ -139,7 +139,7 @@ async fn all_operations_work_and_active_lists_merge_all_masters() {
     expect_clean(&url);
 }
 
-/// The users of the other masters are served, and the service stays ready.
+/// The users of the other masters are still served, and the service stays ready.
 #[tokio::test]
 async fn a_master_with_a_wrong_clock_rejects_creates_and_the_others_accept_them() {
     let cluster = Cluster::start(0);
@@ -333,7 +333,7 @@ async fn a_migrating_slot_under_load_stays_readable_and_consistent() {
     assert!(acl::IN_A_CLUSTER.iter().all(|&command| sent.contains(command)), "{sent:?}");
 }
 
-/// A slot that a test moves key by key, as `redis-cli --cluster reshard` does, with pauses in between.
+/// A slot that a test moves key by key and with pauses, as `redis-cli --cluster reshard` does without pauses.
 struct SlotMove<'a> {
     cluster: &'a Cluster,
     slot: String,
@@ -489,7 +489,7 @@ async fn an_erasure_in_a_moving_slot_leaves_nothing_behind() {
     let url = cluster.url();
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
     let mover = Mover::new(&base);
-    // Which keys have not moved yet: of both sessions, of the older one, only messages.
+    // The keys that have not moved yet: of both sessions, or only messages of the older one.
     for (kinds, is_of_both) in [(["s", "m", "d"].as_slice(), true), (&["s", "m", "d"], false), (&["m", "d"], true)] {
         let [ended, active] = mover.ended_and_active("").await;
         let moving = SlotMove::start(&cluster, &mover.user);
@@ -505,7 +505,7 @@ async fn an_erasure_in_a_moving_slot_leaves_nothing_behind() {
         let left: Vec<_> = cluster.nodes.iter().flat_map(|node| moving.keys_on(node)).collect();
         assert!(left.iter().all(String::is_empty), "{status}: {left:?}");
         expect_clean(&url);
-        // Back, for the next round.
+        // Moves the slot back for the next round.
         for node in &cluster.nodes {
             let from_id = moving.from.ask(&["CLUSTER", "MYID"]);
             assert_eq!(node.ask(&["CLUSTER", "SETSLOT", &moving.slot, "NODE", from_id.trim()]).trim(), "OK");
@@ -535,7 +535,7 @@ async fn a_create_while_the_active_session_has_not_moved_is_rejected() {
     moving.finish();
     assert_eq!(mover.status(&active).await, "active");
     assert_eq!(mover.create("key-of-the-mover").await, (200, active));
-    // What Redis does a moment later, and then a create.
+    // Redis removes the key a moment later. After that, a create succeeds.
     assert_eq!(moving.to.ask(&["DEL", &keys[0], &keys[1], &keys[2]]).trim(), "3");
     let history = format!("sd:{{{partition}}}:h:{}:{}", mover.user.0, mover.user.1);
     assert_eq!(moving.to.ask(&["ZREM", &history, &ended]).trim(), "1");
@@ -580,7 +580,7 @@ async fn streams_miss_nothing_while_their_slot_moves() {
         is_done.store(true, Ordering::Relaxed);
         acknowledged
     };
-    // One stream is never cut.
+    // One stream is never interrupted.
     let mut whole = EventStream::open(&format!("{one}/api/sessions/{id}/events?after=0"), &[]).await;
     let follow = join_all(readers.into_iter().map(|random| client.follow(random, &is_done, &cuts)));
     let (acknowledged, all, ()) = tokio::join!(write, follow, move_slots);

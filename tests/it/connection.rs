@@ -116,10 +116,10 @@ async fn a_command_whose_reply_is_lost_is_applied_once() {
     assert_eq!(service.get(&session).await.1["messageCount"], 3);
 }
 
-/// Between the reads of a message's seq and of the message, its session is deleted and created anew by its
+/// Between the reads of a message's seq and of the message, the session is deleted and created again by its
 /// Idempotency-Key, with another message at the same seq.
 #[tokio::test]
-async fn a_message_of_a_session_that_was_created_anew_is_not_returned_for_another() {
+async fn a_message_of_a_recreated_session_is_not_returned() {
     let service = ProxiedService::start("anew").await;
     // The proxy delays every reply to the first service, so a second one changes the session.
     let prefix = format!("sd:anew-{}", std::process::id());
@@ -166,7 +166,7 @@ async fn pages_are_right_if_messages_are_appended_and_trimmed_between_their_read
         ("limit=10&before=50", 40..=49),
         ("limit=10&before=101", 91..=100),
         ("limit=10&after=60", 61..=70),
-        // What was to be read is gone. The page starts at the oldest message that is kept.
+        // The messages to read are gone. The page starts at the oldest message that is kept.
         ("limit=10&after=0", 31..=40),
         ("limit=10&before=11", RangeInclusive::new(1, 0)),
     ];

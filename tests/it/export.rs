@@ -41,7 +41,7 @@ async fn an_export_has_every_session_and_message_of_the_user() {
 }
 
 #[tokio::test]
-async fn a_large_export_arrives_whole() {
+async fn a_large_export_is_complete() {
     let service = Service::start(&[]).await;
     let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
     let content = "x".repeat(200 << 10);

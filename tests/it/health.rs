@@ -183,7 +183,7 @@ fn movable_clock() -> (Arc<AtomicI64>, Clock) {
 }
 
 #[tokio::test]
-async fn clock_jump_triggers_a_comparison_at_once() {
+async fn clock_jump_triggers_an_immediate_comparison() {
     let redis = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&redis.socket(), &FLAGS).await;
     let (ahead_ms, clock) = movable_clock();
@@ -380,7 +380,7 @@ async fn each_change_is_counted_and_logged_once() {
     service.signal(rustix::process::Signal::TERM);
     service.wait();
     for (level, text, count) in [
-        // At a difference of 5 s, and at two hours. From two hours ahead to two hours behind is not a change.
+        // At a difference of 5 s, and at two hours. Going from two hours ahead to two hours behind is not a change.
         ("WARN", "behind the clock of the Redis", 2),
         ("WARN", "sessions can be read and deleted", 1),
         ("INFO", "they agree again", 1),

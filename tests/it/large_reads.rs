@@ -144,7 +144,7 @@ async fn pages_with_last_messages_and_single_messages_count_against_the_limit() 
     let limits = ["--max-response-memory", "33554432", "--max-queue-wait", "50ms", "--rate-limit", "0"];
     let service = Service::start(&[&["--api-keys-file", keys_file], &limits[..]].concat()).await;
     let mut path = String::new();
-    // 17 of these messages and their sessions have a little less than 4 MiB, so two pages take all of the memory.
+    // 17 of these messages with their sessions take a little less than 4 MiB, so two pages take all of the memory.
     for _ in 0..17 {
         let user = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
         let session = service.bearer(&key, Method::POST, "/api/sessions", user).await.expect(201);

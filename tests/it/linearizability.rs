@@ -41,7 +41,7 @@ pub const DEADLINE: [&str; 2] = ["--request-deadline", "500ms"];
 /// The hint cache of each process: large enough for all users, too small, and off.
 const HINTS: [[&str; 2]; 3] = [["--hint-cache-size", "100000"], ["--hint-cache-size", "1"], ["--hint-cache-size", "0"]];
 
-/// A turn that a client writes.
+/// A turn that a client is writing.
 struct Written {
     session: Text,
     turn_id: Text,
@@ -50,7 +50,7 @@ struct Written {
 }
 
 impl Written {
-    /// The turn of `operation`, as its answer says it is.
+    /// The turn of `operation`, as described by its answer.
     fn of(operation: &Operation, answer: Option<Answer>) -> Option<Self> {
         match (operation, answer) {
             (
@@ -68,7 +68,7 @@ impl Written {
     fn call(&self, writer: &Text, random: &mut Random) -> Operation {
         let call = match random.below(4) {
             0 => TurnCall::End { number: self.number },
-            // A chunk may be sent again, with another text, or one too late.
+            // A chunk may be sent again, with another text, or with a number that is too high.
             kind => TurnCall::Write {
                 number: self.number,
                 from: (self.next_chunk + random.below(8) / 7).saturating_sub(random.below(4) / 3),
@@ -178,7 +178,7 @@ async fn histories_are_linearizable_under_redis_faults() {
     let processes = HINTS.map(|hints| Process::serve(&[&DEADLINE[..], &hints].concat(), &[("REDIS_URL", &url)]));
     let bases = processes.each_ref().map(|(_, base)| base.clone());
     let recorder = Recorder::new("u", HISTORIES);
-    // Dropping `running` stops the faults, also when the test fails.
+    // Dropping `running` stops the faults, even if the test fails.
     let (running, stopped) = mpsc::channel::<()>();
     let faults = {
         let mut random = random.fork();

@@ -105,7 +105,7 @@ async fn resumed_session_moves_to_the_front_of_the_history() {
     assert_eq!(rest, later, "only the resumed session is missing, and none is repeated");
     assert_eq!(ids(&service.get(path).await.expect(200)), order);
 
-    // A change that is no resume moves nothing.
+    // A change other than a resume moves nothing.
     service.patch(&format!("/api/sessions/{}", order[4]), json!({"title": "t"})).await.expect(200);
     service.patch(&format!("/api/sessions/{}", order[0]), json!({"status": "active"})).await.expect(200);
     assert_eq!(ids(&service.get(path).await.expect(200)), order);

@@ -145,8 +145,8 @@ async fn random_faults_lose_no_acknowledged_write() {
     }
 }
 
-/// Runs one round. A call that is in flight when the load ends is over once the services are ready again and have
-/// responded to the reads.
+/// Runs one round. A call that is in flight when the load ends has ended once the services are ready again and
+/// have responded to the reads.
 async fn run_round(
     prefix: &str,
     (services, redis): (Services, FaultyRedis),

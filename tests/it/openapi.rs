@@ -408,7 +408,7 @@ impl CheckedClient {
         let content_type = response.header("content-type").expect("a content type");
         let essence = content_type.split(';').next().unwrap_or_default();
         let content = contents.get(essence).unwrap_or_else(|| panic!("{what}: {content_type} is not documented"));
-        // Each event of a stream has the schema. Streams are not read here.
+        // Each event of a stream has this schema. Streams are not read here.
         if essence == "text/event-stream" {
             return;
         }
@@ -643,8 +643,8 @@ impl CheckedClient {
         self.call(erase(&long), 400).await;
     }
 
-    /// Has a service with API keys reject every operation that is not public: for a missing credential, a missing
-    /// scope, and the rate limit.
+    /// Makes a service with API keys reject every operation that is not public, because of a missing credential, a
+    /// missing scope, and the rate limit.
     async fn drive_rejections(&mut self) {
         let folder = TempDir::new().expect("a folder");
         let keys = folder.path().join("keys.toml");
@@ -709,7 +709,7 @@ async fn responses_are_as_documented() {
         // No documented operation returns these.
         "route_not_found",
         "method_not_allowed",
-        // These need a fault, or very many callers.
+        // These need a fault, or a very large number of callers.
         "request_timeout",
         "store_unavailable",
         "store_full",

@@ -39,7 +39,7 @@ fn collector() -> (String, Receiver<Vec<u8>>) {
                 while let Some(body) = read_post(&mut stream) {
                     let ok = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
                     stream.write_all(ok.as_bytes()).expect("the response is sent");
-                    // Fails if the test is over.
+                    // Fails if the test has ended.
                     let _ = sender.send(body);
                 }
             });

@@ -14,7 +14,7 @@ async fn create(service: &Service, user: usize) -> Answer {
 }
 
 #[tokio::test]
-async fn requests_over_the_limit_are_rejected_at_once() {
+async fn requests_over_the_limit_are_rejected_immediately() {
     let redis = RedisServer::start(IN_MEMORY);
     let flags = ["--max-concurrent-requests", "1", "--max-waiting-requests", "0"];
     let service = Service::start_on(&redis.socket(), &flags).await;

@@ -1,5 +1,5 @@
-//! The web pages that the binary has, `/console/` and `/docs`: redirects, caching, compression, security headers and
-//! settings. `console/test` has the tests of the console itself.
+//! The web pages that the binary embeds, `/console/` and `/docs`: redirects, caching, compression, security headers and
+//! settings. The tests of the console itself are in `console/test`.
 
 use std::io::Read;
 
@@ -12,7 +12,7 @@ use crate::support::service::{Answer, Service};
 /// The pages, with the folder of their files.
 const PAGES: [(&str, &str); 2] = [("/console/", "/console/"), ("/docs", "/")];
 
-/// The links to own files in a page: those of `href` and `src`.
+/// The links of a page to its own files: those of `href` and `src`.
 fn files(page: &Answer, folder: &str) -> Vec<String> {
     let links = ["href=\"", "src=\""].into_iter().flat_map(|start| page.text.split(start).skip(1));
     let links = links.filter_map(|rest| rest.split('"').next()).filter(|link| !link.starts_with('#'));
@@ -54,7 +54,7 @@ async fn a_page_is_revalidated_and_its_files_are_immutable() {
             assert!(["text/css; charset=utf-8", "text/javascript; charset=utf-8", "image/svg+xml"].contains(&kind));
         }
     }
-    // Everything else stays uncached, errors of these pages, too.
+    // All other responses are not cached, including errors of these pages.
     for path in ["/livez", "/openapi.json", "/console/console.js", "/docs/swagger-ui.css", "/console/console.js/x"] {
         assert_eq!(service.get(path).await.header("cache-control"), Some("no-store"), "{path}");
     }
@@ -99,11 +99,11 @@ async fn redirected(service: &Service, path: &str) -> (u16, Option<String>) {
 }
 
 #[tokio::test]
-async fn addresses_that_people_type_lead_to_the_pages() {
+async fn short_addresses_redirect_to_the_pages() {
     let service = Service::start(&[]).await;
     for (path, status, location) in [("/", 307, "console/"), ("/console", 308, "console/"), ("/docs/", 308, "../docs")]
     {
-        // Relative: a proxy may serve the service below another path.
+        // Relative, because a proxy may serve the service under another path.
         assert_eq!(redirected(&service, path).await, (status, Some(location.to_owned())), "{path}");
     }
     // reqwest follows redirects.
@@ -135,7 +135,7 @@ async fn the_console_can_be_disabled() {
 }
 
 #[tokio::test]
-async fn pages_run_own_scripts_only_and_the_label_is_text() {
+async fn pages_run_only_their_own_scripts_and_escape_the_label() {
     let service = Service::start(&["--console-label", "<script>\"prod\" & more"]).await;
     let page = service.get("/console/").await.expect(200);
     assert!(page.text.contains("content=\"&lt;script>&quot;prod&quot; &amp; more\""), "{page:?}");
@@ -149,7 +149,7 @@ async fn pages_run_own_scripts_only_and_the_label_is_text() {
         let policy = page.header("content-security-policy").expect("a policy");
         assert!(!policy.contains("unsafe-eval") && policy.contains("script-src 'self';"), "{policy}");
         assert!(policy.contains("frame-ancestors 'none'") && policy.contains("base-uri 'none'"), "{policy}");
-        // No script in the page.
+        // The page has no inline script.
         let scripts = page.text.split("<script").skip(1).filter_map(|rest| rest.split_once('>'));
         for (attributes, rest) in scripts {
             assert!(attributes.contains("src=\"") && rest.starts_with("</script>"), "{page:?}");

@@ -1,8 +1,8 @@
 //! The scripts of `lua/`: each is safe to run twice, uses the keys of one hash tag, and matches its header.
 //!
-//! A connection that drops after a write looks like one that dropped before it. So a client may send a script again, at
-//! once or after others have changed the session. These tests record the command that the service sent, and send the
-//! same one again.
+//! A connection that drops after a write looks like one that dropped before it. So a client may send a script again,
+//! immediately or after other clients have changed the session. These tests record the command that the service sent,
+//! and send the same command again.
 
 mod headers;
 mod late;
@@ -40,8 +40,8 @@ const TOUCH_DUE: Duration = Duration::from_secs(2 * 60);
 /// Longer than the idle timeout.
 const EXPIRED: Duration = Duration::from_secs(31 * 60);
 
-/// The files that precede others: the first one those that change sessions, two those that append, all of them those
-/// that close turns.
+/// The shared files: the first one precedes the scripts that change sessions, the first two those that append, all of
+/// them those that close turns.
 const SHARED: [&str; 3] = ["common", "prelude", "turn"];
 
 /// One script of `lua/`.
@@ -384,7 +384,7 @@ async fn ready_runs(check: impl AsyncFn(&Service, &Run, &str)) {
 
 // Safe to run twice.
 
-/// Runs a script again at once. Panics unless it changes nothing and returns what is stored.
+/// Runs a script again immediately. Panics unless it changes nothing and returns the stored state.
 async fn safe_to_run_twice(service: &Service, run: &Run, tag: &str) {
     let before = service.probe.digest().await;
     let reply = run.again(&service.probe).await;
@@ -422,7 +422,7 @@ async fn safe_to_run_twice(service: &Service, run: &Run, tag: &str) {
     }
 }
 
-/// Panics unless the fields (names and values in turn) are those that are stored, and those of the response.
+/// Panics unless the fields (alternating names and values) are those that are stored, and those of the response.
 async fn assert_session(service: &Service, run: &Run, flat: &[Option<String>]) {
     let fields = fields_of(flat);
     assert_eq!(fields, stored_fields(service, &fields["sessionId"]).await);
@@ -451,7 +451,7 @@ fn assert_messages(run: &Run, flat: &[Option<String>]) {
     }
 }
 
-/// The fields of a reply, names and values in turn.
+/// The fields of a reply, as alternating names and values.
 fn fields_of(flat: &[Option<String>]) -> BTreeMap<String, String> {
     flat.chunks(2).map(|pair| (pair[0].clone().expect("a name"), pair[1].clone().expect("a value"))).collect()
 }
@@ -526,7 +526,7 @@ async fn keys_of(probe: &RedisProbe, command: &[String]) -> Vec<String> {
 
 async fn one_hash_tag(service: &Service, run: &Run, _: &str) {
     let mut keys = run.keys.clone();
-    // A channel is no key for the server, but must be in the same slot. Nobody parses it.
+    // A channel is not a key for the server, but must be in the same slot.
     let (published, others): (Vec<_>, Vec<_>) = run.inner.iter().partition(|command| command[0] == "SPUBLISH");
     for command in others {
         keys.extend(keys_of(&service.probe, command).await);
@@ -697,7 +697,7 @@ async fn a_script_flush_is_not_visible_to_a_client() {
             (Method::DELETE, &message, json!(null), 204),
             (Method::DELETE, "/api/sessions/business/b/user/w", json!(null), 200),
         ] {
-            // With activity due, the service needs the script even if it has a hint.
+            // When activity must be recorded, the service needs the script even if it has a hint.
             service.advance(TOUCH_DUE);
             service.probe.command(&["SCRIPT", "FLUSH"]).await;
             let body = body.to_string().into_bytes();

@@ -1,5 +1,5 @@
 //! Malicious clients on real sockets: the service rejects their requests or closes their connections within its
-//! timeouts, executes nothing that they hide, and serves other clients meanwhile.
+//! timeouts, executes nothing that they hide, and serves other clients in the meantime.
 
 mod attacks;
 mod crowds;

@@ -13,7 +13,7 @@ use crate::support::load::{Load, User, expect_right, statuses};
 use crate::support::process::{self, Process};
 use crate::support::redis_server::{POLL, RedisServer, wait_for};
 
-/// How long a failover may take at most. The requirement is 8 s; a busy machine may need more.
+/// The maximum duration of a failover. The requirement is 8 s; a busy machine may need more.
 const WRITING_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// How the master fails.
@@ -22,7 +22,7 @@ enum Fault {
     Killed,
     /// It continues when the service writes to the new master.
     Hangs,
-    /// It continues as soon as there is a new master: it does not know that yet, and the service may not know it.
+    /// It continues as soon as there is a new master, which neither it nor the service may know yet.
     HangsUntilReplaced,
 }
 
@@ -161,9 +161,9 @@ async fn fails_over_without_a_required_replica() {
     fail_over("0", Fault::Killed).await;
 }
 
-/// The new master does not have what the old one acknowledged and streams have sent.
+/// The new master lacks what the old one acknowledged and streams have sent.
 #[tokio::test]
-async fn streams_say_that_a_failover_lost_what_they_sent() {
+async fn a_failover_that_loses_sent_events_resets_streams() {
     let mut setup = Failover::start("0");
     let url = setup.url();
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
@@ -189,7 +189,7 @@ async fn streams_say_that_a_failover_lost_what_they_sent() {
     wait_for_async("replicas with everything", || replicas.iter().all(|replica| offset(replica) == offset(master)))
         .await;
     for replica in replicas {
-        // The master does not know this user, so replication cannot go on.
+        // The master does not know this user, so replication cannot continue.
         for words in [["masteruser", "nobody"], ["masterauth", "x"]] {
             assert_eq!(replica.ask(&["CONFIG", "SET", words[0], words[1]]).trim(), "OK");
         }

@@ -1,5 +1,5 @@
-//! Event streams: what they begin with, what they send, and what they say when something does not fit any more. The
-//! services here look for changes only when they are told of some.
+//! Event streams: what they start with, what they send, and when they send `reset`. The services of these tests read
+//! changes only after a notification.
 
 mod business;
 mod faults;
@@ -16,7 +16,7 @@ use crate::support::service::{Answer, Service};
 
 /// Longer than the idle timeout.
 const EXPIRED: Duration = Duration::from_secs(31 * 60);
-/// Longer than the lease of a writer and the second after it.
+/// Longer than the lease of a writer plus one second.
 const LOST: Duration = Duration::from_secs(32);
 
 /// A session and calls about it.
@@ -62,7 +62,7 @@ impl<'a> Conversation<'a> {
 }
 
 #[tokio::test]
-async fn a_stream_begins_with_the_state_and_goes_on_live() {
+async fn a_stream_starts_with_the_state_and_continues_live() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     for content in ["1", "2", "3"] {
@@ -111,7 +111,7 @@ async fn a_stream_begins_with_the_state_and_goes_on_live() {
 }
 
 #[tokio::test]
-async fn activity_and_reading_a_stream_are_no_events_and_no_activity() {
+async fn activity_sends_no_event_and_reading_a_stream_is_no_activity() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let mut stream = service.events(&conversation.path("/events")).await;
@@ -129,7 +129,7 @@ async fn activity_and_reading_a_stream_are_no_events_and_no_activity() {
 }
 
 #[tokio::test]
-async fn an_expiry_is_an_event_though_nobody_wrote_anything() {
+async fn an_expiry_is_sent_without_a_write() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let polling = service.polling_sibling().await;
@@ -142,7 +142,7 @@ async fn an_expiry_is_an_event_though_nobody_wrote_anything() {
     let expired = stream.expect("session").await;
     assert_eq!((expired.member("status"), expired.member("endReason")), (&json!("expired"), &json!("idle")));
     assert_eq!(business.expect("session").await.data, expired.data);
-    // Redis keeps what was stored: the session is only shown as expired.
+    // Redis still has the stored status: the session is only returned as expired.
     assert_eq!(service.get(&conversation.path("")).await.string("status"), "expired");
 }
 
@@ -163,7 +163,7 @@ async fn a_stream_closes_a_turn_whose_writer_is_silent() {
 }
 
 #[tokio::test]
-async fn text_of_another_writer_never_mixes_with_what_was_shown() {
+async fn texts_of_two_writers_are_never_mixed() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let mut stream = service.events(&conversation.path("/events")).await;
@@ -192,7 +192,7 @@ async fn text_of_another_writer_never_mixes_with_what_was_shown() {
 }
 
 #[tokio::test]
-async fn streams_of_one_session_share_what_they_send() {
+async fn streams_of_one_session_share_a_feed() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let mut streams = Vec::new();
@@ -212,7 +212,7 @@ async fn streams_of_one_session_share_what_they_send() {
 }
 
 #[tokio::test]
-async fn heads_are_those_of_streams() {
+async fn responses_have_the_headers_of_event_streams() {
     let service = Service::start(&["--cors-origins", "https://chat.example.com"]).await;
     let conversation = Conversation::of(&service, "u").await;
     for path in [conversation.path("/events"), "/api/sessions/business/b/events".to_owned()] {

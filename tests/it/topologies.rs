@@ -234,7 +234,7 @@ async fn tls_accepts_a_private_ca_and_rejects_another_ca_or_name() {
 }
 
 #[test]
-fn a_server_that_keeps_the_channels_of_streams_from_the_service_is_rejected() {
+fn a_server_that_denies_the_channels_of_streams_is_rejected() {
     let folder = TempDir::new().expect("a folder");
     let server = RedisServer::on_tcp(folder.path(), &[]);
     for rules in [["resetchannels", "+spublish"], ["&sd:*", "-spublish"], ["+spublish", "-ssubscribe"]] {

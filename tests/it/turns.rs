@@ -146,7 +146,7 @@ async fn every_call_of_a_writer_can_be_repeated() {
     assert_eq!(late.expect_problem(409, "turn_closed").member("turnStatus"), "completed");
     assert_eq!(turns.begin("t", "another", json!({})).await.expect(200).json(), ended);
     assert_eq!(turns.messages().await, [[json!("t"), json!("abcde"), json!("completed")]]);
-    // Also when other turns came after it.
+    // The same after other turns.
     for n in 0..10 {
         turns.begin(&format!("t{n}"), "w", json!({})).await.expect(201);
         turns.end(&format!("t{n}"), n + 2, json!({"status": "failed"})).await.expect(200);
@@ -161,7 +161,7 @@ async fn every_call_of_a_writer_can_be_repeated() {
     }
     let by_message = turns.begin("t", "w", json!({})).await.expect(200);
     assert_eq!((by_message.member("status"), by_message.member("messageSeq")), (json!("completed"), json!(1)));
-    assert_eq!(by_message.member("number"), Value::Null, "not known any more");
+    assert_eq!(by_message.member("number"), Value::Null, "no longer known");
     expect_clean(&service).await;
 }
 
@@ -279,7 +279,7 @@ async fn sessions_and_lists_include_the_open_turn() {
     let began = turns.begin("t", "w", json!({})).await.expect(201).json();
     assert_eq!(included().await, began);
     service.advance(LOST);
-    assert_eq!(included().await, Value::Null, "nobody writes it any more");
+    assert_eq!(included().await, Value::Null, "it has no writer any longer");
     service.get(&format!("{}?include=turns", turns.session)).await.expect_problem(400, "invalid_request");
 }
 
@@ -301,7 +301,7 @@ async fn a_message_of_a_turn_is_patched_and_redacted_like_any_other() {
 }
 
 #[tokio::test]
-async fn a_redaction_removes_what_the_turn_repeats() {
+async fn a_redaction_removes_the_copies_in_the_turn() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;
     turns.begin("t", "w", json!({"metadata": {"a": "secret"}})).await.expect(201);
@@ -347,7 +347,7 @@ async fn a_turn_and_its_chunks_are_read_together() {
 }
 
 #[tokio::test]
-async fn a_session_whose_turn_was_lost_by_redis_goes_on() {
+async fn a_session_stays_usable_after_redis_lost_its_turn() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;
     for (round, call) in ["append", "begin", "chunks", "end", "cancel", "end-session"].into_iter().enumerate() {

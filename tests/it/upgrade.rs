@@ -1,5 +1,5 @@
-//! A rolling upgrade: two versions of the service beside each other on one Redis. `SESSIOND_OTHER_PROGRAM` names the
-//! program of the other version; `make upgrade-check` builds the previous commit. Without the variable both are this
+//! A rolling upgrade: two versions of the service run at the same time on one Redis. `SESSIOND_OTHER_PROGRAM` names the
+//! program of the other version; `make upgrade-check` builds the previous commit. Without the variable, both are this
 //! program.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -20,7 +20,8 @@ const NODES: usize = 3;
 /// A service is replaced after the newest one has responded to this many requests.
 const REQUESTS_MIN: u64 = 200;
 const LEDGER_CALLS: usize = 10;
-/// The most `503` responses, in percent of the calls. A machine that is busy with other tests may miss a deadline.
+/// The maximum percentage of calls with the response `503`. A machine that is busy with other tests may miss a
+/// deadline.
 const UNAVAILABLE_PERCENT_MAX: u32 = 1;
 
 /// One running service.
@@ -30,7 +31,7 @@ struct Node {
 }
 
 impl Node {
-    /// Starts a service and waits until it is ready. The load continues meanwhile.
+    /// Starts a service and waits until it is ready. The load continues in the meantime.
     async fn start(program: &str, redis_url: &str) -> Self {
         let (program, redis_url) = (program.to_owned(), redis_url.to_owned());
         let serve = move || Process::serve_by(&[&program], &[], &[("REDIS_URL", &redis_url)]);
@@ -64,7 +65,8 @@ fn expect_clean(program: &str, redis_url: &str) {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// Makes five sessions of one user, and reads the history in pages of one, each page from the next of these services.
+/// Makes five sessions of one user, and reads the history in pages of one session, each page from the next of these
+/// services.
 async fn expect_pages_across(bases: &[&str]) {
     let client = reqwest::Client::new();
     let mut created = BTreeSet::new();
@@ -86,7 +88,7 @@ async fn expect_pages_across(bases: &[&str]) {
         let id = page[0]["sessionId"].as_str().unwrap_or_else(|| panic!("a page without a session: {page}"));
         assert!(listed.insert(id.to_owned()), "{id} is listed twice");
     }
-    // The user's sessions of an earlier call are in the history as well.
+    // The history also has the user's sessions from an earlier call.
     assert!(listed.is_superset(&created), "{created:?}, listed: {listed:?}");
 }
 

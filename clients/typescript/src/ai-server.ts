@@ -7,12 +7,12 @@ import type { IfOpen, Message, Metadata, Turn } from "./types.js";
 import { toAppendMessage, toUIMessages, type StoredMetadata, type StoredUIMessage } from "./ui-messages.js";
 import type { WriteTurnOptions, WrittenTurn } from "./write-turn.js";
 
-/** For how long deltas are collected to one chunk. */
+/** How long deltas are collected into one chunk. */
 const MERGE_MS = 50;
 
 /**
- * The messages of a session, the newest 1,000 by default. A reply that a turn wrote without the AI SDK is a text; what
- * is redacted is left out.
+ * The messages of a session, the newest 1,000 by default. A reply that a turn wrote without the AI SDK becomes one text
+ * part. Redacted messages are omitted.
  */
 export async function loadUIMessages<Chat extends UIMessage = UIMessage>(
   client: Sessiond,
@@ -23,8 +23,8 @@ export async function loadUIMessages<Chat extends UIMessage = UIMessage>(
 }
 
 /**
- * Appends messages that are new, or assistant's messages that have gone on since. Those that are stored are not
- * appended again.
+ * Appends new messages, and assistant's messages that have grown since they were stored. Messages that are already
+ * stored are not appended again.
  */
 export async function saveUIMessages(
   client: Sessiond,
@@ -44,7 +44,7 @@ export async function saveUIMessages(
   }
 }
 
-/** The chunks of a reply to the messages, which are those that the session had when the turn began. */
+/** The chunks of a reply. `messages` are those that the session had when the turn began. */
 export type UIMessageSource<Chat extends UIMessage> = (
   messages: Chat[],
   signal: AbortSignal,
@@ -54,14 +54,14 @@ export type UIMessageSource<Chat extends UIMessage> = (
 export type UIMessageChunks = AsyncIterable<UIMessageChunk> | ReadableStream<UIMessageChunk>;
 
 export interface WriteUIMessageOptions extends Omit<WriteTurnOptions, "role" | "end" | "ifOpen"> {
-  /** A model does not go on from the chunks of another writer, so there is no `takeover`: `discard` begins anew. */
+  /** No `takeover`, because a model cannot continue the chunks of another writer. `discard` begins the turn again. */
   ifOpen?: Exclude<IfOpen, "takeover">;
   /** How many messages are read, up to 1,000; default 1,000. */
   last?: number | undefined;
 }
 
 /**
- * Writes a reply as a turn: its chunks while they come, and its parts as the content of the message. Like `writeTurn`,
+ * Writes a reply as a turn: its chunks as they arrive, and its parts as the content of the message. Like `writeTurn`,
  * which it uses. Rejects after an `error` chunk, whose text is the error of the failed turn.
  */
 export async function writeUIMessages<Chat extends UIMessage = UIMessage>(
@@ -76,7 +76,7 @@ export async function writeUIMessages<Chat extends UIMessage = UIMessage>(
   async function* text(turn: Turn, signal: AbortSignal): AsyncGenerator<string> {
     const stored = await load(client, sessionId, { limit: last, before: turn.afterSeq! + 1, signal });
     const messages = toUIMessages(stored) as unknown[] as Chat[];
-    // Only answers to tool calls are continued.
+    // Only answers to tool calls have a continuation.
     const isContinuation = stored.at(-1)?.metadata.answers !== undefined && messages.at(-1)?.role === "assistant";
     const head = isContinuation ? structuredClone(messages.at(-1)!) : undefined;
     continues = head?.id;
@@ -129,7 +129,7 @@ export async function writeUIMessages<Chat extends UIMessage = UIMessage>(
   });
 }
 
-/** An `error` chunk. Its text is for readers. */
+/** An `error` chunk. Its text is shown to readers. */
 class ReplyError extends Error {}
 
 async function load(client: Sessiond, sessionId: string, options?: MessagesOptions): Promise<Message[]> {
@@ -140,7 +140,7 @@ function line(chunk: UIMessageChunk): string {
   return `${JSON.stringify(chunk)}\n`;
 }
 
-/** Browsers' streams are not iterable everywhere. */
+/** Not every browser's streams are iterable. */
 async function* iterable(chunks: UIMessageChunks): AsyncGenerator<UIMessageChunk> {
   if (Symbol.asyncIterator in chunks) return yield* chunks;
   const reader = chunks.getReader();
@@ -155,7 +155,7 @@ async function* iterable(chunks: UIMessageChunks): AsyncGenerator<UIMessageChunk
   }
 }
 
-/** Merges deltas of one part that come within a moment. As chunks of their own they are many times their text. */
+/** Merges deltas of one part that arrive within `MERGE_MS`. A chunk is many times longer than the text of its delta. */
 export async function* merged(chunks: AsyncIterable<UIMessageChunk>): AsyncGenerator<UIMessageChunk> {
   const iterator = chunks[Symbol.asyncIterator]();
   let held: UIMessageChunk | undefined;
@@ -174,7 +174,7 @@ export async function* merged(chunks: AsyncIterable<UIMessageChunk>): AsyncGener
       if (!result) continue;
       if (result.done) return;
       next = iterator.next();
-      // It may fail while the consumer is busy, and is awaited then.
+      // It may reject while the consumer is busy. The rejection is handled when it is awaited.
       next.catch(() => {});
       if (!joined && join(result.value, result.value)) {
         isOver = new Promise((resolve) => (timer = setTimeout(() => resolve(undefined), MERGE_MS)));
@@ -191,7 +191,7 @@ export async function* merged(chunks: AsyncIterable<UIMessageChunk>): AsyncGener
   }
 }
 
-/** One delta for both, if these are deltas of the same part with nothing but text. */
+/** One delta for both, if both are deltas of the same part and have only text. */
 function join(a: UIMessageChunk, b: UIMessageChunk): UIMessageChunk | undefined {
   if ("providerMetadata" in a || "providerMetadata" in b) return undefined;
   if ((a.type === "text-delta" || a.type === "reasoning-delta") && a.type === b.type && a.id === b.id) {

@@ -6,14 +6,14 @@ import { onAbort } from "./transport.js";
 import type { AppendMessage, Message, Session, Turn } from "./types.js";
 import { partsOf, toAnswers, toAppendMessage, type StoredUIMessage, type UIPart } from "./ui-messages.js";
 
-/** How long a reply that was stopped before it began may take to begin, and is cancelled then. */
+/** A reply that was stopped before it began is cancelled if it begins within this time. */
 const CANCEL_WAIT_MS = 30_000;
 
 export interface ChatTransportOptions {
   /** The session of a chat; by default the chat's `id`. */
   sessionId?: ((chatId: string) => string | Promise<string>) | undefined;
   /**
-   * Stores a message of the user; by default `client.appendMessages`, which refuses files as `data:` URLs. It can store
+   * Stores a message of the user; by default `client.appendMessages`, which rejects files as `data:` URLs. It can store
    * these elsewhere, or send the message to the app's backend.
    */
   append?: ((sessionId: string, message: AppendMessage) => Promise<Message>) | undefined;
@@ -47,7 +47,7 @@ export function chatTransport<Chat extends UIMessage = UIMessage>(
   const reconnects: Record<string, AbortSignal | undefined> = {};
 
   return {
-    /** Whether the stream of the last `reconnectToStream` begins with the begin of the message. */
+    /** Whether the stream of the last `reconnectToStream` begins at the start of the message. */
     get resumeStreamIsReplay() {
       return isReplay;
     },
@@ -60,7 +60,7 @@ export function chatTransport<Chat extends UIMessage = UIMessage>(
       const isAnswer = last.role === "assistant";
       const message = isAnswer ? toAnswers(last) : toAppendMessage(last);
       const sessionId = await sessionOf(chatId);
-      // Not aborted by `stop`: what is stored gets a reply, which is then cancelled.
+      // Not aborted by `stop`: a stored message gets a reply, which is then cancelled.
       const { seq } = await append(sessionId, message).catch(async (error: unknown) => {
         const session = isProblem(error, "session_not_active") && (await client.getSession(sessionId));
         if (!session) throw error;
@@ -72,14 +72,14 @@ export function chatTransport<Chat extends UIMessage = UIMessage>(
 
     async reconnectToStream({ chatId, abortSignal: signal }) {
       reconnects[chatId] = signal;
-      // Another reconnect aborts the one before, which is no wish of the user.
+      // Another reconnect aborts the previous one. The user has not asked to stop.
       const isStop = () => reconnects[chatId] === signal;
       const [peek, stream] = reply(client, await sessionOf(chatId), signal, isStop).tee();
       const reader = peek.getReader();
       const { done, value } = await reader.read();
       void reader.cancel();
       if (done) return null;
-      // A continuation does not begin with the begin of its message.
+      // A continuation does not begin at the start of its message.
       isReplay = "messageId" in value;
       return stream;
     },
@@ -96,9 +96,9 @@ interface AnyChunk {
 }
 
 /**
- * The chunks of a reply, as its worker writes it: of the reply to the message with the `seq` `after`, or else of the
- * open turn, if there is one. The signal ends the reading, and cancels the turn if it `isStop`. The reply may go on
- * after the parts that are `known`.
+ * The chunks of a reply as its worker writes it: of the reply to the message with the `seq` `after`, or otherwise of
+ * the open turn, if there is one. The signal ends the reading, and cancels the turn if it `isStop`. The reply may
+ * continue after the parts that are `known`.
  */
 function reply(
   client: Sessiond,
@@ -112,12 +112,12 @@ function reply(
   let isReady = false;
   let turn: Turn | undefined;
   let message: Message | undefined;
-  /** How many chunks of the turn were read. */
+  /** The number of chunks of the turn that were read. */
   let read = 0;
   let incompleteLine = "";
-  /** What was shown: by kind, how many characters or parts; tool calls by their id. */
+  /** The number of characters or parts that were shown, by kind; tool calls by their id. */
   const shown: Record<string, number> = {};
-  /** The ids of texts that may go on. */
+  /** The ids of texts that may continue. */
   const open: Record<string, string> = {};
   let controller: ReadableStreamDefaultController<UIMessageChunk>;
 
@@ -145,7 +145,7 @@ function reply(
   const closeTexts = () => {
     for (const type in open) show({ type: `${type}-end`, id: open[type]! });
   };
-  /** What was not shown of the parts. */
+  /** Shows the remainder of the parts. */
   const showRest = (parts: UIPart[]) => {
     const skip = { ...shown };
     for (const part of parts) {
@@ -160,7 +160,7 @@ function reply(
       } else if (toolCallId) {
         const call = { toolName: type.slice(5), dynamic: !!part.toolName, ...part };
         if (!known) show({ ...call, type: "tool-input-available" });
-        // What is shown already changes nothing.
+        // Parts that have been shown already are skipped.
         show({ ...call, type: `tool-${state}` });
       } else if (!known) {
         show({ ...part, type: kind });
@@ -170,7 +170,7 @@ function reply(
   const showEnd = () => {
     if (message && (!turn || (turn.turnId === message.messageId && turn.nextChunk !== read))) {
       showStart(message.metadata.continues ?? message.messageId);
-      // Of a writer that was lost, there are no parts.
+      // A lost writer leaves no parts.
       if (!message.metadata.uiMessageChunks) showRest(partsOf(message));
     }
     closeTexts();
@@ -186,11 +186,11 @@ function reply(
 
   const over = new AbortController();
   let timer: ReturnType<typeof setTimeout>;
-  // Later, because a chat that reconnects in this task has no wish to stop.
+  // Deferred, because a chat that reconnects in this task does not want to stop.
   const stop = () =>
     setTimeout(() => {
       if (turn && isStop()) client.cancelTurn(sessionId, turn.turnId).catch(() => {});
-      // A reply that has not begun yet is cancelled when it does.
+      // A reply that has not begun yet is cancelled when it begins.
       if (turn || after === undefined) over.abort();
       else timer = setTimeout(() => over.abort(), CANCEL_WAIT_MS);
     });
@@ -210,7 +210,7 @@ function reply(
           isReady ||= type === "ready";
           if (type === "message" && data.role === "assistant") message = data;
           if (type === "turn" && isReply(data)) {
-            if (read && !data.nextChunk) throw new SessiondError("The reply begins anew");
+            if (read && !data.nextChunk) throw new SessiondError("The reply was started again");
             turn = data;
             if (signal?.aborted) stop();
             if (turn.status !== "open") return showEnd();
@@ -230,7 +230,7 @@ function reply(
           }
           if (!isReady || turn) continue;
           if (after === undefined) return own.close();
-          // One that was appended whole. What a turn wrote may answer another message.
+          // A message that was appended as a whole. A message of a turn may answer another message.
           if (message && !message.finishReason) return showEnd();
           if (isOver) break;
         }

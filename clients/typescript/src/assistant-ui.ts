@@ -13,7 +13,7 @@ import { toAppendMessage, toUIMessages, type StoredUIMessage } from "./ui-messag
 
 /** `sessionType` and others are those of new sessions. */
 export interface ThreadListOptions extends Omit<GetOrCreateSession, "businessId" | "userId" | "ifActive"> {
-  /** The title of a thread; by default the begin of its first message. */
+  /** The title of a thread; by default the start of its first message. */
   generateTitle?: ((sessionId: string, messages: readonly ThreadMessage[]) => string | Promise<string>) | undefined;
 }
 
@@ -44,7 +44,7 @@ export function threadListAdapter(
     },
     async initialize(threadId, { custom } = {}) {
       const session = { ...members, businessId, userId, metadata: { ...metadata, ...custom } };
-      // The same thread is the same session, also after an error.
+      // A thread keeps its session, even after an error.
       const idempotencyKey = keyPrefix + encodeURIComponent(threadId).slice(0, 90);
       const { sessionId } = await client.createSession({ ...session, ifActive: "replace" }, { idempotencyKey });
       return { remoteId: sessionId };
@@ -89,7 +89,7 @@ function titleStream(title: string): TitleStream {
   });
 }
 
-/** The thread of a history, as `useAui().threadListItem` has it. */
+/** The thread of a history: `useAui().threadListItem`. */
 export interface ThreadListItem {
   getState(): { remoteId?: string | undefined };
   initialize(): Promise<{ remoteId: string }>;
@@ -97,7 +97,7 @@ export interface ThreadListItem {
 
 /**
  * The messages of a session as the history of its thread. Only messages of the user are appended: the worker writes the
- * others. Content is never changed, so an update is one of the metadata, and a deletion is a redaction.
+ * others. Content never changes, so an update sets metadata, and a deletion is a redaction.
  */
 export function threadHistoryAdapter(client: Sessiond, threadListItem: () => ThreadListItem): ThreadHistoryAdapter {
   const read = async (item: ThreadListItem) => {
@@ -107,7 +107,7 @@ export function threadHistoryAdapter(client: Sessiond, threadListItem: () => Thr
   const append = async (item: ThreadListItem, message: StoredUIMessage) => {
     if (message.role !== "user") return;
     const { remoteId } = await item.initialize();
-    // The transport of the chat has stored it before, maybe with files elsewhere.
+    // The transport of the chat has already stored it, perhaps with files elsewhere.
     const store = () => unless(client.appendMessages(remoteId, toAppendMessage(message)), null, "message_id_conflict");
     await store().catch(async (error: unknown) => {
       const session = isProblem(error, "session_not_active") && (await client.getSession(remoteId));
@@ -124,7 +124,7 @@ export function threadHistoryAdapter(client: Sessiond, threadListItem: () => Thr
   };
   const remove = async (item: ThreadListItem, ids: string[]) => {
     for (const { sessionId, messageId, metadata } of await read(item)) {
-      // With what continues it.
+      // Including its continuations.
       const belongsTo = [messageId, metadata.continues, metadata.answers];
       if (ids.some((id) => belongsTo.includes(id))) await client.redactMessage(sessionId, messageId);
     }

@@ -38,9 +38,9 @@ export interface TurnOptions extends CallOptions {
 export interface EventsOptions extends StreamOptions {
   /** How many of the newest messages to begin with, up to 100; default 0. */
   last?: number | undefined;
-  /** Begin after the message with this `seq`; `last` then counts only if that is not possible. */
+  /** Begin after the message with this `seq`; `last` then applies only if that is not possible. */
   after?: number | undefined;
-  /** Begin after the event with this id. `last` and `after` are used if the service does not know it any more. */
+  /** Begin after the event with this id. `last` and `after` apply if the service no longer knows the id. */
   lastEventId?: string | undefined;
 }
 
@@ -48,7 +48,7 @@ export interface EventsOptions extends StreamOptions {
 export type ExportLine = { session: Session } | { message: Message };
 
 export interface CreateOptions extends CallOptions {
-  /** The same key of the same user is the same new session. The client makes one for each call with `replace`. */
+  /** The same key of the same user creates the same session. The client makes a key for each call with `replace`. */
   idempotencyKey?: string | undefined;
 }
 
@@ -107,12 +107,12 @@ export class Sessiond {
     });
   }
 
-  /** The user's sessions with any status, the one created or resumed last first. */
+  /** The user's sessions with any status, last created or resumed first. */
   getUserSessionHistory(businessId: string, userId: string, options?: ListOptions): Pager<Session> {
     return this.list(() => path`/api/sessions/business/${businessId}/user/${userId}/history`, options);
   }
 
-  /** The active sessions of a business, the latest expiry first. */
+  /** The active sessions of a business, latest expiry first. */
   getActiveSessionsForBusiness(businessId: string, options?: ListOptions): Pager<Session> {
     return this.list(() => path`/api/sessions/business/${businessId}/active`, options);
   }
@@ -158,7 +158,7 @@ export class Sessiond {
     return this.json({ method: "POST", path: path`/api/sessions/${sessionId}/messages`, body, options });
   }
 
-  /** One message, or null if the session has none of this id. */
+  /** One message, or null if the session has no message with this id. */
   async getMessage(sessionId: string, messageId: string, options?: CallOptions): Promise<Message | null> {
     const call = this.get<Message>(path`/api/sessions/${sessionId}/messages/${messageId}`, options);
     return unless(call, null, "message_not_found", "session_not_found");
@@ -175,7 +175,7 @@ export class Sessiond {
     return this.json({ method: "PATCH", path: target, body: patch, options });
   }
 
-  /** Removes content and metadata of a message. False if the session has no message of this id. */
+  /** Removes content and metadata of a message. False if the session has no message with this id. */
   async redactMessage(sessionId: string, messageId: string, options?: CallOptions): Promise<boolean> {
     const target = path`/api/sessions/${sessionId}/messages/${messageId}`;
     const call = this.json({ method: "DELETE", path: target, options });
@@ -187,7 +187,7 @@ export class Sessiond {
     );
   }
 
-  /** Begins a turn. The turn as it is, if this writer has it or it is over. */
+  /** Begins a turn. Returns its current state if this writer has it or if it has ended. */
   async beginTurn(sessionId: string, turn: BeginTurnBody, options?: CallOptions): Promise<Turn> {
     return this.json({ method: "POST", path: path`/api/sessions/${sessionId}/turns`, body: turn, options });
   }
@@ -220,23 +220,23 @@ export class Sessiond {
     return this.json({ method: "POST", path: path`/api/sessions/${sessionId}/turns/${turnId}/cancel`, options });
   }
 
-  /** The conversation of a user, as a chat shows it. Sends nothing before it has a subscriber. */
+  /** The conversation of a user, for a chat. Sends nothing before it has a subscriber. */
   conversation(businessId: string, userId: string, options: ConversationOptions = {}): Conversation {
     return conversation(this, businessId, userId, options);
   }
 
   /**
-   * Writes a turn from its begin to its end, and returns it closed. Stops the source when a reader cancels the turn, or
-   * another writer has it. Rejects with the error of the source, after the turn has failed. A turn that is over already
-   * is returned, and the function for its source not called.
+   * Writes a turn from begin to end, and returns the closed turn. Stops the source when a reader cancels the turn, or
+   * when another writer has it. Rejects with the error of the source, after the turn has failed. If the turn has ended
+   * already, returns it without calling the function for its source.
    */
   async writeTurn(sessionId: string, source: TurnSource, options: WriteTurnOptions = {}): Promise<WrittenTurn> {
     return writeTurn(this, sessionId, source, options);
   }
 
   /**
-   * What happens in a session: a state to begin with, and then changes as they come. Connects again, without loss or
-   * repetition, until the session is deleted. Rejects if the service refuses it.
+   * The events of a session: first its state, then its changes as they happen. Connects again, without loss or
+   * repetition, until the session is deleted. Rejects if the service rejects the request.
    */
   async *events(sessionId: string, options: EventsOptions = {}): AsyncGenerator<SessionEvent, void, undefined> {
     const { last, after, lastEventId, ...others } = options;
@@ -244,7 +244,7 @@ export class Sessiond {
     yield* stream<SessionEvent>(this.transport, target, others, sessionId, lastEventId);
   }
 
-  /** What happens in all sessions of a business. Each connection begins with `reset`: read the active sessions then. */
+  /** The events of all sessions of a business. Each connection begins with `reset`: then read the active sessions. */
   async *businessEvents(
     businessId: string,
     options: StreamOptions = {},
@@ -253,8 +253,8 @@ export class Sessiond {
   }
 
   /**
-   * Every session of a user, the one created or resumed first comes first, each followed by its messages. Reads the
-   * response while it arrives; `timeoutMs` is how long the next part of it may take.
+   * Every session of a user, first created or resumed first, each followed by its messages. Reads the
+   * response while it arrives; `timeoutMs` limits the time to the next part of it.
    */
   async *exportUser(
     businessId: string,
@@ -265,12 +265,12 @@ export class Sessiond {
     yield* this.transport.lines<ExportLine>({ method: "GET", path: target, options });
   }
 
-  /** Erases every session and message of a user. Counts what the last attempt deleted. */
+  /** Erases every session and message of a user. Counts the sessions that the last attempt deleted. */
   async eraseUser(businessId: string, userId: string, options?: CallOptions): Promise<ErasedUser> {
     return this.json({ method: "DELETE", path: path`/api/sessions/business/${businessId}/user/${userId}`, options });
   }
 
-  /** What the token may do. */
+  /** The permissions of the token. */
   async whoami(options?: CallOptions): Promise<WhoAmI> {
     return this.get("/api/whoami", options);
   }
@@ -280,7 +280,7 @@ export class Sessiond {
     return this.get("/livez", options);
   }
 
-  /** Whether the service can serve. If not, rejects with the reason. */
+  /** Resolves if the service can serve. Otherwise rejects with the reason. */
   async readyz(options?: CallOptions): Promise<Health> {
     return this.get("/readyz", options);
   }

@@ -6,26 +6,26 @@ import type { AppendMessage, GetOrCreateSession, Message, Metadata, Session, Tur
 
 /** `sessionType` and others are those of a session that the first message creates. */
 export interface ConversationOptions extends Omit<GetOrCreateSession, "businessId" | "userId" | "ifActive"> {
-  /** How many messages to begin with, and in a page of older ones; up to 100, default 50. */
+  /** The number of messages at the start, and in each page of older ones; up to 100, default 50. */
   last?: number | undefined;
 }
 
-/** What a chat shows. Each change makes another object. */
+/** The state of a chat. Each change makes a new object. */
 export interface ConversationState {
-  /** Whether the state is current. `failed` ends with `reconnect`. */
+  /** Whether the state is current. Call `reconnect` after `failed`. */
   status: "connecting" | "live" | "failed";
-  /** Why it is not current, if there was an error. */
+  /** Why the state is not current, if there was an error. */
   error: unknown;
   /** Null before the first message. */
   session: Session | null;
   /** In ascending `seq`, without gaps. */
   messages: readonly Message[];
   hasOlder: boolean;
-  /** What was sent, but is not among the messages. */
+  /** Messages that were sent, but are not in `messages` yet. */
   unsent: readonly UnsentMessage[];
   /** The open turn. */
   turn: Turn | null;
-  /** What was written of it. */
+  /** Its text so far. */
   text: string;
 }
 
@@ -41,21 +41,21 @@ export interface UnsentMessage extends SendOptions {
   error: unknown;
 }
 
-/** The conversation of a user. It is connected while it has subscribers. All members work detached, too. */
+/** The conversation of a user. It is connected while it has subscribers. All methods also work detached. */
 export interface Conversation {
   /** Calls back after each change of the snapshot, until the returned function is called. */
   subscribe(listener: () => void): () => void;
   getSnapshot(): ConversationState;
   /**
-   * Appends a message of the user, after those sent before, and creates the session if there is none. Send a message
-   * that failed again with its `messageId`.
+   * Appends a message of the user, after those sent before, and creates the session if there is none. To repeat a
+   * message that failed, send it with its `messageId`.
    */
   send(content: AppendMessage["content"], options?: SendOptions): Promise<Message>;
   /** Cancels the open turn. False if there is none. */
   stop(): Promise<boolean>;
   /** Reads a page of older messages. */
   loadOlder(): Promise<void>;
-  /** Begins another conversation, whose first message ends this one. A reply that is being written goes on. */
+  /** Begins another conversation, whose first message ends this one. A reply in progress continues. */
   newChat(): void;
   /** Connects again, for example after a `failed` sign-in. */
   reconnect(): void;
@@ -71,15 +71,15 @@ export function conversation(
 ): Conversation {
   let state: ConversationState = { status: "connecting", error: null, session: null, unsent: [], ...NO_MESSAGES };
   let snapshot = state;
-  /** Whether the stream has sent all that was there. */
+  /** Whether the stream has sent everything that was stored. */
   let isReady = false;
   const listeners = new Set<() => void>();
   /** Aborted when there are no subscribers. */
   let connection = new AbortController();
-  /** Aborted when the connection has something else to do, which the state says. */
+  /** Aborted when the connection must follow a new state. */
   let step = new AbortController();
   let lastEventId: string | undefined;
-  /** How many chunks the text has. */
+  /** The number of chunks in the text. */
   let chunkCount = 0;
   /** The key of the session that the next message creates in place of the active one. */
   let newChatKey: string | undefined;
@@ -92,7 +92,7 @@ export function conversation(
     snapshot = state;
     for (const listener of listeners) listener();
   };
-  /** Sets what the stream says. It is shown when it is complete. */
+  /** Sets what the stream sends. Subscribers see it when it is complete. */
   const receive = (changes: Partial<ConversationState>) => set(changes, isReady);
 
   const show = (session: Session | null) => {
@@ -107,7 +107,7 @@ export function conversation(
     const isUnsent = ({ messageId }: UnsentMessage) => !messages.some((message) => message.messageId === messageId);
     receive({ messages, unsent: state.unsent.filter(isUnsent), ...changes });
   };
-  /** False if messages before it are missing. */
+  /** False if earlier messages are missing. */
   const receiveMessage = (message: Message): boolean => {
     const messages = [...state.messages];
     const index = messages.length && message.seq - messages[0]!.seq;
@@ -138,7 +138,7 @@ export function conversation(
     receiveMessages(messages, { turn: null, text: "", hasOlder: hasOlder(messages) });
   };
 
-  /** Follows a session until another one is to be shown. */
+  /** Follows a session until another one must be shown. */
   const follow = async (sessionId: string, calls: CallOptions) => {
     const onRetry = ({ error }: Retry) => {
       isReady = false;
@@ -198,7 +198,7 @@ export function conversation(
     set({ status: "connecting" });
   };
 
-  /** The session to append to. One that has expired goes on, as it is what the user sees. */
+  /** The session to append to. An expired session is resumed, because the user sees it. */
   const openSession = async (): Promise<Session> => {
     let session = state.session && (await client.getSession(state.session.sessionId));
     if (session?.status === "expired") {
@@ -251,7 +251,7 @@ export function conversation(
       const sent = sending.then(() => append(message));
       sending = sent.catch(mark);
       const stored = await sent;
-      // The stream may be slower.
+      // The stream may deliver the message later.
       if (isReady && stored.sessionId === state.session?.sessionId) receiveMessage(stored);
       return stored;
     },

@@ -3,7 +3,7 @@ import type { FieldProblem, Problem, ProblemCode } from "./types.js";
 /** A code of this version of the API, or one of a newer service. */
 export type AnyProblemCode = ProblemCode | (string & {});
 
-/** Every error of this package. Itself: a call that is refused before it is sent. */
+/** The base of all errors of this package. Thrown itself if a call is rejected before it is sent. */
 export class SessiondError extends Error {
   declare readonly name: "SessiondError" | "ConnectionError" | "TimeoutError" | "ProblemError";
 
@@ -23,19 +23,19 @@ export class TimeoutError extends SessiondError {
   declare readonly name: "TimeoutError";
 }
 
-/** A response with another status than 2xx, of the service or of a proxy in front of it. */
+/** A response with a status other than 2xx, from the service or from a proxy in front of it. */
 export class ProblemError extends SessiondError {
   declare readonly name: "ProblemError";
   readonly status: number;
-  /** Null if the response is not the service's. */
+  /** Null if the response does not come from the service. */
   readonly code: AnyProblemCode | null;
   readonly detail: string;
   readonly requestId: string | null;
-  /** The members of the request that are wrong, with `invalid_request`. */
+  /** The invalid members of the request, with `invalid_request`. */
   readonly errors: FieldProblem[];
-  /** How long the service asks clients to wait. */
+  /** How long the service asks clients to wait before a retry. */
   readonly retryAfterMs: number | null;
-  /** All members of the body. Empty if the response is not the service's. */
+  /** All members of the body. Empty if the response does not come from the service. */
   readonly problem: Partial<Problem> & Record<string, unknown>;
 
   constructor(response: Response, body: unknown) {
@@ -59,7 +59,7 @@ export class ProblemError extends SessiondError {
   }
 }
 
-// On the prototypes, so that stack traces have them, and as texts, so that minifiers keep them.
+// On the prototypes, for stack traces. As strings, which minifiers keep.
 for (const [type, name] of [
   [SessiondError, "SessiondError"],
   [ConnectionError, "ConnectionError"],
@@ -88,7 +88,7 @@ export function isProblem(error: unknown, code?: string): boolean {
   );
 }
 
-/** The result of a call, or `otherwise` if the service has no such thing. Errors of proxies have no code. */
+/** The result of a call, or `otherwise` if it rejects with one of these codes. Errors of proxies have no code. */
 export async function unless<T, U>(call: Promise<T>, otherwise: U, ...codes: ProblemCode[]): Promise<T | U> {
   try {
     return await call;
@@ -98,7 +98,7 @@ export async function unless<T, U>(call: Promise<T>, otherwise: U, ...codes: Pro
   }
 }
 
-/** Of seconds or a date (RFC 9110, section 10.2.3). */
+/** Parses seconds or a date (RFC 9110, section 10.2.3). */
 function retryAfterMs(header: string | null): number | null {
   if (!header) return null;
   const ms = /^\d+$/.test(header) ? Number(header) * 1000 : Date.parse(header) - Date.now();

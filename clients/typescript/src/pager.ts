@@ -1,6 +1,6 @@
 import type { Included } from "./types.js";
 
-/** What selects a page of a list. Each list knows some of these. */
+/** The parameters that select a page of a list. Each list supports some of them. */
 export interface PageQuery {
   limit?: number | undefined;
   cursor?: string | undefined;
@@ -13,13 +13,13 @@ export interface Page<T> {
   items: T[];
   /** Selects the page after this one, as an argument of the same method. Null for the last page. */
   next: PageQuery | null;
-  /** Number of items of the whole list, where the service counts them. */
+  /** Number of items of the whole list, if the service counts them. */
   totalCount: number | null;
 }
 
 /**
  * A list, which is read page by page. `await` gives the items of the first page, `for await` every item, and `pages()`
- * the pages. Nothing is sent before.
+ * the pages. Nothing is sent before that.
  */
 export interface Pager<T> extends Promise<T[]>, AsyncIterable<T> {
   pages(): AsyncGenerator<Page<T>, void, undefined>;
@@ -27,7 +27,7 @@ export interface Pager<T> extends Promise<T[]>, AsyncIterable<T> {
 
 export type ReadPage<T> = (query: PageQuery) => Promise<Page<T>>;
 
-/** `items` iterates over every item, if these are not simply those of the pages. */
+/** `items` iterates over every item, if their order differs from that of the pages. */
 export function pager<T>(read: ReadPage<T>, query: PageQuery, items?: () => AsyncGenerator<T>): Pager<T> {
   let first: Promise<T[]> | undefined;
   const start = () => (first ??= read(query).then((page) => page.items));

@@ -1,4 +1,4 @@
-/** A message of an event stream. Without `data` it only sets the last event id. */
+/** A message of an event stream. A message without `data` only sets the last event id. */
 export interface StreamMessage {
   type: string;
   data: string | undefined;
@@ -12,7 +12,7 @@ export interface EventStreamParser {
   parse(bytes: Uint8Array): Generator<StreamMessage, void, undefined>;
 }
 
-/** Parses `text/event-stream` (HTML, section 9.2.6), in parts that are cut at any byte. */
+/** Parses `text/event-stream` (HTML, section 9.2.6) in parts, which may be cut at any byte. */
 export function eventStreamParser(): EventStreamParser {
   const decoder = new TextDecoder();
   let rest = "";
@@ -34,7 +34,7 @@ export function eventStreamParser(): EventStreamParser {
     *parse(bytes) {
       let text = decoder.decode(bytes, { stream: true });
       if (!text) return;
-      // A line feed belongs to the carriage return that ended the part before.
+      // This line feed belongs to the carriage return at the end of the previous part.
       const isSplit = endsWithCr && text[0] === "\n";
       endsWithCr = text.endsWith("\r");
       if (isSplit) text = text.slice(1);

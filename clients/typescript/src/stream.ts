@@ -5,7 +5,7 @@ import type { Call, CallOptions, Retry, Transport } from "./transport.js";
 
 /** The service sends a comment every 15 s. */
 const SILENCE_MS = 40_000;
-/** A page that is shown again may have missed that its connection was lost. */
+/** A page that is shown again may not have noticed that its connection was lost. */
 const SHOWN_SILENCE_MS = 20_000;
 
 /** `maxRetries` is how often a stream may connect again without an event in between; default `Infinity`. */
@@ -23,7 +23,7 @@ interface AnyEvent {
 }
 
 /**
- * The events of a stream and of its continuations: each connection begins after the last event of the one before. The
+ * The events of a stream and of its continuations: each connection begins after the last event of the previous one. The
  * stream of a session ends with the session.
  */
 export async function* stream<Event extends AnyEvent>(
@@ -72,12 +72,12 @@ export async function* stream<Event extends AnyEvent>(
       signal?.throwIfAborted();
       retryMs = parser.retryMs ?? retryMs;
       retry++;
-      // Deleted while there was no connection.
+      // The session was deleted while there was no connection.
       if (sessionId && wasOpen && isProblem(failure, "session_not_found")) {
         yield { type: "deleted", data: { sessionId } } as unknown as Event;
         return;
       }
-      // The service asks to leave, so there is another process to connect to, or soon will be.
+      // The process is stopping, so another one can be reached now or soon.
       let delayMs = retryDelayMs(retry, failure, failure ? retryMs : 0);
       if (failure) {
         const error = transient(failure);
@@ -96,7 +96,7 @@ export async function* stream<Event extends AnyEvent>(
   }
 }
 
-/** The error, if another attempt may succeed. Also that of the token: what refreshes it may be unreachable as well. */
+/** The error, if another attempt may succeed. Includes errors of the token, whose server may be unreachable too. */
 function transient(error: unknown): Retry["error"] {
   if (error instanceof ProblemError) {
     if (error.status < 500 && error.status !== 408 && error.status !== 429) throw error;
@@ -106,7 +106,7 @@ function transient(error: unknown): Retry["error"] {
   return new ConnectionError(`the token: ${error instanceof Error ? error.message : error}`, { cause: error });
 }
 
-/** Calls back when the network is back, or the page is shown or in focus again, where there is a page. */
+/** Calls back when the network is available again, or when the page, if any, is shown or focused again. */
 export function onWake(callback: (isOnline: boolean) => void): () => void {
   if (typeof document === "undefined") return () => {};
   const listener = ({ type }: { type: string }) => {

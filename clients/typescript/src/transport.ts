@@ -9,9 +9,9 @@ export interface SessiondOptions {
   timeoutMs?: number | undefined;
   /** How often a call may be repeated; default 2. */
   maxRetries?: number | undefined;
-  /** Instead of the global `fetch`. */
+  /** A replacement of the global `fetch`. */
   fetch?: ((url: string, init: RequestInit) => Promise<Response>) | undefined;
-  /** For every request. */
+  /** Headers of every request. */
   headers?: Record<string, string> | undefined;
   /** Called before the client waits to repeat a call. */
   onRetry?: ((retry: Retry) => void) | undefined;
@@ -23,11 +23,11 @@ type Token = string | null | undefined;
 export interface CallOptions {
   /** Aborts the call, which then rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
-  /** Instead of the client's `timeoutMs`. */
+  /** Replaces the client's `timeoutMs`. */
   timeoutMs?: number | undefined;
-  /** Instead of the client's `maxRetries`. */
+  /** Replaces the client's `maxRetries`. */
   maxRetries?: number | undefined;
-  /** Beside the client's `headers`. */
+  /** Added to the client's `headers`. */
   headers?: Record<string, string> | undefined;
 }
 
@@ -48,7 +48,7 @@ export interface Call {
   options?: CallOptions | undefined;
   /** Headers of the operation. */
   headers?: Record<string, string | undefined>;
-  /** False if the call may not be made twice. */
+  /** False if the call must not be repeated. */
   repeatable?: boolean;
   /** Whether the body of the response is a text and not JSON. */
   text?: boolean;
@@ -67,8 +67,8 @@ const MAX_BACKOFF_MS = 10_000;
 const MAX_RETRY_AFTER_MS = 60_000;
 
 /**
- * A path with each segment percent-encoded. Refuses segments that name another path: URL libraries take `.` and `..`
- * out of a path, even when they are percent-encoded.
+ * A path with each segment percent-encoded. Rejects segments that name another path: URL libraries remove `.` and `..`
+ * from a path, even if they are percent-encoded.
  */
 export function path(strings: TemplateStringsArray, ...segments: string[]): string {
   return strings.reduce((path, string, i) => path + encode(segments[i - 1]) + string);
@@ -94,7 +94,7 @@ export class Transport {
   private readonly baseUrl: string;
 
   constructor(options: SessiondOptions) {
-    // A setting that is missing would be a path of the page.
+    // An undefined URL would become a path of the page.
     if (options.baseUrl == null) throw new SessiondError("baseUrl is missing");
     this.options = options;
     this.baseUrl = `${options.baseUrl}`.replace(/\/+$/, "");
@@ -169,7 +169,7 @@ export class Transport {
   }
 
   /**
-   * Runs `work` until it settles, the time is over, or the call's signal is aborted; also if `work` ignores its signal.
+   * Runs `work` until it settles, times out, or the call's signal is aborted, even if `work` ignores its signal.
    * Leaves no listener and no timer. `AbortSignal.any` would need newer engines.
    */
   private limited<T>(call: Call, work: (signal: AbortSignal) => Promise<T>, limitMs?: number): Promise<T> {
@@ -184,7 +184,7 @@ export class Transport {
         controller.abort(reason);
       };
       const timeout = () => stop(new TimeoutError(`${nameOf(call)}: no response in ${ms} ms`));
-      // Timers of more than 31 bits fire at once.
+      // Timers of more than 31 bits fire immediately.
       const timer = ms < 2 ** 31 ? setTimeout(timeout, ms) : undefined;
       const unlisten = onAbort(signal, stop);
       const release = () => {
@@ -195,7 +195,7 @@ export class Transport {
     });
   }
 
-  /** The response to one attempt, if it is a success. */
+  /** The response to one attempt, if it is successful. */
   private async fetch(call: Call, body: string | undefined, signal: AbortSignal): Promise<Response> {
     const { token, fetch: customFetch } = this.options;
     const headers = new Headers(this.options.headers);
@@ -211,7 +211,7 @@ export class Transport {
     // A redirect would turn a POST into a GET. `redirect: "error"` does not exist everywhere.
     const init: RequestInit = { method: call.method, headers, signal, redirect: "manual" };
     if (body !== undefined) init.body = body;
-    // Not as a method: workerd's `fetch` refuses another `this`.
+    // Not called as a method: workerd's `fetch` rejects another `this`.
     const response = await received(call, () => (customFetch ?? fetch)(this.baseUrl + call.path, init));
     if (response.ok) return response;
     const text = await received(call, () => response.text());
@@ -219,7 +219,7 @@ export class Transport {
     try {
       problem = JSON.parse(text);
     } catch {
-      // Of a proxy.
+      // From a proxy.
     }
     throw new ProblemError(response, problem);
   }
@@ -229,7 +229,7 @@ function nameOf(call: Call): string {
   return `${call.method} ${call.path}`;
 }
 
-/** What comes over the network, or a `ConnectionError`. */
+/** The received part, or a `ConnectionError`. */
 async function received<T>(call: Call, part: () => Promise<T>): Promise<T> {
   try {
     return await part();
@@ -248,7 +248,7 @@ export function parsed(call: Call, text: string): unknown {
 
 function isTransient(error: unknown): error is Retry["error"] {
   if (!(error instanceof ProblemError)) return error instanceof ConnectionError || error instanceof TimeoutError;
-  // 500 and 501 are no better a second time; 502 and above are of proxies, or say that the service cannot now.
+  // 500 and 501 would fail again. 502 and above come from proxies, or mean that the service is unavailable for now.
   const { status, code } = error;
   const transient = status === 408 || status === 429 || status > 501 || code === "concurrent_update";
   return transient && (error.retryAfterMs ?? 0) <= MAX_RETRY_AFTER_MS;
@@ -273,15 +273,15 @@ export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   });
 }
 
-/** What to call when a signal is aborted. All calls with one signal share a listener: Node warns of eleven. */
+/** The callbacks of aborted signals. All calls with one signal share a listener, because Node warns of eleven. */
 const callbacks = new WeakMap<EventTarget, Set<(reason: unknown) => void>>();
 
-/** Calls back when the signal is aborted, unless the returned function is called before. */
+/** Calls back when the signal is aborted, unless the returned function was called before. */
 export function onAbort(signal: AbortSignal | undefined, callback: (reason: unknown) => void): () => void {
   if (!signal) return () => {};
   const set = callbacks.get(signal) ?? new Set();
   callbacks.set(signal, set.add(callback));
-  // Nothing, if it is there already.
+  // Does nothing if the listener exists already.
   signal.addEventListener("abort", notify);
   return () => {
     if (set.delete(callback) && !set.size) signal.removeEventListener("abort", notify);

@@ -1,5 +1,5 @@
-// The schemas of openapi.json, by hand and without its comments. test/types.ts proves that each equals the type that
-// openapi-typescript makes of it.
+// The schemas of openapi.json, hand-written and without its comments. test/types.ts proves that each equals the type
+// that openapi-typescript makes of it.
 
 export type Metadata = Record<string, unknown>;
 export type Role = "user" | "assistant" | "system" | "tool";
@@ -54,7 +54,7 @@ export interface Message {
   redactedAt?: string;
 }
 
-/** One message while it is being written. What is not known any more of a turn that ended long ago is null. */
+/** One message while it is being written. Members of an old turn that are no longer stored are null. */
 export interface Turn {
   /** The `messageId` of the message that it becomes. */
   turnId: string;
@@ -67,7 +67,7 @@ export interface Turn {
   status: TurnStatus;
   /** How many chunks it has. */
   nextChunk: number | null;
-  /** `seq` of the last message when it began: what came later is not answered by it. */
+  /** `seq` of the last message when it began. It does not answer later messages. */
   afterSeq: number | null;
   cancelRequested: boolean;
   leaseUntil: string | null;
@@ -94,7 +94,7 @@ export interface AppendChunksBody {
   number: number;
   /** The number of the first of these chunks. Stored chunks are compared and skipped. */
   from: number;
-  /** Up to 1,000. None only renews the lease. */
+  /** Up to 1,000. An empty array only renews the lease. */
   chunks: string[];
 }
 
@@ -171,7 +171,7 @@ export interface Health {
   status: string;
 }
 
-// The events of streams. openapi.json has no schemas of these.
+// The events of streams. openapi.json has no schemas for them.
 
 /** Chunks of a turn. */
 export interface TurnChunks {
@@ -185,37 +185,37 @@ export interface TurnChunks {
 export interface StreamEvent<Type extends string, Data> {
   type: Type;
   data: Data;
-  /** The position of the stream after this event, where it has one. */
+  /** The position of the stream after this event, if it has one. */
   id?: string;
 }
 
-/** Why a reader cannot go on from what it has. */
+/** Why a stream cannot continue from its position. */
 export type ResetReason = "unknown_cursor" | "too_far" | "diverged" | "changed";
 
-/** What happens in a session. A later version of the service may have more types. */
+/** The events of a session. A later version of the service may have more types. */
 export type SessionEvent =
-  /** What was read before may not fit: list the messages again. The state follows. */
+  /** Earlier events may be outdated: list the messages again. The state follows. */
   | StreamEvent<"reset", { reason: ResetReason }>
   | StreamEvent<"session", Session>
-  /** Each `seq` once, in order. One whose `messageId` is that of a turn replaces the chunks of the turn. */
+  /** Each `seq` once, in order. A message whose `messageId` is a `turnId` replaces the chunks of that turn. */
   | StreamEvent<"message", Message>
   | StreamEvent<"turn", Turn>
   | StreamEvent<"chunk", TurnChunks>
-  /** Everything that was there has been sent. */
+  /** Everything that was stored at the start has been sent. */
   | StreamEvent<"ready", Record<string, never>>
   /** The metadata of a message was changed, or it was redacted. */
   | StreamEvent<"changed", Message>
   /** The last event of the session. */
   | StreamEvent<"deleted", { sessionId: string }>
-  /** The service closes this connection. Another one follows by itself. */
+  /** The service closes this connection. The client connects again automatically. */
   | StreamEvent<"bye", Record<string, never>>;
 
 /** Messages have neither content nor metadata in the stream of a business. */
 export type MessageHead = Omit<Message, "content" | "metadata">;
 
-/** What happens in the sessions of a business. */
+/** The events of all sessions of a business. */
 export type BusinessEvent =
-  /** Read the active sessions: what happened before is not in the stream. */
+  /** Read the active sessions: earlier events are not in the stream. */
   | StreamEvent<"reset", { reason: "start" | "lost" }>
   | StreamEvent<"session", Session>
   | StreamEvent<"message" | "changed", MessageHead>

@@ -20,13 +20,13 @@ export interface StoredUIMessage {
   metadata?: Metadata;
 }
 
-/** What the metadata of a stored message says of it. It is no metadata of the `UIMessage`. */
+/** The members that this package adds to the metadata of a stored message. The `UIMessage` does not have them. */
 export interface StoredMetadata {
   /** A message of the user has the answers to tool calls of this message of the assistant. */
   answers?: unknown;
-  /** A message of the assistant takes the place of this one, which it continues. */
+  /** A message of the assistant continues this message, and replaces it. */
   continues?: unknown;
-  /** The content, or what the turn has written so far, is `UIMessageChunk`s: one a line, as JSON. */
+  /** The content, or the text of the turn so far, is `UIMessageChunk`s: one JSON value per line. */
   uiMessageChunks?: unknown;
 }
 
@@ -38,7 +38,7 @@ export function toAppendMessage({ id, role, parts, metadata }: StoredUIMessage):
 export function toAnswers({ id, parts }: StoredUIMessage): AppendMessage {
   const start = parts.map(({ type }) => type).lastIndexOf("step-start") + 1;
   const content = parts.slice(start).filter(({ state }) => /^output|responded$/.test(`${state}`));
-  // The same answers again are the same message.
+  // Repeated answers have the same message id.
   return { messageId: `answers:${start}.${content.length}:${id}`, role: "user", content, metadata: { answers: id } };
 }
 
@@ -47,7 +47,7 @@ export function partsOf({ content }: Pick<Message, "content">): UIPart[] {
   return [{ type: "text", text: typeof content === "string" ? content : JSON.stringify(content) }];
 }
 
-/** The text of a reply whose writer was lost, so that nobody has assembled its parts. */
+/** The text of a reply whose writer was lost before it assembled the parts. */
 function textOf(lines: string): string {
   let text = "";
   for (const line of lines.split("\n")) {
@@ -61,7 +61,7 @@ function textOf(lines: string): string {
   return text;
 }
 
-/** Folds answers and continuations into the message that they belong to. Leaves out what is redacted or empty. */
+/** Merges answers and continuations into their messages. Omits redacted and empty messages. */
 export function toUIMessages(messages: Message[]): StoredUIMessage[] {
   const redacted = new Set<unknown>();
   const folded = new Map<unknown, StoredUIMessage>();
@@ -88,7 +88,7 @@ export function toUIMessages(messages: Message[]): StoredUIMessage[] {
   return [...folded.values()];
 }
 
-/** The part with its answer, if it waits for one. Users cannot change anything else of what the assistant has said. */
+/** The part with its answer, if it waits for one. Users cannot change anything else in an assistant's message. */
 function answeredPart(part: UIPart, answers: UIPart[]): UIPart {
   const answer = answers.find(({ toolCallId }) => toolCallId && toolCallId === part.toolCallId);
   if (!answer) return part;

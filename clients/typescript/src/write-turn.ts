@@ -4,9 +4,9 @@ import { onAbort, randomId, sleep, type CallOptions } from "./transport.js";
 import type { BeginTurnBody, EndTurnBody, Turn } from "./types.js";
 
 const BATCH_MS = 25;
-/** UTF-16 code units of one call. As JSON they have at most 192 KiB. */
+/** Maximum UTF-16 code units of one call: at most 192 KiB as JSON. */
 const BATCH_LENGTH = 32_768;
-/** A turn that is cancelled has 10 s left. */
+/** A cancelled turn has 10 s left, so its writer must notice earlier. */
 const RENEW_MS = 5000;
 
 /** The text of a turn, or a function that returns it. It is aborted when a reader cancels the turn. */
@@ -15,13 +15,13 @@ export type TurnSource =
 
 /** `signal` ends the turn as failed. `maxRetries` is 10 by default. */
 export interface WriteTurnOptions extends CallOptions, Partial<BeginTurnBody> {
-  /** What the end of the turn has beside its status. Called when the source is over. */
+  /** Returns the members of the end besides its status. Called when the source has ended. */
   end?: (() => Pick<EndTurnBody, "content" | "metadata">) | undefined;
-  /** What readers may know of an error of the source; by default nothing. */
+  /** The description of an error of the source for readers; by default none. */
   describeError?: ((error: unknown) => unknown) | undefined;
 }
 
-/** A turn that is closed. */
+/** A closed turn. */
 export type WrittenTurn = Turn & {
   /** Whether messages were appended since it began. It does not answer them. */
   hasNewMessages: boolean;
@@ -39,7 +39,7 @@ export async function writeTurn(
   const begun = await client.beginTurn(sessionId, { ...body, turnId, writer }, { ...calls, signal });
   if (begun.status !== "open") return written(begun);
   const number = begun.number!;
-  // The time since the start of a turn that was taken over is not that of the lease, hence the bound.
+  // After a takeover, the time since the start of the turn is longer than its lease, hence the bound.
   const renewMs = Math.min(RENEW_MS, (Date.parse(begun.leaseUntil!) - Date.parse(begun.startedAt!)) / 3);
 
   const text = sourceReader(source, begun);
@@ -55,7 +55,7 @@ export async function writeTurn(
 
   let closed: Turn | null;
   try {
-    // Without the stream, the answer to the next call says that the turn is cancelled.
+    // Without the stream, the response to the next call reports the cancel.
     listen().catch(() => {});
     void text.read();
     for (let from = begun.nextChunk!; await text.next(renewMs);) {
@@ -70,7 +70,7 @@ export async function writeTurn(
   } catch (error) {
     closed = isProblem(error, "turn_closed") ? await client.getTurn(sessionId, turnId, calls) : null;
     if (!closed || closed.status === "open") {
-      // Readers need not wait for the end of the lease.
+      // So readers do not wait until the lease expires.
       await client.endTurn(sessionId, turnId, { number, status: "failed" }, { timeoutMs, headers }).catch(() => {});
       throw text.failure ? text.failure.error : error;
     }
@@ -87,14 +87,14 @@ function written(turn: Turn): WrittenTurn {
   return { ...turn, hasNewMessages: turn.messageSeq! - turn.afterSeq! > 1 };
 }
 
-/** Reads a source, as far ahead as one batch. */
+/** Reads a source, at most one batch ahead. */
 function sourceReader(source: TurnSource, turn: Turn) {
   /** Aborted when no more text is wanted. */
   const stop = new AbortController();
   let pending = "";
   let isOver = false;
   let takenMs = 0;
-  // What resolves the wait for text, and that for room.
+  // Resolve the waits for text and for space.
   let wake = () => {};
   let resume = () => {};
   const end = () => {
@@ -127,7 +127,7 @@ function sourceReader(source: TurnSource, turn: Turn) {
       stop.abort(error);
     },
 
-    /** Waits for text, but no longer than this. False if there is no more. */
+    /** Waits for text, but no longer than `ms`. False at the end of the source. */
     async next(ms: number): Promise<boolean> {
       if (!pending && !isOver) {
         await new Promise<void>((resolve) => {
@@ -138,7 +138,7 @@ function sourceReader(source: TurnSource, turn: Turn) {
           };
         });
       }
-      // The first text goes at once, more of it in batches.
+      // The first text is sent immediately, further text in batches.
       if (pending && !isOver) await sleep(takenMs + BATCH_MS - Date.now());
       takenMs = Date.now();
       return pending !== "" || !isOver;
@@ -147,7 +147,7 @@ function sourceReader(source: TurnSource, turn: Turn) {
     /** At most one chunk. */
     take(): string[] {
       let length = Math.min(pending.length, BATCH_LENGTH);
-      // The rest of a pair of surrogates may come with the next text.
+      // The second half of a surrogate pair may arrive with the next text.
       const isHalf = /[\uD800-\uDBFF]/.test(pending[length - 1] ?? "");
       if (isHalf && (length < pending.length || !isOver)) length--;
       const text = pending.slice(0, length).replace(/\p{Surrogate}/gu, "\uFFFD");

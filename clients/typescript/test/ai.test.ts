@@ -33,13 +33,13 @@ function chatOf(sdk: typeof ai7, id: string, options: ChatTransportOptions = {},
   return newChat(sdk, { id, messages, transport: chatTransport(client, options) });
 }
 
-/** Resolves with the first event that fits. */
+/** Resolves with the first matching event. */
 async function seen(sessionId: string, fits: (event: SessionEvent) => boolean) {
   for await (const event of client.events(sessionId, { last: 100 })) if (fits(event)) return event;
   throw new Error("the stream ended");
 }
 
-/** Answers each message of the user in a session, like a worker that is told of them. */
+/** Answers each message of the user in a session, like a worker. */
 function worker(sessionId: string, source: (text: string, signal: AbortSignal) => AsyncIterable<UIMessageChunk>) {
   const over = new AbortController();
   const turns: Promise<unknown>[] = [];
@@ -97,7 +97,7 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     );
   });
 
-  test(`${name}: a page that is loaded in mid-reply shows all of it; without an open turn, no stream`, async () => {
+  test(`${name}: a page that is loaded during a reply shows all of it; without an open turn, no stream`, async () => {
     const sessionId = await newSession();
     assert.equal(await chatTransport(client).reconnectToStream({ chatId: sessionId }), null);
     await saveUIMessages(client, sessionId, [{ id: "m-1", role: "user", parts: [{ type: "text", text: "Hi" }] }]);
@@ -141,7 +141,7 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     assert.deepEqual([chat.status, chat.messages.length], ["ready", 2]);
   });
 
-  test(`${name}: stop cancels the reply, also one that has not begun`, async () => {
+  test(`${name}: stop cancels the reply, even if it has not begun`, async () => {
     const sessionId = await newSession();
     const chat = chatOf(sdk, sessionId);
     const endless = async function* (_: unknown, signal: AbortSignal): AsyncGenerator<UIMessageChunk> {
@@ -230,7 +230,7 @@ for (const [name, sdk] of Object.entries(SDKS)) {
     assert.deepEqual(roles, ["user", "assistant", "user", "assistant"]);
   });
 
-  test(`${name}: a page that is loaded again shows no part of a message twice, and none less`, async () => {
+  test(`${name}: a page that is loaded again shows each part of a message exactly once`, async () => {
     const sessionId = await newSession();
     const more = latch();
     const call = { toolCallId: "c-1", toolName: "clock" };
@@ -383,7 +383,7 @@ test("a session that was replaced is resumed, and one that a client has ended is
   assert.match(gone.error!.message, /session_not_found/);
 });
 
-test("files as data: URLs are refused, and can be stored elsewhere", async () => {
+test("files as data: URLs are rejected, and can be stored elsewhere", async () => {
   const sessionId = await newSession();
   const stop = worker(sessionId, () => textChunks("Nice"));
   const file = { type: "file" as const, mediaType: "image/png", url: "data:image/png;base64,AAAA" };
@@ -407,7 +407,7 @@ test("files as data: URLs are refused, and can be stored elsewhere", async () =>
   assert.match(uploading.error!.message, /not rewritten/);
 });
 
-test("a worker without the AI SDK is read as text, and a message that is appended whole, too", async () => {
+test("replies of a worker without the AI SDK, streamed or appended, are text", async () => {
   const sessionId = await newSession();
   const chat = chatOf(ai7, sessionId);
   const reply = async (write: () => Promise<unknown>) => {
@@ -447,7 +447,7 @@ async function replayed(events: (seq: number) => [type: string, data: unknown][]
   return chat;
 }
 
-test("what is missing of the chunks comes from the message, without repetition", async () => {
+test("missing chunks are taken from the message, without repetition", async () => {
   const parts = [
     { type: "step-start" },
     { type: "reasoning", text: "Hm, nine.", state: "done" },
@@ -478,7 +478,7 @@ test("what is missing of the chunks comes from the message, without repetition",
     { type: "text-end", id: "1" },
     { type: "finish" },
   ];
-  /** Without a text that has begun and is empty, the id of a reasoning, and what is undefined. */
+  /** Removes empty started texts, the ids of reasonings, and undefined members. */
   const plain = (parts: object[]) =>
     parts
       .filter((part) => !("text" in part && part.text === ""))
@@ -504,7 +504,7 @@ test("what is missing of the chunks comes from the message, without repetition",
   }
 });
 
-test("what is missing of a continuation comes from the message, without what it continues", async () => {
+test("missing chunks of a continuation are taken from the message, without the parts that it continues", async () => {
   const parts = [
     { type: "step-start" },
     { type: "text", text: "Where?" },
@@ -527,7 +527,7 @@ test("what is missing of a continuation comes from the message, without what it 
   assert.deepEqual(shown, [["a", "step-start", "Where?", "tool-place", "step-start", "Ah."]]);
 });
 
-test("a reply that begins anew is an error, and one that was interrupted or lost ends", async () => {
+test("a reply that is started again is an error, and one that was interrupted or lost ends", async () => {
   const turn = { turnId: "t", number: 1, metadata: {}, status: "open", nextChunk: 0 };
   const chunk: [string, unknown] = ["chunk", { turnId: "t", number: 1, from: 0, chunks: ["We"] }];
   const ended = async (...last: [string, object][]) => {
@@ -538,8 +538,8 @@ test("a reply that begins anew is an error, and one that was interrupted or lost
     ]);
     return [textOf(chat.lastMessage), chat.error?.message];
   };
-  const anew = await ended(["turn", { ...turn, number: 2 }]);
-  assert.match(anew[1]!, /begins anew/);
+  const restarted = await ended(["turn", { ...turn, number: 2 }]);
+  assert.match(restarted[1]!, /started again/);
   assert.deepEqual(await ended(["turn", { ...turn, status: "interrupted", nextChunk: 1 }]), ["We", undefined]);
   const failed = { ...turn, status: "failed", nextChunk: 1, error: { code: 7 } };
   assert.deepEqual(await ended(["turn", failed]), ["We", "The reply failed"]);
@@ -582,7 +582,7 @@ test("a worker that dies leaves its text, and users cannot change what the assis
   assert.deepEqual([lost!.id, textOf(lost), lost!.metadata], ["t", "We open", undefined]);
 });
 
-test("messages are saved once, one that goes on folds, and what is redacted is left out", async () => {
+test("messages are saved once, continuations are merged, and redacted messages are omitted", async () => {
   const sessionId = await newSession();
   const text = (text: string) => [{ type: "text" as const, text }];
   const user: UIMessage = { id: "m-1", role: "user", parts: text("Hi") };
@@ -596,7 +596,7 @@ test("messages are saved once, one that goes on folds, and what is redacted is l
   assert.deepEqual(await loadUIMessages(client, sessionId), [user]);
 });
 
-test("adjacent deltas are merged, so a reply has few more characters than its text", async () => {
+test("adjacent deltas are merged, so a stored reply is little longer than its text", async () => {
   const sessionId = await newSession();
   const words = Array.from({ length: 400 }, (_, i) => ` w${i}`);
   const source = async function* () {

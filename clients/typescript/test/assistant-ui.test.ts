@@ -82,7 +82,7 @@ const format = {
   getId: ({ id }: any) => id as string,
 };
 
-test("a history appends messages of the user only, once, and redacts what is deleted", async () => {
+test("a history appends only messages of the user, once, and redacts deleted ones", async () => {
   const userId = unique("user");
   const session = await client.createSession({ businessId: BUSINESS, userId });
   const { sessionId } = session;

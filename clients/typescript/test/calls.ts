@@ -251,7 +251,7 @@ export const callTests: Record<string, Test> = {
     const included = (await client.getSession(sessionId, { include: ["turn", "lastMessage"] }))!;
     equal([included.turn?.turnId, included.lastMessage], [turnId, null]);
 
-    // Of a reader.
+    // By a reader.
     equal((await userClient(env).cancelTurn(sessionId, turnId)).cancelRequested, true);
     await rejects(userClient(env).beginTurn(sessionId, { turnId, writer }), "forbidden");
     equal((await append(3)).cancelRequested, true);
@@ -267,7 +267,7 @@ export const callTests: Record<string, Test> = {
     equal((await client.getSession(sessionId, { include: "turn" }))?.turn, null);
   },
 
-  async "an export gives every session and message, in order"(env) {
+  async "an export has every session and message, in order"(env) {
     const client = serverClient(env);
     const user = { businessId: "B10", userId: unique("user") };
     equal(await collect(client.exportUser(user.businessId, user.userId)), []);
@@ -336,7 +336,7 @@ export const callTests: Record<string, Test> = {
     const lost = serverClient(env, { baseUrl: `${env.proxy}/lost` });
     equal(await collect(lost.exportUser(user.businessId, user.userId)), whole);
 
-    // Without an error of the connection.
+    // The connection ends without an error.
     for (const [text, lines, attempts] of [
       ['{"session":', 0, 3],
       ["<html>\n</html>\n", 0, 3],
@@ -377,7 +377,7 @@ export const callTests: Record<string, Test> = {
     }
   },
 
-  async "ids with any text name only themselves"(env) {
+  async "ids with any characters are encoded"(env) {
     const client = serverClient(env);
     const ids = [
       "a b",
@@ -402,7 +402,7 @@ export const callTests: Record<string, Test> = {
     equal((await client.getActiveSessionsForBusiness("B/5")).length, ids.length);
   },
 
-  async "ids that a URL library rewrites are refused before they are sent"(env) {
+  async "ids that a URL library rewrites are rejected before they are sent"(env) {
     const client = serverClient(env, { fetch: () => Promise.reject(new Error("was sent")) });
     for (const id of ["", ".", "..", "\ud800", undefined as unknown as string]) {
       const calls = [
@@ -499,7 +499,7 @@ export const callTests: Record<string, Test> = {
     equal(await missing.catch((error) => isProblem(error, "session_not_found")), true);
   },
 
-  async "errors say what happened, and their codes are those of the document"(env) {
+  async "errors describe the failure, and their codes are those of the document"(env) {
     const { components } = await document(env);
     const codes = components.schemas.Problem.properties.code.enum;
     equal(
@@ -527,7 +527,7 @@ export const callTests: Record<string, Test> = {
     await rejects(serverClient(env, { baseUrl: `${env.service}/x` }).getSession("id"), "route_not_found");
   },
 
-  async "a response is repeated by its code"(env) {
+  async "calls are repeated depending on the error code"(env) {
     for (const [code, repeated] of Object.entries(REPEATED)) {
       const status = STATUS[code as ProblemCode] ?? 400;
       const { client, count } = scripted(env, Infinity, () => problem(status, { code, detail: "no" }));
@@ -536,7 +536,7 @@ export const callTests: Record<string, Test> = {
     }
   },
 
-  async "unknown codes and members pass through"(env) {
+  async "unknown codes and members are passed on"(env) {
     const { client } = scripted(env, Infinity, () => problem(409, { code: "new_code", detail: "new", hint: 7 }));
     const error = await rejects(client.whoami(), "new_code");
     equal([error.problem.hint, isProblem(error), isProblem(error, "forbidden")], [7, true, false]);
@@ -544,7 +544,7 @@ export const callTests: Record<string, Test> = {
     equal(await other.client.getSession("s"), { sessionId: "s", new: [1] });
   },
 
-  async "the HTML of a proxy is no parse error"(env) {
+  async "the HTML of a proxy is not a parse error"(env) {
     const client = (mode: string) => serverClient(env, { baseUrl: `${env.proxy}/${mode}` });
     const error = await caught(client("html").getSession("id"));
     if (!isProblem(error)) throw error;
@@ -576,7 +576,7 @@ export const callTests: Record<string, Test> = {
       retries.every(({ retry, delayMs }) => delayMs >= 0 && delayMs < 100 * 2 ** (retry - 1)),
       true,
     );
-    // Also of a `fetch` that ignores its signal, and of a token that does not come.
+    // The same for a `fetch` that ignores its signal, and for a token that never resolves.
     const never = () => new Promise<never>(() => {});
     const once = { maxRetries: 0, timeoutMs: 20 };
     const signals: AbortSignal[] = [];
@@ -620,7 +620,7 @@ export const callTests: Record<string, Test> = {
     equal([listeners.size, listeners.most], [0, 1]);
   },
 
-  async "the token is asked for in each attempt"(env) {
+  async "the token is requested for each attempt"(env) {
     const sent: (string | null)[] = [];
     let asked = 0;
     const client = serverClient(env, {
@@ -655,7 +655,7 @@ export const callTests: Record<string, Test> = {
     equal([date.count(), isProblem(error) && error.retryAfterMs! > 3_500_000], [1, true]);
   },
 
-  async "only calls that may be repeated are"(env) {
+  async "only calls that are safe to repeat are repeated"(env) {
     const { client, count } = scripted(env, Infinity, () => problem(503, {}));
     const repeated = async (call: () => PromiseLike<unknown>) => {
       const before = count();
@@ -675,7 +675,7 @@ export const callTests: Record<string, Test> = {
     equal(await repeated(() => client.exportUser("b", "u").next()), 3);
   },
 
-  async "a lost response doubles nothing"(env) {
+  async "a lost response duplicates nothing"(env) {
     const client = serverClient(env, { baseUrl: `${env.proxy}/lost` });
     const user = { businessId: "B8", userId: unique("user") };
     const { sessionId } = await client.createSession({ ...user, ifActive: "replace" });
@@ -719,7 +719,7 @@ export const callTests: Record<string, Test> = {
     );
   },
 
-  async "appends through a faulty proxy: none lost, none doubled"(env) {
+  async "appends through a faulty proxy: none lost, none duplicated"(env) {
     const direct = serverClient(env);
     const options = { baseUrl: `${env.proxy}/faulty`, timeoutMs: 1000, maxRetries: 50 };
     const { sessionId } = await direct.createSession({ businessId: "B9", userId: unique("user") });
@@ -748,7 +748,7 @@ async function document(env: Environment): Promise<Document> {
   return (await serverClient(env).openapi()) as unknown as Document;
 }
 
-/** The operation of this path, the literal one of several: `/business/{id}/active`, not `/{id}/messages/{id}`. */
+/** The operation of this path. Of several, the most literal one: `/business/{id}/active`, not `/{id}/messages/{id}`. */
 function operationOf(paths: Document["paths"], path: string, method: string): string {
   const segments = path.split("?")[0]!.split("/");
   const matches = Object.keys(paths).filter((template) => {

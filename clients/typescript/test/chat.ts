@@ -19,7 +19,7 @@ class State implements ChatState<UIMessage> {
   snapshot = <T>(thing: T): T => structuredClone(thing);
 }
 
-/** What `useChat` wraps, of this version of the AI SDK. */
+/** The class that `useChat` wraps, of this version of the AI SDK. */
 export function newChat(sdk: typeof ai, { messages = [], ...init }: ChatInit<UIMessage>): AbstractChat<UIMessage> {
   class Chat extends sdk.AbstractChat<UIMessage> {}
   return new (Chat as unknown as new (init: object) => AbstractChat<UIMessage>)({
@@ -28,7 +28,7 @@ export function newChat(sdk: typeof ai, { messages = [], ...init }: ChatInit<UIM
   });
 }
 
-/** The chunks of a text, as `streamText(…).toUIMessageStream()` gives them. */
+/** The chunks of a text, as returned by `streamText(…).toUIMessageStream()`. */
 export async function* textChunks(...deltas: string[]): AsyncGenerator<UIMessageChunk> {
   yield { type: "start" };
   yield { type: "start-step" };

@@ -1,4 +1,4 @@
-// The state of a chat. What only a broken connection or a long time would show is made by `fetch`.
+// The state of a chat. A replaced `fetch` simulates broken connections and long delays.
 
 import type { Conversation, ConversationState, Message, Sessiond, Turn } from "../src/index.js";
 import {
@@ -111,7 +111,7 @@ export const conversationTests: Record<string, Test> = {
     });
   },
 
-  async "a reply grows in every tab, and a reload in its middle keeps every word"(env) {
+  async "a reply grows in every tab, and a reload during the reply keeps every word"(env) {
     await withTabs(env, async ({ tab, worker }) => {
       const first = tab();
       const { sessionId, messageId } = await first.send("Tell me a story");
@@ -157,7 +157,7 @@ export const conversationTests: Record<string, Test> = {
     });
   },
 
-  async "a text that is discarded is dropped, and one that is taken over goes on"(env) {
+  async "the text of a discarded turn is dropped, and that of a takeover is kept"(env) {
     await withTabs(env, async ({ tab, worker }) => {
       const chat = tab();
       const { sessionId } = await chat.send("?");
@@ -197,7 +197,7 @@ export const conversationTests: Record<string, Test> = {
       const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, i) => i + from);
       let state = await hasContents(chat, ...range(71, 120));
       equal(state.hasOlder, true);
-      // Once, though it is asked for twice.
+      // Read once, although it is requested twice.
       await Promise.all([chat.loadOlder(), chat.loadOlder()]);
       equal(contentsOf(chat.getSnapshot().messages), range(21, 120));
       await worker.appendMessages(sessionId, { role: "user", content: 121 });
@@ -213,7 +213,7 @@ export const conversationTests: Record<string, Test> = {
     });
   },
 
-  async "messages are sent in order, and one that failed is sent again"(env) {
+  async "messages are sent in order, and a failed message can be sent again"(env) {
     await withTabs(env, async ({ tab }) => {
       let isDown = false;
       const chat = tab(
@@ -250,7 +250,7 @@ export const conversationTests: Record<string, Test> = {
     });
   },
 
-  async "a new chat begins with its first message, in every tab, and lets a reply go on"(env) {
+  async "a new chat begins with its first message, in every tab, and does not stop a reply"(env) {
     await withTabs(env, async ({ tab, worker, user }) => {
       const chat = tab();
       const first = await chat.send("old");
@@ -278,7 +278,7 @@ export const conversationTests: Record<string, Test> = {
     });
   },
 
-  async "a tab without a session finds one that another tab has begun, when it is in focus"(env) {
+  async "a tab without a session finds the session of another tab when it is focused"(env) {
     const page = pageOf(globalThis);
     try {
       await withTabs(env, async ({ tab }) => {
@@ -302,14 +302,14 @@ export const conversationTests: Record<string, Test> = {
     }
   },
 
-  async "a message to a session that is over"(env) {
+  async "a message to a session that has ended or expired"(env) {
     await withTabs(env, async ({ tab, worker, user }) => {
       const chat = tab();
       const first = await chat.send("1");
       await worker.endSession(first.sessionId);
       await until(chat, "end", ({ session }) => session?.status === "ended");
       equal(contentsOf(chat.getSnapshot().messages), ["1"]);
-      // It was closed on purpose.
+      // It was ended by a client.
       const second = await chat.send("2");
       equal([second.seq, (await hasContents(chat, "2")).session?.sessionId], [1, second.sessionId]);
       await worker.deleteSession(second.sessionId);
@@ -381,12 +381,12 @@ export const conversationTests: Record<string, Test> = {
       const before = requests;
       equal(contentsOf(getSnapshot().messages), ["1"]);
 
-      // It goes on where it was, with one request.
+      // It continues from its position, with one request.
       const three = subscribe(() => {});
       await hasContents(chat, "1", "2");
       equal(requests, before + 1);
       three();
-      // As React does it in development.
+      // React does this in development.
       subscribe(() => {})();
       await worker.appendMessages(sessionId, { role: "user", content: "3" });
       const four = subscribe(() => {});
@@ -415,7 +415,7 @@ export const conversationTests: Record<string, Test> = {
           const body = new ReadableStream<Uint8Array>({
             async start(controller) {
               const send = (...events: string[]) => controller.enqueue(encoder.encode(events.join("")));
-              // Messages that the service has no more, one that is missing, and a text that is not of the turn.
+              // Messages that the service no longer has, a missing message, and a text of another turn.
               send(event("session", session), event("message", { ...stored[0], content: "wrong" }));
               send(event("turn", turn), event("chunk", { turnId: "t", number: 1, from: 0, chunks: ["wrong"] }));
               send(event("ready", {}));
@@ -461,7 +461,7 @@ export const conversationTests: Record<string, Test> = {
     });
   },
 
-  async "a conversation that is refused says so, and connects again when it is told to"(env) {
+  async "a rejected conversation has the status failed, and reconnects on request"(env) {
     await withTabs(env, async ({ tab, worker, user: [businessId, userId] }) => {
       let token = "no-token";
       const chat = tab(serverClient(env, { token: () => token }));
@@ -476,7 +476,7 @@ export const conversationTests: Record<string, Test> = {
     });
   },
 
-  async "a conversation shows that its connection is lost, and catches up in one step"(env) {
+  async "a conversation shows a lost connection, and catches up in one step"(env) {
     await withTabs(env, async ({ tab, worker }) => {
       const cuts: (() => void)[] = [];
       let isDown = false;

@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 
 import * as first from "../src/index.js";
 
-test("10,000 calls at once on one signal keep no listener and warn of none", async () => {
+test("10,000 concurrent calls on one signal keep no listener and cause no warning", async () => {
   const warnings: Error[] = [];
   const warned = (warning: Error) => void warnings.push(warning);
   process.on("warning", warned);

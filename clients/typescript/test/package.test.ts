@@ -37,7 +37,7 @@ function run(tool: string, ...args: string[]): string {
   }
 }
 
-test("the package has the files that it needs, and no other", () => {
+test("the package has the files that it needs, and no others", () => {
   const modules = [...CORE, ...ADAPTERS];
   const files = ["LICENSE", "README.md", "package.json", "dist/types.d.ts"];
   for (const name of modules) files.push(`dist/${name}.js`, `dist/${name}.d.ts`);
@@ -108,7 +108,7 @@ test("the package has at most 7 kB for a browser, minified and compressed, and a
   assert(core <= 4000 && whole <= 7000, `${core} and ${whole} bytes`);
 });
 
-test("an adapter has at most 2 kB for a browser beside the client", () => {
+test("an adapter has at most 2 kB for a browser in addition to the client", () => {
   for (const name of BROWSER_ADAPTERS) {
     const bytes = bundled(name, CORE);
     console.log(`${name}: ${bytes} bytes`);
@@ -116,7 +116,7 @@ test("an adapter has at most 2 kB for a browser beside the client", () => {
   }
 });
 
-/** How many bytes a module has, minified and compressed, with what it imports but for these. */
+/** The bytes of a module and its imports except these, minified and compressed. */
 function bundled(name: string, external: string[] = []): number {
   const options = ["--bundle", "--minify", "--format=esm", "--target=es2022"];
   const externals = external.map((module) => `--external:./${module}.js`);

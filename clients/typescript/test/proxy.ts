@@ -1,9 +1,9 @@
-// A proxy in front of the service that makes faults, chosen by the first segment of the path. For Node only.
+// A proxy in front of the service that injects faults, selected by the first segment of the path. For Node only.
 
 import { createServer, request, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 
-/** What happens to one request. With "after", the service has carried it out. */
+/** The fault of one request. With "after", the service has executed the request. */
 const FAULTS = [
   "cut before",
   "cut after",
@@ -24,7 +24,7 @@ export interface Proxy {
   target: string;
   /** Files that the proxy serves itself, by path. */
   files: Map<string, { type: string; body: string }>;
-  /** How often each fault was made. */
+  /** The number of injected faults, by kind. */
   counts: Map<Fault, number>;
   stop(): Promise<void>;
 }
@@ -92,7 +92,7 @@ export async function startProxy(): Promise<Proxy> {
     }
   };
 
-  /** Passes some bytes of a stream on, and then cuts it or passes no more. Its client is not asked to wait. */
+  /** Forwards some bytes of a stream, and then cuts it or stops forwarding. Removes the request to wait. */
   const passSome = async (response: IncomingMessage, outgoing: ServerResponse) => {
     let left = Math.floor(random() * STREAM_BYTES_MAX);
     const isCut = random() < 0.8;
@@ -106,7 +106,7 @@ export async function startProxy(): Promise<Proxy> {
       left -= text.length;
       if (left > 0) continue;
       proxy.counts.set(fault, (proxy.counts.get(fault) ?? 0) + 1);
-      // What was written is sent before.
+      // The written bytes are sent first.
       if (isCut) outgoing.write("", () => outgoing.destroy());
       return;
     }
@@ -123,7 +123,7 @@ export async function startProxy(): Promise<Proxy> {
   };
 
   const server = createServer((incoming, outgoing) => {
-    // Clients that gave up.
+    // Clients that have disconnected.
     serve(incoming, outgoing).catch(() => outgoing.destroy());
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));

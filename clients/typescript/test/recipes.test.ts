@@ -16,7 +16,7 @@ import { serverClient, userClient } from "./support.js";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 
-/** Builds the files of the page in a folder, from which they find their packages. */
+/** Builds the files of the page in a folder from which their imports can be resolved. */
 function build(): string {
   const folder = join(root, "build/recipes");
   mkdirSync(folder, { recursive: true });

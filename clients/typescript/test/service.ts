@@ -19,7 +19,7 @@ export async function startService(corsOrigin: string): Promise<Service> {
   const program = process.env.SESSIOND_PROGRAM;
   if (!program) throw new Error("SESSIOND_PROGRAM does not name the program; use test/run");
   const folder = mkdtempSync(join(tmpdir(), "sessiond-client-"));
-  // The environment is not passed on: its settings may name a Redis that is in use.
+  // The environment is not inherited: its settings may name a Redis that is in use.
   const env = { PATH: process.env.PATH, HOME: process.env.HOME, SESSIOND_DATA_DIR: join(folder, "data") };
   const scopes = ["--scope", "read", "--scope", "write", "--scope", "admin"];
   // The credential is on stderr.

@@ -1,4 +1,4 @@
-// Event streams. The responses are made here, so that they can be cut at any byte.
+// Event streams. The tests make the responses themselves, so they can cut them at any byte.
 
 import type { Retry, SessionEvent, SessiondOptions } from "../src/index.js";
 import { eventStreamParser } from "../src/sse.js";
@@ -22,7 +22,7 @@ function parse(parts: Uint8Array[]): unknown[] {
   return parts.flatMap((part) => [...parser.parse(part)].map(({ type, data, id }) => [type, data, id]));
 }
 
-/** A session's log of events; the id of an event is its place in it. */
+/** A session's log of events. The id of an event is its index. */
 const LOG = [
   { type: "session", data: { sessionId: "s", status: "active" } },
   { type: "message", data: { seq: 1, content: "Öffnet ihr? 💬" }, id: "1" },
@@ -35,7 +35,7 @@ const LOG = [
   { type: "deleted", data: { sessionId: "s" } },
 ];
 
-/** The stream after the event with this id. What has no id is a state, and comes again. */
+/** The stream after the event with this id. Events without an id are state, and are sent again. */
 function logAfter(id: string | null): Uint8Array {
   const events = LOG.filter((event) => !event.id || Number(event.id) > Number(id ?? 0));
   const texts = events.map(({ type, data, id }) => {
@@ -129,14 +129,14 @@ export const streamTests: Record<string, Test> = {
       ["message", "1", undefined],
       ["message", "2", undefined],
     ]);
-    // A carriage return ends an event at once, whatever comes after it.
+    // A carriage return ends an event immediately, independent of the next byte.
     equal(parse([encoder.encode("data:1\r\r")]).length, 1);
     const parser = eventStreamParser();
     equal([...parser.parse(encoder.encode("retry: 12\nretry: 1x\nretry:\nretry: -1\n"))], []);
     equal(parser.retryMs, 12);
   },
 
-  async "a stream that is cut at any byte goes on after its last event"(env) {
+  async "a stream that is cut at any byte continues after its last event"(env) {
     const { length } = logAfter(null);
     const whole = LOG.filter(({ id }) => id);
     const cutAt = async (i: number) => {
@@ -172,7 +172,7 @@ export const streamTests: Record<string, Test> = {
     equal(withIds(await collect(client.events("s"))), whole);
   },
 
-  async "a stream selects where it begins"(env) {
+  async "options select the start of a stream"(env) {
     const urls: string[] = [];
     const { client, sent } = responding(env, [
       (_, url) => (urls.push(url), eventStream(["data: {}\n\n"], "close")),
@@ -191,7 +191,7 @@ export const streamTests: Record<string, Test> = {
     equal((await caught(client.businessEvents("").next())).name, "SessiondError");
   },
 
-  async "the stream of a business goes on after a deleted session"(env) {
+  async "the stream of a business continues after a deleted session"(env) {
     const start = 'event: reset\ndata: {"reason":"start"}\n\nevent: deleted\ndata: {"sessionId":"s"}\n\n';
     const { client } = responding(env, [
       () => eventStream([start], "close"),
@@ -206,7 +206,7 @@ export const streamTests: Record<string, Test> = {
     equal([types, error.code], [["reset", "deleted"], "forbidden"]);
   },
 
-  async "a stream connects again after every failure that may pass"(env) {
+  async "a stream connects again after every transient failure"(env) {
     const retries: string[] = [];
     let asked = 0;
     const note = ({ path, retry, error }: Retry) => void retries.push(`${path} ${retry} ${error.name}`);
@@ -240,7 +240,7 @@ export const streamTests: Record<string, Test> = {
     equal([own, asked, sent], [5, 6, ["5", "5", "5", "5", "5"]]);
   },
 
-  async "a stream waits as long as the service asks it to"(env) {
+  async "a stream waits as long as the service asks"(env) {
     const wait = async (response: Respond) => {
       const controller = new AbortController();
       let waited: number | undefined;
@@ -259,7 +259,7 @@ export const streamTests: Record<string, Test> = {
     equal([isBetween(cut, 3000), isBetween(limited, 7000), isBetween(overloaded, 3_600_000)], [true, true, true]);
   },
 
-  async "a stream ends when it is refused, or its session is deleted"(env) {
+  async "a stream ends when it is rejected, or its session is deleted"(env) {
     for (const [status, code] of [
       [401, "unauthorized"],
       [403, "forbidden"],
@@ -281,16 +281,16 @@ export const streamTests: Record<string, Test> = {
     ]);
   },
 
-  async "a stream gives up if it is told to"(env) {
+  async "a stream gives up after `maxRetries`"(env) {
     const one = () => eventStream(["event: session\ndata: {}\n\n"], "cut");
     const failing = () => problem(503, { code: "overloaded" });
     const { client, sent } = responding(env, [failing, one, failing]);
-    // An event begins the count anew.
+    // An event resets the count.
     equal((await caught(collect(client.events("s", { maxRetries: 1 })))).code, "overloaded");
     equal(sent.length, 3);
   },
 
-  async "a stream connects again after `bye`, which is no failure"(env) {
+  async "a stream connects again after `bye`, which is not a failure"(env) {
     let retries = 0;
     const bye = "event: ready\nid: 5\ndata: {}\n\nevent: bye\ndata: {}\n\n";
     const { client, sent } = responding(env, [
@@ -305,7 +305,7 @@ export const streamTests: Record<string, Test> = {
     equal([sent, retries], [[null, "5"], 0]);
   },
 
-  async "a stream that is silent is replaced, also by one that is not"(env) {
+  async "a silent stream is replaced"(env) {
     const retries: Retry[] = [];
     let cancelled = 0;
     const hang: Respond = () => new Promise(() => {});
@@ -323,7 +323,7 @@ export const streamTests: Record<string, Test> = {
       ["ready", "session", "message", "changed", "ready", "deleted"],
     );
 
-    // Comments are signs of life.
+    // Comments count as activity of the connection.
     let sentComments = 0;
     const body = new ReadableStream<Uint8Array>({
       async pull(controller) {
@@ -335,7 +335,7 @@ export const streamTests: Record<string, Test> = {
     await collect(alive.client.events("s", { silenceMs: 150, maxRetries: 0 }));
   },
 
-  async "an abort of a stream leaves nothing"(env) {
+  async "an aborted stream leaves no listener and no request"(env) {
     const states: Record<string, Respond> = {
       connecting: () => new Promise(() => {}),
       waiting: () => problem(503, {}, { "Retry-After": "3600" }),
@@ -382,7 +382,7 @@ export const streamTests: Record<string, Test> = {
     equal([sent.length, cancelled, listeners.size], [1, 1, 0]);
   },
 
-  async "a page that is back connects at once"(env) {
+  async "a page that is shown again connects immediately"(env) {
     const page = pageOf(globalThis);
     try {
       // While it waits: an hour.
@@ -397,7 +397,7 @@ export const streamTests: Record<string, Test> = {
         const events = await collect(client.events("s", { onRetry }));
         equal([events.at(-1)?.type, sent.length, delays], ["deleted", 2, 1]);
       }
-      // While it reads what may be a lost connection.
+      // While it reads from a connection that may be lost.
       const { client, sent } = responding(env, [
         () => eventStream(["event: ready\nid: 5\ndata: {}\n\n"], "silent"),
         (id) => eventStream([logAfter(id)], "close"),

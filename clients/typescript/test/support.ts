@@ -1,4 +1,4 @@
-// What the tests that run on every runtime have in common. Nothing of Node.
+// Shared code of the tests that run on every runtime. Uses nothing of Node.
 
 import {
   isProblem,
@@ -18,7 +18,7 @@ export interface Environment {
   userToken: string;
   /** Messages to append through the faulty proxy, and a tenth as many turns. */
   appends: number;
-  /** How many sessions are written at the same time. Each takes three connections. */
+  /** Number of sessions that are written concurrently. Each takes three connections. */
   writers: number;
 }
 
@@ -32,7 +32,7 @@ export function userClient(env: Environment): Sessiond {
   return new Sessiond({ baseUrl: new URL(env.service), token: () => env.userToken });
 }
 
-/** A client that gets this response the first `times`, and then those of the service. */
+/** A client that gets this response the first `times`, and then the responses of the service. */
 export function scripted(
   env: Environment,
   times: number,
@@ -90,7 +90,7 @@ export async function first<T>(items: AsyncIterable<T>): Promise<T | undefined> 
   return undefined;
 }
 
-/** What the call rejects with, or undefined. */
+/** The reason of the rejection, or undefined. */
 export async function caught(call: PromiseLike<unknown>): Promise<any> {
   try {
     await call;
@@ -118,7 +118,7 @@ export function unique(prefix: string): string {
   return `${prefix}-${Date.now()}-${Math.random()}-${++uniques}`;
 }
 
-/** Something that happens once. */
+/** A promise that the test resolves. */
 export function latch(): { opened: Promise<void>; open(): void } {
   let open = () => {};
   const opened = new Promise<void>((resolve) => (open = resolve));
@@ -149,7 +149,7 @@ export function listenersOf(target: EventTarget): { readonly size: number; reado
   };
 }
 
-/** What a browser's page has, or a stand-in for it. */
+/** The events of a browser's page, or a replacement for them. */
 export function pageOf(scope: typeof globalThis) {
   const isPage = "document" in scope;
   const target = new EventTarget();

@@ -4,7 +4,7 @@ import type { components, operations } from "../generated/openapi.js";
 import type { EventsOptions, GetOptions, ListOptions, MessagesOptions, TurnOptions } from "../src/index.js";
 import type * as api from "../src/types.js";
 
-/** Events of streams have types of the client's own. */
+/** Events of streams have their own types. */
 type Schemas = Omit<components["schemas"], "ServerSentEvent">;
 
 /** The shipped type of each schema. */

@@ -1,4 +1,4 @@
-// Turns that a worker writes by one call.
+// Turns that a worker writes with one call.
 
 import type { AppendChunksBody, BeginTurnBody, Message, Sessiond, Turn } from "../src/index.js";
 import {
@@ -84,7 +84,7 @@ export const writtenTurnTests: Record<string, Test> = {
     equal([stored?.content, stored?.role], [content, "tool"]);
   },
 
-  async "a turn has one call in flight, and what comes meanwhile is the next batch"(env) {
+  async "a turn has one call in flight, and text that arrives in the meantime is the next batch"(env) {
     const inFlight = latch();
     const answer = latch();
     const { client, appends } = recording(env, async (call) => {
@@ -111,7 +111,7 @@ export const writtenTurnTests: Record<string, Test> = {
     equal(turn.nextChunk, 2);
   },
 
-  async "a turn that is over is not written again"(env) {
+  async "a turn that has ended is not written again"(env) {
     const { client, calls } = recording(env);
     const sessionId = await newSession(env);
     const first = await client.writeTurn(sessionId, pieces("once"), { turnId: "re:m-1" });
@@ -131,7 +131,7 @@ export const writtenTurnTests: Record<string, Test> = {
     equal(interrupting.status, "completed");
   },
 
-  async "a turn says whether messages came while it was written"(env) {
+  async "a turn reports whether messages were appended while it was written"(env) {
     const client = serverClient(env);
     const sessionId = await newSession(env);
     const source = async function* () {
@@ -142,12 +142,12 @@ export const writtenTurnTests: Record<string, Test> = {
     equal((await client.writeTurn(sessionId, pieces("b"))).hasNewMessages, false);
   },
 
-  async "a reader's cancel stops the source at once, by the stream"(env) {
+  async "a reader's cancel stops the source immediately, by the stream"(env) {
     const { client, appends } = recording(env);
     const sessionId = await newSession(env);
     const written = latch();
     let reason: unknown;
-    // It is silent: without the stream, the next renewal of the lease would tell.
+    // The source is silent: without the stream, only the next renewal of the lease would report the cancel.
     const source = async function* (_: Turn, signal: AbortSignal) {
       yield "Um ";
       written.open();
@@ -176,7 +176,7 @@ export const writtenTurnTests: Record<string, Test> = {
         // Another batch.
         await new Promise((resolve) => setTimeout(resolve));
       }
-      yield "not any more";
+      yield "too late";
     };
     const turn = await client.writeTurn(sessionId, source, { turnId: "t" });
     equal(turn.status, "cancelled");
@@ -208,7 +208,7 @@ export const writtenTurnTests: Record<string, Test> = {
     );
   },
 
-  async "an error of the source fails the turn, and what it wrote is kept"(env) {
+  async "an error of the source fails the turn, and its text is kept"(env) {
     const client = serverClient(env);
     const sessionId = await newSession(env);
     const failing = async function* () {
@@ -253,7 +253,7 @@ export const writtenTurnTests: Record<string, Test> = {
     equal(await client.getTurn(sessionId, "u"), null);
   },
 
-  async "a turn that others close or take is stopped"(env) {
+  async "a turn that is closed or taken over by others is stopped"(env) {
     const client = serverClient(env);
     const close: [status: string | null, (sessionId: string) => Promise<unknown>][] = [
       ["interrupted", (id) => client.beginTurn(id, { turnId: "other", writer: "w", ifOpen: "interrupt" })],
@@ -286,7 +286,7 @@ export const writtenTurnTests: Record<string, Test> = {
     await rejects(client.writeTurn(sessionId, source), "session_not_found");
   },
 
-  async "texts of any length and cut within a character are written whole"(env) {
+  async "texts of any length, cut within a character, are written completely"(env) {
     const { client, appends } = recording(env);
     const sessionId = await newSession(env);
     const long = "é💬\u0000\u2028".repeat(8000);
@@ -323,7 +323,7 @@ export const writtenTurnTests: Record<string, Test> = {
     equal([turn.status, isLeft, (content as string).length > 900_000], ["failed", true, true]);
   },
 
-  async "written turns through a faulty proxy: every word once, in order, for the reader of the stream, too"(env) {
+  async "written turns through a faulty proxy: every word once, in order, also for readers of the stream"(env) {
     const direct = serverClient(env);
     const client = serverClient(env, { baseUrl: `${env.proxy}/faulty`, timeoutMs: 1000 });
     const turns = Math.ceil(env.appends / (10 * env.writers));
@@ -356,7 +356,7 @@ export const writtenTurnTests: Record<string, Test> = {
   },
 };
 
-/** The messages of a stream, up to this one. Each comes once; what came before of its turn, in order, is its begin. */
+/** The messages of a stream, up to this one. Each arrives once, and starts with the chunks of its turn, in order. */
 async function readTurns(client: Sessiond, sessionId: string, lastSeq: number): Promise<Message[]> {
   const messages: Message[] = [];
   const chunks = new Map<string, string[]>();

@@ -1,4 +1,4 @@
-// Chromium, and what a tab of the example may never do: break its policy, fail, or show a dialog.
+// Chromium, and what a tab of the example must never do: violate its policy, fail, or show a dialog.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -15,7 +15,7 @@ export async function openBrowser(...flags: string[]): Promise<Browser> {
   return chromium.launch({ executablePath, args: [...FLAGS, "--disable-sync", "--no-first-run", ...flags] });
 }
 
-/** The tabs of one user. `close` panics if a tab did what it may not. */
+/** The tabs of one user. `close` panics if a tab did something forbidden. */
 export class Tabs {
   private readonly problems: string[] = [];
   private constructor(
@@ -56,7 +56,7 @@ export class Tabs {
   }
 }
 
-/** The texts of all messages, as they are in the page. */
+/** The texts of all messages in the page. */
 export async function texts(page: Page): Promise<string[]> {
   return page.locator("#log article p").allTextContents();
 }

@@ -1,4 +1,4 @@
-// The example in Chromium, with a model that writes what a test says.
+// The example in Chromium, with a model that the test controls.
 
 import assert from "node:assert/strict";
 import { after, afterEach, before, beforeEach, test } from "node:test";
@@ -33,9 +33,9 @@ after(async () => {
 });
 
 let workers: AbortController;
-/** What chunk calls of workers wait for. */
+/** Chunk calls of workers wait for this. */
 let gate: Promise<void> | undefined;
-/** The responses to workers that began a turn: 201, or 200 if it is over. */
+/** The statuses of workers' calls that began a turn: 201, or 200 if the turn has ended. */
 let begun: number[];
 
 beforeEach(async () => {
@@ -91,7 +91,7 @@ test("a reply streams, and its element stays when it becomes a message", LIMIT, 
   );
 });
 
-test("reloads in the middle of a reply keep every word, and none comes twice", LIMIT, async () => {
+test("reloads during a reply lose and repeat no word", LIMIT, async () => {
   startWorker();
   const page = await tabs.tab();
   const seen = new Set<string>();
@@ -108,7 +108,7 @@ test("reloads in the middle of a reply keep every word, and none comes twice", L
     const text = `${word} `;
     written += text;
     run.write(text);
-    // Some are written while the page is away.
+    // Some words are written while the page is not loaded.
     if (word % 6 === 1) await page.reload({ waitUntil: "commit" });
     if (word % 6 === 5) await shows(page, "count", written);
   }
@@ -117,13 +117,13 @@ test("reloads in the middle of a reply keep every word, and none comes twice", L
   await shows(page, "count", written);
   await page.reload();
   await shows(page, "count", written);
-  // At no time has the page shown anything but a beginning of the reply.
+  // The page has only ever shown prefixes of the reply.
   assert.ok(seen.size > 10);
   for (const text of seen) assert.ok(written.startsWith(text), text);
   assert.equal(model.calls, 1);
 });
 
-test("Stop aborts the model although it is silent, and what it has written stays", LIMIT, async (context) => {
+test("Stop aborts a silent model, and its text so far stays", LIMIT, async (context) => {
   startWorker();
   const page = await tabs.tab();
   await page.exposeFunction("clicked", (timeMs: number) => (clickMs = timeMs));
@@ -140,13 +140,13 @@ test("Stop aborts the model although it is silent, and what it has written stays
     run.write(`half of reply ${round}`);
     shown.push(`question ${round}`, `half of reply ${round}`);
     await shows(page, ...shown);
-    // Responses to chunks would tell the worker, too, but later. From here on it can know by its stream only.
+    // Responses to chunks would also notify the worker, but later. From here on, only its stream can.
     let open = () => {};
     gate = new Promise((resolve) => (open = resolve));
     if (round % 2) {
       await page.getByRole("button", { name: "Stop" }).click();
     } else {
-      // By the keyboard: message, Send, Stop.
+      // Keyboard order: message, Send, Stop.
       for (let presses = 0; presses < 2; presses++) await page.keyboard.press("Tab");
       await page.keyboard.press("Enter");
     }
@@ -166,7 +166,7 @@ test("Stop aborts the model although it is silent, and what it has written stays
   context.diagnostic(`from the click to the abort: median ${delaysMs[10]} ms, longest ${delaysMs.at(-1)} ms of 20`);
 });
 
-test("two tabs show the same, whichever sends, stops, or begins a new chat", LIMIT, async () => {
+test("two tabs show the same after either sends, stops, or begins a new chat", LIMIT, async () => {
   startWorker();
   const [left, right] = [await tabs.tab(), await tabs.tab()];
   const bothShow = async (...expected: string[]) => {
@@ -174,7 +174,7 @@ test("two tabs show the same, whichever sends, stops, or begins a new chat", LIM
   };
   await type(left, "from the left");
   const first = await model.nextRun();
-  // The first message has created the session. Another tab looks for it when it is shown.
+  // The first message has created the session. Another tab reads it when it is shown.
   await right.evaluate(() => dispatchEvent(new Event("focus")));
   first.write("to both");
   await bothShow("from the left", "to both");
@@ -194,7 +194,7 @@ test("two tabs show the same, whichever sends, stops, or begins a new chat", LIM
   await bothShow("anew", "");
 });
 
-test("a double Enter gives one message and one reply", LIMIT, async () => {
+test("a double Enter sends one message and gets one reply", LIMIT, async () => {
   startWorker();
   const page = await tabs.tab();
   await page.getByLabel("Message").fill("once");
@@ -207,7 +207,7 @@ test("a double Enter gives one message and one reply", LIMIT, async () => {
   run.write("one reply");
   run.end();
   await shows(page, "once", "one reply");
-  // Of the next message, so that a second reply would have come by now.
+  // The reply to the next message. A second reply would have arrived before it.
   await type(page, "twice");
   const next = await model.nextRun();
   next.end();
@@ -232,7 +232,7 @@ test("markup of users and models stays text", LIMIT, async () => {
   assert.equal(await page.locator("#log :is(img, script, b)").count(), 0);
 });
 
-test("a message that no worker has seen is answered when workers start, by one of them", LIMIT, async () => {
+test("a message without a worker is answered by one worker when workers start", LIMIT, async () => {
   const page = await tabs.tab();
   await type(page, "anybody there?");
   await page.getByText("sending …").waitFor({ state: "detached" });
@@ -242,7 +242,7 @@ test("a message that no worker has seen is answered when workers start, by one o
   run.write("yes");
   run.end();
   await shows(page, "anybody there?", "yes");
-  // The other worker has learned that the turn is over.
+  // The other worker has noticed that the turn has ended.
   const deadlineMs = Date.now() + 20_000;
   while (begun.length < 2 && Date.now() < deadlineMs) await setTimeout(20);
   assert.deepEqual(begun.sort(), [200, 201]);

@@ -8,7 +8,7 @@ import { test } from "node:test";
 import { openBrowser, Tabs, texts, type } from "./browser.js";
 
 test("Stop aborts the scripted model, and Ctrl-C ends everything", { timeout: 60_000 }, async (context) => {
-  // In a group of its own, so that the signal goes to all of it, as that of a terminal does.
+  // In its own process group, so that all of its processes get the signal, as from a terminal.
   const example = spawn("node", ["build/main.mjs"], {
     env: { ...process.env, PORT: "0" },
     stdio: ["ignore", "pipe", "inherit"],

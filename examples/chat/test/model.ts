@@ -1,4 +1,4 @@
-// A model that writes what a test says, when it says so.
+// A model whose output the test controls.
 
 import type { Message } from "sessiond";
 
@@ -14,10 +14,10 @@ export interface Run {
 export class TestModel {
   private readonly runs: Run[] = [];
   private wake = () => {};
-  /** How often the model was called. */
+  /** The number of calls of the model. */
   calls = 0;
 
-  /** The next call of the model, when it comes. */
+  /** Resolves with the next call of the model. */
   async nextRun(): Promise<Run> {
     while (!this.runs.length) await new Promise<void>((resolve) => (this.wake = resolve));
     return this.runs.shift()!;

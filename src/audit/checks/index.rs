@@ -2,7 +2,7 @@
 
 use futures_util::future::try_join_all;
 
-use super::{EXPIRY_DRIFT_MS, Inspection, Inspector, is_over};
+use super::{EXPIRY_DRIFT_MS, Inspection, Inspector, has_ended};
 use crate::session::Timestamp;
 use crate::store::keyspace::{Expiry, FoundKey, INDEX_PAGE, RepairTarget, SessionRef};
 use crate::store::{StoreError, score_of};
@@ -37,7 +37,7 @@ impl Inspector<'_> {
                 }
                 self.entry(key, &subject, *score, named, now, out);
                 // An entry of a business's index is required only while its session is active.
-                let counts = owner.1.is_some() || !is_over(named);
+                let counts = owner.1.is_some() || !has_ended(named);
                 if let Expiry::At(time) = named.expiry
                     && counts
                     && time > latest.0
@@ -86,7 +86,7 @@ impl Inspector<'_> {
             }
         } else if named.is_of_another(&subject.business_id, subject.user_id.as_deref()) {
             out.find(of_another, &key.name, format!("names {session_id:?} of another owner"));
-        } else if !of_user && is_over(named) {
+        } else if !of_user && has_ended(named) {
             let detail = format!("names {session_id:?}, which is ended");
             out.find_repairable("business-of-ended", &key.name, detail, Some(subject));
         } else if !of_user && score <= score_of(now.0) {

@@ -29,7 +29,7 @@ impl Inspector<'_> {
             }
             check.compare_ids(&page, seqs);
         };
-        // The sizes agree with the messages only if nothing was appended meanwhile.
+        // The sizes agree with the messages only if nothing was appended in the meantime.
         if let (Stored::Session(session), true) = (&before, before == self.store.stored(id).await?) {
             check.compare_sizes(session);
         }
@@ -107,7 +107,7 @@ impl Faults {
     }
 }
 
-/// A message that is as the service writes it, except perhaps for its content and metadata.
+/// A message that is in the service's format, apart from its content and metadata.
 struct ParsedMessage {
     seq: u64,
     message_id: String,
@@ -132,7 +132,7 @@ impl MessagesCheck {
         Self { session_id, last_seq: None, list, index, accounted: 0, bytes: 0, largest: 0 }
     }
 
-    /// Checks one message by itself. `None` if its id is unknown.
+    /// Checks one message on its own. `None` if its id is unknown.
     fn parse(&mut self, stored: StoredMessage) -> Option<ParsedMessage> {
         let StoredMessage { seq, json } = stored;
         self.last_seq = Some(seq);

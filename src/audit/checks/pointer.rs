@@ -1,6 +1,6 @@
 //! Checks a user's active pointer.
 
-use super::{Inspection, Inspector, is_over};
+use super::{Inspection, Inspector, has_ended};
 use crate::store::StoreError;
 use crate::store::keyspace::{Expiry, FoundKey, RepairTarget, User};
 
@@ -27,7 +27,7 @@ impl Inspector<'_> {
             Some(("pointer-to-nothing", "which does not exist"))
         } else if named.is_of_another(&user.business_id, Some(&user.user_id)) {
             Some(("pointer-to-another", "which is another user's"))
-        } else if is_over(&named) {
+        } else if has_ended(&named) {
             Some(("pointer-to-ended", "which is ended"))
         } else {
             None

@@ -6,7 +6,7 @@ use crate::store::StoreError;
 use crate::store::keyspace::{Expiry, FoundKey, Stored};
 
 impl Inspector<'_> {
-    /// The session names the open turn, and only that.
+    /// The session names the open turn, and no closed turn.
     pub(super) async fn turn(
         &self,
         key: &FoundKey,

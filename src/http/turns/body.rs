@@ -12,13 +12,13 @@ use crate::http::json::Fields;
 use crate::session::{EndStatus, Identifier, IfOpen, Role, compact_json, content_schema, escaped_text};
 use crate::store::{NewChunks, NewTurn, TurnEnd};
 
-/// The name of the turn that began last, in a path.
+/// The turn id, in a path, that stands for the turn that began last.
 pub(super) const LATEST: &str = "latest";
-/// Most chunks of one call.
+/// Maximum number of chunks in one call.
 const CHUNKS_MAX: usize = 1000;
 /// The largest number that a JavaScript number represents exactly.
 pub(in crate::http) const NUMBER_MAX: u64 = (1 << 53) - 1;
-/// Most bytes of an error that a writer gives, as JSON.
+/// Maximum bytes of the error of a turn, as JSON.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 
 /// A turn to begin.
@@ -27,7 +27,7 @@ const ERROR_BYTES_MAX: usize = 16 * 1024;
 #[expect(dead_code, reason = "documents what `new_turn` reads")]
 pub(super) struct BeginTurnBody {
     /// Unique in the session; becomes the message's `messageId`. `re:` and the id of the message that it answers is a
-    /// good one.
+    /// good choice.
     turn_id: String,
     /// One run of a worker. Make it random.
     writer: String,
@@ -53,7 +53,7 @@ pub(super) struct AppendChunksBody {
     /// The number of the first of these chunks, from 0. Stored chunks are compared and skipped.
     #[schema(minimum = 0, maximum = 9_007_199_254_740_991_u64)]
     from: u64,
-    /// The chunks, none of them empty. No chunks only renew the lease.
+    /// The chunks, none of them empty. An empty array only renews the lease.
     #[schema(schema_with = chunks_schema)]
     chunks: Vec<String>,
 }
@@ -84,7 +84,7 @@ pub(super) struct EndTurnBody {
     error: Value,
 }
 
-/// The texts of the JSON that a writer gives, as it wrote them.
+/// The JSON texts of a body, as the writer sent them.
 #[derive(Default, Deserialize)]
 struct Texts<'a> {
     #[serde(borrow)]

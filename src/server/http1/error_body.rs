@@ -1,6 +1,6 @@
 //! Adds the body of `docs/api.md`, "Errors", to the error responses that hyper makes itself, for requests that it
-//! cannot parse. hyper has no hook for that: it writes a head without a body, which is recognised and replaced on its
-//! way to the client.
+//! cannot parse. hyper has no hook for that. It writes a head without a body, which is recognised and replaced before
+//! it is sent.
 
 use axum::http::StatusCode;
 
@@ -12,8 +12,8 @@ const NO_BODY: &[u8] = b"content-length: 0\r\n";
 /// A header of every response of the router, and of no response that hyper makes itself.
 const ROUTER_HEADER: &[u8] = b"x-request-id:";
 
-/// Makes a complete response, after which the connection is closed. `head` is its status line and its headers, without
-/// those of the body.
+/// Makes a complete response, after which the connection is closed. `head` is its status line and its headers, except
+/// the headers of the body.
 fn response(status: StatusCode, head: &[u8]) -> Vec<u8> {
     metrics::request_rejected(status.as_u16());
     let (headers, body) = http::error_response(status);

@@ -16,7 +16,7 @@ pub(super) enum Awaiting {
     Head,
     /// The first byte of the next request.
     Request,
-    /// Nothing, or a body, which has a timeout of its own.
+    /// Nothing, or a body, which has its own timeout.
     Nothing,
 }
 
@@ -24,9 +24,9 @@ pub(super) enum Awaiting {
 pub(super) struct ReadTimer {
     timeouts: ConnectionTimeouts,
     awaiting: Awaiting,
-    /// When the read times out. Set only once a read has to wait: most reads do not wait, and so read no clock.
+    /// When the read times out. Set only when a read has to wait. Most reads do not wait, and so do not read the clock.
     deadline: Option<Instant>,
-    /// Fires at `deadline` or, usually, before it: resetting the timer for every request costs more.
+    /// Fires at `deadline`, or usually before it: resetting the timer for every request would be slower.
     sleep: Pin<Box<Sleep>>,
 }
 

@@ -1,4 +1,4 @@
-//! The I/O of a connection of HTTP/2, between the socket and hyper.
+//! The I/O of an HTTP/2 connection, between the socket and hyper.
 
 use std::future::Future;
 use std::io;
@@ -31,7 +31,8 @@ impl<T> Http2Io<T> {
 }
 
 impl<T: Read + Unpin> Http2Io<T> {
-    /// Reads and discards what the client still sends. Ready when it has closed the connection, or after a delay.
+    /// Reads and discards what the client still sends. Ready when the client has closed the connection, or after a
+    /// delay.
     fn poll_discard(&mut self, context: &mut Context<'_>, close_timer: Pin<&mut Sleep>) -> Poll<()> {
         if close_timer.poll(context).is_ready() {
             return Poll::Ready(());
@@ -78,8 +79,8 @@ impl<T: Read + Write + Unpin> Write for Http2Io<T> {
             ready!(this.send_timer.poll_sent(context, sent))?;
             Box::pin(tokio::time::sleep(CLOSE_DELAY))
         };
-        // Closing at once would reset the connection if the client is still sending, and the client might lose the last
-        // responses and the GOAWAY.
+        // Closing immediately would reset the connection if the client is still sending, and the client might lose the
+        // last responses and the GOAWAY.
         let discarded = this.poll_discard(context, close_timer.as_mut());
         this.close_timer = Some(close_timer);
         discarded.map(Ok)

@@ -1,11 +1,11 @@
 //! The streams of a connection: how many there are, and whether the client reads their responses.
 //!
-//! A client grants a window of bytes for each stream, and may grant no more at any time. The response then waits in
-//! memory. A stream whose response makes no progress for the send timeout is reset; the others go on.
+//! A client grants a window of bytes for each stream, and may stop extending it at any time. The response then waits in
+//! memory. A stream whose response makes no progress within the send timeout is reset. Other streams continue.
 //!
-//! A stream whose end was given to hyper cannot be reset. So the end of a response is given when the rest has been
-//! sent. A small response is given at once, which saves a frame and a write. If it stalls, the connection is closed: it
-//! fits into every window but those of a client that grants nearly nothing.
+//! A stream cannot be reset after hyper has received the end of its response. So a large response is ended only when
+//! the rest has been sent. A small response is ended immediately, which saves a frame and a write. It fits into every
+//! usual window. If it stalls nevertheless, the connection is closed.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -23,11 +23,12 @@ use tokio::time::Instant;
 
 use crate::server::timeouts::ConnectionTimeouts;
 
-/// Most bytes of a small response. Of a larger one, the next part is taken when at most this many bytes are unsent.
+/// Maximum bytes of a small response. The next part of a larger response is taken when at most this many bytes are
+/// unsent.
 const SMALL: usize = 16 * 1024;
 
 tokio::task_local! {
-    /// What is being sent on the stream of the current task.
+    /// The unsent bytes of the stream of the current task.
     static SENDING: Arc<Sending>;
 }
 
@@ -59,7 +60,7 @@ impl Streams {
         {}
     }
 
-    /// Resolves when the client does not read a response, and its stream cannot be reset.
+    /// Resolves when the client does not read a response whose stream cannot be reset.
     pub(super) async fn stalled(&self) {
         self.stalled.notified().await;
     }
@@ -117,13 +118,13 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for StreamExecutor {
     }
 }
 
-/// The part of a response that hyper has taken from its body, and that has not been sent. It is used by the task of one
-/// stream, which hyper's future for the stream runs in as well, and by the task of the connection.
+/// The part of a response that hyper has taken from its body and that has not been sent. It is shared by the task of
+/// the stream, which also runs hyper's future for the stream, and the task of the connection.
 struct Sending(Mutex<Unsent>);
 
 struct Unsent {
     bytes: usize,
-    /// When the client has accepted bytes, or when the first of these were ready.
+    /// When the client last accepted bytes, or when the first of these became ready.
     progressed: Instant,
     /// Wakes the task of the stream.
     waker: Option<Waker>,
@@ -138,7 +139,7 @@ impl Sending {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that bytes are to be sent.
+    /// Records that bytes are ready to be sent.
     fn begin(&self, count: usize) {
         let mut unsent = self.unsent();
         if unsent.bytes == 0 {
@@ -186,7 +187,7 @@ impl Sending {
                 }
                 unsent.progressed
             };
-            // Fires at the deadline or before it: resetting the timer at all progress costs more.
+            // Fires at the deadline or before it: resetting the timer at each progress would be slower.
             loop {
                 ready!(timer.as_mut().poll(context));
                 if timer.deadline() >= progressed + timeout {
@@ -199,7 +200,7 @@ impl Sending {
     }
 }
 
-/// The body of a response. Reports what has been sent of it.
+/// The body of a response. Reports which parts of it have been sent.
 pub(super) struct ResponseBody {
     body: Body,
     has_ended: bool,

@@ -1,4 +1,4 @@
-//! Connections in memory, with a paused clock: what the limits and timeouts of HTTP/2 end, and what they do not.
+//! Connections in memory, with a paused clock: which connections and streams the limits and timeouts of HTTP/2 end.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -66,7 +66,7 @@ impl Server {
     }
 }
 
-/// Waits for what happens at once, but for the clock.
+/// Waits for something that needs no real time, only the paused clock.
 async fn within_hour<T>(wait: impl Future<Output = T>) -> T {
     tokio::time::timeout(HOUR, wait).await.expect("an end")
 }
@@ -140,7 +140,7 @@ async fn streams_that_send_little_stay_open() {
         comments.flow_control().release_capacity(data.len()).expect("a window");
     }
     assert!(!server.served.is_finished());
-    // Once the stream is over, the connection is unused.
+    // After the stream has ended, the connection is unused.
     drop(comments);
     assert_eq!(server.closed_after().await.as_secs(), KEEP_ALIVE.as_secs());
 }
@@ -161,7 +161,7 @@ async fn connections_of_vanished_clients_are_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn responses_that_are_not_read_are_reset_and_others_are_sent() {
-    // The unread response is stuck at its first byte, in its midst, or just before its end.
+    // The unread response stalls at its first byte, in the middle, or just before its end.
     for window in [0, 40_000, (1 << 20) - 1] {
         let mut server = Server::start(routes());
         let mut client = server.connect(window).await;
@@ -258,7 +258,7 @@ async fn a_server_that_stops_finishes_requests() {
     assert!(!server.shutdown.is_closed(), "the service waits for the connection");
     assert_eq!(response.await.expect("a response").status(), StatusCode::OK);
     assert!(server.closed_after().await < CLOSE_DELAY);
-    // A client that does not react delays the stop only shortly.
+    // A client that does not react delays the stop only by the close delay.
     let mut server = Server::start(routes());
     let _client = server.client.take();
     server.shutdown.send_replace(true);
@@ -277,7 +277,7 @@ async fn a_client_that_still_sends_reads_why_the_connection_is_closed() {
         within_hour(client.read_to_end(&mut received)).await.expect("an end");
         let goaway = [b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0".as_slice(), &1_u32.to_be_bytes()].concat();
         assert!(received.ends_with(&goaway), "{received:?}");
-        // The service has closed one side only.
+        // The service has closed only its own side.
         client.write_all(b"more").await.expect("the bytes are sent");
         let client = (!closes).then_some(client);
         let delay = if closes { Duration::ZERO } else { CLOSE_DELAY };
@@ -311,7 +311,7 @@ async fn heads_over_a_limit_are_rejected() {
         }
         assert_eq!(!read(response).await.expect("a body").is_empty(), has_body, "{text}");
     }
-    // Far too large.
+    // A head that is much too large.
     let response = client.send_request(long(100_000).body(()).expect("a request"), true).expect("a stream").0.await;
     assert_eq!(response.expect_err("no response").reason(), Some(Reason::ENHANCE_YOUR_CALM));
     server.closed_after().await;

@@ -165,7 +165,7 @@ impl SessionStore {
             let command = ReadCommand::list(self.keys.messages(id), start, start.saturating_add(MESSAGES_PAGE - 1));
             let elements = right_type(self.topology.read_by_client(&command).await)?;
             let elements = elements.map_or(Ok(Vec::new()), |reply| reply.texts(OPERATION))?;
-            // An append may trim the oldest messages meanwhile. Then all indexes change.
+            // An append may trim the oldest messages in the meantime. Then all indexes change.
             let oldest_now = self.seq_at(id, 0).await?;
             if oldest_now == oldest {
                 let seqs = first.saturating_add(start.unsigned_abs())..;

@@ -4,7 +4,7 @@ use super::{RepairTarget, is_wrong_type};
 use crate::session::Timestamp;
 use crate::store::{SessionStore, StoreError};
 
-/// Most sessions of a user that a repair examines before it makes one the active session.
+/// Maximum number of sessions of a user that a repair examines before it makes one the active session.
 const USER_SESSIONS_MAX: u32 = 1000;
 
 impl SessionStore {

@@ -14,8 +14,8 @@ use crate::store::{Position, SessionStore, StoreError};
 const SESSIONS_MAX: usize = 16;
 
 impl SessionStore {
-    /// The user's next sessions after a position of the history, the one created or resumed first comes first; and the
-    /// position to continue from, if there may be more.
+    /// The user's next sessions after a position of the history, first created or resumed first; and the position to
+    /// continue from, if there may be more.
     ///
     /// # Errors
     /// If the store cannot serve.

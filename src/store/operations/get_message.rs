@@ -7,7 +7,7 @@ use crate::store::redis::read_command::ReadCommand;
 use crate::store::response_memory::{MemoryPermit, ResponseOwner};
 use crate::store::{SessionStore, StoreError};
 
-/// How often a message is looked up if the session's messages change in the meantime.
+/// How often a message is read again if the session's messages change in the meantime.
 const LOOKUPS_MAX: u32 = 8;
 
 /// Outcome of [`SessionStore::get_message`].
@@ -51,7 +51,7 @@ impl SessionStore {
             let Some(session) = self.get_in_scope(id, scope, now).await? else {
                 return Ok(GetMessage::SessionMissing);
             };
-            // A refused write must not fail the read: the turn has no message then.
+            // A failure to close the turn must not fail the read: the turn has no message then.
             if session.open_turn.as_ref().is_some_and(|turn| turn.escaped_id == message_id)
                 && matches!(self.close_lost_turn(&session, now).await, Ok(true))
             {
@@ -71,7 +71,7 @@ impl SessionStore {
             seen = held;
             let mut memory = self.response_memory.reserve_if_large(owner, session.largest_message_bytes).await?;
             let read = self.read_piece(&session, seq, seq).await?;
-            // A session that was created anew in the meantime may have another message at this seq.
+            // A session that was created again in the meantime may have another message at this seq.
             let read = read.and_then(|mut messages| messages.pop());
             if let Some(found) = read.filter(|found| found.has_id(&message_id)) {
                 if let Some(memory) = &mut memory {

@@ -1,4 +1,4 @@
-//! Adds the newest message and the open turn to sessions that were read.
+//! Adds the newest message and the open turn to sessions that have been read.
 
 use futures_util::future::try_join_all;
 
@@ -9,8 +9,8 @@ use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, R
 use crate::store::{SessionStore, StoreError};
 
 impl SessionStore {
-    /// A session with what the caller asked for, for `owner`, and the memory of a large response. Keep it until the
-    /// response is sent. The message is left out if the response would have more than 4 MiB.
+    /// A session with the members that the caller requested, for `owner`, and the memory of a large response. Keep the
+    /// memory until the response is sent. The message is omitted if the response would exceed 4 MiB.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -49,8 +49,8 @@ impl SessionStore {
         Ok(())
     }
 
-    /// Adds the newest message to each of these sessions until one does not fit into `bytes_max` bytes. Reads a bounded
-    /// number of bytes at a time. Returns whether all fit.
+    /// Adds the newest message to each of these sessions until one does not fit into `bytes_max` bytes. Reads a limited
+    /// number of bytes at a time. Returns whether all messages fit.
     pub(super) async fn include_last_messages(
         &self,
         views: &mut [&mut SessionView],
@@ -70,7 +70,7 @@ impl SessionStore {
         Ok(true)
     }
 
-    /// The newest message of a session as it was read. Left out if it is not kept any more.
+    /// The newest message of a session that has been read. Omitted if it is no longer stored.
     async fn last_message(&self, session: &Session) -> Result<LastMessage, StoreError> {
         let newest = session.message_count;
         if newest == 0 {

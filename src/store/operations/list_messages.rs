@@ -61,7 +61,7 @@ impl SessionStore {
                 let Some(session) = self.get_in_scope(id, scope, now).await? else {
                     return Ok(None);
                 };
-                // A refused write must not fail the read: it answers without the message then.
+                // A failure to close the turn must not fail the read: the page then lacks the turn's message.
                 if matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
                     continue;
                 }
@@ -85,7 +85,7 @@ impl SessionStore {
         .await
     }
 
-    /// Reads the wanted messages piece by piece until the page is full. `None` if they are not there any more.
+    /// Reads the wanted messages piece by piece until the page is full. `None` if they no longer exist.
     async fn read_wanted(
         &self,
         session: &Session,
@@ -122,7 +122,7 @@ impl SessionStore {
         Ok(Some(messages))
     }
 
-    /// Reads the messages from `first` to `last`, one large piece at a time. `None` if they are not there any more.
+    /// Reads the messages from `first` to `last`, one large piece at a time. `None` if they no longer exist.
     pub(in crate::store) async fn read_piece(
         &self,
         session: &Session,
@@ -163,7 +163,7 @@ impl SessionStore {
         for _ in 0..SHIFTED_READS_MAX {
             let index = |seq: u64| -i64::try_from(newest - seq + 1).unwrap_or(i64::MAX);
             let command = ReadCommand::list(self.keys.messages(id), index(first), index(last));
-            // A large reply on the pipelined connection would delay the reads behind it.
+            // A large reply would delay the other reads on the connection.
             let reply =
                 if is_large { self.topology.read_by_client(&command).await } else { self.topology.read(command).await };
             let malformed =
@@ -181,16 +181,16 @@ impl SessionStore {
     }
 }
 
-/// Most reads of the same messages while others are appended.
+/// Maximum number of reads of the same messages while others are appended.
 const SHIFTED_READS_MAX: u32 = 16;
 
-/// The messages of a page, if they are not too many bytes.
+/// The messages of a page, subject to its limit of bytes.
 struct WantedMessages {
     range: MessageRange,
     /// `seq` of the first one. More than `last` if there are none.
     first: u64,
     last: u64,
-    /// Whether a page that is too large ends with the first ones, not with the last ones.
+    /// Whether a page that is too large keeps its first messages instead of its last ones.
     ascending: bool,
     /// `seq` of the oldest and the newest message of the session.
     oldest: u64,

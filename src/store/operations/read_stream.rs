@@ -1,4 +1,4 @@
-//! Reads what an event stream has to send: what there is beyond what its reader has.
+//! Reads what an event stream has not sent yet.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,20 +13,21 @@ use crate::session::{MessageJson, Session, SessionId, TenantScope, Timestamp, Tu
 use crate::store::redis::read_command::ReadCommand;
 use crate::store::{SessionStore, StoreError};
 
-/// About how many bytes of messages, and of chunks, one read returns: a stream keeps them until its client takes them.
+/// Approximate bytes of messages, and of chunks, in one read. A stream keeps them in memory until its client takes
+/// them.
 const PAGE_BYTES: usize = 32 * 1024;
 
-/// What to read.
+/// What the stream has sent, which determines what to read.
 pub struct StreamWants<'a> {
-    /// `seq` of the last message that the reader has. It is read, too, so that the reader can compare it.
+    /// `seq` of the last message that was sent. It is read too, so that it can be compared.
     pub last_seq: u64,
     /// Whether to compare that message even if there is no newer one.
     pub compares: bool,
     /// The number of the first chunk to read of this turn.
     pub first_chunk: &'a (dyn Fn(&Turn) -> u64 + Sync),
-    /// How many changes of messages the reader knows.
+    /// The number of changes of messages that the stream knows.
     pub changes: u64,
-    /// Whether to close the open turn if its lease is over.
+    /// Whether to close the open turn if its lease has expired.
     pub closes_lost_turn: bool,
 }
 
@@ -37,9 +38,9 @@ pub struct StreamSnapshot {
     pub session: Session,
     /// The turn that began last.
     pub turn: Option<Box<Turn>>,
-    /// The lines about turns before it.
+    /// The lines of the field `earlier`: the turns before it.
     pub earlier_turns: String,
-    /// What the reader may lack.
+    /// The messages and chunks that the stream may lack.
     pub contents: StreamContents,
 }
 
@@ -48,21 +49,21 @@ pub struct StreamSnapshot {
 pub struct StreamContents {
     /// Messages in ascending `seq` without gaps.
     pub messages: Vec<MessageJson>,
-    /// Whether these are all up to the newest message.
+    /// Whether these include the newest message.
     pub has_all_messages: bool,
     /// The number of the first one of `chunks`.
     pub first_chunk: u64,
-    /// Chunks of the turn without gaps, each as JSON writes it without quotes.
+    /// Chunks of the turn without gaps, as escaped JSON text without quotes.
     pub chunks: Vec<Bytes>,
-    /// Whether these are all up to the newest chunk, as far as they are stored.
+    /// Whether these include the newest stored chunk.
     pub has_all_chunks: bool,
-    /// The messages that were changed, by `seq`, if they are still kept.
+    /// The changed messages, by `seq`, if they are still stored.
     pub changed: BTreeMap<u64, MessageJson>,
 }
 
 impl StreamSnapshot {
-    /// The closed turn that had this number, perhaps a later one in the end, if it is not the latest. Its metadata is
-    /// what its message says, if that is in this snapshot.
+    /// The closed turn that had this number, or had it before it was taken over, unless it is the latest turn. Its
+    /// metadata comes from its message, if the snapshot contains that.
     #[must_use]
     pub fn closed_turn(&self, number: u64) -> Option<Box<Turn>> {
         let mut turn = earlier_turn_since(self.session.session_id, &self.earlier_turns, number).ok().flatten()?;
@@ -92,7 +93,7 @@ impl SessionStore {
                 let Some(session) = self.get_in_scope(id, &TenantScope::Everything, now).await? else {
                     return Ok(None);
                 };
-                // A refused write must not fail the read.
+                // A failure to close the turn must not fail the read.
                 if wants.closes_lost_turn && matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
                     continue;
                 }
@@ -100,8 +101,8 @@ impl SessionStore {
                 let (turn, earlier_turns) = stored.map_or((None, String::new()), |(turn, lines)| (Some(turn), lines));
                 let read = (session, turn);
                 let is_as_before = seen.as_ref() == Some(&read);
-                // What does not change any more is taken as it is.
-                if agree(&read.0, read.1.as_deref()) || is_as_before {
+                // A second read with the same result is accepted: the session and the turn are stable.
+                if is_consistent(&read.0, read.1.as_deref()) || is_as_before {
                     if let Some(contents) = self.contents(&read.0, read.1.as_deref(), wants).await? {
                         let (session, turn) = read;
                         return Ok(Some(StreamSnapshot { session, turn, earlier_turns, contents }));
@@ -142,7 +143,7 @@ impl SessionStore {
         Ok(false)
     }
 
-    /// Reads the messages and chunks; `None` if something that is wanted is not there any more.
+    /// Reads the messages and chunks; `None` if any of them no longer exists.
     async fn contents(
         &self,
         session: &Session,
@@ -181,8 +182,8 @@ impl SessionStore {
         Ok(Some(StreamContents { messages, has_all_messages, first_chunk, chunks, has_all_chunks, changed }))
     }
 
-    /// Chunks of the latest turn from number `first` on, and whether they are all. `None` if it is not the latest any
-    /// more, or was closed and its chunks are gone since it was read.
+    /// Chunks of the latest turn from number `first` on, and whether they are all. `None` if another turn has begun, or
+    /// if the turn was closed and its chunks were deleted in the meantime.
     async fn page_of_chunks(&self, turn: &Turn, first: u64) -> Result<Option<(Vec<Bytes>, bool)>, StoreError> {
         let stored = turn.next_chunk.unwrap_or_default();
         let wanted = stored.saturating_sub(first);
@@ -190,13 +191,13 @@ impl SessionStore {
             return Ok(Some((Vec::new(), true)));
         }
         let average = turn.chunk_bytes / usize::try_from(stored).unwrap_or(usize::MAX).max(1);
-        // The reader has the first one already.
+        // The stream has already sent the first chunk.
         let page = u64::try_from(PAGE_BYTES / average.max(1)).unwrap_or(u64::MAX).max(1).saturating_add(1).min(wanted);
         let index = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let command = ReadCommand::list(self.keys.chunks(turn.session_id), index(first), index(first + page - 1));
         let chunks = async { self.topology.read(command).await?.texts("read_stream") };
         let (chunks, again) = try_join(chunks, self.latest_turn(turn.session_id)).await?;
-        // The chunks of another writer must not be shown as this one's.
+        // If another writer has begun the turn again, the chunks belong to that writer.
         let Some(again) = again.filter(|again| again.number == turn.number) else { return Ok(None) };
         let has_all = chunks.len() as u64 == page;
         if !has_all && (turn.status == TurnStatus::Open || again.status != turn.status) {
@@ -212,8 +213,8 @@ fn page_end(session: &Session, first: u64) -> u64 {
     first.saturating_add(count - 1).min(session.message_count)
 }
 
-/// Whether a session and its latest turn were read at the same moment, as far as streams can tell.
-fn agree(session: &Session, turn: Option<&Turn>) -> bool {
+/// Whether the session and its latest turn are consistent, as if read at the same moment.
+fn is_consistent(session: &Session, turn: Option<&Turn>) -> bool {
     let Some(turn) = turn else { return true };
     turn.number == session.turn_number
         && (turn.status == TurnStatus::Open) == session.open_turn.is_some()

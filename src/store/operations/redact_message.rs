@@ -72,7 +72,7 @@ impl SessionStore {
     }
 }
 
-/// Roles as the script takes them: lines, each between two line feeds.
+/// Roles in the format of the script: each on its own line, between two line feeds.
 fn lines_of(roles: &[Role]) -> String {
     roles.iter().fold("\n".to_owned(), |lines, role| lines + role.as_str() + "\n")
 }

@@ -8,12 +8,12 @@ use crate::store::reply::Reply;
 use crate::store::response_memory::{MemoryPermit, PAGE_BYTES_MAX, PIECE_BYTES, ResponseOwner, SMALL_RESPONSE_BYTES};
 use crate::store::{SessionStore, StoreError};
 
-/// Most reads to fill a page that has gaps.
+/// Maximum number of reads to fill a page that has gaps.
 pub(super) const PAGE_READS_MAX: u32 = 4;
-/// Least number of entries in a further read of a history with gaps: entries of sessions that no longer exist are next
-/// to each other.
+/// Minimum number of entries in a further read of a history with gaps: entries of sessions that no longer exist are
+/// next to each other.
 pub(super) const REFILL_ENTRIES_MIN: usize = 100;
-/// Most bytes of a session's fields except its metadata: five identifiers and a title, with at most four bytes per
+/// Maximum bytes of a session's fields except its metadata: five identifiers and a title, with at most four bytes per
 /// character, and the fields that do not depend on the client.
 const SESSION_BYTES_BESIDE_METADATA_MAX: usize = 5 * 4 * Identifier::CHARS_MAX + 4 * TITLE_CHARS_MAX + 512;
 
@@ -29,7 +29,7 @@ pub struct Position {
 /// The page of a list that a caller requests.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRequest {
-    /// Most sessions on the page.
+    /// Maximum number of sessions on the page.
     pub limit: usize,
     /// The position to continue from; `None` for the first page.
     pub after: Option<Position>,
@@ -130,7 +130,7 @@ impl SessionStore {
         Ok(false)
     }
 
-    /// Most bytes of one session.
+    /// Maximum bytes of one session.
     fn session_bytes_max(&self) -> usize {
         self.config.metadata_bytes_max.saturating_add(SESSION_BYTES_BESIDE_METADATA_MAX)
     }

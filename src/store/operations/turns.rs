@@ -19,16 +19,16 @@ use crate::session::{
 use crate::store::keys::turn_field;
 use crate::store::{SessionStore, StoreError, VersionCondition};
 
-/// Why a call of a writer, or a request to stop, has no effect.
+/// Why a call of a writer, or a cancel, has no effect.
 #[derive(Debug)]
 pub enum NotOpen {
     /// Another writer has the turn.
     Taken,
     /// The turn is closed.
     Closed(Box<Turn>),
-    /// The session has had no turn with this id, as far as it is known.
+    /// The session has had no turn with this id, or the turn is no longer recorded.
     TurnMissing,
-    /// The session was deleted meanwhile.
+    /// The session was deleted in the meantime.
     SessionMissing,
 }
 
@@ -50,31 +50,30 @@ impl SessionStore {
         session.turn_number.map(|_| vec![self.keys.turn(id), self.keys.chunks(id)]).unwrap_or_default()
     }
 
-    /// The limits of the messages of a session that these scripts take.
+    /// The limits on a session's messages, as arguments of these scripts.
     pub(super) fn trim_args(&self) -> [String; 2] {
         [self.config.messages_kept.to_string(), self.config.session_bytes_max.to_string()]
     }
 
-    /// Whether the session was not deleted since its turns were read. Ask this last: a deletion takes its turns with
-    /// it.
+    /// Whether the session still exists. Call this after its turns have been read, because a deletion removes them too.
     async fn remains(&self, id: SessionId, now: Timestamp) -> Result<bool, StoreError> {
         Ok(self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some())
     }
 
-    /// Closes the session's open turn if its lease is over. Returns whether it did.
+    /// Closes the session's open turn if its lease has expired. Returns whether it did.
     pub(super) async fn close_lost_turn(&self, session: &Session, now: Timestamp) -> Result<bool, StoreError> {
         let is_lost = |turn: &&OpenTurn| turn.is_lost(now);
         let (Some(turn), Some(number)) = (session.open_turn.as_ref().filter(is_lost), session.turn_number) else {
             return Ok(false);
         };
         let lost = end::Closing { status: TurnStatus::Lost.as_str(), ..end::Closing::default() };
-        // Boxed to keep the futures of the calls that read small.
+        // Boxed to keep the futures of the callers small.
         let reply = Box::pin(self.run_end_turn(session.session_id, &turn.escaped_id, number, &lost, now)).await?;
         Ok(matches!(reply, end::Ended::Closed(_)))
     }
 
-    /// Records the activity of a writer, if the session is active and that is due. The writer's call is stored already,
-    /// so an error only lets the activity lag until its next call.
+    /// Records the activity of a writer, if the session is active and a write is due. The writer's call has already
+    /// been stored. An error only delays the recorded activity until the writer's next call.
     async fn record_activity(&self, session: &Session, now: Timestamp) {
         if session.status != Status::Active || !self.config.lifecycle.is_touch_due(session, now) {
             return;
@@ -86,7 +85,7 @@ impl SessionStore {
     }
 }
 
-/// The turn in the fields of its hash.
+/// Parses the hash of a turn.
 fn turn_of(session_id: SessionId, mut fields: HashMap<String, String>) -> Result<Box<Turn>, StoreError> {
     let mut take = |name: &str| fields.remove(name);
     Ok(Box::new(Turn {
@@ -111,7 +110,7 @@ fn turn_of(session_id: SessionId, mut fields: HashMap<String, String>) -> Result
     }))
 }
 
-/// A closed turn in its line of the field `earlier` (`lua/turn.lua`).
+/// Parses a closed turn from its line of the field `earlier` (`lua/turn.lua`).
 fn earlier_turn_of(session_id: SessionId, line: &str) -> Result<Box<Turn>, StoreError> {
     let fields: Vec<_> = line.split('\t').collect();
     let [turn_id, number, writer, role, status, ended_as, next_chunk, after_seq, lease, started, ended, seq] =
@@ -143,7 +142,7 @@ fn earlier_turn_of(session_id: SessionId, line: &str) -> Result<Box<Turn>, Store
     }))
 }
 
-/// The turn that had this number, perhaps a later one in the end, in the lines about turns before the latest.
+/// The turn that had this number, or had it before it was taken over, among the turns before the latest.
 pub(super) fn earlier_turn_since(
     session_id: SessionId,
     earlier: &str,
@@ -168,7 +167,7 @@ fn time_of(text: Option<String>) -> Result<Option<Timestamp>, StoreError> {
     text.map(|text| text.parse().map(Timestamp).map_err(|_| MALFORMED)).transpose()
 }
 
-/// A text that JSON wrote, without quotes.
+/// Decodes a JSON string that has no quotes.
 fn unescaped(text: &str) -> Option<String> {
     serde_json::from_str(&format!("\"{text}\"")).ok()
 }

@@ -96,7 +96,7 @@ impl SessionStore {
 
     /// Whether the session is active and its activity at `now` need not be written.
     ///
-    /// A service whose clock is wrong cannot tell. The script is rejected then.
+    /// A service with an unsafe clock cannot decide this, so it calls the script, which is then rejected.
     fn is_recorded(&self, session: &Session, now: Timestamp) -> bool {
         session.status == Status::Active
             && !self.config.lifecycle.is_touch_due(session, now)

@@ -12,7 +12,7 @@ use crate::session::{MessageJson, MessageRef, Role, TenantScope, Timestamp, patc
 use crate::store::response_memory::{MemoryPermit, ResponseOwner};
 use crate::store::{SessionStore, StoreError};
 
-/// The member of the metadata that a caller may patch in messages of every role.
+/// The member of the metadata that every caller may patch in messages of every role.
 const FEEDBACK: &str = "feedback";
 
 /// Outcome of [`SessionStore::update_message`].
@@ -34,20 +34,20 @@ pub enum UpdateMessage {
     SessionTooLarge,
 }
 
-/// What a patch makes of a message.
+/// The result of merging a patch into a message.
 enum Patched {
     /// The same message with other metadata.
     Changed(MessageJson),
-    /// It is redacted, or already has this metadata.
+    /// The message is redacted, or already has this metadata.
     Unchanged,
     Forbidden(Role),
     TooLarge,
 }
 
 impl SessionStore {
-    /// Merges a patch (RFC 7396) into the metadata of a message of a session within `scope`. A redacted message stays
-    /// as it is. In messages of other roles than `own_roles`, which is `None` for every role, only the member
-    /// `feedback` may be patched.
+    /// Merges a patch (RFC 7396) into the metadata of a message of a session within `scope`. A redacted message does
+    /// not change. If the message's role is not one of `own_roles`, only the member `feedback` may be patched.
+    /// `own_roles` is `None` if every role is allowed.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -126,7 +126,7 @@ fn patched(
         return Ok(Patched::Unchanged);
     }
     let merged = Value::Object(merged).to_string();
-    // An append counts the bytes of the client's own spelling, which may take fewer.
+    // The merged metadata may be longer than the text that the client sent, which is what an append limits.
     if merged.len() > metadata_bytes_max && merged.len() > Value::Object(metadata).to_string().len() {
         return Ok(Patched::TooLarge);
     }

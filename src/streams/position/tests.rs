@@ -1,4 +1,4 @@
-//! A store that changes between reads, and streams that follow it from any position.
+//! Streams that follow a changing store from any position.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ struct Store {
     session: Session,
     messages: Vec<MessageJson>,
     turn: Option<Turn>,
-    /// As the store keeps them.
+    /// In the format of the stored lines.
     earlier_turns: String,
     chunks: Vec<Bytes>,
 }
@@ -126,7 +126,7 @@ impl Store {
         (turn.status, turn.message_seq) = (TurnStatus::Completed, Some(self.session.message_count));
     }
 
-    /// What a read finds that begins with this message and this chunk, and returns at most so many of each after them.
+    /// A read that begins with this message and this chunk, and returns at most `page` of each after them.
     fn read(&self, first_seq: u64, first_chunk: u64, page: usize) -> StreamSnapshot {
         let all = self.messages.iter().filter(|message| message.seq >= first_seq);
         let messages: Vec<_> = all.clone().take(page + 1).cloned().collect();
@@ -150,7 +150,7 @@ impl Store {
         }
     }
 
-    /// What a stream reads at this position.
+    /// The read of a stream at this position.
     fn for_position(&self, position: &Position, page: usize) -> StreamSnapshot {
         let first_chunk = self.turn.as_ref().map_or(0, |turn| position.first_chunk(turn));
         self.read(position.cursor.seq, first_chunk, page)
@@ -179,7 +179,7 @@ fn data(event: &Event) -> Value {
 }
 
 #[test]
-fn a_turn_is_told_to_be_closed_before_another_begins() {
+fn the_end_of_a_turn_is_sent_before_the_next_turn() {
     for is_resumed in [false, true] {
         let mut store = Store::new();
         store.begin("t");
@@ -194,20 +194,20 @@ fn a_turn_is_told_to_be_closed_before_another_begins() {
         }
         let events = advanced(&mut position, &store);
         let turns: Vec<_> = events.iter().filter(|event| event.kind.as_str() == "turn").map(data).collect();
-        let told =
+        let sent =
             turns.iter().map(|turn| (turn["turnId"].clone(), turn["status"].clone(), turn["messageSeq"].clone()));
         let expected =
             [("t", "interrupted"), ("t2", "open")].map(|(id, status)| (id.into(), status.into(), Value::Null));
-        assert_eq!(told.collect::<Vec<_>>(), expected);
+        assert_eq!(sent.collect::<Vec<_>>(), expected);
         assert_eq!(turns[1]["nextChunk"], 1);
         assert_eq!(events.iter().filter(|event| event.kind.as_str() == "chunk").count(), 1);
         store.write(&["c"]);
-        assert_eq!(names(&advanced(&mut position, &store)), ["chunk"], "it is told once");
+        assert_eq!(names(&advanced(&mut position, &store)), ["chunk"], "the turn is sent once");
     }
 }
 
 #[test]
-fn a_cursor_is_read_as_it_was_written() {
+fn cursors_round_trip() {
     let mut store = Store::new();
     store.append("m", "x");
     store.begin("t");
@@ -220,9 +220,9 @@ fn a_cursor_is_read_as_it_was_written() {
     }
 }
 
-/// Every stream that goes on behind any event gets the rest of the same events.
+/// Streams that continue after any event get the remaining events.
 #[test]
-fn streams_from_every_position_and_of_every_page_size_get_the_same() {
+fn streams_from_every_position_with_every_page_size_get_the_same_events() {
     let mut store = Store::new();
     let mut stores = vec![store.clone()];
     let mut step = |change: &dyn Fn(&mut Store)| {
@@ -259,13 +259,13 @@ fn streams_from_every_position_and_of_every_page_size_get_the_same() {
                 _ => {}
             }
         }
-        // The text of a turn whose message came is not shown.
+        // A client shows no text of a turn whose message has arrived.
         texts.retain(|turn_id, _| turn_id == "t2");
         (messages, texts.into_values().collect::<String>())
     };
     for page in [1, 2, 100] {
         for first in 0..stores.len() {
-            // A stream that reads at some moments only.
+            // A stream that reads only after every n-th change.
             for every in [1, 2, 3, 100] {
                 let (mut position, mut events) = (start(&stores[0]), Vec::new());
                 for (index, store) in stores.iter().enumerate().skip(first) {
@@ -278,7 +278,7 @@ fn streams_from_every_position_and_of_every_page_size_get_the_same() {
                         reads += 1;
                         assert!(reads < 100, "no progress");
                     }
-                    // It is cut, and goes on behind its last id.
+                    // The stream is interrupted, and continues after its last event id.
                     position = Position::start(Cursor::parse(&position.cursor.to_text()).expect("a cursor"));
                 }
                 let expected = (["x", "y", "abcd"].map(str::to_owned).to_vec(), "ef".to_owned());
@@ -294,7 +294,7 @@ fn streams_from_every_position_and_of_every_page_size_get_the_same() {
 }
 
 #[test]
-fn text_of_a_turn_that_is_not_known_any_more_is_dropped_by_a_turn_without_chunks() {
+fn text_of_a_forgotten_turn_is_discarded_by_a_turn_without_chunks() {
     let mut store = Store::new();
     store.begin("t");
     store.write(&["a"]);
@@ -306,7 +306,7 @@ fn text_of_a_turn_that_is_not_known_any_more_is_dropped_by_a_turn_without_chunks
     let events = advanced(&mut position, &store);
     assert_eq!(names(&events), ["turn", "chunk"]);
     assert_eq!((&data(&events[0])["nextChunk"], &data(&events[1])["from"]), (&Value::from(0), &Value::from(0)));
-    // A new writer keeps it.
+    // A new writer keeps the text.
     store.take_over();
     store.write(&["c"]);
     let events = advanced(&mut position, &store);
@@ -314,7 +314,7 @@ fn text_of_a_turn_that_is_not_known_any_more_is_dropped_by_a_turn_without_chunks
 }
 
 #[test]
-fn changes_are_sent_or_said_to_be_too_many() {
+fn changes_are_sent_unless_there_are_too_many() {
     let mut store = Store::new();
     for id in 0..12 {
         store.append(&id.to_string(), "x");
@@ -334,7 +334,7 @@ fn changes_are_sent_or_said_to_be_too_many() {
 }
 
 #[test]
-fn a_store_that_lost_what_was_sent_is_noticed() {
+fn loss_of_sent_content_is_detected() {
     let mut store = Store::new();
     store.append("1", "x");
     store.begin("t");
@@ -349,7 +349,7 @@ fn a_store_that_lost_what_was_sent_is_noticed() {
         result == Err(ResetReason::Diverged) && events.is_empty()
     };
     assert!(!diverged(&|_| ()));
-    assert!(diverged(&|store| store.session.created_at = Timestamp(1)), "made anew");
+    assert!(diverged(&|store| store.session.created_at = Timestamp(1)), "created again");
     assert!(diverged(&|store| {
         store.session.message_count = 0;
         store.messages.clear();

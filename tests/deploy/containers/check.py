@@ -1,7 +1,7 @@
-"""Runs docker-compose.yml on Podman and checks what docs/deployment.md says about it. `run` builds the images.
+"""Runs docker-compose.yml on Podman and checks the statements of docs/deployment.md about it. `run` builds the images.
 
 Docker Compose talks to Podman's Docker-compatible API. Two differences to Docker are handled here: Podman has no
-logging driver `local`, and without systemd it does not start healthchecks. Grafana has no stand-in and is not started.
+logging driver `local`, and without systemd it does not start healthchecks. Grafana has no replacement and is not started.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def wait_for(what, holds):
 
 
 def run_healthchecks(stopped):
-    """Does what systemd's timers do for Podman elsewhere, until a container is healthy."""
+    """Runs the healthcheck, in place of systemd's timers, until a container is healthy."""
     while not stopped.wait(0.1):
         for container in output_of("podman", "ps", "--quiet", "--filter", "health=starting").split():
             command = ["podman", "healthcheck", "run", container]
@@ -85,7 +85,7 @@ def call(url, body=None, credential=None):
 
 
 class Load(threading.Thread):
-    """Creates a session for one user after the other. `acknowledged` has the ids of those that the service created."""
+    """Creates a session for one user after another. `acknowledged` has the ids of the created sessions."""
 
     def __init__(self, api, name):
         super().__init__(daemon=True)
@@ -322,7 +322,7 @@ def check_cluster():
 
 
 def prepare_project():
-    """Copies the compose file and what it mounts, so that the override and `.env` do not meet those of the user."""
+    """Copies the compose file and what it mounts, so that the override and `.env` do not replace the user's."""
     os.mkdir(PROJECT)
     shutil.copytree("deploy", f"{PROJECT}/deploy")
     text = open("docker-compose.yml", encoding="utf-8").read()

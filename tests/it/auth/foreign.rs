@@ -114,7 +114,7 @@ async fn cursors_and_links_do_not_extend_the_tenant_scope() {
         let page = service.get_as(&fixture.theirs, &path("c")).await.expect(200);
         let link = page.link("next").expect("a next page");
         service.get_as(&fixture.theirs, &link).await.expect(200);
-        // The link needs their credential, and their cursor does not fit our list.
+        // The link requires their credential, and their cursor belongs to another list.
         service.get_as(&fixture.ours, &link).await.expect_problem(403, "forbidden");
         let (_, cursor) = link.split_once("&cursor=").expect("a cursor");
         let ours = format!("{}&cursor={cursor}", path("b"));

@@ -26,7 +26,7 @@ enum Target {
     User,
     /// It names a session by its id.
     Session,
-    /// It names a session by its id, and is no call for the token of a user.
+    /// It names a session by its id, and rejects the token of a user.
     Writer,
 }
 
@@ -262,7 +262,7 @@ async fn every_operation_accepts_only_authorized_callers() {
         }
     }
     let all: BTreeSet<_> = needs().iter().map(|need| need.operation).collect();
-    assert_eq!(covered, all, "an operation does not exist any more");
+    assert_eq!(covered, all, "an operation no longer exists");
     // The last term is `whoami`, which accepts every valid credential.
     assert_eq!((cells, denied), (26 * (7 + 6 + 6), 21 * (6 + 5 + 5) + 3 * 3));
 }
@@ -341,7 +341,7 @@ async fn unknown_routes_require_a_credential() {
     let other = service.bearer(&fixture.api_keys["right"], Method::DELETE, "/api/sessions", Value::Null).await;
     other.expect_problem(405, "method_not_allowed");
     service.delete("/livez").await.expect_problem(405, "method_not_allowed");
-    // Pages and their files do not.
+    // Pages and their files need none.
     for path in ["/", "/console/", "/docs", "/docs/"] {
         service.get(path).await.expect(200);
     }

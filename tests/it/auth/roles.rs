@@ -75,12 +75,12 @@ async fn a_users_token_may_append_only_user_messages() {
         fixture.expect_rejected(&path, message(role), "role").await;
         fixture.expect_rejected(&path, json!([message(role)]), "[0].role").await;
         fixture.expect_rejected(&path, json!([message("user"), message("user"), message(role)]), "[2].role").await;
-        // A repeated message with such a role is rejected, too.
+        // A repeated message with such a role is rejected as well.
         let known = json!({"messageId": format!("m-{role}"), "role": role, "content": "hello"});
         fixture.append(&fixture.key, &path, known.clone()).await.expect(201);
         fixture.expect_rejected(&path, known.clone(), "role").await;
         fixture.append(&fixture.key, &path, known.clone()).await.expect(200);
-        // The `messageId` of such a message with the role user is the usual conflict.
+        // A message with the same `messageId` and the role user is the usual conflict.
         let as_user = with(&known, "role", "user");
         fixture.append(&fixture.user(), &path, as_user).await.expect_problem(409, "message_id_conflict");
         // The response does not disclose whether the session exists.
@@ -136,7 +136,7 @@ async fn a_users_token_redacts_only_its_own_roles_and_patches_only_feedback_of_o
     for role in ROLES {
         call(&fixture.key, Method::PATCH, role, json!({"metadata": {"z": 1}})).await.expect(200);
         call(&fixture.key, Method::DELETE, role, Value::Null).await.expect(204);
-        // A role is forbidden also if the message is redacted already.
+        // A role is also forbidden if the message has been redacted already.
         let again = call(&user, Method::DELETE, role, Value::Null).await.status.as_u16();
         assert_eq!(again, if ["user", "tool"].contains(&role) { 204 } else { 403 }, "{role}");
     }
@@ -146,7 +146,7 @@ async fn a_users_token_redacts_only_its_own_roles_and_patches_only_feedback_of_o
 async fn api_keys_and_business_tokens_may_append_messages_of_every_role() {
     let fixture = Fixture::start(&[]).await;
     let path = fixture.messages().await;
-    // A token with the scope admin belongs to the business, also if it names a user.
+    // A token with the scope admin belongs to the business, even if it names a user.
     let admin = with(&claims("b", "u", fixture.service.now()), "scope", "read write admin");
     let of_business = fixture.signer.token(&without(&admin, "sub"));
     for credential in [&fixture.key, &of_business, &fixture.signer.token(&admin)] {

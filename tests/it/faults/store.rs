@@ -45,7 +45,7 @@ async fn commands_applied_late_by_a_stopped_redis_are_harmless() {
     ledger.load(4).await;
     let fault = async {
         server.signal(Signal::STOP);
-        // Sent at once. They have timed out by the time Redis applies them.
+        // Sent while Redis is stopped. They have timed out by the time Redis applies them.
         let users = (0..20).map(|number| format!("late{number}"));
         let responses = users.clone().map(|user| async { service.get_or_create(&{ user }).await });
         for response in futures_util::future::join_all(responses).await {
@@ -80,7 +80,7 @@ async fn commands_applied_late_by_a_stopped_redis_are_harmless() {
 }
 
 #[tokio::test]
-async fn redis_that_restarts_empty_is_served_at_once() {
+async fn redis_that_restarts_empty_is_served_immediately() {
     let mut server = RedisServer::start(IN_MEMORY);
     let service = Service::start_on(&server.socket(), &[]).await;
     let id = service.session_of("u").await;
@@ -175,8 +175,8 @@ async fn promoted_replica_without_scripts_fails_no_request() {
     let service = Service::start_on(&proxy.socket(), &[]).await;
     let mut ledger = Ledger::new(&service.base);
     ledger.load(10).await;
-    // Writes that are not replicated are lost with the master, and the service does not promise them. So the test waits
-    // for the replica.
+    // Writes that are not replicated are lost with the master, and the service does not promise to keep them. So the
+    // test waits for the replica.
     with_timeout(async { while master_probe.command(&["WAIT", "1", "100"]).await.as_u64() != Some(1) {} }).await;
 
     let before = noscript_errors(&replica_probe).await;

@@ -257,7 +257,7 @@ fn parse_response(operation: &Operation, status: StatusCode, text: &str) -> Opti
             Answer::AnotherActive(member("activeSessionId").into())
         }
         (409, Operation::Append(..)) if member("code") == "session_not_active" => Answer::NotActive,
-        // A slow Redis left no time to try again. The call changed nothing.
+        // A slow Redis left no time for another attempt. The call changed nothing.
         (409, _) if member("code") == "concurrent_update" => return None,
         _ => unexpected(),
     };

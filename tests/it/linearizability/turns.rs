@@ -1,4 +1,4 @@
-//! The sequential specification of one session's turns. Their leases do not end during a test.
+//! The sequential specification of the turns of one session. Leases do not expire during a test.
 
 use super::user::{Answer, Text};
 
@@ -33,7 +33,7 @@ pub struct TurnView {
     pub after_seq: usize,
     pub cancel_requested: bool,
     pub message_seq: Option<usize>,
-    /// Of an open turn that is read: its chunks.
+    /// For an open turn that is read: its chunks.
     pub text: Option<String>,
 }
 
@@ -73,7 +73,7 @@ impl Turn {
         }
     }
 
-    /// What a caller is told that is not, or no longer, the writer of this turn.
+    /// The answer to a caller that is not, or no longer, the writer of this turn.
     fn closed(&self) -> Answer {
         Answer::TurnClosed(if self.status == OPEN { "taken".into() } else { self.status.into() })
     }
@@ -84,7 +84,7 @@ impl Turns {
         self.turns.last_mut().filter(|turn| turn.status == OPEN)
     }
 
-    /// Closes the open turn. What it has of text becomes the last message.
+    /// Closes the open turn. Its text, if any, becomes the last message.
     fn close(&mut self, status: &'static str, discards: bool, messages: &mut Vec<Text>) {
         let Some(turn) = self.open() else { return };
         turn.status = if turn.cancel_requested { "cancelled" } else { status };
@@ -94,7 +94,7 @@ impl Turns {
         }
     }
 
-    /// The session ends.
+    /// Records the end of the session.
     pub fn interrupt(&mut self, messages: &mut Vec<Text>) {
         self.close("interrupted", false, messages);
     }
@@ -160,7 +160,7 @@ impl Turns {
         let number = self.number;
         let taken = self.turns.pop_if(|turn| turn.status == OPEN);
         let cancel_requested = taken.as_ref().is_some_and(|turn| turn.cancel_requested);
-        let anew = Turn {
+        let new = Turn {
             id: id.clone(),
             number,
             writer: writer.clone(),
@@ -173,7 +173,7 @@ impl Turns {
         };
         let turn = match taken {
             Some(turn) if if_open == "takeover" => Turn { number, writer: writer.clone(), ..turn },
-            _ => anew,
+            _ => new,
         };
         let view = turn.view();
         self.turns.push(turn);

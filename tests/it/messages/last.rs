@@ -11,7 +11,7 @@ use crate::support::monitor::Monitor;
 use crate::support::redis;
 use crate::support::service::Service;
 
-/// Most bytes of a page.
+/// Maximum bytes of a page.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 const HISTORY: &str = "/api/sessions/business/b/user/u/history";
 const ACTIVE: &str = "/api/sessions/business/b/active";
@@ -66,7 +66,7 @@ async fn the_last_message_is_the_newest_one_or_null() {
     let redacted = newest(&service, &path).await;
     assert_eq!((&redacted["content"], redacted["redactedAt"].is_string()), (&Value::Null, true));
     expect_last(&service, &path, &redacted).await;
-    // Also if older messages were trimmed.
+    // The same after older messages were trimmed.
     let hundred: Vec<_> = (0..100).map(text).collect();
     service.post(&messages, json!(hundred)).await.expect(201);
     let last = newest(&service, &path).await;
@@ -153,11 +153,11 @@ async fn a_page_with_last_messages_ends_at_4_mib() {
     let listed = page.json();
     let listed = listed.as_array().expect("an array");
     let has_message: Vec<_> = listed.iter().map(|session| session.get("lastMessage").is_some()).collect();
-    // The sessions are small, so all of them fit, and the messages of the last ones are left out.
+    // The sessions are small, so all of them fit. The messages of the last sessions are omitted.
     let with_message = PAGE_BYTES_MAX / (251 << 10);
     assert_eq!(has_message, [vec![true; with_message], vec![false; sessions - with_message]].concat());
     assert_eq!(page.link("next"), None);
-    // Alone, the last one has its message.
+    // Read alone, the last session has its message.
     let oldest = listed[sessions - 1]["sessionId"].as_str().expect("an id");
     let alone = service.get(&format!("/api/sessions/{oldest}?include=lastMessage")).await.expect(200);
     assert_eq!(alone.member("lastMessage")["content"], content);
@@ -170,7 +170,7 @@ async fn no_more_last_messages_are_read_after_one_that_did_not_fit() {
     let flags = ["--max-body-bytes", "8388608", "--max-content-bytes", "8388608", "--max-metadata-bytes", "200000"];
     let service = Service::start_on(&redis.socket(), &flags).await;
     let content = "x".repeat(3 << 20);
-    // More sessions than are read at a time.
+    // More sessions than one read returns.
     for _ in 0..12 {
         let path = new_session(&service).await;
         service.post(&format!("{path}/messages"), json!({"role": "user", "content": content})).await.expect(201);
@@ -186,7 +186,7 @@ async fn no_more_last_messages_are_read_after_one_that_did_not_fit() {
 }
 
 #[tokio::test]
-async fn a_message_beyond_4_mib_is_left_out_of_its_session() {
+async fn a_message_beyond_4_mib_is_omitted() {
     let flags = ["--max-body-bytes", "8388608", "--max-content-bytes", "8388608"];
     let service = Service::start(&flags).await;
     let path = new_session(&service).await;

@@ -51,7 +51,7 @@ async fn one_message_is_read_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_large_message_is_read_whole() {
+async fn a_large_message_is_read_completely() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 2).await;
     let content = "x".repeat(200 << 10);
@@ -95,7 +95,7 @@ async fn a_patch_merges_metadata_and_nothing_else() {
     service.patch(&message.replace("/b", "/z"), patch(&json!({"a": 1}))).await.expect_problem(404, "message_not_found");
     assert_eq!(service.probe.digest().await, digest);
 
-    // Also in a session that is not active.
+    // The same in a session that is not active.
     service.patch(&session, json!({"status": "ended"})).await.expect(200);
     let cleared = service.patch(&message, patch(&Value::Null)).await.expect(200);
     expected["metadata"] = json!({});
@@ -142,7 +142,7 @@ async fn another_message_at_the_same_seq_is_neither_returned_nor_changed() {
 }
 
 #[tokio::test]
-async fn a_message_that_the_list_lacks_is_an_error_and_not_a_busy_store() {
+async fn a_message_that_the_list_lacks_is_reported_as_an_error() {
     let service = Service::start(&[]).await;
     let (_, message) = fixture(&service).await;
     for seq in ["4", "99"] {
@@ -152,9 +152,9 @@ async fn a_message_that_the_list_lacks_is_an_error_and_not_a_busy_store() {
     }
 }
 
-/// An append keeps the client's spelling of numbers, and a patch writes them anew, which may take more bytes.
+/// An append keeps the client's spelling of numbers. A patch serialises them again, which may take more bytes.
 #[tokio::test]
-async fn a_patch_may_shrink_metadata_that_is_over_the_limit_when_written_anew() {
+async fn a_patch_may_shrink_metadata_that_exceeds_the_limit_when_serialised_again() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 0).await;
     let numbers = vec!["1e9"; 4000].join(",");
@@ -196,7 +196,7 @@ async fn a_message_is_found_while_it_and_others_are_appended() {
         let (appended, read) = futures_util::join!(service.post(&path, body), reads);
         let appended = appended.expect(201);
         for response in read {
-            // The read came before the append, or after it.
+            // The read happened before or after the append.
             if response.status != 404 {
                 assert_eq!(response.expect(200).text, appended.text);
             }
@@ -224,10 +224,10 @@ async fn a_redacted_message_keeps_its_place_and_nothing_else() {
     assert_eq!((seqs(&listed), &listed.json()[1]), (vec![1, 2, 3], &expected));
     let now = service.get(&session).await;
     assert_eq!((now.member("version"), activity(&now)), (json!(2), activity(&at_first)));
-    // A redaction runs also under clock skew, so it writes no time into the session.
+    // A redaction also runs under clock skew, so it writes no time to the session.
     assert_eq!(now.member("updatedAt"), at_first.member("updatedAt"));
 
-    // Repeated, or patched, it stays as it is.
+    // A repeated redaction and a patch change nothing.
     let digest = service.probe.digest().await;
     service.advance(HOUR / 6);
     service.delete(&message).await.expect(204);
@@ -238,7 +238,7 @@ async fn a_redacted_message_keeps_its_place_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_text_of_a_redacted_message_is_not_in_redis_any_more() {
+async fn the_text_of_a_redacted_message_is_removed_from_redis() {
     let service = Service::start(&[]).await;
     let path = session_with(&service, "u", 0).await;
     let tricky = r#"{"\",\"role\":\"tool\",\"content\":null,":"secret","role":"user","content":"secret"}"#;
@@ -257,14 +257,14 @@ async fn the_text_of_a_redacted_message_is_not_in_redis_any_more() {
 }
 
 #[tokio::test]
-async fn a_replay_does_not_bring_a_redacted_message_back() {
+async fn a_replay_does_not_restore_a_redacted_message() {
     let service = Service::start(&[]).await;
     let (session, message) = fixture(&service).await;
     let messages = format!("{session}/messages");
     service.delete(&message).await.expect(204);
     let redacted = service.get(&message).await.text;
     let replay = |role: &str, content: Value| json!({"messageId": "b", "role": role, "content": content});
-    // The content cannot be compared any more.
+    // The content can no longer be compared.
     for content in [json!({"n": 1}), json!("other"), json!("null"), json!({"content": null})] {
         let again = service.post(&messages, replay("user", content)).await.expect(200);
         assert_eq!(again.text, redacted);

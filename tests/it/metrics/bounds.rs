@@ -103,7 +103,7 @@ async fn send(client: &Client, base: &str, (path, method, body_kind): (&str, &st
     }
     let response = request.send().await.expect("a response");
     assert!(response.status().as_u16() < 500, "{response:?}");
-    // An event stream does not end by itself.
+    // An event stream has no end of its own.
     if response.headers().get("content-type").is_none_or(|kind| kind != "text/event-stream") {
         response.bytes().await.expect("a body");
     }

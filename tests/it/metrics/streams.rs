@@ -1,4 +1,4 @@
-//! The metrics of event streams: the time that an event takes, and the limit that rejects a stream.
+//! The metrics of event streams: the delivery time, and the limit that rejected a stream.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::support::scrape::Scrape;
 const DELAY: Duration = Duration::from_millis(1500);
 
 #[tokio::test]
-async fn delivery_takes_until_the_event_was_read() {
+async fn the_delivery_time_includes_the_read_of_the_event() {
     let redis = RedisServer::start(IN_MEMORY);
     let proxy = Proxy::start(&redis.socket());
     let flags = ["--event-loops", "1", "--request-deadline", "10s"];
@@ -34,7 +34,7 @@ async fn delivery_takes_until_the_event_was_read() {
     of_session.until("ready").await;
     of_business.expect("reset").await;
 
-    // The notifications arrive at once, and the reads after them are late.
+    // The notifications arrive immediately, and the reads after them are delayed.
     proxy.once(Fault::Delay(DELAY), "HGETALL");
     let append = Client::new().post(format!("{path}/messages")).json(&json!({"role": "user", "content": "a"}));
     assert_eq!(append.send().await.expect("a response").status().as_u16(), 201);

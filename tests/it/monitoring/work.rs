@@ -109,7 +109,7 @@ impl Workload {
         for user in 0..USERS {
             self.services[0].call_every_route(user).await;
         }
-        // The stream of the business went on, and said that it may have missed something.
+        // The stream of the business has continued, and has sent a `reset` because it may have missed events.
         self.streams.last_mut().expect("a stream").until("reset").await;
     }
 }

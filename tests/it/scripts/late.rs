@@ -91,7 +91,7 @@ async fn a_late_second_create_after_a_delete_restores_no_data() {
     service.get(&path).await.expect_problem(404, "session_not_found");
 }
 
-/// A session that a later create removed as the user's oldest is missing, as after a delete.
+/// A session that a later create removed as the user's oldest one is missing, as after a delete.
 #[tokio::test]
 async fn a_late_second_create_after_its_session_was_removed_finds_the_active_one() {
     let service = Service::start(&["--max-sessions-per-user", "2"]).await;
@@ -136,7 +136,7 @@ async fn a_late_second_update_does_not_restore_its_values() {
     let path = format!("/api/sessions/{}", service.session_of("u").await);
     let body = json!({"title": "first", "metadata": {"by": "first"}});
     let update = run(&service, "update", 200, service.patch(&path, body)).await;
-    // As many later updates as the session remembers beside the first.
+    // As many later updates as the session remembers besides the first.
     for title in ["second", "third", "last"] {
         let last = service.patch(&path, json!({"title": title, "metadata": {"by": title}})).await.expect(200);
         let reply = again_without_effect(&service, &update).await;

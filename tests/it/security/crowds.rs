@@ -105,7 +105,7 @@ async fn expect_silent_connections_closed(target: &Target, count: usize) {
 }
 
 #[tokio::test]
-async fn silent_connections_are_closed_and_others_are_served_meanwhile() {
+async fn silent_connections_are_closed_while_others_are_served() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("enough open files");
     let possible = limit.maximum.map_or(SILENT, |most| usize::try_from(most).unwrap_or(SILENT));
@@ -120,8 +120,8 @@ async fn silent_connections_are_closed_and_others_are_served_meanwhile() {
     let users: Vec<_> = (0..4).map(|number| ("b".to_owned(), format!("v{number}"))).collect();
     let load = Load::start(&target.base, &users).await;
     expect_silent_connections_closed(&target, count).await;
-    let beside = load.stop().await;
+    let loaded = load.stop().await;
     expect_all_served(&alone);
-    expect_all_served(&beside);
-    println!("p99 alone {:?}, beside {count} silent connections {:?}", p99(&alone), p99(&beside));
+    expect_all_served(&loaded);
+    println!("p99 alone {:?}, with {count} silent connections {:?}", p99(&alone), p99(&loaded));
 }

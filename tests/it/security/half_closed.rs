@@ -65,7 +65,7 @@ async fn half_closed_clients_get_their_responses() {
 }
 
 #[tokio::test]
-async fn truncated_requests_change_nothing_and_end_at_once() {
+async fn truncated_requests_change_nothing_and_end_immediately() {
     let target = Target::start("cut-off", &LONG).await;
     let (declared, chunked) = (create("u", "content-length"), create("u", "chunked"));
     let head = declared.find("\r\n\r\n").expect("the end of the head") + 4;
@@ -95,7 +95,7 @@ async fn truncated_requests_change_nothing_and_end_at_once() {
 }
 
 #[tokio::test]
-async fn half_closed_connections_without_a_request_end_at_once() {
+async fn half_closed_connections_without_a_request_end_immediately() {
     let target = Target::start("no-more", &LONG).await;
     // Without any request, and after the response to one.
     for request in ["", "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"] {
@@ -112,7 +112,7 @@ async fn half_closed_connections_without_a_request_end_at_once() {
     expect_no_connections(&target.service).await;
 }
 
-/// Reads until `text` has come. Returns what came after it.
+/// Reads until `text` has arrived. Returns the bytes after it.
 async fn read_to(stream: &mut TcpStream, text: &str) -> Vec<u8> {
     let mut received = Vec::new();
     loop {
@@ -128,7 +128,7 @@ async fn read_to(stream: &mut TcpStream, text: &str) -> Vec<u8> {
 async fn event_streams_end_with_their_client_and_other_requests_wait_for_their_end() {
     let target = Target::start("stream-ends", &LONG).await;
     let events = get("/api/sessions/business/b/events");
-    // Both sides closed, or one: nobody else would end the stream.
+    // The client closes both sides, or only one. Nothing else would end the stream.
     for closes_both in [true, false] {
         let mut stream = target.connect().await;
         stream.write_all(events.as_bytes()).await.expect("the request is sent");
@@ -140,7 +140,7 @@ async fn event_streams_end_with_their_client_and_other_requests_wait_for_their_e
         drop(stream);
         expect_no_connections(&target.service).await;
     }
-    // Requests that were sent during a stream are served after it, however many bytes they have.
+    // Requests that are sent during a stream are served after it, even if they are large.
     let received = target.send(create("u", "content-length").as_bytes(), true).await;
     let id = raw::answers(&received)[0].json()["sessionId"].as_str().expect("an id").to_owned();
     let mut stream = target.connect().await;

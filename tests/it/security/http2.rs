@@ -50,7 +50,7 @@ impl Https {
     }
 }
 
-/// A connection of HTTP/2.
+/// An HTTP/2 connection.
 struct Client {
     sender: SendRequest<Bytes>,
     /// Ends with the connection.
@@ -186,7 +186,7 @@ async fn calls_and_errors_are_those_of_http1() {
 }
 
 #[tokio::test]
-async fn eight_responses_are_sent_at_once_on_one_connection() {
+async fn eight_responses_are_sent_concurrently_on_one_connection() {
     let https = Https::start("tabs", &LONG).await;
     let mut client = https.client().await;
     let session = client.post("/api/sessions", &json!({"businessId": "b", "userId": "u"})).await.expect(201);
@@ -204,7 +204,7 @@ async fn eight_responses_are_sent_at_once_on_one_connection() {
         let start = with_timeout(body.data()).await.expect("no end").expect("a part");
         tabs.push((start, body));
     }
-    // All of them wait for a larger window. Meanwhile the connection serves other calls.
+    // All of them wait for a larger window. In the meantime, the connection serves other calls.
     client.get(&messages).await.expect(200);
     let read = tabs.into_iter().map(async |(start, mut body)| {
         body.flow_control().release_capacity(start.len()).expect("a window");
@@ -253,7 +253,7 @@ async fn incomplete_requests_change_nothing() {
     let mut client = https.client().await;
     let create = |user: &str| json!({"businessId": "b", "userId": user}).to_string();
     let head = || request("POST", "/api/sessions").header("content-type", "application/json").body(()).expect("a head");
-    // The body is complete but for its end. Then the stream is reset, or the connection is closed.
+    // The body is complete except for its end. Then the stream is reset, or the connection is closed.
     let (_, mut stream) = client.sender.send_request(head(), false).expect("a stream");
     stream.send_data(create("reset").into(), false).expect("an open stream");
     client.get("/livez").await.expect(200);
@@ -298,9 +298,9 @@ async fn connections_count_and_unused_ones_are_closed() {
     let https = Https::start("h2-idle", &["--keep-alive-timeout", "500ms"]).await;
     let mut client = https.client().await;
     client.get("/livez").await.expect(200);
-    // The service says that it closes the connection, so this is no error.
+    // The service announces that it closes the connection, so this is not an error.
     assert!(with_timeout(client.connection).await.expect("no panic").is_ok());
-    // A client that sends no request is closed, too.
+    // A client that sends no request is closed as well.
     let mut silent = connect(&https.target, &connector(&[&https.pair], &[b"h2"])).await.expect("a handshake");
     let mut received = Vec::new();
     let _ = with_timeout(silent.read_to_end(&mut received)).await;

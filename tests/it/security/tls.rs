@@ -91,7 +91,8 @@ pub(super) async fn connect(target: &Target, connector: &TlsConnector) -> std::i
 /// Sends a request on a connection that stays open. Returns the status of the response.
 pub(super) async fn exchange(stream: &mut TlsStream<TcpStream>) -> u16 {
     stream.write_all(REQUEST).await.expect("the request is sent");
-    // A write of TLS returns once the bytes are encrypted: a task that is out of its budget has not sent them yet.
+    // A TLS write returns once the bytes are encrypted. If the task has used up its budget, they have not been sent
+    // yet.
     stream.flush().await.expect("the request is sent");
     let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
     loop {

@@ -461,7 +461,7 @@ impl Model {
 }
 
 impl Session {
-    /// Counts a change that is no activity.
+    /// Counts a change that is not activity.
     fn change(&mut self, now: i64) {
         self.version += 1;
         self.updated = self.updated.max(now);

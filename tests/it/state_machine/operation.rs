@@ -139,7 +139,7 @@ pub enum Moment {
     Expiry,
     MaxLifetime,
     EndOfRetention,
-    /// Its open turn is lost from then on.
+    /// From then on, its open turn is lost.
     LostTurn,
 }
 
@@ -174,7 +174,7 @@ fn operation() -> BoxedStrategy<Operation> {
         3 => (which(), message_id()).prop_map(|(session, message)| Operation::RedactMessage { session, message }),
         4 => (which(), range(), weighted(0.7, 1..=4_usize))
             .prop_map(|(session, range, limit)| Operation::ListMessages { session, range, limit }),
-        // Mostly of the newest session, so a turn gets further.
+        // Mostly of the newest session, so that a turn gets more calls.
         70 => (prop_oneof![2 => Just(Which::Newest(0)), 1 => which()], turn_call())
             .prop_map(|(session, call)| Operation::Turn { session, call }),
         2 => user().prop_map(|user| Operation::GetActive { user }),

@@ -42,7 +42,7 @@ pub enum TurnCall {
         turn: TurnName,
         body: Json,
     },
-    /// Chunks from `from` after the turn's number of chunks on, the first one another than usual if `differs`.
+    /// Chunks that start at `from` after the turn's number of chunks. If `differs`, the first one is not the usual one.
     Append {
         turn: TurnName,
         is_number: bool,
@@ -75,7 +75,7 @@ impl TurnCall {
 pub enum TurnName {
     /// The n-th latest turn of the session.
     Latest(usize),
-    /// An id that the session has not had.
+    /// An id that the session has never had.
     New,
     /// The id of a message, if the session has it.
     Message,

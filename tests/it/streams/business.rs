@@ -8,7 +8,7 @@ use crate::support::service::Service;
 const EVENTS: &str = "/api/sessions/business/b/events";
 
 #[tokio::test]
-async fn a_business_sees_what_happens_in_all_of_its_sessions() {
+async fn a_business_stream_has_the_events_of_all_its_sessions() {
     let service = Service::start(&[]).await;
     let mut stream = service.events(EVENTS).await;
     assert_eq!(stream.expect("reset").await.data, json!({"reason": "start"}));
@@ -45,7 +45,7 @@ async fn a_business_sees_what_happens_in_all_of_its_sessions() {
     let ids = [first.member("sessionId"), second.member("sessionId")];
     assert_eq!(ids, [&json!(old), &replacing.member("sessionId")]);
     assert_eq!(first.member("endReason"), "replaced");
-    // What happens elsewhere is not seen here: the next event is that of the erasure.
+    // Events of other businesses are not sent here: the next event is that of the erasure.
     service.post("/api/sessions", json!({"businessId": "b2", "userId": "u1"})).await.expect(201);
     service.delete("/api/sessions/business/b/user/u1").await.expect(200);
     let deleted = [stream.expect("deleted").await, stream.expect("deleted").await];
@@ -57,7 +57,7 @@ async fn a_business_sees_what_happens_in_all_of_its_sessions() {
 }
 
 #[tokio::test]
-async fn a_turn_that_another_one_closes_is_told_to_be_closed() {
+async fn the_end_of_an_interrupted_turn_is_sent() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let (mut session, mut business) =

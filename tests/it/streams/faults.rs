@@ -1,5 +1,5 @@
 //! Streams that are cut at random moments, by two services on one Redis, while turns are written and connections of
-//! subscribers are killed; and while Redis is away.
+//! subscribers are killed; and during an outage of Redis.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,15 +15,15 @@ use crate::support::service::Service;
 
 /// How many streams are cut. `SESSIOND_STREAM_CUTS` sets another number.
 const CUTS: usize = 1_000;
-/// Streams at a time.
+/// Number of concurrent streams.
 const READERS: usize = 8;
 
 #[tokio::test]
-async fn nothing_is_lost_or_doubled_over_random_cuts() {
+async fn no_event_is_lost_or_repeated_over_random_cuts() {
     let wanted = std::env::var("SESSIOND_STREAM_CUTS").map_or(CUTS, |cuts| cuts.parse().expect("a number"));
     let redis = RedisServer::start(&[]);
     let service = Service::start_on(&redis.socket(), &["--rate-limit", "0"]).await;
-    // One service depends on notifications, and one looks often.
+    // One service depends on notifications, and one polls often.
     let sibling = service.polling_sibling().await;
     let nodes = [service.base.as_str(), &sibling.base];
     let client = SessionClient::new(&nodes, &service.session_of("u").await);
@@ -55,7 +55,7 @@ async fn nothing_is_lost_or_doubled_over_random_cuts() {
 }
 
 #[tokio::test]
-async fn streams_stay_open_while_redis_is_away_and_catch_up() {
+async fn streams_survive_a_redis_outage_and_catch_up() {
     let mut redis = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let url = redis.url();
     let start = || Process::serve(&["--rate-limit", "0"], &[("REDIS_URL", &url)]);
@@ -70,7 +70,7 @@ async fn streams_stay_open_while_redis_is_away_and_catch_up() {
     let write = async {
         let mut acknowledged = client.write(&mut random, 5).await;
         redis.kill();
-        // A call waits for Redis, which starts again meanwhile; and one of the services is killed.
+        // A call waits for Redis, which starts again in the meantime. Then one of the services is killed.
         let more = client.write_from(&mut random, 5, 5);
         let again = async {
             tokio::time::sleep(Duration::from_millis(300)).await;

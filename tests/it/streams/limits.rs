@@ -1,4 +1,4 @@
-//! How many streams may be open, and what ends them: the credential, and the shutdown of the service.
+//! Limits on the number of open streams, and what ends streams: their credential, and the shutdown of the service.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ fn with_tokens(folder: &TempDir) -> (Signer, Vec<String>) {
 }
 
 #[tokio::test]
-async fn one_user_has_a_limit_and_clients_that_are_gone_do_not_count() {
+async fn one_user_has_a_limit_that_ignores_disconnected_clients() {
     let folder = TempDir::new().expect("a folder");
     let (signer, mut flags) = with_tokens(&folder);
     flags.extend(["--max-streams-per-user", "2", "--rate-limit", "0", "--user-rate-limit", "0"].map(str::to_owned));
@@ -100,7 +100,7 @@ async fn a_stream_ends_when_its_token_expires() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_its_key_is_withdrawn() {
+async fn a_stream_ends_when_its_key_is_revoked() {
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("keys");
     let (first, first_entry) = api_key("first", &["b"], &[Scope::Read, Scope::Write], None);
@@ -125,7 +125,7 @@ async fn a_stream_ends_when_its_key_is_withdrawn() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_says_good_bye() {
+async fn a_stopping_service_sends_bye() {
     let flags = ["--key-prefix", "sd:good-bye", "--shutdown-grace", "60s"];
     let (mut service, base) = Process::serve(&flags, &[("REDIS_URL", &shared_url())]);
     let url = format!("{base}/api/sessions/business/b/events");

@@ -1,4 +1,4 @@
-//! Streams that go on behind an event: nothing is lost or doubled, or the stream says why it cannot go on.
+//! Streams that resume after an event: nothing is lost or repeated, or the stream sends `reset` with the reason.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use super::{Conversation, begun};
 use crate::support::events::{Event, EventStream, Followed, names};
 use crate::support::service::Service;
 
-/// The ids of events that have one, with what they are of.
+/// The ids of events that have one, each with the event's name and subject.
 fn ids(events: &[Event]) -> Vec<(String, String)> {
     events.iter().filter_map(|event| Some((event.name.clone(), event.id.clone()?))).collect()
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_behind_each_of_its_events() {
+async fn a_stream_resumes_after_each_of_its_events() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let path = conversation.path("/events");
@@ -28,8 +28,8 @@ async fn a_stream_goes_on_behind_each_of_its_events() {
     events.extend(stream.until("chunk").await);
 
     // While the turn is open, and after its end.
-    for is_over in [false, true] {
-        if is_over {
+    for is_closed in [false, true] {
+        if is_closed {
             conversation.end("t", 1).await;
             conversation.append("2").await;
         }
@@ -39,9 +39,9 @@ async fn a_stream_goes_on_behind_each_of_its_events() {
             events[..=index].iter().for_each(|event| followed.take(event));
             let rest = service.events_after(&path, id).await.until("ready").await;
             assert_eq!(rest[0].name, "session");
-            rest.iter().filter(|event| !is_over || event.name != "chunk").for_each(|event| followed.take(event));
+            rest.iter().filter(|event| !is_closed || event.name != "chunk").for_each(|event| followed.take(event));
             let contents: Vec<_> = followed.messages.values().cloned().collect();
-            if is_over {
+            if is_closed {
                 assert_eq!(contents, ["1", "abc", "2"], "behind {event:?}");
             } else {
                 assert_eq!((contents, followed.chunks), (vec![json!("1")], 3), "behind {event:?}");
@@ -49,7 +49,7 @@ async fn a_stream_goes_on_behind_each_of_its_events() {
             assert_eq!(followed.resets, [""; 0], "behind {event:?}");
         }
     }
-    // What was due of a closed turn comes after it, as long as it is stored.
+    // The remaining chunks of a closed turn come after it, as long as they are stored.
     let (_, first_chunk) = ids(&events).into_iter().find(|(name, _)| name == "chunk").expect("a chunk");
     let rest = service.events_after(&path, &first_chunk).await.until("ready").await;
     assert_eq!(names(&rest), ["session", "message", "message", "turn", "chunk", "ready"]);
@@ -57,7 +57,7 @@ async fn a_stream_goes_on_behind_each_of_its_events() {
 }
 
 #[tokio::test]
-async fn a_stream_begins_behind_a_seq_or_with_the_newest() {
+async fn a_stream_starts_after_a_seq_or_with_the_newest_messages() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     for number in 1..=120 {
@@ -86,7 +86,7 @@ async fn reset_reason(stream: &mut EventStream) -> Value {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_none_is_said() {
+async fn an_invalid_cursor_resets_the_stream() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     conversation.append("1").await;
@@ -99,7 +99,7 @@ async fn a_cursor_that_is_none_is_said() {
     let mut stream = service.events(&conversation.path("/events?after=7")).await;
     assert_eq!(reset_reason(&mut stream).await, "unknown_cursor");
     assert_eq!(names(&begun(&mut stream).await), ["session", "ready"]);
-    // A cursor of another session is none of this one.
+    // A cursor of another session is rejected.
     let other = Conversation::of(&service, "other").await;
     let events = begun(&mut service.events(&other.path("/events")).await).await;
     let cursor = events.last().and_then(|event| event.id.clone()).expect("an id");
@@ -107,7 +107,7 @@ async fn a_cursor_that_is_none_is_said() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_too_far_behind_is_said() {
+async fn a_cursor_too_far_back_resets_the_stream() {
     let service = Service::start(&["--messages-kept", "1100", "--rate-limit", "0"]).await;
     let conversation = Conversation::of(&service, "u").await;
     let events = begun(&mut service.events(&conversation.path("/events")).await).await;
@@ -143,7 +143,7 @@ async fn a_cursor_that_is_too_far_behind_is_said() {
 }
 
 #[tokio::test]
-async fn messages_and_chunks_of_any_size_arrive_whole() {
+async fn messages_and_chunks_of_any_size_arrive_completely() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     let mut live = service.events(&conversation.path("/events")).await;
@@ -181,7 +181,7 @@ async fn messages_and_chunks_of_any_size_arrive_whole() {
 }
 
 #[tokio::test]
-async fn messages_that_were_changed_meanwhile_are_said() {
+async fn changed_messages_reset_the_stream() {
     let service = Service::start(&[]).await;
     let conversation = Conversation::of(&service, "u").await;
     conversation.append("1").await;
@@ -196,7 +196,7 @@ async fn messages_that_were_changed_meanwhile_are_said() {
 }
 
 #[tokio::test]
-async fn a_session_made_anew_is_not_taken_for_the_old_one() {
+async fn a_recreated_session_resets_the_stream() {
     let service = Service::start(&[]).await;
     let create = async || {
         let headers = [("content-type", "application/json"), ("idempotency-key", "the-same-key-again")];

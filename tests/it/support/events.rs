@@ -1,4 +1,4 @@
-//! Reads event streams: event by event, and as a client that follows a session across cuts.
+//! Reads event streams: event by event, and as a client that follows a session across interruptions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -35,7 +35,7 @@ impl Event {
 pub struct EventStream {
     response: Response,
     received: Vec<u8>,
-    /// Lines that are no part of an event: comments and `retry`.
+    /// Lines that do not belong to an event: comments and `retry`.
     pub others: Vec<String>,
 }
 
@@ -49,7 +49,7 @@ impl EventStream {
 
     /// The response to a request for a stream.
     pub async fn request(url: &str, headers: &[(&str, &str)]) -> reqwest::Result<Response> {
-        // A client of its own, because a dropped stream leaves an unusable connection.
+        // Uses its own client, because a dropped stream leaves an unusable connection.
         let mut request = reqwest::Client::new().get(url);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -134,7 +134,7 @@ pub fn names(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| event.name.as_str()).collect()
 }
 
-/// What a client has of a session that it follows by the rules of docs/api.md. Panics if an event breaks them.
+/// The state of a client that follows a session by the rules of docs/api.md. Panics if an event breaks them.
 #[derive(Debug, Default)]
 pub struct Followed {
     pub last_id: Option<String>,
@@ -142,7 +142,7 @@ pub struct Followed {
     pub messages: BTreeMap<u64, Value>,
     /// The chunks of turns that have no message yet, by `turnId`: the number of the turn, and the chunks.
     texts: HashMap<String, (u64, Vec<String>)>,
-    /// The turns that have become messages, whose chunks do not matter any more.
+    /// The turns that have become messages. Their chunks are ignored from then on.
     done: HashSet<String>,
     pub resets: Vec<String>,
     /// Set by a reset until the messages are listed again.
@@ -184,7 +184,7 @@ impl Followed {
                 let (known, chunks) = self.texts.entry(turn_id).or_insert((turn_number, Vec::new()));
                 assert_eq!(*known, turn_number, "a chunk of a turn that was not said to be new: {event:?}");
                 let from = usize::try_from(number(event.member("from"))).expect("a small number");
-                assert_eq!(from, chunks.len(), "a chunk is lost or doubled: {event:?}");
+                assert_eq!(from, chunks.len(), "a chunk is lost or repeated: {event:?}");
                 let new = event.member("chunks").as_array().expect("chunks");
                 self.chunks += new.len();
                 chunks.extend(new.iter().map(text));
@@ -197,7 +197,7 @@ impl Followed {
     fn take_message(&mut self, event: &Event) {
         let (seq, content) = (number(event.member("seq")), event.member("content").clone());
         if let Some((last, _)) = self.messages.last_key_value() {
-            assert_eq!(seq, last + 1, "a message is lost or doubled: {event:?}");
+            assert_eq!(seq, last + 1, "a message is lost or repeated: {event:?}");
         }
         self.done.insert(text(event.member("messageId")));
         if let Some((_, chunks)) = self.texts.remove(&text(event.member("messageId"))) {
@@ -210,7 +210,7 @@ impl Followed {
         self.messages.insert(seq, content);
     }
 
-    /// Takes listed messages after a reset. Those that the stream sent as well are the same.
+    /// Takes listed messages after a reset. Messages that the stream sent as well are the same.
     pub fn take_list(&mut self, messages: &[Value]) {
         let sent = std::mem::take(&mut self.messages);
         self.done.extend(messages.iter().map(|message| text(&message["messageId"])));
@@ -232,7 +232,7 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("not a number: {value}"))
 }
 
-/// Nodes of a service that a client may use, and what it does with one session.
+/// The nodes of a service that a client may use, and the calls of the client for one session.
 #[derive(Clone, Debug)]
 pub struct SessionClient {
     nodes: Vec<String>,
@@ -251,7 +251,7 @@ impl SessionClient {
         format!("{}{}{rest}", random.one_of(&self.nodes), self.path)
     }
 
-    /// Calls until the answer is none of a fault.
+    /// Repeats a call until the response is not that of a fault.
     async fn call(&self, random: &mut Random, rest: &str, body: Option<&Value>) -> (u16, Value) {
         loop {
             let url = self.url(random, rest);
@@ -282,13 +282,13 @@ impl SessionClient {
         }
     }
 
-    /// Appends a message and writes a reply, `turns` times, by nodes in turn. Returns what was acknowledged: the id and
-    /// the content of each message.
+    /// Appends a message and writes a reply, `turns` times, on alternating nodes. Returns the acknowledged messages:
+    /// the id and the content of each.
     pub async fn write(&self, random: &mut Random, turns: usize) -> Vec<(String, String)> {
         self.write_from(random, 0, turns).await
     }
 
-    /// The same after `first` others.
+    /// The same, after `first` other ones.
     pub async fn write_from(&self, random: &mut Random, first: usize, turns: usize) -> Vec<(String, String)> {
         let mut acknowledged = Vec::new();
         for turn in first..first + turns {
@@ -319,7 +319,7 @@ impl SessionClient {
         acknowledged
     }
 
-    /// Panics unless a client has everything that was acknowledged, as the service lists it.
+    /// Panics unless a client has everything that was acknowledged, in the order in which the service lists it.
     pub async fn expect_complete(&self, followed: &Followed, random: &mut Random, acknowledged: &[(String, String)]) {
         let listed = self.messages(random).await;
         let contents: Vec<_> = listed.iter().map(|message| message["content"].clone()).collect();
@@ -330,8 +330,8 @@ impl SessionClient {
         }
     }
 
-    /// Follows the session by one stream after the other, each cut at a random moment, until `is_done`; then up to the
-    /// end of what there is. Counts the cuts.
+    /// Follows the session by one stream after another, each cut at a random moment, until `is_done`. Then reads to the
+    /// end. Counts the cuts.
     pub async fn follow(&self, mut random: Random, is_done: &AtomicBool, cuts: &AtomicUsize) -> Followed {
         let mut followed = Followed::default();
         loop {

@@ -1,5 +1,5 @@
 //! A load generator with a ledger of every acknowledged write. Each acknowledged write must be stored exactly once,
-//! whatever faults happened meanwhile. A write without acknowledgement may be stored or not.
+//! despite all faults. A write without acknowledgement may be stored or not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -209,7 +209,7 @@ impl User {
                 record.messages.insert(message_id.to_owned(), message["seq"].as_u64().expect("a seq"));
                 record.unknown_messages.remove(message_id);
             }
-            // The earlier append was not applied, and cannot be any more.
+            // The earlier append was not applied, and can no longer be applied.
             Some((409, _)) if record.ended != Certainty::No => {
                 record.unknown_messages.remove(message_id);
             }

@@ -23,7 +23,7 @@ pub struct Call {
     pub status: u16,
 }
 
-/// A user with one permanent session, and what is known of that session.
+/// A user with one permanent session, and the known state of that session.
 #[derive(Debug)]
 pub struct User {
     pub business_id: String,
@@ -38,7 +38,7 @@ pub struct User {
     pub wrong: Vec<String>,
 }
 
-/// The services that get the calls of a load in turn, as from a load balancer.
+/// The services that receive the calls of a load round-robin, as from a load balancer.
 #[derive(Clone, Default)]
 pub struct Nodes(Arc<Mutex<Vec<Arc<String>>>>);
 

@@ -264,7 +264,7 @@ impl RedisServer {
         let probe = self.probe().await;
         loop {
             let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-            // Another process may have taken the port meanwhile.
+            // Another process may have taken the port in the meantime.
             if probe.try_command(&["CONFIG", "SET", "port", &port.to_string()]).await.is_ok() {
                 return port;
             }
@@ -300,7 +300,7 @@ impl RedisServer {
         }
     }
 
-    /// Whether the server replies to PING and is not loading, as far as it says that to clients without a password.
+    /// Whether the server replies to PING and is not loading, as far as a client without a password can see.
     fn is_ready(&self) -> bool {
         if !self.is_on_socket {
             return ["PONG", "NOAUTH Authentication required."].contains(&self.ask(&["PING"]).trim());

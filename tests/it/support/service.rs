@@ -26,7 +26,7 @@ use super::redis::{self, RedisProbe};
 /// The injected clock is this far ahead of the real one. Redis uses its own clock, so no key expires during a test.
 const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// Streams of a service look for changes only when they are told of some, so a test fails if they are not told.
+/// A service's streams read changes only after a notification, so a test fails if a notification is missing.
 const ONLY_NOTIFIED: StreamSettings = StreamSettings { poll: HOUR, turn_poll: HOUR, comment_interval: HOUR };
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -128,7 +128,7 @@ impl Service {
         Self::start_sharing(socket, &prefix, clock_ms, flags).await
     }
 
-    /// Starts another service on the same Redis, with the same keys and clock, whose streams look for changes often.
+    /// Starts another service on the same Redis, with the same keys and clock, whose streams poll often.
     pub async fn polling_sibling(&self) -> Self {
         let often = Duration::from_millis(20);
         let settings = StreamSettings { poll: often, turn_poll: often, comment_interval: often };
@@ -231,7 +231,7 @@ impl Service {
         EventStream::open(&format!("{}{path}", self.base), &[]).await
     }
 
-    /// Opens an event stream that goes on behind this id.
+    /// Opens an event stream that resumes after this id.
     pub async fn events_after(&self, path: &str, last_id: &str) -> EventStream {
         EventStream::open(&format!("{}{path}", self.base), &[("last-event-id", last_id)]).await
     }
@@ -244,7 +244,7 @@ impl Service {
         }
         let response = request.send().await.expect("a response");
         let (status, headers) = (response.status(), response.headers().clone());
-        // An event stream does not end by itself.
+        // An event stream has no end of its own.
         let is_stream = headers.get("content-type").is_some_and(|value| value == "text/event-stream");
         let text = if is_stream { String::new() } else { response.text().await.expect("a body") };
         Answer { status, headers, text }

@@ -1,4 +1,4 @@
-//! Many writers: those that come back too late, two with one turn, and jobs that are delivered twice.
+//! Many writers: writers that resume too late, two writers of one turn, and jobs that are delivered twice.
 
 use std::collections::BTreeMap;
 
@@ -20,8 +20,8 @@ impl<'a> Turns<'a> {
         Self { service, session: self.session.clone() }
     }
 
-    /// Writes chunks one by one until a call is refused, then ends the turn. Returns the chunks that were stored, and
-    /// whether the turn is this writer's message.
+    /// Writes chunks one by one until a call is rejected, then ends the turn. Returns the stored chunks, and whether
+    /// the turn became this writer's message.
     async fn write(&self, turn_id: &str, number: u64, from: usize, chunks: usize) -> (Vec<String>, bool) {
         let mut stored = Vec::new();
         for index in from..from + chunks {
@@ -63,7 +63,7 @@ async fn writers_that_were_stopped_too_long_write_nothing() {
         let next = async || {
             let began = other.begin("second", "x", json!({})).await;
             if began.status != 201 {
-                // The first came before this, and has its lease again.
+                // The first call came before this and renewed its lease.
                 assert_eq!(began.expect_problem(409, "turn_open").member("openTurnId"), "first");
                 return None;
             }
@@ -114,7 +114,7 @@ async fn two_writers_of_one_turn_write_one_after_the_other() {
         let ((first, is_first), (from, second, is_second)) = join(turns.write("t", 1, 0, 6), second).await;
         assert!(is_first != is_second, "{index}: one of them ends the turn");
         let kept = if is_second { from } else { first.len() };
-        // What was acknowledged before the other took over is there, and nothing after that.
+        // Everything that was acknowledged before the takeover is stored, and nothing from after it.
         assert!(if_open == "discard" || first.len() == kept, "{index}: {first:?} {kept}");
         let text: String = first.into_iter().take(kept).chain(second).collect();
         assert_eq!(turns.messages().await, [[json!("t"), json!(text), json!("completed")]], "{index}: {if_open}");
@@ -123,7 +123,7 @@ async fn two_writers_of_one_turn_write_one_after_the_other() {
     expect_clean(&service).await;
 }
 
-/// Answers one message, as a worker does that got its job: only the writer of its turn does, and waits for turns before.
+/// Answers one message, as a worker does with a job: only the writer of its turn answers, and waits for earlier turns.
 async fn work(turns: &Turns<'_>, message_id: &str, writer: &str) {
     let turn_id = format!("re:{message_id}");
     loop {
@@ -134,7 +134,7 @@ async fn work(turns: &Turns<'_>, message_id: &str, writer: &str) {
                 assert!(turns.write(&turn_id, number, 0, 3).await.1);
                 return;
             }
-            // It is answered.
+            // The message has been answered.
             200 => return,
             _ => drop(began.expect_problem(409, "turn_open")),
         }
@@ -143,7 +143,7 @@ async fn work(turns: &Turns<'_>, message_id: &str, writer: &str) {
 }
 
 #[tokio::test]
-async fn every_message_is_answered_once_though_jobs_come_twice() {
+async fn every_message_is_answered_once_if_jobs_are_delivered_twice() {
     let service = Service::start(&[]).await;
     let sibling = service.sibling(&[]).await;
     let crowd = crowd(&service, WRITERS / 10).await;

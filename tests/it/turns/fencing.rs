@@ -1,4 +1,4 @@
-//! Who may write: one writer at a time, for as long as its lease lasts or nobody closed its turn.
+//! Who may write a turn: one writer at a time, until its lease expires or another caller closes the turn.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::audit::expect_clean;
 use crate::support::service::Service;
 
 #[tokio::test]
-async fn a_second_turn_is_rejected_until_the_first_is_over() {
+async fn a_second_turn_is_rejected_until_the_first_has_ended() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;
     turns.begin("a\"", "w", json!({})).await.expect(201);
@@ -47,7 +47,7 @@ async fn another_turn_interrupts_or_discards_the_open_one() {
 }
 
 #[tokio::test]
-async fn another_writer_takes_over_or_starts_anew() {
+async fn another_writer_takes_over_or_discards_the_chunks() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;
     turns.begin("t", "w1", json!({"metadata": {"a": 1}})).await.expect(201);
@@ -59,9 +59,9 @@ async fn another_writer_takes_over_or_starts_anew() {
     assert_eq!(fenced.expect_problem(409, "turn_closed").member("turnStatus"), "taken");
     turns.end("t", 1, json!({})).await.expect_problem(409, "turn_closed");
     turns.chunks("t", 2, 1, &["two"]).await.expect(200);
-    let anew = turns.begin("t", "w3", json!({"ifOpen": "discard", "metadata": {"b": 2}})).await.expect(200);
-    assert_eq!((anew.member("number"), anew.member("nextChunk")), (json!(3), json!(0)));
-    assert_eq!((anew.member("status"), anew.member("metadata")), (json!("open"), json!({"b": 2})));
+    let discarded = turns.begin("t", "w3", json!({"ifOpen": "discard", "metadata": {"b": 2}})).await.expect(200);
+    assert_eq!((discarded.member("number"), discarded.member("nextChunk")), (json!(3), json!(0)));
+    assert_eq!((discarded.member("status"), discarded.member("metadata")), (json!("open"), json!({"b": 2})));
     assert_eq!(turns.get("t").await.member("chunks"), json!([]));
     turns.chunks("t", 3, 0, &["three"]).await.expect(200);
     turns.end("t", 3, json!({})).await.expect(200);
@@ -70,7 +70,7 @@ async fn another_writer_takes_over_or_starts_anew() {
 }
 
 #[tokio::test]
-async fn a_lost_turn_is_closed_by_whoever_comes_first() {
+async fn a_lost_turn_is_closed_by_the_next_call() {
     let service = Service::start(&[]).await;
     for (index, by) in ["begin", "begin-same", "append", "end-session", "get", "messages"].into_iter().enumerate() {
         let turns = Turns::of(&service, &format!("u{index}")).await;
@@ -103,7 +103,7 @@ async fn a_lost_turn_is_closed_by_whoever_comes_first() {
 }
 
 #[tokio::test]
-async fn a_writer_goes_on_until_somebody_closed_its_turn() {
+async fn a_writer_continues_until_its_turn_is_closed() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;
     turns.begin("t", "w", json!({})).await.expect(201);
@@ -112,7 +112,7 @@ async fn a_writer_goes_on_until_somebody_closed_its_turn() {
     service.advance(LOST * 3);
     turns.chunks("t", 1, 0, &["on"]).await.expect(200);
     service.advance(LOST * 3);
-    // Refused calls do not close it.
+    // Rejected calls do not close it.
     turns.begin("other", "w", json!({"turnId": ""})).await.expect_problem(400, "invalid_request");
     turns.get("other").await.expect_problem(404, "turn_not_found");
     service.get(&turns.path("messages/other")).await.expect_problem(404, "message_not_found");
@@ -121,7 +121,7 @@ async fn a_writer_goes_on_until_somebody_closed_its_turn() {
 }
 
 #[tokio::test]
-async fn a_request_to_stop_bounds_the_lease_and_decides_the_status() {
+async fn a_cancel_limits_the_lease_and_decides_the_status() {
     let service = Service::start(&[]).await;
     for (index, how) in ["end", "lost", "interrupt", "session"].into_iter().enumerate() {
         let turns = Turns::of(&service, &format!("u{index}")).await;
@@ -132,8 +132,12 @@ async fn a_request_to_stop_bounds_the_lease_and_decides_the_status() {
         assert_eq!((asked.member("cancelRequested"), asked.string("leaseUntil")), (json!(true), stop_by.clone()));
         service.advance(LEASE / 10);
         assert_eq!(turns.cancel("t").await.expect(202).json(), asked.json());
-        let told = turns.chunks("t", 1, 1, &["!"]).await.expect(200);
-        assert_eq!((told.member("cancelRequested"), told.string("leaseUntil")), (json!(true), stop_by), "{how}");
+        let appended = turns.chunks("t", 1, 1, &["!"]).await.expect(200);
+        assert_eq!(
+            (appended.member("cancelRequested"), appended.string("leaseUntil")),
+            (json!(true), stop_by),
+            "{how}"
+        );
         match how {
             "end" => {
                 turns.end("t", 1, json!({})).await.expect(200);

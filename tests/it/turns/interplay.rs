@@ -39,7 +39,7 @@ async fn the_end_of_a_session_closes_its_turn_in_the_same_step() {
 }
 
 #[tokio::test]
-async fn a_refused_end_of_a_session_closes_nothing() {
+async fn a_rejected_end_of_a_session_closes_no_turn() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;
     turns.begin("t", "w", json!({})).await.expect(201);
@@ -146,13 +146,13 @@ async fn a_resume_keeps_the_chunks_of_an_open_turn() {
 }
 
 #[tokio::test]
-async fn a_turn_that_starts_anew_is_still_asked_to_stop() {
+async fn a_discarded_turn_stays_cancelled() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;
     turns.begin("t", "w1", json!({})).await.expect(201);
     turns.cancel("t").await.expect(202);
-    let anew = turns.begin("t", "w2", json!({"ifOpen": "discard"})).await.expect(200);
-    assert_eq!(anew.member("cancelRequested"), true);
+    let discarded = turns.begin("t", "w2", json!({"ifOpen": "discard"})).await.expect(200);
+    assert_eq!(discarded.member("cancelRequested"), true);
     turns.end("t", 2, json!({"content": "x"})).await.expect(200);
     assert_eq!(turns.messages().await, [[json!("t"), json!("x"), json!("cancelled")]]);
 }

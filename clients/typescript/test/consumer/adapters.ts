@@ -26,7 +26,7 @@ export async function work(sessionId: string): Promise<number | undefined> {
     yield { type: "text-delta", id: turn.turnId, delta: messages[0]!.role };
   });
   console.log(turn.hasNewMessages);
-  // @ts-expect-error: a model does not go on from chunks.
+  // @ts-expect-error: a model cannot continue chunks.
   await writeUIMessages(client, sessionId, async function* () {}, { ifOpen: "takeover" });
   return messages[0]?.metadata?.tokens;
 }

@@ -15,7 +15,7 @@ pub struct NewChunks {
     pub number: u64,
     /// The number of the first chunk, from 0.
     pub from: u64,
-    /// Each as JSON writes it, without quotes.
+    /// Escaped JSON texts without quotes.
     pub chunks: Vec<String>,
 }
 
@@ -37,11 +37,11 @@ pub enum AppendChunks {
     Appended(ChunksAppended),
     /// The turn has only this many chunks.
     Gap(u64),
-    /// A stored chunk is another one.
+    /// A stored chunk with one of these numbers has other content.
     Conflict,
     /// The turn would have too many chunks or bytes.
     TooLarge,
-    /// The writer does not have the turn.
+    /// The writer does not have the turn, or it is closed.
     NotOpen(NotOpen),
     /// The session does not exist.
     Missing,
@@ -60,7 +60,7 @@ impl SessionStore {
         now: Timestamp,
     ) -> Result<AppendChunks, StoreError> {
         instrumented(Operation::AppendChunks, async move {
-            // The script checks the scope, unless it has too many businesses to send.
+            // The script checks the scope, unless the scope has too many businesses to send.
             let lines = scope.lines();
             if lines.is_none() && self.get_in_scope(id, scope, now).await?.is_none() {
                 return Ok(AppendChunks::Missing);

@@ -11,7 +11,7 @@ use crate::store::{SessionStore, StoreError};
 pub struct NewTurn {
     /// Unique within the session.
     pub turn_id: Identifier,
-    /// The run of a worker that writes it.
+    /// The worker's run that writes the turn.
     pub writer: Identifier,
     /// The role of the message that it becomes.
     pub role: Role,
@@ -26,9 +26,9 @@ pub struct NewTurn {
 pub enum BeginTurn {
     /// The turn is new.
     Began(Box<Turn>),
-    /// The turn as it is: this writer has it, or it is closed.
+    /// The turn in its current state: this writer has it, or it is closed.
     Known(Box<Turn>),
-    /// Another turn, or the same turn of another writer, is open.
+    /// Another turn is open, or another writer has this turn.
     TurnOpen {
         /// The open turn.
         turn_id: String,
@@ -88,7 +88,7 @@ impl SessionStore {
                     count_closed_turn(&reply.string()?);
                     match self.closed_turn(id, &turn_id).await? {
                         Some(turn) => Ok(BeginTurn::Known(turn)),
-                        // The session, or the message, was deleted meanwhile.
+                        // The session or the message was deleted in the meantime.
                         None if !self.remains(id, now).await? => Ok(BeginTurn::Missing),
                         None => Err(StoreError::Busy("the session changes faster than it can be read".to_owned())),
                     }

@@ -6,7 +6,7 @@ use crate::session::{Identifier, SessionId, TenantScope, Timestamp, Turn, escape
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
 
-/// How long a writer has to stop.
+/// The time that a writer has to stop.
 const STOP_MS: u32 = 10_000;
 
 /// Outcome of [`SessionStore::cancel_turn`].

@@ -10,20 +10,20 @@ use crate::session::{
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
 
-/// The end of a turn, as its writer gives it.
+/// How a writer ends a turn.
 #[derive(Clone, Debug)]
 pub struct TurnEnd {
     /// The turn.
     pub turn_id: Identifier,
     /// The number of the turn.
     pub number: u64,
-    /// Whether it is complete.
+    /// Whether it is completed or failed.
     pub status: EndStatus,
     /// The JSON of the message's content; `None` for all chunks joined.
     pub content_json: Option<String>,
     /// A merge patch for the turn's metadata.
     pub metadata: Option<Value>,
-    /// Why it failed, JSON.
+    /// The cause of a failure, JSON.
     pub error_json: Option<String>,
 }
 
@@ -40,7 +40,7 @@ pub enum EndTurn {
     Missing,
 }
 
-/// How to close a turn; texts are empty if absent.
+/// How to close a turn. Absent texts are empty.
 #[derive(Debug, Default)]
 pub(super) struct Closing<'a> {
     pub(super) status: &'a str,
@@ -82,7 +82,7 @@ impl SessionStore {
                     Some(turn) if turn.status == TurnStatus::Open && turn.turn_id == end.turn_id.as_str() => {
                         return Ok(EndTurn::NotOpen(NotOpen::Taken));
                     }
-                    _ => return Ok(ended_before(end, self.not_open(id, &turn_id, now).await?)),
+                    _ => return Ok(outcome_if_closed(end, self.not_open(id, &turn_id, now).await?)),
                 },
             };
             if metadata.len() > self.config.metadata_bytes_max {
@@ -100,7 +100,7 @@ impl SessionStore {
                     Ok(EndTurn::Ended(turn))
                 }
                 Ended::Taken => Ok(EndTurn::NotOpen(NotOpen::Taken)),
-                Ended::NotOpen => Ok(ended_before(end, self.not_open(id, &turn_id, now).await?)),
+                Ended::NotOpen => Ok(outcome_if_closed(end, self.not_open(id, &turn_id, now).await?)),
                 Ended::Missing => Ok(EndTurn::Missing),
             }
         })
@@ -144,7 +144,7 @@ impl SessionStore {
         }
     }
 
-    /// Why a turn that is not the open one is not.
+    /// Why the turn with this id is not open.
     pub(super) async fn not_open(
         &self,
         id: SessionId,
@@ -159,7 +159,7 @@ impl SessionStore {
 }
 
 /// The outcome of an end that found the turn closed.
-fn ended_before(end: &TurnEnd, reason: NotOpen) -> EndTurn {
+fn outcome_if_closed(end: &TurnEnd, reason: NotOpen) -> EndTurn {
     match reason {
         NotOpen::Closed(turn) if end.status.is_of(&turn) && turn.number == Some(end.number) => EndTurn::Ended(turn),
         reason => EndTurn::NotOpen(reason),

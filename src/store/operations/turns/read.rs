@@ -15,10 +15,10 @@ use crate::store::reply::Reply;
 use crate::store::response_memory::{MemoryPermit, ResponseOwner, SMALL_RESPONSE_BYTES};
 use crate::store::{SessionStore, StoreError};
 
-/// How often a turn is read again if it changes between its reads.
+/// How often a turn is read again if it changes between two reads.
 const READS_MAX: u32 = 8;
 
-/// Bytes of a chunk beside its text: those of its JSON, and of the value that holds it.
+/// Bytes of a chunk besides its text: the JSON syntax, and the value that holds it.
 const CHUNK_OVERHEAD_BYTES: usize = 35;
 
 /// Which turn to read.
@@ -30,12 +30,12 @@ pub enum TurnName {
     Id(Identifier),
 }
 
-/// A turn with its chunks from one number on.
+/// A turn with its chunks from a given number on.
 #[derive(Debug)]
 pub struct TurnChunks {
     /// The turn.
     pub turn: Box<Turn>,
-    /// Each as JSON writes it, without quotes.
+    /// Escaped JSON texts without quotes.
     pub chunks: Vec<Bytes>,
     /// The memory of a large response. Keep it until the response is sent.
     pub memory: Option<MemoryPermit>,
@@ -46,15 +46,15 @@ pub struct TurnChunks {
 pub enum GetTurn {
     /// The turn.
     Found(Box<TurnChunks>),
-    /// The session has had no such turn, as far as it is known.
+    /// The session has had no such turn, or the turn is no longer recorded.
     TurnMissing,
     /// The session does not exist.
     SessionMissing,
 }
 
 impl SessionStore {
-    /// A turn of a session within `scope`, with its chunks from number `from` on. An open turn whose lease is over is
-    /// closed first.
+    /// A turn of a session within `scope`, with its chunks from number `from` on. Closes an open turn first if its
+    /// lease has expired.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -84,11 +84,11 @@ impl SessionStore {
                 let Some(turn) = turn.filter(|turn| is_named(turn)) else {
                     let before = match name {
                         TurnName::Id(id_of_turn) => {
-                            self.turn_before(id, &escaped_text(id_of_turn.as_str()), &earlier).await?
+                            self.recorded_turn(id, &escaped_text(id_of_turn.as_str()), &earlier).await?
                         }
                         TurnName::Latest => None,
                     };
-                    // A message that no turn wrote has no finishReason.
+                    // A message without `finishReason` was not written by a turn.
                     if let Some(turn) = before.filter(|turn| turn.number.is_some() || turn.ended_as.is_some()) {
                         let alone = TurnChunks { turn, chunks: Vec::new(), memory: None };
                         return Ok(GetTurn::Found(Box::new(alone)));
@@ -96,23 +96,24 @@ impl SessionStore {
                     let remains = self.remains(id, now).await?;
                     return Ok(if remains { GetTurn::TurnMissing } else { GetTurn::SessionMissing });
                 };
-                // Only a call that is not rejected closes the turn. If it cannot be closed now, it is still open.
+                // Only a call that is not rejected closes the turn. If the turn cannot be closed now, it is returned as
+                // open.
                 if std::mem::take(&mut may_close) && matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
                     continue;
                 }
                 let wanted = usize::try_from(turn.next_chunk.unwrap_or_default().saturating_sub(from)).unwrap_or(0);
                 let bytes = if wanted == 0 { 0 } else { turn.chunk_bytes + wanted * CHUNK_OVERHEAD_BYTES };
-                // The chunks, and the response that is made of them.
+                // For the chunks and for the response with them.
                 let memory = self.response_memory.reserve_if_large(owner, 2 * bytes).await?;
                 let mut chunks = if wanted == 0 { Vec::new() } else { self.read_chunks(id, from, bytes).await? };
                 let again = self.latest_turn(id).await?.filter(|again| again.number == turn.number);
-                // The chunks of another writer must not be shown as this one's.
+                // If another writer has begun the turn again, the chunks belong to that writer.
                 let Some(again) = again else { continue };
-                // They may be gone because the turn was closed meanwhile.
-                let is_over = chunks.len() < wanted && again.status != TurnStatus::Open;
+                // The turn may have been closed, and its chunks deleted, in the meantime.
+                let has_lost_chunks = chunks.len() < wanted && again.status != TurnStatus::Open;
                 chunks.truncate(wanted);
-                if is_over || chunks.len() == wanted {
-                    let turn = if is_over { again } else { turn };
+                if has_lost_chunks || chunks.len() == wanted {
+                    let turn = if has_lost_chunks { again } else { turn };
                     return Ok(GetTurn::Found(Box::new(TurnChunks { turn, chunks, memory })));
                 }
             }
@@ -121,18 +122,18 @@ impl SessionStore {
         .await
     }
 
-    /// The chunks of the latest turn from number `from` on, which may have this many `bytes` together.
+    /// The chunks of the latest turn from number `from` on, which have about this many `bytes` together.
     async fn read_chunks(&self, id: SessionId, from: u64, bytes: usize) -> Result<Vec<Bytes>, StoreError> {
         let command = ReadCommand::list(self.keys.chunks(id), i64::try_from(from).unwrap_or(i64::MAX), -1);
         if bytes <= SMALL_RESPONSE_BYTES {
             return self.read_command(command).await?.texts("get_turn");
         }
-        // A large reply on the pipelined connection would delay the reads behind it.
+        // A large reply would delay the other reads on the connection.
         let _permit = self.large_reads.acquire().await;
         self.topology.read_by_client(&command).await?.texts("get_turn")
     }
 
-    /// The open turn of a session that was read, unless its lease is over.
+    /// The open turn of a session that has been read, unless its lease has expired.
     pub(crate) async fn open_turn(&self, session: &Session, now: Timestamp) -> Result<Option<Box<Turn>>, StoreError> {
         if session.open_turn.as_ref().is_none_or(|turn| turn.is_lost(now)) {
             return Ok(None);
@@ -145,7 +146,7 @@ impl SessionStore {
         Ok(self.stored_turn(id).await?.map(|(turn, _)| turn))
     }
 
-    /// The turn with this number, which was closed before the latest began, if it is known.
+    /// The turn with this number, if it was closed before the latest turn began and is still recorded.
     ///
     /// # Errors
     /// If the store cannot serve.
@@ -153,10 +154,10 @@ impl SessionStore {
         let Some((_, earlier)) = self.stored_turn(id).await? else { return Ok(None) };
         let turn = earlier_turn_since(id, &earlier, number)?.filter(|turn| turn.number == Some(number));
         let Some(turn) = turn else { return Ok(None) };
-        self.turn_before(id, &escaped_text(&turn.turn_id), &earlier).await
+        self.recorded_turn(id, &escaped_text(&turn.turn_id), &earlier).await
     }
 
-    /// The turn that began last, and the lines about those before it.
+    /// The turn that began last, and the lines of the turns before it.
     pub(in crate::store::operations) async fn stored_turn(
         &self,
         id: SessionId,
@@ -170,22 +171,22 @@ impl SessionStore {
         Ok(Some((turn_of(id, fields)?, earlier)))
     }
 
-    /// A closed turn: the latest, one of those before it, or what its message says.
+    /// A closed turn: the latest one, an earlier one that is recorded, or one that is known from its message.
     pub(super) async fn closed_turn(
         &self,
         id: SessionId,
         escaped_turn_id: &str,
     ) -> Result<Option<Box<Turn>>, StoreError> {
         let Some((turn, earlier)) = self.stored_turn(id).await? else {
-            return self.turn_before(id, escaped_turn_id, "").await;
+            return self.recorded_turn(id, escaped_turn_id, "").await;
         };
         if turn.status != TurnStatus::Open && escaped_text(&turn.turn_id) == escaped_turn_id {
             return Ok(Some(turn));
         }
-        self.turn_before(id, escaped_turn_id, &earlier).await
+        self.recorded_turn(id, escaped_turn_id, &earlier).await
     }
 
-    async fn turn_before(
+    async fn recorded_turn(
         &self,
         id: SessionId,
         escaped_turn_id: &str,
@@ -204,14 +205,14 @@ impl SessionStore {
         self.turn_of_message(id, escaped_turn_id).await
     }
 
-    /// What a message says of the turn with its id.
+    /// The turn as far as its message records it.
     async fn turn_of_message(&self, id: SessionId, escaped_turn_id: &str) -> Result<Option<Box<Turn>>, StoreError> {
         let Some(turn_id) = super::unescaped(escaped_turn_id).and_then(|turn_id| Identifier::new(turn_id).ok()) else {
             return Ok(None);
         };
         let message = MessageRef { session_id: id, message_id: turn_id };
         let owner = ResponseOwner::default();
-        // Every readable session has a later end.
+        // At time 0, every readable session counts as readable.
         let now = Timestamp(0);
         let found = Box::pin(self.find_message(&message, &TenantScope::Everything, owner, now)).await?;
         let GetMessage::Found(stored, _memory) = found else { return Ok(None) };

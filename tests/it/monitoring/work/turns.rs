@@ -1,4 +1,4 @@
-//! Turns that end in each way, streams that see them and cannot go on, and what is trimmed.
+//! Turns that end with each status, streams that see them and are reset, and data that is trimmed.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ pub(super) const MESSAGES_KEPT: &str = "100";
 pub(super) const LEASE: &str = "2s";
 
 impl Service {
-    /// Returns streams that are still open.
+    /// Returns the streams that are still open.
     pub(super) async fn write_turns(&self) -> Vec<EventStream> {
         let mut of_business = self.stream(&format!("/api/sessions/business/{BUSINESS}/events"), "").await;
         of_business.expect("reset").await;

@@ -1,5 +1,6 @@
-//! Frames that no client sends: floods, resets, heads that are too large, malformed requests, and windows that stay
-//! closed. The service ends them, executes nothing, and serves other clients meanwhile.
+//! Frames that well-behaved clients do not send: floods, resets, heads that are too large, malformed requests, and
+//! windows that stay closed. The service ends these attacks, executes nothing, and serves other clients in the
+//! meantime.
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -28,7 +29,7 @@ const FLOW_CONTROL_ERROR: u32 = 3;
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// The largest window, in octets. Added to any other it is too large.
+/// The largest window, in octets. Adding it to any other window exceeds the limit.
 const WINDOW_MAX: [u8; 4] = [0x7f, 0xff, 0xff, 0xff];
 const UNREAD_CONNECTIONS: usize = 20;
 const STREAMS_MAX: usize = 100;
@@ -76,7 +77,7 @@ fn reset(stream: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
 }
 
-/// A create that would be executed, if the service accepted it.
+/// A create, which would be executed if the service accepted it.
 fn create(headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let head = head("POST", "/api/sessions", &[&[("content-type", "application/json")], headers].concat());
     [frame(HEADERS, END_HEADERS, 1, &head), frame(DATA, END_STREAM, 1, body.as_bytes())].concat()
@@ -146,7 +147,7 @@ fn large_heads() -> Vec<Attack> {
         first.into_iter().chain(rest).chain(frame(CONTINUATION, END_HEADERS, 1, last)).collect::<Vec<_>>()
     };
     let megabyte = "b".repeat(1 << 20);
-    // A header of 4 KB in the table of HPACK, which each of the next bytes names again.
+    // A header of 4 KB in the HPACK table. Each of the next bytes refers to it.
     let bomb = [&*head("GET", "/livez", &[]), &[0x40], &*string("a"), &*string(&"b".repeat(4000)), &[0xbe; 12_000]];
     vec![
         attack("a header of 1 MB", in_frames(&head("GET", "/livez", &[("a", &megabyte)])), calm),
@@ -156,7 +157,7 @@ fn large_heads() -> Vec<Attack> {
     ]
 }
 
-/// Requests that HTTP/1.1 would read differently, or that are not complete.
+/// Requests that HTTP/1.1 would parse differently, or that are incomplete.
 fn malformed() -> Vec<Attack> {
     let bad = |name, headers: &[(&str, &str)]| attack(name, create(headers, BODY), End::Stream(PROTOCOL_ERROR));
     let pseudo = |name, headers: &[(&str, &str)]| {
@@ -202,8 +203,8 @@ fn malformed() -> Vec<Attack> {
 }
 
 impl Attack {
-    /// Attacks the service on a new connection, until the service closes it. Returns a text if the attack ends
-    /// differently than expected.
+    /// Attacks the service on a new connection until the service closes it. Returns a text if the attack does not end
+    /// as expected.
     async fn on(&self, https: &Https) -> Option<String> {
         let client = connector(&[&https.pair], &[b"h2"]);
         let stream = connect(&https.target, &client).await.expect("a handshake");
@@ -250,8 +251,8 @@ fn ends(mut received: &[u8]) -> Vec<End> {
     ends
 }
 
-/// Makes calls on connections of both protocols until `attack` is over. Panics unless each is served.
-async fn beside<T>(https: &Https, attack: impl Future<Output = T>) -> T {
+/// Makes calls on connections of both protocols until `attack` has finished. Panics unless each call is served.
+async fn serve_others_during<T>(https: &Https, attack: impl Future<Output = T>) -> T {
     let mut older = connect(&https.target, &connector(&[&https.pair], &[])).await.expect("a handshake");
     let mut newer = https.client().await;
     let mut calls = 0;
@@ -272,13 +273,13 @@ async fn beside<T>(https: &Https, attack: impl Future<Output = T>) -> T {
 async fn attacks_end_and_others_are_served() {
     let flags = ["--keep-alive-timeout", "500ms", "--receive-timeout", "1s", "--rate-limit", "0"];
     let https = Https::start("h2-attacks", &flags).await;
-    // Sent correctly, the hidden request is executed. Otherwise this test would show nothing.
+    // Without the malformed part, the hidden request is executed. This shows that the test can fail.
     let good = attack("good", create(&[("content-length", "38")], &BODY.replace("smuggled", "straight")), End::Close);
     assert_eq!(good.on(&https).await, None);
     assert_eq!(https.target.probe.keys_of('s').await.len(), 1);
     let attacks: Vec<_> = [floods(), large_heads(), malformed()].into_iter().flatten().collect();
     let at_once = join_all(attacks.iter().map(|attack| attack.on(&https)));
-    let wrong: Vec<_> = beside(&https, at_once).await.into_iter().flatten().collect();
+    let wrong: Vec<_> = serve_others_during(&https, at_once).await.into_iter().flatten().collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
     let keys = https.target.probe.keys().await;
     assert!(!keys.iter().any(|key| key.contains("smuggled")), "{keys:?}");
@@ -286,7 +287,7 @@ async fn attacks_end_and_others_are_served() {
 
 #[tokio::test]
 async fn responses_that_are_not_read_are_bounded_and_others_are_served() {
-    // Requests that wait for memory have a permit, so there are more permits than such requests.
+    // Requests that wait for memory hold a permit, so there are more permits than such requests.
     let flags = ["--receive-timeout", "3s", "--max-concurrent-requests", "4096"];
     let https = Https::start("h2-deaf", &flags).await;
     let mut client = https.client().await;
@@ -306,15 +307,16 @@ async fn responses_that_are_not_read_are_bounded_and_others_are_served() {
             unread.push(response.expect("a response").into_body());
         }
         let resident = https.target.service.resident_bytes();
-        // Those that get memory for their response are reset, as the client does not read it. The others get a 503, which
-        // it does not read either.
+        // Requests that get memory for their response are reset, because the client does not read it. The others get a
+        // 503, which the client does not read either.
         for mut body in unread {
             let error = body.data().await.expect("no end").expect_err("no data");
             assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
         }
         resident
     }));
-    let most = with_timeout(Box::pin(beside(&https, unread))).await.into_iter().max().expect("a connection");
+    let most =
+        with_timeout(Box::pin(serve_others_during(&https, unread))).await.into_iter().max().expect("a connection");
     let grown = most.saturating_sub(idle);
     println!("{} unread responses: {} MiB", UNREAD_CONNECTIONS * STREAMS_MAX, grown / MIB);
     // The bound of `--max-response-memory` is 64 MiB. Without it, these responses would take 400 MB.

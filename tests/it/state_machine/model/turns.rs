@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::{Expected, Lifetimes, Model, Session, merge_patch, problem, time};
 
-/// Milliseconds after the end of a lease from which on others close the turn.
+/// Milliseconds from the end of a lease until other callers may close the turn.
 const LOST_AFTER: i64 = 1000;
-/// How long a writer has to stop.
+/// The time that a writer has to stop.
 const STOP: i64 = 10_000;
-/// How many of a session's last turns are known.
+/// How many of a session's last turns are recorded.
 const TURNS_KNOWN: usize = 8;
 
 /// One turn.
@@ -22,7 +22,7 @@ pub struct Turn {
     metadata: Value,
     status: &'static str,
     after_seq: usize,
-    /// The end of the time that a request to stop leaves to the writer.
+    /// Until when a cancel lets the writer continue.
     cancel_until: Option<i64>,
     lease_until: i64,
     started: i64,
@@ -72,7 +72,7 @@ impl Session {
         self.turns.last_mut().filter(|turn| turn.ended.is_none())
     }
 
-    /// From this moment on the open turn is lost.
+    /// From this moment on, the open turn is lost.
     pub fn lost_at(&self) -> Option<i64> {
         let open = self.turns.last().filter(|turn| turn.ended.is_none());
         open.map(|turn| turn.lease_until + LOST_AFTER)
@@ -110,7 +110,7 @@ impl Session {
         }
     }
 
-    /// A redaction of the message that the latest turn became.
+    /// Applies the redaction of the message that the latest turn became.
     pub fn redact_turn(&mut self, message_id: &str) {
         if let Some(turn) = self.turns.last_mut().filter(|turn| turn.ended.is_some() && turn.id == message_id) {
             (turn.metadata, turn.error, turn.is_redacted) = (json!({}), Value::Null, true);
@@ -137,7 +137,8 @@ impl Session {
         self.close(Close { status: "interrupted", at: now, message_at, content: None, discards, is_activity });
     }
 
-    /// What is known of a turn that is over: all of the latest, less of those before it, and what its message says.
+    /// What is recorded of a closed turn: everything of the latest one, less of the earlier ones, and what its message
+    /// records.
     fn closed_turn(&self, turn_id: &str) -> Option<Value> {
         let known = self.turns.iter().rev().take(TURNS_KNOWN);
         if let Some((back, turn)) = known.enumerate().find(|(_, turn)| turn.id == turn_id && turn.ended.is_some()) {
@@ -350,8 +351,8 @@ impl Model {
         Expected::Body { status: 202, body: body.unwrap_or_default() }
     }
 
-    /// GET .../turns/{turnId}, or `latest` without an id. `returned` are the chunks that the service returned: how much
-    /// longer than the lease time those of a closed turn are readable is not specified.
+    /// GET .../turns/{turnId}, or `latest` without an id. `returned` are the chunks that the service returned: it is
+    /// not specified how much longer than the lease time the chunks of a closed turn are readable.
     pub fn get_turn(&mut self, id: &str, turn_id: Option<&str>, from: usize, returned: &Value) -> Expected {
         let latest = self.session(id).and_then(|session| session.turns.last());
         if latest.is_some_and(|turn| turn_id.is_none_or(|turn_id| turn.id == turn_id)) {
