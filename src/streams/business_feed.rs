@@ -49,6 +49,8 @@ pub(super) struct BusinessFeed {
     inbox: Arc<Inbox>,
     /// Whether all subscriptions have been confirmed at least once.
     was_subscribed: watch::Sender<bool>,
+    /// Whether a stream has started before that.
+    has_unsubscribed_streams: AtomicBool,
 }
 
 /// The notifications that are still to be processed.
@@ -97,14 +99,24 @@ impl Feed for BusinessFeed {
 impl BusinessFeed {
     pub(super) fn new(business_id: String, context: Context) -> Self {
         let was_subscribed = watch::Sender::new(false);
-        Self { business_id, context, ring: Ring::new(), inbox: Arc::default(), was_subscribed }
+        let has_unsubscribed_streams = AtomicBool::new(false);
+        Self {
+            business_id,
+            context,
+            ring: Ring::new(),
+            inbox: Arc::default(),
+            was_subscribed,
+            has_unsubscribed_streams,
+        }
     }
 
     /// Waits until all subscriptions are confirmed, for at most `time`.
     pub(super) async fn wait_until_subscribed(&self, time: Duration) {
-        // The stream starts even if the subscriptions are not confirmed in time.
-        let _ = tokio::time::timeout(time, self.was_subscribed.subscribe().wait_for(|was_subscribed| *was_subscribed))
-            .await;
+        let mut was_subscribed = self.was_subscribed.subscribe();
+        if tokio::time::timeout(time, was_subscribed.wait_for(|was_subscribed| *was_subscribed)).await.is_err() {
+            // The stream starts anyway. What happens until they are confirmed is lost to it.
+            self.has_unsubscribed_streams.store(true, Ordering::Relaxed);
+        }
     }
 
     async fn follow(self: Arc<Self>) {
@@ -157,7 +169,8 @@ impl BusinessFeed {
                 return;
             }
         }
-        if is_new && self.was_subscribed.send_replace(true) {
+        let may_have_missed = self.was_subscribed.send_replace(true);
+        if is_new && (may_have_missed || self.has_unsubscribed_streams.load(Ordering::Relaxed)) {
             self.reset();
         }
     }

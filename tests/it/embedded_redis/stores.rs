@@ -51,9 +51,10 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 pub async fn make() -> TempDir {
     let folder = super::folder();
     let (mut service, base) = serve(&folder);
+    // A business each, so each file has all writes of its sessions' indexes.
     let create = async |kind: &str| {
         for number in 0..SESSIONS {
-            post(&base, "/api/sessions", json!({"businessId": "b", "userId": format!("{kind}-{number}")})).await;
+            post(&base, "/api/sessions", json!({"businessId": kind, "userId": format!("{number}")})).await;
         }
     };
     create("base").await;

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::Conversation;
+use crate::support::acl;
+use crate::support::redis_server::{IN_MEMORY, RedisServer};
 use crate::support::service::Service;
 
 const EVENTS: &str = "/api/sessions/business/b/events";
@@ -96,5 +98,21 @@ async fn identifiers_of_any_characters_have_a_stream() {
     let mut stream = service.events("/api/sessions/business/%7Bb%7D:%25%20%F0%9F%92%AC/events").await;
     stream.expect("reset").await;
     let created = service.post("/api/sessions", json!({"businessId": "{b}:% 💬", "userId": "a}:{u"})).await.expect(201);
+    assert_eq!(stream.expect("session").await.data, created.json());
+}
+
+/// A stream that starts while Redis rejects its subscriptions lacks the events until they are confirmed.
+#[tokio::test]
+async fn events_before_the_first_subscription_are_reported_as_lost() {
+    let redis = RedisServer::start(IN_MEMORY);
+    let service = Service::start_on(&redis.socket(), &[]).await;
+    let probe = redis.probe().await;
+    probe.command(&["ACL", "SETUSER", acl::SERVICE, "resetchannels"]).await;
+    let mut stream = service.events(EVENTS).await;
+    assert_eq!(stream.expect("reset").await.data, json!({"reason": "start"}));
+    service.get_or_create("lost").await.expect(201);
+    probe.command(&["ACL", "SETUSER", acl::SERVICE, "&*"]).await;
+    assert_eq!(stream.expect("reset").await.data, json!({"reason": "lost"}));
+    let created = service.get_or_create("sent").await.expect(201);
     assert_eq!(stream.expect("session").await.data, created.json());
 }
