@@ -11,13 +11,10 @@
 --        2 scope             whose sessions the caller may use: `` for all, or lines of `business` or
 --                            `business<tab>user`, each between two line feeds
 --        3 now_ms            Unix time
---        4 retention_ms      how long a session stays readable after its end
---        5 lease_ms          how long the writer may be silent
---        6 turn_bytes_max    maximum bytes of all chunks of a turn, as JSON writes them
---        7 turn_id           the turn's id as JSON writes it, without quotes
---        8 number            the number of the turn, which its begin returned
---        9 from              the number of the first chunk, from 0
---       10 ... chunk (each as JSON writes it, without quotes)
+--        4 turn_id           the turn's id as JSON writes it, without quotes
+--        5 number            the number of the turn, which its begin returned
+--        6 from              the number of the first chunk, from 0
+--        7 ... chunk (each as JSON writes it, without quotes)
 -- Returns {`appended`, nextChunk, leaseUntil, 1 if the writer should stop or ``, status, lastActivityAt, expiresAt,
 --          activeUntil}      the last four of the session
 --         {`chunk_gap`, nextChunk} {`chunk_conflict`} {`too_large`}
@@ -27,10 +24,9 @@
 --         {`missing`}
 -- O(chunks in the call).
 local session, turn, chunks = KEYS[1], KEYS[2], KEYS[3]
-local id, scope, now_ms, retention_ms = ARGV[1], ARGV[2], ARGV[3] + 0, ARGV[4] + 0
-local lease_ms, turn_bytes_max = ARGV[5] + 0, ARGV[6] + 0
-local turn_id, number, from = ARGV[7], ARGV[8], ARGV[9]
-local FIRST, WIDTH = 10, 1
+local id, scope, now_ms = ARGV[1], ARGV[2], ARGV[3] + 0
+local turn_id, number, from = ARGV[4], ARGV[5], ARGV[6]
+local FIRST, WIDTH = 7, 1
 local TURN_CHUNKS_MAX = 32768
 
 local session_id, status, expires_at, ended_at, last_activity_at, active_until, turn_number, open_id = unpack(
@@ -38,7 +34,7 @@ local session_id, status, expires_at, ended_at, last_activity_at, active_until, 
     'turnNumber', 'turnId'))
 if session_id ~= id then return {'missing'} end
 if not is_in_scope(session, scope) then return {'missing'} end
-if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + RETENTION_MS then return {'missing'} end
 if open_id ~= turn_id then return {'not_open'} end
 if turn_number ~= number then return {'taken'} end
 
@@ -60,14 +56,14 @@ local bytes = chunk_bytes + 0
 for i = FIRST + known, #ARGV, WIDTH do bytes = bytes + #ARGV[i] end
 local has_new = known < count
 if has_new then stored = first + count end
-if has_new and (stored > TURN_CHUNKS_MAX or bytes > turn_bytes_max) then return {'too_large'} end
+if has_new and (stored > TURN_CHUNKS_MAX or bytes > TURN_BYTES_MAX) then return {'too_large'} end
 local stored_text = has_new and int(stored) or next_chunk
-local lease_until = int(math.min(now_ms + lease_ms, cancel_until and cancel_until + 0 or now_ms + lease_ms))
+local lease_until = int(math.min(now_ms + TURN_LEASE_MS, cancel_until and cancel_until + 0 or now_ms + TURN_LEASE_MS))
 
 -- From here on only writes.
 if has_new then
   local length = redis.call('RPUSH', chunks, unpack(ARGV, FIRST + known))
-  if length == count - known then redis.call('PEXPIREAT', chunks, int(active_until + retention_ms)) end
+  if length == count - known then redis.call('PEXPIREAT', chunks, int(active_until + RETENTION_MS)) end
   redis.call('HSET', turn, 'nextChunk', stored_text, 'chunkBytes', int(bytes), 'leaseUntil', lease_until)
 else
   redis.call('HSET', turn, 'leaseUntil', lease_until)

@@ -15,12 +15,7 @@
 --                          `business<tab>user`, each between two line feeds
 --        3 now_ms          Unix time
 --        4 now_text        the same as RFC 3339 with three decimals
---        5 idle_ms         idle timeout
---        6 retention_ms    how long a session stays readable after its end
---        7 resolution_ms   an expiry that moves by less is not written
---        8 keep            number of newest messages to keep, at least as many as one call may append
---        9 bytes_max      bytes of newest messages to keep; those of this call are kept in any case
---       10 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
+--        5 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
 --                          after `createdAt`; and how many bytes of it are the same in a replay)
 -- Returns {`appended`, messages trimmed, two for each message: 1 if it is new or 0 if it is known, its JSON}
 --         {`replayed`, the same}    every message was known
@@ -35,9 +30,7 @@
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local id, scope, now_ms, now_text = ARGV[1], ARGV[2], ARGV[3] + 0, ARGV[4]
-local idle_ms, retention_ms, resolution_ms = ARGV[5] + 0, ARGV[6] + 0, ARGV[7] + 0
-local keep, bytes_max = ARGV[8] + 0, ARGV[9] + 0
-local FIRST, WIDTH = 10, 3
+local FIRST, WIDTH = 5, 3
 local CONFLICT_BYTES_MAX = 1048576
 
 -- Whether a stored message is redacted and has the same ids and role as the new one. It has no content to compare.
@@ -55,7 +48,7 @@ if session_id ~= id then return {'missing'} end
 if not is_in_scope(session, scope) then return {'missing'} end
 local ended_at = status ~= 'active' and redis.call('HGET', session, 'endedAt')
 local expires_ms, active_until_ms = expires_at + 0, active_until + 0
-if now_ms >= (ended_at or expires_ms) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_ms) + RETENTION_MS then return {'missing'} end
 
 local active_ms = math.max(now_ms, last_activity_at + 0)
 local active_text, created_at
@@ -108,10 +101,10 @@ if not newest_seq then return {'replayed', unpack(replies, 2)} end
 if not (status == 'active' and now_ms < expires_ms) then return {'not_active'} end
 if turn_until and now_ms >= turn_until + LOST_AFTER_MS then return {'turn_lost'} end
 
-local expires = math.min(active_ms + idle_ms, active_until_ms)
+local expires = math.min(active_ms + IDLE_MS, active_until_ms)
 local lag = expires - expires_ms
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
-local extends = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until_ms)
+local extends = math.abs(lag) >= RESOLUTION_MS or (lag > 0 and expires == active_until_ms)
 local history_until, business_until
 if extends then
   if not pointer then return {'expiry_due', business_id, redis.call('HGET', session, 'userId')} end
@@ -121,10 +114,10 @@ end
 local is_first = old_count == 0
 local session_until = is_first and redis.call('PEXPIRETIME', session)
 local oldest, trimmed_ids = 1, {}
-if count >= keep or bytes > bytes_max then
+if count >= MESSAGES_KEPT or bytes > SESSION_BYTES_MAX then
   oldest = (redis.call('HGET', session, 'oldestSeq') or 1) + 0
   for index = 0, TRIM_MAX - 1 do
-    if count - oldest < keep and bytes <= bytes_max then break end
+    if count - oldest < MESSAGES_KEPT and bytes <= SESSION_BYTES_MAX then break end
     local message = redis.call('LINDEX', messages, index)
     if not message then break end
     oldest, bytes = oldest + 1, bytes - #message
@@ -151,15 +144,15 @@ end
 if extends then change('expiresAt', expires) end
 redis.call('HSET', session, unpack(changes))
 if extends then
-  local gone, later = int(expires + retention_ms), int(expires + retention_ms + resolution_ms)
+  local gone, later = int(expires + RETENTION_MS), int(expires + RETENTION_MS + RESOLUTION_MS)
   redis.call('PEXPIREAT', session, gone)
   redis.call('PEXPIREAT', messages, gone)
   redis.call('PEXPIREAT', message_ids, gone)
   redis.call('PEXPIREAT', pointer, gone)
   redis.call('ZADD', business, int(expires), id)
-  if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
+  if history_until < expires + RETENTION_MS then redis.call('PEXPIREAT', history, gone) end
   -- Further than it must, so few calls move it.
-  if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, later) end
+  if business_until < expires + RETENTION_MS then redis.call('PEXPIREAT', business, later) end
 elseif is_first and session_until > 0 then
   redis.call('PEXPIREAT', messages, int(session_until))
   redis.call('PEXPIREAT', message_ids, int(session_until))

@@ -10,15 +10,11 @@
 --        4 turn, 5 chunks    the session's latest turn (hash) and its chunks (list)
 -- ARGV   1 id             the session's id
 --        2 now_ms         Unix time
---        3 retention_ms   how long a session stays readable after its end
---        4 lease_ms       how long the writer may be silent
---        5 keep           number of newest messages to keep
---        6 bytes_max      bytes of newest messages to keep
---        7 turn_id        the turn's id as JSON writes it, without quotes
---        8 writer         its writer as JSON writes it, without quotes
---        9 role           the role of the message that it becomes
---       10 metadata       the metadata of that message, JSON
---       11 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
+--        3 turn_id        the turn's id as JSON writes it, without quotes
+--        4 writer         its writer as JSON writes it, without quotes
+--        5 role           the role of the message that it becomes
+--        6 metadata       the metadata of that message, JSON
+--        7 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
 -- Returns {`began`, closed, fields}    this turn is new
 --         {`known`, closed, fields}    it is open: this writer began it before, or has it now
 --         {`over`, closed}             it is closed, or a message has its id
@@ -28,13 +24,12 @@
 -- name, value, name, value, in no fixed order.
 -- O(chunks of the turn that it closes + TRIM_MAX).
 local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local id, now_ms, retention_ms, lease_ms = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0
-local keep, bytes_max = ARGV[5] + 0, ARGV[6] + 0
-local turn_id, writer, role, metadata, if_open = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local id, now_ms = ARGV[1], ARGV[2] + 0
+local turn_id, writer, role, metadata, if_open = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
-if now_ms >= (document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+if now_ms >= (document.endedAt or document.expiresAt) + RETENTION_MS then return {'missing'} end
 local latest = latest_turn(turn, document)
 local is_this = document.turnId == turn_id
 local is_own = is_this and latest.writer == writer
@@ -57,7 +52,7 @@ if document.turnId and not takes_over then
     is_activity = true, discards = if_open == 'discard',
   }, document, now_ms)
   plan = plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
-    document, latest, how, {keep = keep, bytes_max = bytes_max, lease_ms = lease_ms})
+    document, latest, how)
 end
 
 -- From here on only writes.
@@ -85,9 +80,9 @@ end
 if not is_own then document.turnNumber = int((document.turnNumber or 0) + 1) end
 latest.number, latest.writer = document.turnNumber, writer
 if not continues then latest.since = latest.number end
-latest.leaseUntil = lease_end(latest, now_ms + lease_ms)
+latest.leaseUntil = lease_end(latest, now_ms + TURN_LEASE_MS)
 redis.call('HSET', turn, unpack(with_turn({}, latest)))
-redis.call('PEXPIREAT', turn, int(document.activeUntil + retention_ms))
+redis.call('PEXPIREAT', turn, int(document.activeUntil + RETENTION_MS))
 redis.call('HSET', session, 'turnNumber', latest.number, 'turnId', turn_id, 'turnUntil', latest.leaseUntil)
 notify(session, document.businessId, ARGV[2], words)
 return with_turn({takes_over and 'known' or 'began', closed}, latest)

@@ -10,20 +10,19 @@
 --        7 turn, 8 chunks    the session's latest turn (hash) and its chunks (list); absent if it has had no turn
 -- ARGV   1 id             the session's id
 --        2 now_ms         Unix time
---        3 retention_ms   how long a session stays readable after its end
---        4 if_version     the version that the client requires, or ``
+--        3 if_version     the version that the client requires, or ``
 -- Returns {`deleted`} {`missing`} {`version_mismatch`}
 --         {`has_turn`}    run again with the keys of the turn
 -- O(log n) in the size of the indexes; Redis frees the memory in the background.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local turn, chunks = KEYS[7], KEYS[8]
-local id, now_ms, retention_ms, if_version = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4]
+local id, now_ms, if_version = ARGV[1], ARGV[2] + 0, ARGV[3]
 
 local session_id, business_id, version, expires_at, ended_at, turn_number = unpack(
   redis.call('HMGET', session, 'sessionId', 'businessId', 'version', 'expiresAt', 'endedAt', 'turnNumber'))
 if session_id ~= id then return {'missing'} end
-if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + RETENTION_MS then return {'missing'} end
 if if_version ~= '' and if_version ~= version then return {'version_mismatch'} end
 if turn_number and not turn then return {'has_turn'} end
 local pointed_id = redis.call('GET', pointer)

@@ -9,30 +9,25 @@
 --        4 turn, 5 chunks    the session's latest turn (hash) and its chunks (list)
 -- ARGV   1 id             the session's id
 --        2 now_ms         Unix time
---        3 retention_ms   how long a session stays readable after its end
---        4 lease_ms       how long the chunks stay readable
---        5 keep           number of newest messages to keep
---        6 bytes_max      bytes of newest messages to keep
---        7 turn_id        the turn's id as JSON writes it, without quotes
---        8 number         the number of the turn, which its begin returned
---        9 status         `completed` or `failed`; or `lost`, which closes only a turn whose lease has expired
---       10 content        the JSON of the message's content, or `` for all chunks joined
---       11 metadata       the JSON of the message's metadata, or `` for the turn's own
---       12 error          why it failed, JSON, or ``
+--        3 turn_id        the turn's id as JSON writes it, without quotes
+--        4 number         the number of the turn, which its begin returned
+--        5 status         `completed` or `failed`; or `lost`, which closes only a turn whose lease has expired
+--        6 content        the JSON of the message's content, or `` for all chunks joined
+--        7 metadata       the JSON of the message's metadata, or `` for the turn's own
+--        8 error          why it failed, JSON, or ``
 -- Returns {`closed`, fields}   all fields of the turn's hash: name, value, name, value, in no fixed order
 --         {`taken`}            the turn has another number
 --         {`not_open`}         another turn is open, or none; or its lease has not expired
 --         {`missing`}
 -- O(chunks of the turn + TRIM_MAX).
 local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local id, now_ms, retention_ms, lease_ms = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4] + 0
-local keep, bytes_max = ARGV[5] + 0, ARGV[6] + 0
-local turn_id, number, status = ARGV[7], ARGV[8], ARGV[9]
-local content, metadata, error = ARGV[10], ARGV[11], ARGV[12]
+local id, now_ms = ARGV[1], ARGV[2] + 0
+local turn_id, number, status = ARGV[3], ARGV[4], ARGV[5]
+local content, metadata, error = ARGV[6], ARGV[7], ARGV[8]
 
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
-if now_ms >= (document.endedAt or document.expiresAt) + retention_ms then return {'missing'} end
+if now_ms >= (document.endedAt or document.expiresAt) + RETENTION_MS then return {'missing'} end
 if document.turnId ~= turn_id then return {'not_open'} end
 if document.turnNumber ~= number then return {'taken'} end
 if status == 'lost' and not is_lost(document, now_ms) then return {'not_open'} end
@@ -44,8 +39,7 @@ local how = {
 if status == 'lost' then how = lost_or(how, document, now_ms) end
 local latest = latest_turn(turn, document)
 local plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn,
-  chunks = chunks}, document, latest, how, {keep = keep, bytes_max = bytes_max,
-  lease_ms = lease_ms})
+  chunks = chunks}, document, latest, how)
 
 -- From here on only writes.
 if not plan then

@@ -11,11 +11,10 @@
 --        in a slot that is not moving, see lua/README.md
 -- ARGV   1 partition      key prefix of the partition
 --        2 now_ms         Unix time
---        3 retention_ms   how long a session stays readable after its end
 -- Returns {`erased`, sessions removed that were still readable, history entries that remain}
 -- O(BATCH_MAX log n) in the size of the indexes; Redis frees the memory in the background.
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
-local partition, now_ms, retention_ms = ARGV[1], ARGV[2] + 0, ARGV[3] + 0
+local partition, now_ms = ARGV[1], ARGV[2] + 0
 -- Most sessions that one call removes.
 local BATCH_MAX = 100
 
@@ -32,7 +31,7 @@ for _, id in ipairs(ids) do
     redis.call('HMGET', partition .. 's:' .. id, 'businessId', 'expiresAt', 'endedAt'))
   business_id = its_business or business_id
   local over = ended_at or expires_at
-  if over and now_ms < over + retention_ms then readable = readable + 1 end
+  if over and now_ms < over + RETENTION_MS then readable = readable + 1 end
   if redis.call('ZSCORE', history, id) then removed = removed + 1 end
 end
 

@@ -8,7 +8,7 @@
 -- script returns it as it is now. An id that is derived from an idempotency key can occur again: it names one session
 -- until that session is removed, then a new one. The script compares the stored owner, because a derived id does not
 -- prove who created the session.
--- A create also removes the user's oldest sessions beyond sessions_max, at most TRIM_MAX a call. The created session is
+-- A create also removes the user's oldest sessions beyond SESSIONS_MAX, at most TRIM_MAX a call. The created session is
 -- then the newest and the only active one, so no active session is removed.
 --
 -- KEYS   1 pointer    the user's active pointer            (string)
@@ -21,16 +21,11 @@
 -- ARGV   1 partition          key prefix of the partition, such as `sd:{03f2}:`
 --        2 new_id             id of the session to create
 --        3 now_ms             Unix time
---        4 idle_ms            idle timeout
---        5 max_lifetime_ms    maximum lifetime
---        6 retention_ms       how long a session stays readable after its end
---        7 resolution_ms      write activity if it is this much later than the last one, or moves the expiry as far
---        8 if_active          `return` or `replace`
---        9 sessions_max       number of newest sessions to keep
---       10 business_id        the user's business
---       11 user_id            the user
---       12 id_comes_again     `1` if an earlier session may have had new_id (idempotency key), else ``
---       13 ... field, value   the fields of the new session that the caller chose
+--        4 if_active          `return` or `replace`
+--        5 business_id        the user's business
+--        6 user_id            the user
+--        7 id_comes_again     `1` if an earlier session may have had new_id (idempotency key), else ``
+--        8 ... field, value   the fields of the new session that the caller chose
 -- Returns {`created`, createdAt, the endReason of the session that this call ended or ``, sessions removed}
 --         {`replayed`, fields}    an earlier run created it; with id_comes_again only if it is not active any more
 --         {`resumed`, fields}     the active session, with its activity written if that was due
@@ -38,11 +33,8 @@
 -- where fields are all fields of the session's hash: name, value, name, value, in no fixed order.
 -- O(log n) in the size of the indexes, plus TRIM_MAX.
 local pointer, history, business, created = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local partition, new_id = ARGV[1], ARGV[2]
-local now_ms, idle_ms, max_lifetime_ms = ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0
-local retention_ms, resolution_ms = ARGV[6] + 0, ARGV[7] + 0
-local if_active, sessions_max = ARGV[8], ARGV[9] + 0
-local business_id, user_id, id_comes_again = ARGV[10], ARGV[11], ARGV[12] == '1'
+local partition, new_id, now_ms, if_active = ARGV[1], ARGV[2], ARGV[3] + 0, ARGV[4]
+local business_id, user_id, id_comes_again = ARGV[5], ARGV[6], ARGV[7] == '1'
 -- Most stale entries that one call removes from each index, and most sessions that it removes.
 local TRIM_MAX = 4
 -- What PEXPIRETIME replies of a key that does not exist.
@@ -71,7 +63,7 @@ if earlier_business then
   local earlier_user, earlier_expires_at, earlier_ended_at =
     unpack(redis.call('HMGET', created, 'userId', 'expiresAt', 'endedAt'))
   if earlier_business ~= business_id or earlier_user ~= user_id then return {'foreign'} end
-  is_replay = now_ms < (earlier_ended_at or earlier_expires_at) + retention_ms
+  is_replay = now_ms < (earlier_ended_at or earlier_expires_at) + RETENTION_MS
 end
 local is_active_replay = id_comes_again and is_replay and is_active and old_id == new_id
 if is_replay and not is_active_replay then return {'replayed', unpack(redis.call('HGETALL', created))} end
@@ -82,11 +74,11 @@ if id_comes_again then redis.call('EXISTS', pointer, partition .. 'none') end
 
 if is_active_replay or (is_active and if_active == 'return') then
   local fields = redis.call('HGETALL', old_key)
-  local expires = math.min(now_ms + idle_ms, old_active_until + 0)
+  local expires = math.min(now_ms + IDLE_MS, old_active_until + 0)
   local idle_for, lag = now_ms - old_active_at, expires - old_expires_at
   local is_last_step = lag > 0 and expires == old_active_until + 0
-  if idle_for > 0 and (idle_for >= resolution_ms or lag >= resolution_ms or is_last_step) then
-    local gone, later = int(expires + retention_ms), int(expires + retention_ms + resolution_ms)
+  if idle_for > 0 and (idle_for >= RESOLUTION_MS or lag >= RESOLUTION_MS or is_last_step) then
+    local gone, later = int(expires + RETENTION_MS), int(expires + RETENTION_MS + RESOLUTION_MS)
     local expires_at = int(expires)
     set(fields, 'lastActivityAt', ARGV[3])
     set(fields, 'expiresAt', expires_at)
@@ -96,8 +88,8 @@ if is_active_replay or (is_active and if_active == 'return') then
     redis.call('PEXPIREAT', partition .. 'd:' .. old_id, gone)
     redis.call('PEXPIREAT', pointer, gone)
     redis.call('ZADD', business, expires_at, old_id)
-    if history_until < expires + retention_ms then redis.call('PEXPIREAT', history, gone) end
-    if business_until < expires + retention_ms then redis.call('PEXPIREAT', business, later) end
+    if history_until < expires + RETENTION_MS then redis.call('PEXPIREAT', history, gone) end
+    if business_until < expires + RETENTION_MS then redis.call('PEXPIREAT', business, later) end
   end
   return {'resumed', unpack(fields)}
 end
@@ -108,8 +100,8 @@ local start_ms, stale_history, trimmed, stale_business = now_ms, {}, {}, {}
 if history_until ~= NO_KEY then
   local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
   start_ms = math.max(now_ms, newest_score + 1)
-  -- Which of the oldest sessions go: those that Redis has removed, and those beyond sessions_max.
-  local excess, oldest = redis.call('ZCARD', history) + 1 - sessions_max, {}
+  -- Which of the oldest sessions go: those that Redis has removed, and those beyond SESSIONS_MAX.
+  local excess, oldest = redis.call('ZCARD', history) + 1 - SESSIONS_MAX, {}
   if excess > 0 and redis.call('ZSCORE', history, new_id) then excess = excess - 1 end
   for _, id in ipairs(redis.call('ZRANGE', history, 0, TRIM_MAX - 1)) do
     local entries = redis.call('EXISTS', partition .. 's:' .. id) == 0 and stale_history or oldest
@@ -135,7 +127,7 @@ if is_active then
   ended = 'replaced'
   -- Not before its last change or activity, even if another service with a fast clock wrote those.
   local end_ms = math.max(now_ms, old_active_at + 0, old_updated_at + 0)
-  local gone = int(end_ms + retention_ms)
+  local gone = int(end_ms + RETENTION_MS)
   redis.call('HSET', old_key, 'status', 'ended', 'endReason', ended, 'endedAt', int(end_ms),
     'updatedAt', int(end_ms), 'version', int(old_version + 1))
   redis.call('PEXPIREAT', old_key, gone)
@@ -149,22 +141,22 @@ elseif marked_active and old_id ~= new_id then
 end
 
 -- Only createdAt, updatedAt and the history use start_ms: a clock that was ahead must not prolong later sessions.
-local active_until = now_ms + max_lifetime_ms
-local expires = math.min(now_ms + idle_ms, active_until)
-local start, expires_at, gone = int(start_ms), int(expires), int(expires + retention_ms)
+local active_until = now_ms + MAX_LIFETIME_MS
+local expires = math.min(now_ms + IDLE_MS, active_until)
+local start, expires_at, gone = int(start_ms), int(expires), int(expires + RETENTION_MS)
 redis.call('HSET', created, 'sessionId', new_id, 'status', 'active', 'messageCount', '0', 'version', '1',
   'createdAt', start, 'updatedAt', start, 'lastActivityAt', ARGV[3],
   'expiresAt', expires_at, 'activeUntil', int(active_until), 'businessId', business_id, 'userId', user_id,
-  unpack(ARGV, 13))
+  unpack(ARGV, 8))
 redis.call('PEXPIREAT', created, gone)
 redis.call('SET', pointer, new_id, 'PXAT', gone)
 redis.call('ZADD', history, start, new_id)
 redis.call('ZADD', business, expires_at, new_id)
 -- What was removed above may have been all that an index held: then it is a new one, and has no expiry yet. That of the
 -- business moves further than it must, so few calls move it.
-redis.call('PEXPIREAT', history, history_until > expires + retention_ms and int(history_until) or gone)
-if business_until < expires + retention_ms or #stale_business > 0 or ended ~= '' then
-  redis.call('PEXPIREAT', business, int(math.max(business_until, expires + retention_ms + resolution_ms)))
+redis.call('PEXPIREAT', history, history_until > expires + RETENTION_MS and int(history_until) or gone)
+if business_until < expires + RETENTION_MS or #stale_business > 0 or ended ~= '' then
+  redis.call('PEXPIREAT', business, int(math.max(business_until, expires + RETENTION_MS + RESOLUTION_MS)))
 end
 -- After all other writes, because one of them may have ended a session that is removed here.
 for _, id in ipairs(trimmed) do

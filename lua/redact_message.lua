@@ -12,9 +12,8 @@
 -- ARGV   1 id             the session's id
 --        2 now_ms         Unix time
 --        3 now_text       the same as RFC 3339 with three decimals
---        4 retention_ms   how long a session stays readable after its end
---        5 message_id     the message's id as JSON writes it, without quotes
---        6 roles          roles whose messages the caller may redact: `` for all, or lines of roles, each between two
+--        4 message_id     the message's id as JSON writes it, without quotes
+--        5 roles          roles whose messages the caller may redact: `` for all, or lines of roles, each between two
 --                         line feeds
 -- Returns {`redacted`}         also if it was redacted before
 --         {`missing`}          the session does not exist
@@ -25,15 +24,15 @@
 -- O(n) in the number of newer messages.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local turn, chunks = KEYS[4], KEYS[5]
-local id, now_ms, now_text, retention_ms = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4] + 0
-local message_id, roles = ARGV[5], ARGV[6]
+local id, now_ms, now_text = ARGV[1], ARGV[2] + 0, ARGV[3]
+local message_id, roles = ARGV[4], ARGV[5]
 local REDACTED = ',"content":null,'
 
 local session_id, business_id, expires_at, ended_at, version, message_count, message_bytes, largest_message,
   turn_number, changed_messages = unpack(redis.call('HMGET', session, 'sessionId', 'businessId', 'expiresAt', 'endedAt',
     'version', 'messageCount', 'messageBytes', 'largestMessage', 'turnNumber', 'changedMessages'))
 if session_id ~= id then return {'missing'} end
-if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + RETENTION_MS then return {'missing'} end
 local seq = redis.call('HGET', message_ids, message_id)
 if not seq then return {'no_message'} end
 -- seq has no gaps, so the distance from the newest message is the index from the end of the list.

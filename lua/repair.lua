@@ -15,17 +15,16 @@
 --        3 business_id     the business of the index
 --        4 user_id         the user of pointer and history, or ``
 --        5 now_ms          Unix time
---        6 retention_ms    how long a session stays readable after its end
---        7 index_gone_ms   Unix time after which no currently active session is readable
---        8 others_max      maximum sessions of the user to search for another active one
+--        6 index_gone_ms   Unix time after which no currently active session is readable
 -- Returns {`repaired`, two for each repair: the repair, its key}
--- O(others_max), plus log n in the size of the indexes.
+-- O(OTHERS_MAX), plus log n in the size of the indexes.
 local session, messages, message_ids, business = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local pointer, history = KEYS[5], KEYS[6]
 local partition, id, business_id, user_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local now_ms, retention_ms = ARGV[5] + 0, ARGV[6] + 0
-local index_gone_ms, others_max = ARGV[7] + 0, ARGV[8] + 0
+local now_ms, index_gone_ms = ARGV[5] + 0, ARGV[6] + 0
 local NO_KEY, NO_EXPIRY = -2, -1
+-- Most sessions of the user that are searched for another active one.
+local OTHERS_MAX = 1000
 
 local function int(ms)
   return string.format('%d', ms)
@@ -56,7 +55,7 @@ local has_ended = status == 'ended' or status == 'expired'
 local is_marked_active = of_user and status == 'active'
 
 local function another_is_active()
-  local others = redis.call('ZRANGE', history, 0, others_max - 1, 'REV')
+  local others = redis.call('ZRANGE', history, 0, OTHERS_MAX - 1, 'REV')
   if redis.call('ZCARD', history) > #others then return true end
   if pointed_id then table.insert(others, pointed_id) end
   for _, other_id in ipairs(others) do
@@ -70,7 +69,7 @@ end
 
 -- A session expires at the end of its retention, together with its messages and pointer.
 local gone = session_until
-if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + retention_ms end
+if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + RETENTION_MS end
 if gone == NO_KEY then gone = nil end
 local puts_pointer = pointer and is_marked_active and gone and pointed_id ~= id and not another_is_active()
 local puts_history = history and of_user and history_ms and gone and not in_history

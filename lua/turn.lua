@@ -61,8 +61,7 @@ end
 --   how       status: unless the turn was asked to stop; at_ms: when it ended; created_ms: `createdAt` of its
 --             message; is_activity: whether this is activity of the session; discards: whether to drop its text; and,
 --             from its writer: endedAs, content, metadata, error
---   limits    keep, bytes_max: as in append_messages; lease_ms: how long its chunks stay readable
-local function plan_close(keys, document, latest, how, limits)
+local function plan_close(keys, document, latest, how)
   local status = latest.cancelUntil and 'cancelled' or how.status
   local content = how.content
   if not content and not how.discards then
@@ -70,7 +69,7 @@ local function plan_close(keys, document, latest, how, limits)
     if #chunks > 0 or status == 'completed' then content = '"' .. table.concat(chunks) .. '"' end
   end
   local plan = {
-    keys = keys, turn_id = latest.turnId, chunks_until = how.discards and 0 or how.at_ms + limits.lease_ms,
+    keys = keys, turn_id = latest.turnId, chunks_until = how.discards and 0 or how.at_ms + TURN_LEASE_MS,
     turn = {'status', status, 'endedAt', int(how.at_ms), 'metadata', how.metadata or latest.metadata},
     session = {}, trimmed = {},
   }
@@ -92,7 +91,7 @@ local function plan_close(keys, document, latest, how, limits)
   local first_oldest = (document.oldestSeq or 1) + 0
   local oldest = first_oldest
   for index = 0, TRIM_MAX - 1 do
-    if count - oldest < limits.keep and bytes <= limits.bytes_max then break end
+    if count - oldest < MESSAGES_KEPT and bytes <= SESSION_BYTES_MAX then break end
     local message = redis.call('LINDEX', keys.messages, index)
     if not message then break end
     oldest, bytes = oldest + 1, bytes - #message

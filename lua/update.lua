@@ -16,19 +16,12 @@
 -- ARGV   1 partition          key prefix of the partition
 --        2 id                 the session's id
 --        3 now_ms             Unix time
---        4 idle_ms            idle timeout
---        5 max_lifetime_ms    maximum lifetime
---        6 retention_ms       how long a session stays readable after its end
---        7 resolution_ms      an expiry that moves by less is not written
---        8 mutation_id        11 characters, new for every call
---        9 if_version         the version that the client requires, or ``
---       10 base_metadata      `=` and the stored metadata from which the new metadata was merged, or ``
---       11 status             `active`, `ended` or ``
---       12 if_active          `replace`, or `return` to reject a resume if another session is active
---       13 keep               number of newest messages to keep
---       14 bytes_max          bytes of newest messages to keep
---       15 lease_ms           how long the chunks of a turn that this call closes stay readable
---       16 ... field, value   `=` and the new value, or `` to remove the field
+--        4 mutation_id        11 characters, new for every call
+--        5 if_version         the version that the client requires, or ``
+--        6 base_metadata      `=` and the stored metadata from which the new metadata was merged, or ``
+--        7 status             `active`, `ended` or ``
+--        8 if_active          `replace`, or `return` to reject a resume if another session is active
+--        9 ... field, value   `=` and the new value, or `` to remove the field
 -- Returns {`updated`, status change or ``, the endReason of another session that this call ended or ``, the status of
 --          the turn that this call closed or ``, fields}
 --         {`missing`} {`version_mismatch`} {`stale`} {`another_active`, its id}
@@ -41,12 +34,8 @@ local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local turn, chunks = KEYS[7], KEYS[8]
 local partition, id, now_ms = ARGV[1], ARGV[2], ARGV[3] + 0
-local idle_ms, max_lifetime_ms, retention_ms = ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
-local resolution_ms = ARGV[7] + 0
-local mutation_id, if_version, base_metadata = ARGV[8], ARGV[9], ARGV[10]
-local status, if_active = ARGV[11], ARGV[12]
-local keep, bytes_max = ARGV[13] + 0, ARGV[14] + 0
-local lease_ms = ARGV[15] + 0
+local mutation_id, if_version, base_metadata = ARGV[4], ARGV[5], ARGV[6]
+local status, if_active = ARGV[7], ARGV[8]
 
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
@@ -61,7 +50,7 @@ local function updated(change, other_ended, closed)
 end
 
 local over_ms = (document.endedAt or document.expiresAt) + 0
-if now_ms >= over_ms + retention_ms then return {'missing'} end
+if now_ms >= over_ms + RETENTION_MS then return {'missing'} end
 local mutations = document.mutations or ''
 if string.find(mutations, mutation_id, 1, true) then return updated('', '', '') end
 if if_version ~= '' and if_version ~= document.version then return {'version_mismatch'} end
@@ -73,11 +62,11 @@ local resumes = status == 'active' and not was_active
 local ends = status == 'ended' and was_active
 local pointed_id = redis.call('GET', pointer)
 local active_ms = math.max(now_ms, document.lastActivityAt + 0)
-local active_until = resumes and active_ms + max_lifetime_ms or document.activeUntil + 0
-local expires = math.min(active_ms + idle_ms, active_until)
+local active_until = resumes and active_ms + MAX_LIFETIME_MS or document.activeUntil + 0
+local expires = math.min(active_ms + IDLE_MS, active_until)
 local lag = expires - document.expiresAt
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
-local is_due = math.abs(lag) >= resolution_ms or (lag > 0 and expires == active_until)
+local is_due = math.abs(lag) >= RESOLUTION_MS or (lag > 0 and expires == active_until)
 local extends = resumes or (was_active and not ends and is_due)
 -- A resume moves the session to the front of the history, even if the clocks of the services differ.
 local history_ms
@@ -108,7 +97,7 @@ if ends and document.turnId then
   local how = lost_or({status = 'interrupted', at_ms = now_ms, created_ms = active_ms}, document, now_ms)
   latest = latest_turn(turn, document)
   plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
-    document, latest, how, {keep = keep, bytes_max = bytes_max, lease_ms = lease_ms})
+    document, latest, how)
 end
 
 -- From here on only writes. `document` becomes the stored session; `write` and `remove` collect the changed fields.
@@ -138,7 +127,7 @@ if other_status == 'active' then
     other_ended = 'replaced'
     -- Not before its last change or activity, even if another service with a fast clock wrote those.
     local end_ms = math.max(now_ms, other_updated_at + 0, other_active_at + 0)
-    local gone = int(end_ms + retention_ms)
+    local gone = int(end_ms + RETENTION_MS)
     redis.call('HSET', other_key, 'status', 'ended', 'endReason', other_ended, 'endedAt', int(end_ms),
       'updatedAt', int(end_ms), 'version', int(other_version + 1))
     redis.call('PEXPIREAT', other_key, gone)
@@ -152,7 +141,7 @@ if other_status == 'active' then
 end
 
 local changed = false
-for i = 16, #ARGV, 2 do
+for i = 9, #ARGV, 2 do
   local field, value = ARGV[i], ARGV[i + 1]
   if value == '' then
     changed = unset(field) or changed
@@ -192,7 +181,7 @@ end
 
 if #write > 0 then redis.call('HSET', session, unpack(write)) end
 if #remove > 0 then redis.call('HDEL', session, unpack(remove)) end
-local gone_ms = (document.endedAt or document.expiresAt) + retention_ms
+local gone_ms = (document.endedAt or document.expiresAt) + RETENTION_MS
 local gone = int(gone_ms)
 if resumes then redis.call('ZADD', history, int(history_ms), id) end
 if extends then
@@ -214,8 +203,8 @@ if extends or change ~= '' then
   redis.call('PEXPIREAT', messages, gone)
   redis.call('PEXPIREAT', message_ids, gone)
 end
-if resumes and turn then redis.call('PEXPIREAT', turn, int(active_until + retention_ms)) end
-if resumes and chunks then redis.call('PEXPIREAT', chunks, int(active_until + retention_ms)) end
+if resumes and turn then redis.call('PEXPIREAT', turn, int(active_until + RETENTION_MS)) end
+if resumes and chunks then redis.call('PEXPIREAT', chunks, int(active_until + RETENTION_MS)) end
 if other_ended ~= '' then notify(other_key, document.businessId, ARGV[3], 's') end
 if changed or change ~= '' then
   notify(session, document.businessId, ARGV[3], plan and closed_words(plan) .. ' s' or 's')

@@ -9,28 +9,26 @@
 -- KEYS   1 session, 2 messages    the session's hash and list
 -- ARGV   1 id             the session's id
 --        2 now_ms         Unix time
---        3 retention_ms   how long a session stays readable after its end
---        4 mutation_id    11 characters, new for every call
---        5 seq            the message's seq
---        6 base           the stored JSON of the message from which the new one was made
---        7 message        the new JSON of the message
---        8 bytes_max      bytes of messages to keep
+--        3 mutation_id    11 characters, new for every call
+--        4 seq            the message's seq
+--        5 base           the stored JSON of the message from which the new one was made
+--        6 message        the new JSON of the message
 -- Returns {`updated`, the JSON of the message}
 --         {`missing`}    the session does not exist
 --         {`stale`}      the message is no longer stored, or has changed
---         {`too_large`}  the new message is larger, and the session's messages would have more than bytes_max bytes
+--         {`too_large`}  the new message is larger, and the session's messages would have more than SESSION_BYTES_MAX bytes
 -- O(n) in the number of newer messages.
 local MUTATIONS_KEPT = 4
 local session, messages = KEYS[1], KEYS[2]
-local id, now_ms, retention_ms, mutation_id = ARGV[1], ARGV[2] + 0, ARGV[3] + 0, ARGV[4]
-local seq, base, message, bytes_max = ARGV[5], ARGV[6], ARGV[7], ARGV[8] + 0
+local id, now_ms, mutation_id = ARGV[1], ARGV[2] + 0, ARGV[3]
+local seq, base, message = ARGV[4], ARGV[5], ARGV[6]
 
 local session_id, business_id, expires_at, ended_at, version, updated_at, mutations, message_count, message_bytes,
   largest_message, changed_messages = unpack(redis.call('HMGET', session, 'sessionId', 'businessId', 'expiresAt',
     'endedAt', 'version', 'updatedAt', 'mutations', 'messageCount', 'messageBytes', 'largestMessage',
     'changedMessages'))
 if session_id ~= id then return {'missing'} end
-if now_ms >= (ended_at or expires_at) + retention_ms then return {'missing'} end
+if now_ms >= (ended_at or expires_at) + RETENTION_MS then return {'missing'} end
 mutations = mutations or ''
 -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
 local index = int(seq - message_count - 1)
@@ -39,7 +37,7 @@ if not stored then return {'stale'} end
 if string.find(mutations, mutation_id, 1, true) then return {'updated', stored} end
 if stored ~= base then return {'stale'} end
 local bytes = message_bytes + #message - #stored
-if #message > #stored and bytes > bytes_max then return {'too_large'} end
+if #message > #stored and bytes > SESSION_BYTES_MAX then return {'too_large'} end
 
 -- From here on only writes.
 redis.call('LSET', messages, index, message)

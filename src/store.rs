@@ -84,6 +84,13 @@ pub struct StoreConfig {
     pub check_interval: Duration,
 }
 
+impl StoreConfig {
+    /// [`Self::turn_lease`] in milliseconds.
+    fn turn_lease_ms(&self) -> i64 {
+        i64::try_from(self.turn_lease.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
 /// Sessions in Redis.
 #[derive(Debug)]
 pub struct SessionStore {
@@ -142,7 +149,7 @@ impl SessionStore {
         })?;
         Ok(Self {
             topology: Arc::new(topology),
-            scripts: Scripts::new(),
+            scripts: Scripts::new(&config),
             keys: Keys::new(config.key_prefix.clone()),
             layout_seen_by: SharedConnectionId::default(),
             retry_budget,

@@ -34,6 +34,14 @@ NUMBER = "#" * 9
 COUNT = "@" * 9
 BUSINESS = "B0100001"
 CONNECTIONS = 64
+# The default settings that the script has as constants.
+SETTINGS = {
+    "IDLE_MS": 1_800_000,
+    "MAX_LIFETIME_MS": 86_400_000,
+    "RETENTION_MS": 2_592_000_000,
+    "RESOLUTION_MS": 60_000,
+    "SESSIONS_MAX": 1_000,
+}
 # Where the servers and the client run.
 PLACES = {"apart": "the servers on one processor, the client on another", "shared": "all on the same processors"}
 
@@ -41,9 +49,11 @@ PLACES = {"apart": "the servers on one processor, the client on another", "share
 def get_or_create_script():
     """A file with the script, and in it what the service sends in front of the script's second line."""
     engine, body = (ROOT / "lua/get_or_create.lua").read_text().split("\n", 1)
+    names, values = zip(*SETTINGS.items())
+    settings = f"local {', '.join(names)} = {', '.join(map(str, values))}"
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / "get_or_create.lua"
-    file.write_text("\n".join([engine, (ROOT / "lua/common.lua").read_text(), body]))
+    file.write_text("\n".join([engine, settings, (ROOT / "lua/common.lua").read_text(), body]))
     return file
 
 

@@ -38,7 +38,6 @@ from kit import (
 from scenarios import ACTIVE_PAGE, LISTED, SCENARIOS, USERS, BareCalls, Calls, add_place, messages, parser
 
 # Milliseconds, as sessiond's defaults: idle timeout, maximum lifetime, retention, activity resolution.
-LIFECYCLE = (1_800_000, 86_400_000, 2_592_000_000, 60_000)
 SESSION_FIELDS = (
     "sessionId businessId userId locationId sessionType status title metadata messageCount version createdAt "
 )
@@ -101,7 +100,7 @@ class WebdisCalls(Calls):
 
     def call(self, user, id):
         keys = [f"peer:a:{BUSINESS}:{user}", f"peer:h:{BUSINESS}:{user}", f"peer:b:{BUSINESS}", f"peer:s:{id}"]
-        words = ["EVALSHA", self.script, 4, *keys, "peer:", id, self.now_ms, *LIFECYCLE, "return", 1000]
+        words = ["EVALSHA", self.script, 4, *keys, "peer:", id, self.now_ms, "return"]
         # webdis cannot pass an empty argument; any text but 1 says that the id is new.
         words += [BUSINESS, user, "0", "locationId", "L0100001", "sessionType", "general"]
         return "/" + "/".join(urllib.parse.quote(str(word), safe="") for word in [*words, "metadata", "{}"])

@@ -91,7 +91,7 @@ impl SessionStore {
     /// From when other callers may close turns whose lease expired during an outage of the store that lasted until
     /// `time`.
     pub(crate) fn lost_after(&self, time: Timestamp) -> Timestamp {
-        OpenTurn::lost_after(Timestamp(time.0.saturating_add(self.turn_lease_ms())))
+        OpenTurn::lost_after(Timestamp(time.0.saturating_add(self.config.turn_lease_ms())))
     }
 
     /// The messages of a session from `first` to `last` that are still stored.

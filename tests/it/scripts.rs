@@ -49,9 +49,35 @@ struct Script {
     operation: String,
     /// Its file.
     source: String,
-    /// What Redis runs: the file, after the shared ones that it uses.
-    whole: String,
-    sha1: String,
+    /// The shared files that it uses.
+    shared: String,
+}
+
+impl Script {
+    /// What a service with these settings sends: the file, and after its first line the settings and the shared files.
+    fn text(&self, settings: &str) -> String {
+        let (engine, body) = self.source.split_once('\n').expect("a line that names the engine");
+        let settings = if self.operation == "ready" { "" } else { settings };
+        [engine, "\n", settings, &self.shared, body].concat()
+    }
+}
+
+/// The settings of a service as scripts have them.
+fn settings_of(service: &Service) -> String {
+    let (sessions, lifecycle) = (&service.config.sessions, &service.config.sessions.lifecycle);
+    let constants = [
+        ("IDLE_MS", lifecycle.idle_timeout.as_millis()),
+        ("MAX_LIFETIME_MS", lifecycle.max_lifetime.as_millis()),
+        ("RETENTION_MS", lifecycle.retention.as_millis()),
+        ("RESOLUTION_MS", lifecycle.activity_resolution.as_millis()),
+        ("MESSAGES_KEPT", sessions.messages_kept as u128),
+        ("SESSION_BYTES_MAX", sessions.session_bytes_max as u128),
+        ("SESSIONS_MAX", sessions.sessions_per_user_max as u128),
+        ("TURN_LEASE_MS", sessions.turn_lease.as_millis()),
+        ("TURN_BYTES_MAX", sessions.turn_bytes_max as u128),
+    ];
+    let values = constants.map(|(_, value)| value.to_string());
+    format!("local {} = {}\n", constants.map(|(name, _)| name).join(", "), values.join(", "))
 }
 
 /// Every file of `lua/`.
@@ -62,19 +88,16 @@ static SCRIPTS: LazyLock<Vec<Script>> = LazyLock::new(|| {
     let scripts = files.filter(|path| path.extension().is_some_and(|extension| extension == "lua")).map(|path| {
         let operation = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let source = fs::read_to_string(path).expect("a script");
-        let (engine, body) = source.split_once('\n').expect("a line that names the engine");
-        let shared = if body.contains("by_name(") {
+        let shared = if source.contains("by_name(") {
             vec![common.as_str(), &prelude, &turn]
-        } else if body.contains("is_in_scope(") {
+        } else if source.contains("is_in_scope(") {
             vec![common.as_str(), &prelude]
-        } else if body.contains("notify(") {
+        } else if source.contains("notify(") {
             vec![common.as_str()]
         } else {
             Vec::new()
         };
-        let whole = [&[engine, "\n"], shared.as_slice(), &[body]].concat().concat();
-        let sha1 = fred::util::sha1_hash(&whole);
-        Script { operation, source, whole, sha1 }
+        Script { operation, source, shared: shared.concat() }
     });
     let mut scripts: Vec<_> = scripts.filter(|script| !SHARED.contains(&script.operation.as_str())).collect();
     scripts.sort_by(|one, other| one.operation.cmp(&other.operation));
@@ -93,6 +116,8 @@ fn script(operation: &str) -> &'static Script {
 #[derive(Clone, Debug)]
 struct Run {
     operation: String,
+    /// What Redis ran.
+    text: String,
     keys: Vec<String>,
     args: Vec<String>,
     /// The commands that the script sent.
@@ -102,19 +127,22 @@ struct Run {
 }
 
 impl Run {
-    /// The run of a script of `lua/` that this command requested. `None` for another command.
-    fn of(command: &Command, response: &Answer) -> Option<Self> {
-        let text = command.words.get(1)?;
-        let is_named = |script: &&Script| match command.words[0].to_uppercase().as_str() {
-            "EVALSHA" => *text == script.sha1,
-            "EVAL" => *text == script.whole,
-            _ => false,
-        };
-        let script = SCRIPTS.iter().find(is_named)?;
+    /// The run of a script of `lua/` that this command of a service with these settings requested. `None` for another
+    /// command.
+    fn of(command: &Command, settings: &str, response: &Answer) -> Option<Self> {
+        let named = command.words.get(1)?;
+        let (script, text) = SCRIPTS.iter().map(|script| (script, script.text(settings))).find(|(_, text)| {
+            match command.words[0].to_uppercase().as_str() {
+                "EVALSHA" => *named == fred::util::sha1_hash(text),
+                "EVAL" => named == text,
+                _ => false,
+            }
+        })?;
         let key_count: usize = command.words[2].parse().expect("a number of keys");
         let (keys, args) = command.words[3..].split_at(key_count);
         Some(Self {
             operation: script.operation.clone(),
+            text,
             keys: keys.to_vec(),
             args: args.to_vec(),
             inner: command.inner.clone(),
@@ -125,7 +153,7 @@ impl Run {
     /// Runs the script with the same arguments again. Uses EVAL, because another test may flush the server's scripts.
     async fn again(&self, probe: &RedisProbe) -> Vec<Option<String>> {
         let key_count = self.keys.len().to_string();
-        let mut words = vec!["EVAL", &script(&self.operation).whole, &key_count];
+        let mut words = vec!["EVAL", &self.text, &key_count];
         words.extend(self.keys.iter().chain(&self.args).map(String::as_str));
         let reply = probe.command(&words).await.into_array();
         reply.into_iter().map(fred::types::Value::into_string).collect()
@@ -159,8 +187,9 @@ async fn runs(service: &Service, operation: &str, status: u16, call: impl Future
         let is_same = one.words[0] == "EVALSHA" && later.words[0] == "EVAL" && one.words[2..] == later.words[2..];
         is_same && one.inner.is_empty()
     };
+    let settings = settings_of(service);
     let ran = |&index: &usize| !commands[index + 1..].iter().any(|later| is_repeated(&commands[index], later));
-    let ran = (0..commands.len()).filter(ran).filter_map(|index| Run::of(&commands[index], &response));
+    let ran = (0..commands.len()).filter(ran).filter_map(|index| Run::of(&commands[index], &settings, &response));
     let runs: Vec<_> = ran.filter(|run| run.operation == operation).collect();
     assert!(!runs.is_empty(), "{operation} did not run for {response:?}");
     runs

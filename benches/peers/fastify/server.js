@@ -6,7 +6,7 @@ import Fastify from 'fastify';
 import Redis from 'ioredis';
 
 const [port, redisUrl, scriptFile] = process.argv.slice(2);
-const lifecycle = { idleMs: 30 * 60_000, maxLifetimeMs: 24 * 3600_000, retentionMs: 30 * 24 * 3600_000, resolutionMs: 60_000 };
+const lifecycle = { idleMs: 30 * 60_000, retentionMs: 30 * 24 * 3600_000 };
 
 const redis = new Redis(redisUrl);
 redis.defineCommand('getOrCreate', { numberOfKeys: 4, lua: readFileSync(scriptFile, 'utf8') });
@@ -90,8 +90,7 @@ fastify.post('/api/sessions', { schema: { body, response: { '2xx': session } } }
   const now = Date.now();
   const [tag, ...values] = await redis.getOrCreate(
     `peer:a:${businessId}:${userId}`, `peer:h:${businessId}:${userId}`, `peer:b:${businessId}`, `peer:s:${id}`,
-    'peer:', id, now, lifecycle.idleMs, lifecycle.maxLifetimeMs, lifecycle.retentionMs, lifecycle.resolutionMs, 'return',
-    1000, businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
+    'peer:', id, now, 'return', businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
     'metadata', JSON.stringify(metadata),
   );
   if (tag === 'resumed') return toSession(fromPairs(values));

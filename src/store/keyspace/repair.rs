@@ -4,9 +4,6 @@ use super::{RepairTarget, is_wrong_type};
 use crate::session::Timestamp;
 use crate::store::{SessionStore, StoreError};
 
-/// Maximum number of sessions of a user that a repair examines before it makes one the active session.
-const USER_SESSIONS_MAX: u32 = 1000;
-
 impl SessionStore {
     /// Repairs what is safe to repair about one session id. Returns what was done, each with its key.
     ///
@@ -29,9 +26,7 @@ impl SessionStore {
             target.business_id.clone(),
             target.user_id.clone().unwrap_or_default(),
             now.0.to_string(),
-            retention_ms.to_string(),
             (now.0 + lifetime_ms + retention_ms).to_string(),
-            USER_SESSIONS_MAX.to_string(),
         ];
         let mut reply = match self.scripts.repair.run(&self.topology, keys, args).await {
             // A key of the wrong type stops the script before it writes. The audit reports that key.

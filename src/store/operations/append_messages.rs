@@ -60,7 +60,7 @@ impl SessionStore {
             let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
             let mut turns_lost = 0;
             loop {
-                let mut args = self.append_args(id, &scope, now);
+                let mut args = vec![id.to_string(), scope.clone(), now.0.to_string(), now.to_string()];
                 batch.push_args(&mut args);
                 let reply = self.run(&self.scripts.append_messages, keys.clone(), args).await;
                 let Some(mut reply) = self.reply_in_scope(reply, id, tenant_scope, now).await? else {
@@ -105,21 +105,6 @@ impl SessionStore {
             }
         })
         .await
-    }
-
-    /// The arguments of the script before those of the messages.
-    fn append_args(&self, id: SessionId, scope: &str, now: Timestamp) -> Vec<String> {
-        let mut args = vec![
-            id.to_string(),
-            scope.to_owned(),
-            now.0.to_string(),
-            now.to_string(),
-            self.config.lifecycle.idle_ms().to_string(),
-            self.config.lifecycle.retention_ms().to_string(),
-            self.config.lifecycle.resolution_ms().to_string(),
-        ];
-        args.extend(self.trim_args());
-        args
     }
 }
 

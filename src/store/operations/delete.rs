@@ -39,12 +39,7 @@ impl SessionStore {
                 if !condition.accepts(session.version) {
                     return Ok(Delete::VersionMismatch(session.version));
                 }
-                let args = vec![
-                    id.to_string(),
-                    now.0.to_string(),
-                    self.config.lifecycle.retention_ms().to_string(),
-                    condition.expected_version(session.version),
-                ];
+                let args = vec![id.to_string(), now.0.to_string(), condition.expected_version(session.version)];
                 let mut keys = self.keys_of(&session);
                 keys.extend(self.turn_keys_of(&session));
                 let mut reply = self.run(&self.scripts.delete, keys, args).await?;

@@ -26,11 +26,7 @@ impl SessionStore {
                     self.keys.history(business_id, user_id),
                     self.keys.business(partition, business_id),
                 ];
-                let args = vec![
-                    self.keys.partition(partition),
-                    now.0.to_string(),
-                    self.config.lifecycle.retention_ms().to_string(),
-                ];
+                let args = vec![self.keys.partition(partition), now.0.to_string()];
                 let mut reply = self.run(&self.scripts.erase_user, keys, args).await?;
                 match reply.string()?.as_str() {
                     "erased" => {

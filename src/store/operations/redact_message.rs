@@ -44,7 +44,6 @@ impl SessionStore {
                     id.to_string(),
                     now.0.to_string(),
                     now.to_string(),
-                    self.config.lifecycle.retention_ms().to_string(),
                     escaped_text(message.message_id.as_str()),
                     own_roles.map_or_else(String::new, lines_of),
                 ];

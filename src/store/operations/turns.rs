@@ -50,11 +50,6 @@ impl SessionStore {
         session.turn_number.map(|_| vec![self.keys.turn(id), self.keys.chunks(id)]).unwrap_or_default()
     }
 
-    /// The limits on a session's messages, as arguments of these scripts.
-    pub(super) fn trim_args(&self) -> [String; 2] {
-        [self.config.messages_kept.to_string(), self.config.session_bytes_max.to_string()]
-    }
-
     /// Whether the session still exists. Call this after its turns have been read, because a deletion removes them too.
     async fn remains(&self, id: SessionId, now: Timestamp) -> Result<bool, StoreError> {
         Ok(self.get_in_scope(id, &TenantScope::Everything, now).await?.is_some())

@@ -117,18 +117,12 @@ impl SessionStore {
             self.keys.partition(session.session_id.partition()),
             session.session_id.to_string(),
             now.0.to_string(),
-            self.config.lifecycle.idle_ms().to_string(),
-            self.config.lifecycle.max_lifetime_ms().to_string(),
-            self.config.lifecycle.retention_ms().to_string(),
-            self.config.lifecycle.resolution_ms().to_string(),
             mutation_id.to_owned(),
             condition.expected_version(session.version),
             base_metadata,
             patch.status.map_or("", PatchStatus::as_str).to_owned(),
             patch.if_active.as_str().to_owned(),
         ];
-        args.extend(self.trim_args());
-        args.push(self.turn_lease_ms().to_string());
         let mut set = |name: &str, value: String| args.extend([name.to_owned(), value]);
         if let Some(location_id) = &patch.location_id {
             set(field::LOCATION_ID, format!("={location_id}"));

@@ -78,12 +78,10 @@ impl SessionStore {
                 let args = vec![
                     id.to_string(),
                     now.0.to_string(),
-                    self.config.lifecycle.retention_ms().to_string(),
                     mutation_id.clone(),
                     stored.seq.to_string(),
                     stored.to_text(),
                     changed.to_text(),
-                    self.config.session_bytes_max.to_string(),
                 ];
                 let keys = vec![self.keys.session(id), self.keys.messages(id)];
                 let mut reply = self.run(&self.scripts.update_message, keys, args).await?;

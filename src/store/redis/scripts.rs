@@ -1,7 +1,5 @@
 //! The Lua scripts of `lua/`, run by their digest.
 
-use std::borrow::Cow;
-
 use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::LuaInterface;
@@ -11,45 +9,30 @@ use super::connection::{Needs, Server};
 use super::resp;
 use super::topology::Topology;
 use crate::metrics;
-use crate::store::StoreError;
 use crate::store::error::Redirection;
 use crate::store::reply::Reply;
+use crate::store::{StoreConfig, StoreError};
 
-/// What scripts share: the files that precede those that change sessions, those that append, and those that close
-/// turns.
-const CHANGES: [&str; 1] = [include_str!("../../../lua/common.lua")];
-const APPENDS: [&str; 2] = [CHANGES[0], include_str!("../../../lua/prelude.lua")];
-const TURNS: [&str; 3] = [APPENDS[0], APPENDS[1], include_str!("../../../lua/turn.lua")];
+/// The files that scripts share.
+const COMMON: &str = include_str!("../../../lua/common.lua");
+const PRELUDE: &str = include_str!("../../../lua/prelude.lua");
+const TURN: &str = include_str!("../../../lua/turn.lua");
 
 /// One script: an operation that Redis runs as one step.
 #[derive(Debug)]
 pub(in crate::store) struct Script {
     operation: &'static str,
-    source: Cow<'static, str>,
+    source: String,
     sha1: String,
     needs: Needs,
 }
 
 impl Script {
-    fn new(operation: &'static str, source: &'static str) -> Self {
-        Self::of(operation, source.into(), Needs::Connection)
-    }
-
-    fn of(operation: &'static str, source: Cow<'static, str>, needs: Needs) -> Self {
-        Self { operation, sha1: fred::util::sha1_hash(&source), source, needs }
-    }
-
-    /// A script that uses the functions of these files. They come after its first line, which names the engine.
-    fn after(files: &[&'static str], operation: &'static str, source: &'static str, needs: Needs) -> Self {
+    /// A script that uses these parts. They come after its first line, which names the engine.
+    fn new(parts: &[&str], operation: &'static str, source: &'static str, needs: Needs) -> Self {
         let (engine, body) = source.split_once('\n').unwrap_or_default();
-        let source = [&[engine, "\n"], files, &[body]].concat().concat();
-        Self::of(operation, source.into(), needs)
-    }
-
-    /// The same, for a script that needs clocks that agree, because it sets expiries or `updatedAt`. Scripts that only
-    /// remove set neither.
-    fn with_safe_clock(files: &[&'static str], operation: &'static str, source: &'static str) -> Self {
-        Self::after(files, operation, source, Needs::SafeClock)
+        let source = [&[engine, "\n"], parts, &[body]].concat().concat();
+        Self { operation, sha1: fred::util::sha1_hash(&source), source, needs }
     }
 
     /// Runs the script on the server that has its keys.
@@ -88,11 +71,11 @@ impl Script {
             other => return other,
         }
         metrics::store_retried("noscript");
-        let reply = client.eval(&*self.source, keys.to_vec(), args.to_vec()).await;
+        let reply = client.eval(self.source.as_str(), keys.to_vec(), args.to_vec()).await;
         if reply.as_ref().is_err_and(|error| Redirection::of(error).is_some()) {
             // A server that a slot is moving to accepts one command for that slot per ASKING. The retry sends the
             // digest.
-            let _: Value = client.script_load(&*self.source).await?;
+            let _: Value = client.script_load(self.source.as_str()).await?;
         }
         reply
     }
@@ -117,26 +100,51 @@ pub(in crate::store) struct Scripts {
 }
 
 impl Scripts {
-    pub(in crate::store) fn new() -> Self {
+    pub(in crate::store) fn new(config: &StoreConfig) -> Self {
         macro_rules! source {
             ($name:literal) => {
                 include_str!(concat!("../../../lua/", $name, ".lua"))
             };
         }
+        let settings = settings(config);
+        // Those that change sessions, those that append, and those that close turns.
+        let changes = [&settings, COMMON];
+        let appends = [&settings, COMMON, PRELUDE];
+        let turns = [&settings, COMMON, PRELUDE, TURN];
+        // Needed by scripts that set expiries or `updatedAt`. Scripts that only remove set neither.
+        let clock = Needs::SafeClock;
         Self {
-            get_or_create: Script::with_safe_clock(&CHANGES, "get_or_create", source!("get_or_create")),
-            update: Script::with_safe_clock(&TURNS, "update", source!("update")),
-            begin_turn: Script::with_safe_clock(&TURNS, "begin_turn", source!("begin_turn")),
-            append_chunks: Script::with_safe_clock(&APPENDS, "append_chunks", source!("append_chunks")),
-            end_turn: Script::with_safe_clock(&TURNS, "end_turn", source!("end_turn")),
-            cancel_turn: Script::with_safe_clock(&TURNS, "cancel_turn", source!("cancel_turn")),
-            update_message: Script::with_safe_clock(&CHANGES, "update_message", source!("update_message")),
-            redact_message: Script::after(&CHANGES, "redact_message", source!("redact_message"), Needs::Connection),
-            append_messages: Script::with_safe_clock(&APPENDS, "append_messages", source!("append_messages")),
-            delete: Script::after(&CHANGES, "delete", source!("delete"), Needs::Connection),
-            erase_user: Script::after(&CHANGES, "erase_user", source!("erase_user"), Needs::Connection),
-            ready: Script::new("ready", source!("ready")),
-            repair: Script::new("repair", source!("repair")),
+            get_or_create: Script::new(&changes, "get_or_create", source!("get_or_create"), clock),
+            update: Script::new(&turns, "update", source!("update"), clock),
+            begin_turn: Script::new(&turns, "begin_turn", source!("begin_turn"), clock),
+            append_chunks: Script::new(&appends, "append_chunks", source!("append_chunks"), clock),
+            end_turn: Script::new(&turns, "end_turn", source!("end_turn"), clock),
+            cancel_turn: Script::new(&turns, "cancel_turn", source!("cancel_turn"), clock),
+            update_message: Script::new(&changes, "update_message", source!("update_message"), clock),
+            redact_message: Script::new(&changes, "redact_message", source!("redact_message"), Needs::Connection),
+            append_messages: Script::new(&appends, "append_messages", source!("append_messages"), clock),
+            delete: Script::new(&changes, "delete", source!("delete"), Needs::Connection),
+            erase_user: Script::new(&changes, "erase_user", source!("erase_user"), Needs::Connection),
+            ready: Script::new(&[], "ready", source!("ready"), Needs::Connection),
+            repair: Script::new(&[&settings], "repair", source!("repair"), Needs::Connection),
         }
     }
+}
+
+/// The settings as constants of the scripts (`lua/README.md`).
+fn settings(config: &StoreConfig) -> String {
+    let lifecycle = &config.lifecycle;
+    let constants = [
+        ("IDLE_MS", lifecycle.idle_ms().to_string()),
+        ("MAX_LIFETIME_MS", lifecycle.max_lifetime_ms().to_string()),
+        ("RETENTION_MS", lifecycle.retention_ms().to_string()),
+        ("RESOLUTION_MS", lifecycle.resolution_ms().to_string()),
+        ("MESSAGES_KEPT", config.messages_kept.to_string()),
+        ("SESSION_BYTES_MAX", config.session_bytes_max.to_string()),
+        ("SESSIONS_MAX", config.sessions_per_user_max.to_string()),
+        ("TURN_LEASE_MS", config.turn_lease_ms().to_string()),
+        ("TURN_BYTES_MAX", config.turn_bytes_max.to_string()),
+    ];
+    let (names, values): (Vec<_>, Vec<_>) = constants.into_iter().unzip();
+    format!("local {} = {}\n", names.join(", "), values.join(", "))
 }

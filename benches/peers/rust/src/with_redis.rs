@@ -17,9 +17,7 @@ use crate::messages::{Message, NewMessage, OneOrMany, Page};
 use crate::sessions::{NewSession, Session, time_text};
 
 const IDLE_MS: u64 = 30 * 60_000;
-const MAX_LIFETIME_MS: u64 = 24 * 3_600_000;
 const RETENTION_MS: u64 = 30 * 24 * 3_600_000;
-const RESOLUTION_MS: u64 = 60_000;
 const MESSAGES_KEPT: isize = 10_000;
 
 #[derive(Clone)]
@@ -53,8 +51,7 @@ async fn get_or_create(State(mut app): State<AppState>, Json(new): Json<NewSessi
         .key(format!("peer:h:{business_id}:{user_id}"))
         .key(format!("peer:b:{business_id}"))
         .key(format!("peer:s:{id}"));
-    call.arg("peer:").arg(&id).arg(now_ms);
-    call.arg(IDLE_MS).arg(MAX_LIFETIME_MS).arg(RETENTION_MS).arg(RESOLUTION_MS).arg("return").arg(1000);
+    call.arg("peer:").arg(&id).arg(now_ms).arg("return");
     call.arg(&business_id).arg(&user_id).arg("");
     call.arg("locationId").arg(&location_id).arg("sessionType").arg(&session_type);
     call.arg("metadata").arg(serde_json::Value::Object(metadata).to_string());

@@ -58,14 +58,9 @@ impl SessionStore {
                 return Ok(BeginTurn::Missing);
             };
             let turn_id = escaped_text(new.turn_id.as_str());
-            let [keep, bytes_max] = self.trim_args();
             let args = vec![
                 id.to_string(),
                 now.0.to_string(),
-                self.config.lifecycle.retention_ms().to_string(),
-                self.turn_lease_ms().to_string(),
-                keep,
-                bytes_max,
                 turn_id.clone(),
                 escaped_text(new.writer.as_str()),
                 new.role.as_str().to_owned(),
@@ -103,9 +98,5 @@ impl SessionStore {
             }
         })
         .await
-    }
-
-    pub(in crate::store) fn turn_lease_ms(&self) -> i64 {
-        i64::try_from(self.config.turn_lease.as_millis()).unwrap_or(i64::MAX)
     }
 }

@@ -6,9 +6,6 @@ use crate::session::{Identifier, SessionId, TenantScope, Timestamp, Turn, escape
 use crate::store::operations::instrumented;
 use crate::store::{SessionStore, StoreError};
 
-/// The time that a writer has to stop.
-const STOP_MS: u32 = 10_000;
-
 /// Outcome of [`SessionStore::cancel_turn`].
 #[derive(Debug)]
 pub enum CancelTurn {
@@ -37,13 +34,7 @@ impl SessionStore {
                 return Ok(CancelTurn::Missing);
             }
             let turn_id = escaped_text(turn_id.as_str());
-            let args = vec![
-                id.to_string(),
-                now.0.to_string(),
-                self.config.lifecycle.retention_ms().to_string(),
-                STOP_MS.to_string(),
-                turn_id.clone(),
-            ];
+            let args = vec![id.to_string(), now.0.to_string(), turn_id.clone()];
             let keys = vec![self.keys.session(id), self.keys.turn(id)];
             let mut reply = self.run(&self.scripts.cancel_turn, keys, args).await?;
             match reply.string()?.as_str() {

@@ -115,14 +115,9 @@ impl SessionStore {
         closing: &Closing<'_>,
         now: Timestamp,
     ) -> Result<Ended, StoreError> {
-        let [keep, bytes_max] = self.trim_args();
         let args = vec![
             id.to_string(),
             now.0.to_string(),
-            self.config.lifecycle.retention_ms().to_string(),
-            self.turn_lease_ms().to_string(),
-            keep,
-            bytes_max,
             escaped_turn_id.to_owned(),
             number.to_string(),
             closing.status.to_owned(),

@@ -12,9 +12,7 @@ type SessionRedis = Redis & { getOrCreate(...args: (string | number)[]): Promise
 
 const lifecycle = {
   idleMs: 30 * 60_000,
-  maxLifetimeMs: 24 * 3600_000,
   retentionMs: 30 * 24 * 3600_000,
-  resolutionMs: 60_000,
 };
 const messagesKept = 10_000;
 
@@ -44,9 +42,7 @@ export class SessionsService {
     const id = randomUUID();
     const [tag, ...values] = await this.redis.getOrCreate(
       `peer:a:${businessId}:${userId}`, `peer:h:${businessId}:${userId}`, `peer:b:${businessId}`, `peer:s:${id}`,
-      'peer:', id, Date.now(), lifecycle.idleMs, lifecycle.maxLifetimeMs, lifecycle.retentionMs,
-      lifecycle.resolutionMs, 'return', 1000,
-      businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
+      'peer:', id, Date.now(), 'return', businessId, userId, '', 'locationId', locationId, 'sessionType', sessionType,
       'metadata', JSON.stringify(metadata),
     );
     if (tag === 'resumed') {
