@@ -247,6 +247,12 @@ async fn serve(api: &ApiInner, route: Option<&str>, request: &mut Request) -> Re
     let Some(route) = route else {
         return Ok(StatusCode::NOT_FOUND.into_response());
     };
+    // Handlers with query parameters check their names.
+    if let Some(query) = request.uri().query()
+        && !api.routes.takes_query(route, request.method())
+    {
+        extract::Query::of(Some(query)).finish()?;
+    }
     // Health checks need no permit: they must succeed on a loaded service.
     let permit = if health::ROUTES.contains(&route) { None } else { Some(api.app.concurrency.acquire().await?) };
     let waited = permit.as_ref().map_or(Duration::ZERO, |permit| permit.waited);

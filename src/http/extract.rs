@@ -256,6 +256,8 @@ impl Query {
         for (name, _) in std::mem::take(&mut self.parameters) {
             if self.known.contains(&name.as_str()) {
                 self.problem(&name, "must be given once");
+            } else if self.known.is_empty() {
+                self.problem(&name, "is unknown; this call has no query parameters");
             } else {
                 let message = format!("is unknown; the known parameters are {}", self.known.join(", "));
                 self.problem(&name, message);

@@ -288,7 +288,7 @@ async fn update(
 
 problems! {
     /// The errors of deleting a session.
-    DeleteProblems { SessionNotFound, VersionMismatch }
+    DeleteProblems { InvalidRequest, SessionNotFound, VersionMismatch }
 }
 
 /// Delete a session with its messages

@@ -60,7 +60,7 @@ fn scopes_schema() -> Schema {
 
 problems! {
     /// The errors of reading the permissions.
-    WhoAmIProblems {}
+    WhoAmIProblems { InvalidRequest }
 }
 
 /// Read the permissions of the caller's credential

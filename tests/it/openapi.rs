@@ -494,6 +494,7 @@ impl CheckedClient {
         self.call(patch(&first).json(json!({})).header("if-match", "\"0\""), 412).await;
         self.send_invalid_bodies(Method::PATCH, SESSION, &second).await;
         let delete = |path: &str| call(Method::DELETE, SESSION, path);
+        self.call(delete(&format!("{first}?unknown=1")), 400).await;
         self.call(delete(&first).header("if-match", "\"0\""), 412).await;
         self.call(delete(&first), 204).await;
         self.call(delete(&first), 404).await;
@@ -675,6 +676,20 @@ impl CheckedClient {
 }
 
 #[tokio::test]
+async fn every_operation_rejects_unknown_query_parameters() {
+    let service = Service::start(&[]).await;
+    let id = service.session_of("u").await;
+    for (method, template) in OPERATIONS.into_iter().filter(|(_, path)| path.starts_with("/api/")) {
+        let path = template.replace("{sessionId}", &id).replace("{messageId}", "m").replace("{turnId}", "t");
+        let path = path.replace("{businessId}", "b").replace("{userId}", "u");
+        let method: Method = method.to_uppercase().parse().expect("a method");
+        let rejected = service.send(method.clone(), &format!("{path}?unknown=1"), &[], Vec::new()).await.expect(400);
+        assert_eq!(rejected.json()["errors"][0]["field"], "unknown", "{method} {template}: {rejected:?}");
+    }
+    service.get("/livez?unknown=1").await.expect(200);
+}
+
+#[tokio::test]
 async fn responses_are_as_documented() {
     let mut client = CheckedClient::start().await;
     client.drive_sessions().await;
@@ -686,6 +701,7 @@ async fn responses_are_as_documented() {
     for path in [WHOAMI, "/livez", "/readyz", "/openapi.json", "/docs"] {
         client.get(path, path, 200).await;
     }
+    client.get(WHOAMI, &format!("{WHOAMI}?unknown=1"), 400).await;
     let page = client.get("/docs", "/docs", 200).await;
     let tag = page.header("etag").expect("an entity tag");
     client.call(call(Method::GET, "/docs", "/docs").header("if-none-match", tag), 304).await;
