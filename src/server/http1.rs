@@ -26,6 +26,8 @@ use super::timeouts::{ConnectionTimeouts, SendTimer};
 use super::{ConnectionSettings, DISCARD_BYTES_MAX, HttpService, Shutdown};
 use crate::http::IsEventStream;
 
+/// Most bytes that are joined before they are sent. Sending one buffer is faster than sending two.
+const JOINED_BYTES_MAX: usize = 4096;
 /// hyper's default limit on the number of headers. With the default, hyper keeps headers on the stack, which is faster.
 const HYPER_HEADERS_DEFAULT: usize = 100;
 /// Maximum bytes of a response that are buffered for a slow client, besides the last part; and of a request's body that
@@ -64,8 +66,8 @@ pub(super) async fn serve(
     // deadline. Event streams have no end of their own: `ConnectionIo` ends them when their client has closed the
     // connection.
     builder.half_close(true);
-    // Sending one buffer is faster than sending two, and responses are small.
-    builder.writev(false);
+    // hyper does not copy bodies into its buffer then; `ConnectionIo` joins what is small.
+    builder.writev(true);
     if limits.headers != HYPER_HEADERS_DEFAULT {
         builder.max_headers(limits.headers);
     }
@@ -281,7 +283,7 @@ impl<T: Read + Write + Unpin> Write for ConnectionIo<T> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
     }
 
     fn poll_write_vectored(
@@ -294,7 +296,17 @@ impl<T: Read + Write + Unpin> Write for ConnectionIo<T> {
             return Poll::Ready(result);
         }
         let this = &mut *self;
-        let sent = Pin::new(&mut this.io).poll_write_vectored(context, buffers);
+        let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let sent = if total <= JOINED_BYTES_MAX {
+            let mut joined = [MaybeUninit::<u8>::uninit(); JOINED_BYTES_MAX];
+            let mut joined = ReadBuf::uninit(&mut joined);
+            for buffer in buffers {
+                joined.unfilled().put_slice(buffer);
+            }
+            Pin::new(&mut this.io).poll_write(context, joined.filled())
+        } else {
+            Pin::new(&mut this.io).poll_write_vectored(context, buffers)
+        };
         this.send_timer.poll_sent(context, sent)
     }
 }
