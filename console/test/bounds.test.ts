@@ -5,6 +5,7 @@ import { after, before, test } from "node:test";
 import type { Browser, Locator } from "playwright-core";
 import { Heights } from "../src/heights.js";
 import { openBrowser, Tab } from "./browser.js";
+import { compressedBytes, longSession } from "./figures.js";
 import { startService, type Service } from "./service.js";
 
 const BUSINESS = "B0100001";
@@ -46,37 +47,14 @@ function expectMoved(before: Record<string, number>, after: Record<string, numbe
   }
 }
 
-/** A session of 10,000 messages of different lengths. */
-async function longSession(): Promise<string> {
-  const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "talkative" });
-  for (let seq = 1; seq <= MESSAGES; seq += 100) {
-    const messages = Array.from({ length: 100 }, (_, i) => ({
-      role: i % 2 ? ("assistant" as const) : ("user" as const),
-      content: `message ${seq + i}\n`.repeat(1 + ((seq + i) % 7)),
-      metadata: i % 3 ? {} : { tokens: i },
-    }));
-    await service.client.appendMessages(sessionId, messages);
-  }
-  return sessionId;
-}
-
 test("all files of the console have at most 40 kB with brotli", async () => {
-  const page = await fetch(`${service.url}/console/`);
-  const html = await page.text();
-  let bytes = html.length;
-  for (const [, file] of html.matchAll(/(?:href|src)="([\w.-]+)"/g)) {
-    const head = await fetch(`${service.url}/console/${file}`, {
-      method: "HEAD",
-      headers: { "Accept-Encoding": "br" },
-    });
-    bytes += Number(head.headers.get("Content-Length"));
-  }
+  const bytes = await compressedBytes(service);
   console.log(`# ${bytes} bytes`);
   assert.ok(bytes > 10_000 && bytes <= 40_000, `${bytes}`);
 });
 
 test("a session of 10,000 messages scrolls with fewer than 500 elements, and shows each", async () => {
-  const sessionId = await longSession();
+  const sessionId = await longSession(service, BUSINESS, MESSAGES);
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows(`#${MESSAGES}`);
   const list = tab.page.getByRole("region", { name: "Messages" });
