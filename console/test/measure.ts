@@ -59,19 +59,21 @@ const browser = await openBrowser();
 
 console.log(`all files with brotli: ${await compressedBytes(service)} bytes`);
 
-// First paint. Each tab has an empty cache.
+// First paint. Each context has an empty cache. No `Tab`, because it adds axe-core to the page.
 const { sessionId } = await service.client.createSession({ businessId: "B-paint", userId: "u" });
 await service.client.appendMessages(sessionId, { role: "user", content: "a question" });
 for (const hash of ["#/", "#/business/B-paint", `#/session/${sessionId}`]) {
   const paints: number[] = [];
   for (let run = 0; run < 7; run++) {
-    const tab = await Tab.open(browser, service.url, hash);
-    await tab.shows(/Find a conversation|1 active session|a question/);
-    const paint = await tab.page.evaluate(
-      () => performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? NaN,
+    const context = await browser.newContext({ viewport: { width: 1280, height: 800 } });
+    const page = await context.newPage();
+    await page.goto(`${service.url}/console/${hash}`);
+    await page.getByText(/Find a conversation|1 active session|a question/).first().waitFor();
+    const [paint] = await page.evaluate(() =>
+      performance.getEntriesByName("first-contentful-paint").map((entry) => entry.startTime),
     );
-    paints.push(paint);
-    await tab.close();
+    paints.push(paint ?? NaN);
+    await context.close();
   }
   paints.sort((a, b) => a - b);
   console.log(
