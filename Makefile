@@ -134,5 +134,5 @@ bench-instructions: ## Count the service's instructions per request, by valgrind
 	benches/ensure-tools valgrind
 	benches/load/instructions.py $(ARGS)
 
-bench-console: ## Measure the console in Chromium: first paint, and the CPU of the browser under live load
+bench-console: ## Measure the console in Chromium: bytes, first paint, elements, requests when hidden, CPU under load
 	console/test/run --measure

@@ -49,12 +49,16 @@ export function LongList(props: Props): JSX.Element {
     identity: "",
     heights: new Heights(estimate),
     scrollTop: 0,
-    /** The first visible row, and how much of it is above the top. */
+    /** The row that keeps its place when heights change, and how far its top is above the top of the list. */
     anchor: { index: 0, above: 0 },
+    /** The rows that are rendered. */
+    first: 0,
+    last: -1,
     isAtEnd: followsEnd,
     height: 800,
   }).current;
-  if (state.identity !== identity) {
+  const isOther = state.identity !== identity;
+  if (isOther) {
     state.identity = identity;
     state.heights = new Heights(estimate);
     state.scrollTop = 0;
@@ -63,23 +67,33 @@ export function LongList(props: Props): JSX.Element {
   const { heights } = state;
   heights.resize(count);
 
-  const top = state.isAtEnd && followsEnd ? Math.max(0, heights.total - state.height) : state.scrollTop;
-  const first = count ? heights.at(top - MARGIN) : 0;
-  const last = count ? heights.at(top + state.height + MARGIN) : -1;
-  const indexes = Array.from({ length: last - first + 1 }, (_, i) => first + i);
-
+  /** The rows to render at this position. */
+  const rowsAt = (top: number) => [heights.at(top - MARGIN), heights.at(top + state.height + MARGIN)] as const;
   const look = () => {
     const { scrollTop, scrollHeight, clientHeight } = box.current!;
     state.scrollTop = scrollTop;
     state.height = clientHeight;
     state.isAtEnd = scrollHeight - scrollTop - clientHeight < END_TOLERANCE;
-    const index = heights.at(scrollTop);
+    const visible = heights.at(scrollTop);
+    const rendered = Math.max(state.first, Math.min(visible, state.last));
+    const [first, last] = rowsAt(scrollTop);
+    // A row that stays rendered keeps its place, because the rows that are new get other heights than the estimate.
+    const isNear = scrollTop > 0 && rendered >= first && rendered <= last;
+    const index = isNear ? rendered : visible;
     state.anchor = { index, above: scrollTop - heights.top(index) };
   };
+  // The browser reports a new position at its next frame.
+  if (!isOther && box.current!.scrollTop !== state.scrollTop) look();
+
+  const top = state.isAtEnd && followsEnd ? Math.max(0, heights.total - state.height) : state.scrollTop;
+  const [first, last] = count ? rowsAt(top) : [0, -1];
+  const indexes = Array.from({ length: last - first + 1 }, (_, i) => first + i);
 
   const tellRange = () => onRange?.({ first, last, isAtStart: state.scrollTop === 0, isAtEnd: state.isAtEnd });
 
   useLayoutEffect(() => {
+    state.first = first;
+    state.last = last;
     const { children } = body.current!;
     indexes.forEach((index, i) => {
       const { height } = children[i]!.getBoundingClientRect();

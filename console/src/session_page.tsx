@@ -16,6 +16,9 @@ import { href } from "./router.js";
 import { useStore } from "./store.js";
 import { Badge, counted, Id, Json, Time } from "./text.js";
 
+/** Messages are loaded when their rows are this close to the rendered ones, so that few are shown before. */
+const ROWS_AHEAD = 50;
+
 type Action = "retitle" | "end" | "resume" | "delete";
 
 export function SessionPage({ sessionId }: { sessionId: string }): JSX.Element {
@@ -195,7 +198,7 @@ function Messages({ conversation, redact }: MessagesProps): JSX.Element {
         keyOf={(index) => oldest + index}
         row={row}
         onRange={({ first, last, isAtEnd }) => {
-          conversation.need(oldest + first, oldest + last);
+          conversation.need(oldest + first - ROWS_AHEAD, oldest + last + ROWS_AHEAD);
           setAtEnd(isAtEnd);
         }}
         handle={list}

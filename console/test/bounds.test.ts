@@ -2,9 +2,10 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import type { Browser } from "playwright-core";
+import type { Browser, Locator } from "playwright-core";
 import { Heights } from "../src/heights.js";
 import { openBrowser, Tab } from "./browser.js";
+import { compressedBytes, longSession } from "./figures.js";
 import { startService, type Service } from "./service.js";
 
 const BUSINESS = "B0100001";
@@ -20,37 +21,40 @@ after(async () => {
   await service.stop();
 });
 
-/** A session of 10,000 messages of different lengths. */
-async function longSession(): Promise<string> {
-  const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "talkative" });
-  for (let seq = 1; seq <= MESSAGES; seq += 100) {
-    const messages = Array.from({ length: 100 }, (_, i) => ({
-      role: i % 2 ? ("assistant" as const) : ("user" as const),
-      content: `message ${seq + i}\n`.repeat(1 + ((seq + i) % 7)),
-      metadata: i % 3 ? {} : { tokens: i },
-    }));
-    await service.client.appendMessages(sessionId, messages);
+/** Scrolls a list. Returns when it has rendered the new position, which the browser reports at its next frame. */
+async function scroll(list: Locator, pixels: number): Promise<void> {
+  await list.evaluate(async (element, pixels) => {
+    element.scrollBy(0, pixels);
+    for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+  }, pixels);
+}
+
+/** The distance of each message that is rendered from the top of the list. */
+async function places(list: Locator): Promise<Record<string, number>> {
+  return list.evaluate((element) => {
+    const { top } = element.getBoundingClientRect();
+    const rows = [...element.querySelectorAll(".seq")];
+    return Object.fromEntries(rows.map((row) => [row.textContent!, row.getBoundingClientRect().top - top]));
+  });
+}
+
+/** Panics unless the messages have moved down by this number of pixels. */
+function expectMoved(before: Record<string, number>, after: Record<string, number>, pixels: number): void {
+  const common = Object.keys(before).filter((seq) => seq in after);
+  assert.ok(common.length, `${Object.keys(before)} ${Object.keys(after)}`);
+  for (const seq of common) {
+    assert.ok(Math.abs(after[seq]! - before[seq]! - pixels) < 2, `${pixels}, ${seq}: ${before[seq]} ${after[seq]}`);
   }
-  return sessionId;
 }
 
 test("all files of the console have at most 40 kB with brotli", async () => {
-  const page = await fetch(`${service.url}/console/`);
-  const html = await page.text();
-  let bytes = html.length;
-  for (const [, file] of html.matchAll(/(?:href|src)="([\w.-]+)"/g)) {
-    const head = await fetch(`${service.url}/console/${file}`, {
-      method: "HEAD",
-      headers: { "Accept-Encoding": "br" },
-    });
-    bytes += Number(head.headers.get("Content-Length"));
-  }
+  const bytes = await compressedBytes(service);
   console.log(`# ${bytes} bytes`);
   assert.ok(bytes > 10_000 && bytes <= 40_000, `${bytes}`);
 });
 
 test("a session of 10,000 messages scrolls with fewer than 500 elements, and shows each", async () => {
-  const sessionId = await longSession();
+  const sessionId = await longSession(service, BUSINESS, MESSAGES);
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows(`#${MESSAGES}`);
   const list = tab.page.getByRole("region", { name: "Messages" });
@@ -68,7 +72,7 @@ test("a session of 10,000 messages scrolls with fewer than 500 elements, and sho
   // Scrolls up by a part of a screen at a time: the row at the top stays on the screen.
   for (let screens = 0; screens < 60; screens++) {
     const before = await look();
-    await list.evaluate((element) => element.scrollBy(0, -400));
+    await scroll(list, -400);
     await tab.page.waitForFunction(() => !document.querySelector('.message[aria-busy="true"]'));
     const shown = await look();
     assert.ok(
@@ -116,36 +120,58 @@ test("the page does not wait for messages that are no longer stored", async () =
   await forgetful.stop();
 });
 
-test("a message stays in place when the rows above it get their real heights", async () => {
+test("messages move as far as the list is scrolled when rows get their real heights", async () => {
   const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "uneven" });
   const messages = Array.from({ length: 80 }, (_, i) => ({
     role: "user" as const,
     content: `line of ${i + 1}\n`.repeat(i % 5 === 0 ? 40 : 1),
   }));
   await service.client.appendMessages(sessionId, messages);
+  for (const pixels of [-120, -400, -900, 120, 400, 900]) {
+    const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
+    await tab.shows("#80");
+    const list = tab.page.getByRole("region", { name: "Messages" });
+    if (pixels > 0) {
+      await tab.page.getByRole("button", { name: "Oldest" }).click();
+      await tab.page.getByText("#1", { exact: true }).waitFor();
+    }
+    /** How far the list can be scrolled in this direction. */
+    const left = () =>
+      list.evaluate(
+        ({ scrollTop, scrollHeight, clientHeight }, pixels) =>
+          pixels < 0 ? scrollTop : scrollHeight - clientHeight - scrollTop,
+        pixels,
+      );
+    let steps = 0;
+    for (; (await left()) > Math.abs(pixels) + 100; steps++) {
+      const before = await places(list);
+      await scroll(list, pixels);
+      expectMoved(before, await places(list), -pixels);
+    }
+    assert.ok(steps >= 15, `${steps}`);
+    await tab.close();
+  }
+});
+
+test("a new position is kept when the list is rendered before the browser reports it", async () => {
+  const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "quick" });
+  const messages = Array.from({ length: 80 }, (_, i) => ({
+    role: "user" as const,
+    content: `line of ${i + 1}\n`.repeat(1 + (i % 7)),
+  }));
+  await service.client.appendMessages(sessionId, messages);
   const tab = await Tab.open(browser, service.url, `#/session/${sessionId}`);
   await tab.shows("#80");
   const list = tab.page.getByRole("region", { name: "Messages" });
-  const places = () =>
-    list.evaluate((element) => {
-      const top = element.getBoundingClientRect().top;
-      const rows = [...element.querySelectorAll(".seq")];
-      return Object.fromEntries(rows.map((row) => [row.textContent, row.getBoundingClientRect().top - top]));
-    });
-  for (let step = 0; step < 40; step++) {
-    const before = await places();
-    const moved = await list.evaluate((element) => {
-      const { scrollTop } = element;
-      element.scrollBy(0, -120);
-      return scrollTop > 120 ? 120 : scrollTop;
-    });
-    await tab.page.evaluate(
-      () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))),
-    );
-    const after = await places();
-    for (const seq of Object.keys(before).filter((seq) => seq in after)) {
-      assert.ok(Math.abs(after[seq]! - before[seq]! - moved) < 2, `step ${step}, ${seq}: ${before[seq]} ${after[seq]}`);
-    }
+  const refresh = await tab.page.getByRole("button", { name: "Refresh" }).elementHandle();
+  for (let step = 0; step < 10; step++) {
+    const before = await places(list);
+    await list.evaluate((element, refresh) => {
+      element.scrollBy(0, -400);
+      (refresh as HTMLElement).click();
+    }, refresh);
+    await scroll(list, 0);
+    expectMoved(before, await places(list), 400);
   }
   await tab.close();
 });

@@ -35,6 +35,22 @@ test("the bare address leads to the page to find a conversation", async () => {
   await tab.close();
 });
 
+test("an address that changes while the page starts is shown", async () => {
+  const tab = await Tab.open(browser, service.url);
+  await tab.page.addInitScript(() => {
+    // After the first rendering and before its effects.
+    const observer = new MutationObserver(() => {
+      if (!document.querySelector(".skip")) return;
+      observer.disconnect();
+      location.hash = "#/business/B-early";
+    });
+    observer.observe(document, { childList: true, subtree: true });
+  });
+  await tab.page.reload();
+  await tab.shows("No session of this business is active.");
+  await tab.close();
+});
+
 test("a business shows its active sessions with the last message and the open turn, newest activity first", async () => {
   for (const [userId, content] of [
     ["user_1", "the first question"],
