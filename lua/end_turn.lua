@@ -38,8 +38,8 @@ local how = {
 }
 if status == 'lost' then how = lost_or(how, document, now_ms) end
 local latest = latest_turn(turn, document)
-local plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn,
-  chunks = chunks}, document, latest, how)
+local keys = {session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks}
+local plan = document.turnId and plan_close(keys, document, latest, how)
 
 -- From here on only writes.
 if not plan then

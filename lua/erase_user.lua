@@ -7,8 +7,8 @@
 -- Safe to run twice: a removed session is not counted again. The flag `allow-oom` lets a full Redis delete.
 --
 -- KEYS   1 pointer, 2 history, 3 business    of the user, the user, the business in this partition
---        derived: the sessions that pointer and history name, their messages, message ids and turns, under `partition`; only
---        in a slot that is not moving, see lua/README.md
+--        derived: the sessions that pointer and history name, their messages, message ids and turns, under `partition`;
+--        only in a slot that is not moving, see lua/README.md
 -- ARGV   1 partition      key prefix of the partition
 --        2 now_ms         Unix time
 -- Returns {`erased`, sessions removed that were still readable, history entries that remain}

@@ -85,8 +85,8 @@ local function plan_close(keys, document, latest, how)
   local count = old_count + 1
   plan.seq = int(count)
   plan.message = '{"seq":' .. plan.seq .. ',"createdAt":"' .. rfc3339(how.created_ms) .. '","sessionId":"'
-    .. document.sessionId .. '","messageId":"' .. latest.turnId .. '","role":"' .. latest.role .. '","content":' .. content
-    .. ',"metadata":' .. (how.metadata or latest.metadata) .. ',"finishReason":"' .. status .. '"}'
+    .. document.sessionId .. '","messageId":"' .. latest.turnId .. '","role":"' .. latest.role .. '","content":'
+    .. content .. ',"metadata":' .. (how.metadata or latest.metadata) .. ',"finishReason":"' .. status .. '"}'
   local bytes = (document.messageBytes or 0) + #plan.message
   local first_oldest = (document.oldestSeq or 1) + 0
   local oldest = first_oldest

@@ -96,8 +96,8 @@ local latest, plan
 if ends and document.turnId then
   local how = lost_or({status = 'interrupted', at_ms = now_ms, created_ms = active_ms}, document, now_ms)
   latest = latest_turn(turn, document)
-  plan = document.turnId and plan_close({session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks},
-    document, latest, how)
+  local keys = {session = session, messages = messages, message_ids = message_ids, turn = turn, chunks = chunks}
+  plan = document.turnId and plan_close(keys, document, latest, how)
 end
 
 -- From here on only writes. `document` becomes the stored session; `write` and `remove` collect the changed fields.

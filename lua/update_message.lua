@@ -16,7 +16,8 @@
 -- Returns {`updated`, the JSON of the message}
 --         {`missing`}    the session does not exist
 --         {`stale`}      the message is no longer stored, or has changed
---         {`too_large`}  the new message is larger, and the session's messages would have more than SESSION_BYTES_MAX bytes
+--         {`too_large`}  the new message is larger, and the session's messages would have more than SESSION_BYTES_MAX
+--                        bytes
 -- O(n) in the number of newer messages.
 local MUTATIONS_KEPT = 4
 local session, messages = KEYS[1], KEYS[2]

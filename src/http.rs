@@ -8,8 +8,9 @@
 //! 3. `cors` responds to preflights.
 //! 4. `auth::authorise` checks the credential, its rate limit, its scope, and the business and user of the path.
 //! 5. `receive_body` reads the body, within its size limit and timeout.
-//! 6. `ConcurrencyLimiter::acquire` gives the request a permit, or rejects it.
-//! 7. `dispatch` runs the handler, within the request's deadline.
+//! 6. `RouteMatcher::has_no_query` rejects queries of calls that have no query parameters.
+//! 7. `ConcurrencyLimiter::acquire` gives the request a permit, or rejects it.
+//! 8. `dispatch` runs the handler, within the request's deadline.
 //!
 //! After that, `handle` adds the rate limit headers, and `respond` adds the CORS headers, writes the body of an
 //! error, records metrics and logs the response.
@@ -249,7 +250,7 @@ async fn serve(api: &ApiInner, route: Option<&str>, request: &mut Request) -> Re
     };
     // Handlers with query parameters check their names.
     if let Some(query) = request.uri().query()
-        && !api.routes.takes_query(route, request.method())
+        && api.routes.has_no_query(route, request.method())
     {
         extract::Query::of(Some(query)).finish()?;
     }

@@ -1,5 +1,5 @@
 //! Matches a path to its route before the router does. The route template labels metrics and logs, and determines the
-//! credential that a request needs.
+//! credential that a request needs, and whether the request may have a query.
 
 use std::collections::HashSet;
 
@@ -10,14 +10,14 @@ use utoipa::openapi::{OpenApi, RefOr};
 
 use super::{console, docs};
 
-/// Only these paths are checked for unknown query parameters.
+/// The paths of the API.
 const API: &str = "/api/";
 
 /// The templates of all routes.
 pub(super) struct RouteMatcher {
     routes: Router<String>,
-    /// The templates and methods of operations that have query parameters.
-    with_query: HashSet<(String, Method)>,
+    /// The templates and methods of the API's operations that have no query parameters.
+    without_query: HashSet<(String, Method)>,
 }
 
 impl RouteMatcher {
@@ -30,7 +30,8 @@ impl RouteMatcher {
             // Fails only for `/docs`, which is inserted twice: the router has already rejected conflicting templates.
             let _ = routes.insert(template, template.to_owned());
         }
-        let with_query = document.paths.paths.iter().flat_map(|(template, item)| {
+        let of_api = document.paths.paths.iter().filter(|(template, _)| template.starts_with(API));
+        let without_query = of_api.flat_map(|(template, item)| {
             let operations = [
                 (Method::GET, &item.get),
                 (Method::HEAD, &item.get),
@@ -38,15 +39,16 @@ impl RouteMatcher {
                 (Method::PATCH, &item.patch),
                 (Method::DELETE, &item.delete),
             ];
-            let with_query = operations.into_iter().filter(|(_, operation)| operation.as_ref().is_some_and(has_query));
-            with_query.map(|(method, _)| (template.clone(), method))
+            let has_none = |operation: &Operation| !operation.parameters.iter().flatten().any(is_of_query);
+            let without = operations.into_iter().filter(move |(_, operation)| operation.as_ref().is_some_and(has_none));
+            without.map(|(method, _)| (template.clone(), method))
         });
-        Self { routes, with_query: with_query.collect() }
+        Self { routes, without_query: without_query.collect() }
     }
 
-    /// Whether an operation of the API may have a query.
-    pub(super) fn takes_query(&self, route: &str, method: &Method) -> bool {
-        !route.starts_with(API) || self.with_query.contains(&(route.to_owned(), method.clone()))
+    /// Whether this is an operation of the API that has no query parameters.
+    pub(super) fn has_no_query(&self, route: &str, method: &Method) -> bool {
+        self.without_query.contains(&(route.to_owned(), method.clone()))
     }
 
     /// The template of this path's route.
@@ -63,10 +65,6 @@ impl RouteMatcher {
         let found = self.routes.at(path).ok();
         names.map(|name| found.as_ref()?.params.get(name))
     }
-}
-
-fn has_query(operation: &Operation) -> bool {
-    operation.parameters.iter().flatten().any(is_of_query)
 }
 
 fn is_of_query(parameter: &RefOr<Parameter>) -> bool {

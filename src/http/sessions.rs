@@ -439,13 +439,9 @@ impl HttpBody for LargeBody {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let Some(first) = self.parts.front_mut() else {
+        let Some(part) = take_part(&mut self.parts) else {
             return Poll::Ready(None);
         };
-        let part = first.split_to(first.len().min(BODY_PART_BYTES));
-        if first.is_empty() {
-            self.parts.pop_front();
-        }
         self.unsent_bytes -= part.len();
         Poll::Ready(Some(Ok(Frame::data(part))))
     }
@@ -457,6 +453,17 @@ impl HttpBody for LargeBody {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(u64::try_from(self.unsent_bytes).unwrap_or(u64::MAX))
     }
+}
+
+/// A copy of the next part of a body: the connection may send it after the body and its memory permit are dropped, and
+/// a slice would keep the whole body in memory.
+fn take_part(parts: &mut VecDeque<Bytes>) -> Option<Bytes> {
+    let first = parts.front_mut()?;
+    let part = Bytes::copy_from_slice(&first.split_to(first.len().min(BODY_PART_BYTES)));
+    if first.is_empty() {
+        parts.pop_front();
+    }
+    Some(part)
 }
 
 /// The items as a JSON array. `bytes_of` says about how many bytes each has.
@@ -471,4 +478,19 @@ pub(super) fn json_array<T>(items: &[T], bytes_of: fn(&T) -> usize, write: fn(&T
     }
     body.push(b']');
     body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_large_body_keeps_no_other_in_memory() {
+        let mut parts = VecDeque::from([Bytes::from(vec![0; BODY_PART_BYTES + 1])]);
+        for length in [BODY_PART_BYTES, 1] {
+            let part = take_part(&mut parts).expect("a part");
+            assert!(part.len() == length && part.is_unique());
+        }
+        assert_eq!(take_part(&mut parts), None);
+    }
 }

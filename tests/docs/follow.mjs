@@ -1,5 +1,5 @@
-// Runs the code of docs/streaming.md: a page follows a session of the service at SESSIOND_URL while replies are written,
-// is reloaded, and loses its connections. In the end it must show what is stored.
+// Runs the code of docs/streaming.md: a page follows a session of the service at SESSIOND_URL while replies are
+// written, is reloaded, and loses its connections. In the end it must show what is stored.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 

@@ -330,6 +330,35 @@ fn no_line_is_longer_than_120_characters() {
 }
 
 #[test]
+fn no_line_of_a_page_or_script_is_longer_than_120_characters() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut long = Vec::new();
+    for folder in [".", "docs", "lua", "tests", "benches", "clients/typescript", "fuzz"] {
+        for entry in fs::read_dir(root.join(folder)).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let Some(extension @ ("md" | "lua")) = path.extension().and_then(|extension| extension.to_str()) else {
+                continue;
+            };
+            // It keeps what was recorded as it was.
+            if path.ends_with("benches/HISTORY.md") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("a text");
+            let mut is_code = false;
+            for (index, line) in text.lines().enumerate() {
+                is_code ^= extension == "md" && line.trim_start().starts_with("```");
+                // A row of a table is one line, and so is what a program prints.
+                let is_row = extension == "md" && line.trim_start().starts_with('|');
+                if line.chars().count() > LINE_CHARS_MAX && !is_row && !is_code {
+                    long.push(format!("{}:{}", path.display(), index + 1));
+                }
+            }
+        }
+    }
+    assert!(long.is_empty(), "wrap these lines: {long:#?}");
+}
+
+#[test]
 fn tests_readme_describes_every_module() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let main = fs::read_to_string(root.join("tests/it/main.rs")).expect("the tests");

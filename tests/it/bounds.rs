@@ -46,7 +46,7 @@ fn path(id: &str) -> String {
 }
 
 fn messages_path(id: &str) -> String {
-    format!("/api/sessions/{id}/messages?limit=1000")
+    format!("/api/sessions/{id}/messages")
 }
 
 /// Panics unless the session is missing and no key names it.
@@ -73,7 +73,7 @@ async fn append(service: &Service, id: &str, (count, characters): (usize, usize)
 
 /// Panics unless the session has exactly the newest messages that fit, or those of the last call.
 async fn assert_newest_messages(service: &Service, id: &str, sent: &[Value], last_batch: (usize, usize)) {
-    let listed = service.get(&messages_path(id)).await.expect(200).json();
+    let listed = service.get(&format!("{}?limit=1000", messages_path(id))).await.expect(200).json();
     let listed = listed.as_array().expect("a list");
     let (_, newest) = sent.split_at(sent.len() - listed.len());
     assert_eq!(listed, newest, "not the newest messages");

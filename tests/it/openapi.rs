@@ -687,6 +687,8 @@ async fn every_operation_rejects_unknown_query_parameters() {
         assert_eq!(rejected.json()["errors"][0]["field"], "unknown", "{method} {template}: {rejected:?}");
     }
     service.get("/livez?unknown=1").await.expect(200);
+    let unknown_method = service.send(Method::PUT, "/api/sessions?unknown=1", &[], Vec::new()).await;
+    assert!(unknown_method.expect(405).header("allow").is_some());
 }
 
 #[tokio::test]

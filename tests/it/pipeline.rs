@@ -59,7 +59,6 @@ async fn reads_do_not_wait_behind_scripts() {
     assert_eq!(rejected.expect(503).json()["code"], json!("store_unavailable"));
     assert_eq!(read.expect(200).json()["messageCount"], 1);
     probe.command(&["CLIENT", "UNPAUSE"]).await;
-    // Redis runs what it held back, because its connection is still open.
     let (started, mut status) = (Instant::now(), 503);
     while status == 503 {
         assert!(started.elapsed() < TEST_TIMEOUT, "scripts are not served again");

@@ -1,6 +1,6 @@
-//! A pipelined connection next to the client's (fred), which takes most of the service's time for reads and scripts.
-//! Each server has one for reads and one for scripts, because Redis may hold scripts back. A session is read as a whole
-//! hash (`HGETALL`): looking up 17 named fields costs Redis a third more than sending their names as well
+//! A pipelined connection next to that of the client (fred): through fred, reads and scripts cost the service a third
+//! more. Each server has one for reads and one for scripts, because Redis may hold scripts back. A session is read as a
+//! whole hash (`HGETALL`): looking up 17 named fields costs Redis a third more than sending their names as well
 //! (`benches/HISTORY.md`).
 //!
 //! This connection decides nothing. If it does not get a reply of the right shape (no connection, an error, a
@@ -36,6 +36,9 @@ use crate::store::reply::SessionFields;
 
 /// How often to check for an overdue reply and for a new connection of the client.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// After this time without a request the connection sends a PING, so that networks do not drop it, and to notice if one
+/// has.
+const PING_AFTER: Duration = Duration::from_secs(15);
 /// Delay before a broken connection is opened again.
 const REOPEN_AFTER: Duration = Duration::from_millis(200);
 /// Timeout of one attempt to connect.
@@ -68,8 +71,8 @@ enum ReplySender {
     Read(oneshot::Sender<Result<ReadReply, StoreError>>),
     /// The reply to a script.
     Script(oneshot::Sender<Result<ReadReply, StoreError>>),
-    /// None: the caller was told that the reply is overdue.
-    Overdue,
+    /// Nobody waits for it: it is that of a PING, or the caller was told that it is overdue.
+    Nobody,
 }
 
 impl Drop for Pipeline {
@@ -124,7 +127,8 @@ impl Pipeline {
         receiver.await.ok()
     }
 
-    /// The reply to a script. `None` means that the client has to run it: Redis did not, or replied with an error.
+    /// The reply to a script. `None` means that the client has to run it: it was not sent, or the reply is an error or
+    /// has another shape.
     pub(super) async fn run(
         &self,
         command: Vec<u8>,
@@ -149,7 +153,7 @@ impl ReplySender {
         match self {
             Self::Session(_, reply) => drop(reply.send(Err(error.into()))),
             Self::Read(reply) | Self::Script(reply) => drop(reply.send(Err(error.into()))),
-            Self::Overdue => {}
+            Self::Nobody => {}
         }
     }
 
@@ -210,8 +214,11 @@ impl Driver {
     ) -> io::Result<()> {
         let (mut commands, mut replies) = (Vec::new(), BytesMut::new());
         let names = resp::encode_names(SESSION_FIELDS);
+        // With an argument, the reply is a text like that of other commands.
+        let ping = resp::command([&b"PING"[..], b"p"].into_iter());
         let mut check = tokio::time::interval(CHECK_INTERVAL);
         let mut is_closing = false;
+        let mut sent_at = Instant::now();
         loop {
             if replies.capacity() - replies.len() < READ_BUFFER_MIN {
                 replies.reserve(4 * READ_BUFFER_MIN);
@@ -221,11 +228,11 @@ impl Driver {
                     // Yields once to the other tasks. A request that they add costs one more command, but no further
                     // write.
                     tokio::task::yield_now().await;
-                    let sent = Instant::now();
+                    sent_at = Instant::now();
                     let mut next = Some(first);
                     while let Some(Request { command, reply }) = next {
                         commands.extend_from_slice(&command);
-                        pending.push_back(Pending { sent, reply });
+                        pending.push_back(Pending { sent: sent_at, reply });
                         next = if commands.len() < BATCH_BYTES_MAX { requests.try_recv().ok() } else { None };
                     }
                     let written = tokio::time::timeout(self.timeout, write(&mut stream, &commands)).await;
@@ -245,17 +252,23 @@ impl Driver {
                     }
                     let is_overdue = |request: &&mut Pending| request.sent.elapsed() >= self.timeout;
                     for Pending { reply, .. } in pending.iter_mut().take_while(is_overdue) {
-                        let overdue = std::mem::replace(reply, ReplySender::Overdue);
+                        let overdue = std::mem::replace(reply, ReplySender::Nobody);
                         overdue.fail(Error::new(ErrorKind::Timeout, "no reply before the timeout"));
                         is_closing = true;
                     }
                     self.paired_with.set(Some(id).filter(|_| !is_closing));
+                    if !is_closing && sent_at.elapsed() >= PING_AFTER {
+                        sent_at = Instant::now();
+                        pending.push_back(Pending { sent: sent_at, reply: ReplySender::Nobody });
+                        let written = tokio::time::timeout(self.timeout, write(&mut stream, &ping)).await;
+                        written.map_err(|_| io::ErrorKind::TimedOut)??;
+                    }
                 }
             }
             if is_closing {
                 // Drops the requests that arrived meanwhile; the client serves them.
                 while requests.try_recv().is_ok() {}
-                if pending.iter().all(|request| matches!(request.reply, ReplySender::Overdue)) {
+                if pending.iter().all(|request| matches!(request.reply, ReplySender::Nobody)) {
                     return Ok(());
                 }
             }
