@@ -8,7 +8,7 @@
 //! 3. `cors` responds to preflights.
 //! 4. `auth::authorise` checks the credential, its rate limit, its scope, and the business and user of the path.
 //! 5. `receive_body` reads the body, within its size limit and timeout.
-//! 6. `RouteMatcher::has_no_query` rejects queries of calls that have no query parameters.
+//! 6. `RouteMatcher::has_no_query` rejects queries of reads that have no query parameters.
 //! 7. `ConcurrencyLimiter::acquire` gives the request a permit, or rejects it.
 //! 8. `dispatch` runs the handler, within the request's deadline.
 //!

@@ -16,8 +16,8 @@ const API: &str = "/api/";
 /// The templates of all routes.
 pub(super) struct RouteMatcher {
     routes: Router<String>,
-    /// The templates and methods of the API's operations that have no query parameters.
-    without_query: HashSet<(String, Method)>,
+    /// The templates of the API whose GET has no query parameters.
+    without_query: HashSet<String>,
 }
 
 impl RouteMatcher {
@@ -31,24 +31,14 @@ impl RouteMatcher {
             let _ = routes.insert(template, template.to_owned());
         }
         let of_api = document.paths.paths.iter().filter(|(template, _)| template.starts_with(API));
-        let without_query = of_api.flat_map(|(template, item)| {
-            let operations = [
-                (Method::GET, &item.get),
-                (Method::HEAD, &item.get),
-                (Method::POST, &item.post),
-                (Method::PATCH, &item.patch),
-                (Method::DELETE, &item.delete),
-            ];
-            let has_none = |operation: &Operation| !operation.parameters.iter().flatten().any(is_of_query);
-            let without = operations.into_iter().filter(move |(_, operation)| operation.as_ref().is_some_and(has_none));
-            without.map(|(method, _)| (template.clone(), method))
-        });
-        Self { routes, without_query: without_query.collect() }
+        let without_query = of_api.filter(|(_, item)| item.get.as_ref().is_some_and(has_no_query));
+        let without_query = without_query.map(|(template, _)| template.clone()).collect();
+        Self { routes, without_query }
     }
 
-    /// Whether this is an operation of the API that has no query parameters.
+    /// Whether this is a call of the API that reads and has no query parameters.
     pub(super) fn has_no_query(&self, route: &str, method: &Method) -> bool {
-        self.without_query.contains(&(route.to_owned(), method.clone()))
+        matches!(*method, Method::GET | Method::HEAD) && self.without_query.contains(route)
     }
 
     /// The template of this path's route.
@@ -65,6 +55,10 @@ impl RouteMatcher {
         let found = self.routes.at(path).ok();
         names.map(|name| found.as_ref()?.params.get(name))
     }
+}
+
+fn has_no_query(operation: &Operation) -> bool {
+    !operation.parameters.iter().flatten().any(is_of_query)
 }
 
 fn is_of_query(parameter: &RefOr<Parameter>) -> bool {

@@ -288,7 +288,7 @@ async fn update(
 
 problems! {
     /// The errors of deleting a session.
-    DeleteProblems { InvalidRequest, SessionNotFound, VersionMismatch }
+    DeleteProblems { SessionNotFound, VersionMismatch }
 }
 
 /// Delete a session with its messages

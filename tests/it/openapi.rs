@@ -494,7 +494,6 @@ impl CheckedClient {
         self.call(patch(&first).json(json!({})).header("if-match", "\"0\""), 412).await;
         self.send_invalid_bodies(Method::PATCH, SESSION, &second).await;
         let delete = |path: &str| call(Method::DELETE, SESSION, path);
-        self.call(delete(&format!("{first}?unknown=1")), 400).await;
         self.call(delete(&first).header("if-match", "\"0\""), 412).await;
         self.call(delete(&first), 204).await;
         self.call(delete(&first), 404).await;
@@ -676,17 +675,19 @@ impl CheckedClient {
 }
 
 #[tokio::test]
-async fn every_operation_rejects_unknown_query_parameters() {
+async fn every_read_rejects_unknown_query_parameters() {
     let service = Service::start(&[]).await;
     let id = service.session_of("u").await;
-    for (method, template) in OPERATIONS.into_iter().filter(|(_, path)| path.starts_with("/api/")) {
+    let reads = OPERATIONS.into_iter().filter(|(method, path)| *method == "get" && path.starts_with("/api/"));
+    for (_, template) in reads {
         let path = template.replace("{sessionId}", &id).replace("{messageId}", "m").replace("{turnId}", "t");
         let path = path.replace("{businessId}", "b").replace("{userId}", "u");
-        let method: Method = method.to_uppercase().parse().expect("a method");
-        let rejected = service.send(method.clone(), &format!("{path}?unknown=1"), &[], Vec::new()).await.expect(400);
-        assert_eq!(rejected.json()["errors"][0]["field"], "unknown", "{method} {template}: {rejected:?}");
+        let rejected = service.get(&format!("{path}?unknown=1")).await.expect(400);
+        assert_eq!(rejected.json()["errors"][0]["field"], "unknown", "{template}: {rejected:?}");
     }
     service.get("/livez?unknown=1").await.expect(200);
+    // Other calls have no query parameters, and ignore a query.
+    service.patch(&format!("/api/sessions/{id}?unknown=1"), json!({})).await.expect(200);
     let unknown_method = service.send(Method::PUT, "/api/sessions?unknown=1", &[], Vec::new()).await;
     assert!(unknown_method.expect(405).header("allow").is_some());
 }
