@@ -17,7 +17,8 @@
 --        8 error          why it failed, JSON, or ``
 -- Returns {`closed`, fields}   all fields of the turn's hash: name, value, name, value, in no fixed order
 --         {`taken`}            the turn has another number
---         {`not_open`}         another turn is open, or none; or its lease has not expired
+--         {`not_open`}         another turn is open, or none; or its lease has not expired. If the session names a turn
+--                              that does not exist (damage), the script removes the name
 --         {`missing`}
 -- O(chunks of the turn + TRIM_MAX).
 local session, messages, message_ids, turn, chunks = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -44,6 +45,7 @@ local plan = document.turnId and plan_close(keys, document, latest, how)
 -- From here on only writes.
 if not plan then
   redis.call('HDEL', session, 'turnId', 'turnUntil')
+  notify_session(session, ARGV[2])
   return {'not_open'}
 end
 write_close(plan, document, latest)

@@ -22,7 +22,7 @@ use crate::store::{SessionStore, StoreError};
 const CONCURRENT_KEYS: usize = 32;
 
 /// Every invariant: its name in a [`Finding`], and its statement.
-pub const INVARIANTS: [(&str, &str); 26] = [
+pub const INVARIANTS: [(&str, &str); 28] = [
     ("unknown-key", "every key under the prefix belongs to the layout"),
     ("wrong-type", "every key has the Redis type of its kind"),
     ("wrong-partition", "every key is in the partition of its session id, which is the partition of its user"),
@@ -49,6 +49,11 @@ pub const INVARIANTS: [(&str, &str); 26] = [
     ("message-count", "messageCount is the seq of the newest message, and at least the number of stored messages"),
     ("message-list", "stored messages are well formed, belong to an existing session, and have no gap in their seq"),
     ("message-index", "the index of message ids has exactly the stored messages of its session, each with its seq"),
+    ("malformed-turn", "every required field of a turn is present and valid"),
+    (
+        "turn-and-session",
+        "a session names its latest turn as open if and only if it is open, with its number and lease",
+    ),
 ];
 
 /// One broken invariant.

@@ -107,7 +107,8 @@ async fn index_entries_of_expired_sessions_are_stale_and_not_findings() {
     assert_eq!(report.stale, 3, "{report}");
 }
 
-/// Two users with an active session each, one of whom also has an ended one, and a third user with an ended session.
+/// Two users with an active session each, one of whom also has an ended one, and the other an open turn; and a third
+/// user with an ended session.
 /// All are in one partition.
 struct Fixture {
     service: Service,
@@ -131,6 +132,7 @@ impl Fixture {
             [1, 2, 3].map(|n| json!({"messageId": format!("m{n}"), "role": "user", "content": n})).into();
         service.post(&format!("/api/sessions/{id}/messages"), sent.into()).await.expect(201);
         let other = service.session_of(&other_user).await;
+        service.post(&format!("/api/sessions/{other}/turns"), json!({"turnId": "t", "writer": "w"})).await.expect(201);
         let quiet = service.session_of(&quiet_user).await;
         service.patch(&format!("/api/sessions/{quiet}"), end).await.expect(200);
 
@@ -189,6 +191,8 @@ async fn placeholders(
         ("<missing-m>", in_home(&format!("m:{missing}"))),
         ("<missing-d>", in_home(&format!("d:{missing}"))),
         ("<id>", id),
+        ("<other-s>", in_home(&format!("s:{other}"))),
+        ("<other-t>", in_home(&format!("t:{other}"))),
         ("<ended>", ended),
         ("<other>", other),
         ("<quiet>", quiet),
@@ -299,6 +303,11 @@ const DEFECTS: &[Defect] = &[
     found("HDEL <d> m2", &[("message-index", "<m>")]),
     found("HSET <d> m2 3", &[("message-index", "<m>")]),
     found("HSET <d> m9 9", &[("message-index", "<m>")]),
+    found("HDEL <other-t> role", &[("malformed-turn", "<other-t>")]),
+    found("DEL <other-t>", &[("turn-and-session", "<other-s>")]),
+    found("HDEL <other-s> turnId turnUntil", &[("turn-and-session", "<other-t>")]),
+    found("HSET <other-s> turnNumber 7", &[("turn-and-session", "<other-t>")]),
+    found("HSET <other-s> turnUntil 7", &[("turn-and-session", "<other-t>")]),
 ];
 
 #[tokio::test]

@@ -39,6 +39,7 @@ impl Inspector<'_> {
         let around = Box::pin(self.store.related_keys(&session)).await?;
         check_siblings(key, expiry, &session, &around, out);
         check_message_count(key, &session, &around, out);
+        self.open_turn(key, &session, out).await?;
         match around.history_score {
             None => out.find_repairable("history-missing", &key.name, "is not in its user's history", Some(&subject)),
             Some(score) if is_not(score, session.history_at) => {

@@ -1,11 +1,26 @@
-//! Checks the latest turn of a session and its chunks.
+//! Checks the latest turn of a session.
 
 use super::{Inspection, Inspector};
-use crate::session::{OpenTurn, SessionId, TurnStatus, escaped_text};
+use crate::session::{OpenTurn, Session, SessionId, TurnStatus, escaped_text};
 use crate::store::StoreError;
 use crate::store::keyspace::{Expiry, FoundKey, Stored};
 
+const INVARIANT: &str = "turn-and-session";
+
 impl Inspector<'_> {
+    /// The session's open turn exists.
+    pub(super) async fn open_turn(
+        &self,
+        key: &FoundKey,
+        session: &Session,
+        out: &mut Inspection,
+    ) -> Result<(), StoreError> {
+        if session.open_turn.is_some() && matches!(self.store.latest_turn(session.session_id).await, Ok(None)) {
+            out.find(INVARIANT, &key.name, "has an open turn that does not exist");
+        }
+        Ok(())
+    }
+
     /// The session names the open turn, and no closed turn.
     pub(super) async fn turn(
         &self,
@@ -17,7 +32,7 @@ impl Inspector<'_> {
         out.check_expires(key, expiry, None);
         let turn = match self.store.latest_turn(id).await {
             Err(StoreError::Reply { problem, .. }) => {
-                out.find("turn", &key.name, problem.to_owned());
+                out.find("malformed-turn", &key.name, problem.to_owned());
                 return Ok(());
             }
             turn => turn?,
@@ -26,14 +41,14 @@ impl Inspector<'_> {
         let named = session.open_turn.as_ref();
         let is_named = named.is_some_and(|open| open.escaped_id == escaped_text(&turn.turn_id));
         if is_named != (turn.status == TurnStatus::Open) {
-            out.find("turn", &key.name, format!("is {}, but its session says otherwise", turn.status.as_str()));
+            out.find(INVARIANT, &key.name, format!("is {}, but its session says otherwise", turn.status.as_str()));
         }
         let is_same_lease = |open: &OpenTurn| Some(open.lease_until) == turn.lease_until;
         if is_named && !named.is_some_and(is_same_lease) {
-            out.find("turn", &key.name, "and its session have different ends of the lease");
+            out.find(INVARIANT, &key.name, "and its session have different ends of the lease");
         }
         if is_named && turn.number != session.turn_number {
-            out.find("turn", &key.name, "and its session have different numbers");
+            out.find(INVARIANT, &key.name, "and its session have different numbers");
         }
         Ok(())
     }
