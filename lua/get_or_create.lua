@@ -37,6 +37,9 @@ local partition, new_id, now_ms, if_active = ARGV[1], ARGV[2], ARGV[3] + 0, ARGV
 local business_id, user_id, id_comes_again = ARGV[5], ARGV[6], ARGV[7] == '1'
 -- Most stale entries that one call removes from each index, and most sessions that it removes.
 local TRIM_MAX = 4
+-- How long an entry of the business index is kept after it has expired. The event streams of the business look for
+-- expired sessions every few seconds.
+local STALE_AFTER_MS = 60000
 -- What PEXPIRETIME replies of a key that does not exist.
 local NO_KEY = -2
 
@@ -49,12 +52,14 @@ end
 -- Who is active?
 local old_id = redis.call('GET', pointer)
 local old_key = old_id and partition .. 's:' .. old_id
-local old_status, old_expires_at, old_active_at, old_active_until, old_version, old_updated_at
+local old_status, old_expires_at, old_active_at, old_active_until, old_version, old_updated_at, old_business, old_user
 if old_id then
-  old_status, old_expires_at, old_active_at, old_active_until, old_version, old_updated_at =
-    unpack(redis.call('HMGET', old_key, 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'version', 'updatedAt'))
+  old_status, old_expires_at, old_active_at, old_active_until, old_version, old_updated_at, old_business, old_user =
+    unpack(redis.call('HMGET', old_key, 'status', 'expiresAt', 'lastActivityAt', 'activeUntil', 'version', 'updatedAt',
+      'businessId', 'userId'))
 end
-local marked_active = old_status == 'active'
+-- A damaged pointer may name another user's session. It counts as no pointer, and the create replaces it.
+local marked_active = old_status == 'active' and old_business == business_id and old_user == user_id
 local is_active = marked_active and now_ms < old_expires_at + 0
 local history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 
@@ -110,7 +115,8 @@ if history_until ~= NO_KEY then
   for index = 1, math.min(#oldest, excess - #stale_history) do table.insert(trimmed, oldest[index]) end
 end
 if business_until ~= NO_KEY then
-  stale_business = redis.call('ZRANGE', business, '-inf', ARGV[3], 'BYSCORE', 'LIMIT', 0, TRIM_MAX)
+  stale_business = redis.call('ZRANGE', business, '-inf', int(now_ms - STALE_AFTER_MS), 'BYSCORE', 'LIMIT', 0,
+    TRIM_MAX)
 end
 
 -- From here on only writes.

@@ -81,10 +81,14 @@ end
 
 local other_key, other_active = nil, false
 local other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at
+local other_business, other_user
 if resumes and pointed_id and pointed_id ~= id then
   other_key = partition .. 's:' .. pointed_id
-  other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at = unpack(
-    redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt', 'lastActivityAt'))
+  other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at, other_business,
+    other_user = unpack(redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt',
+      'lastActivityAt', 'businessId', 'userId'))
+  -- A damaged pointer may name another user's session. It counts as no pointer, and the resume replaces it.
+  if other_business ~= document.businessId or other_user ~= document.userId then other_status = nil end
   other_active = other_status == 'active' and now_ms < other_expires_at + 0
   if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
   -- In a moving slot, the other session may seem missing. Then this command fails.

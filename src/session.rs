@@ -191,6 +191,12 @@ impl Session {
         JSON_OVERHEAD_BYTES + title + texts.iter().map(|text| text.len()).sum::<usize>()
     }
 
+    /// Whether the session belongs to this user.
+    #[must_use]
+    pub fn is_of_user(&self, business_id: &Identifier, user_id: &Identifier) -> bool {
+        self.business_id == business_id.as_str() && self.user_id == user_id.as_str()
+    }
+
     /// An upper bound of the bytes of `count` of the messages that are kept.
     #[must_use]
     pub fn message_bytes_max(&self, count: usize) -> usize {

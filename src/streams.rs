@@ -23,8 +23,8 @@ use self::control::Control;
 pub use self::control::StreamCaller;
 use self::feeds::Feeds;
 pub use self::limits::{StreamLimit, StreamLimits};
-use self::position::Cursor;
 pub(crate) use self::position::ResetReason;
+use self::position::{Cursor, Position};
 use self::session_feed::{SessionFeed, before_newest};
 pub use self::session_stream::SessionStream;
 use crate::auth::Credentials;
@@ -173,13 +173,17 @@ impl Streams {
         let (control, permit) = self.register(caller)?;
         let make = || SessionFeed::new(id, self.context.clone());
         let membership = self.sessions.join(id, make, control, permit);
-        let cursor = match start {
-            StreamStart::Cursor(text) => Cursor::parse(&text).ok_or(ResetReason::UnknownCursor),
-            StreamStart::After(seq) if seq > session.message_count => Err(ResetReason::UnknownCursor),
-            StreamStart::After(seq) => Ok(Cursor::after(session, seq)),
-            StreamStart::Last => Ok(before_newest(session, last)),
+        let feed = membership.feed();
+        let start = match start {
+            StreamStart::Cursor(text) => {
+                feed.start(session, Cursor::parse(&text).ok_or(ResetReason::UnknownCursor), last).await?
+            }
+            StreamStart::After(seq) if seq > session.message_count => {
+                feed.start(session, Err(ResetReason::UnknownCursor), last).await?
+            }
+            StreamStart::After(seq) => feed.start(session, Ok(Cursor::after(session, seq)), last).await?,
+            StreamStart::Last => (Position::start(before_newest(session, last)), None),
         };
-        let start = membership.feed().start(session, cursor, last).await?;
         Ok(SessionStream::new(membership, start, last).begin().await?)
     }
 

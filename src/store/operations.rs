@@ -1,6 +1,7 @@
 //! The operations of [`SessionStore`], one file each, and their shared code.
 
 mod append_messages;
+mod business_events;
 mod delete;
 mod erase_user;
 mod export;

@@ -1,18 +1,13 @@
-//! Subscriptions to the notifications of scripts (`lua/common.lua`), and the reads of the event streams of a business.
+//! Subscriptions to the notifications of scripts (`lua/common.lua`).
 
 use std::sync::Arc;
 
 use fred::interfaces::ClientLike;
 use fred::types::{CustomCommand, Value};
-use futures_util::future::try_join_all;
 
-use super::redis::read_command::ReadCommand;
 use super::{SessionStore, StoreError, Subscriber, Subscription};
 use crate::log;
-use crate::session::{MessageJson, OpenTurn, Partition, Session, SessionId, Status, TenantScope, Timestamp};
-
-/// Maximum number of expired sessions that are sent to a business's streams in one step.
-const EXPIRED_MAX: usize = 1000;
+use crate::session::{Partition, SessionId};
 
 /// Subscribes to a channel to which nothing is published.
 #[derive(Debug)]
@@ -86,44 +81,5 @@ impl SessionStore {
             _ => {}
         }
         None
-    }
-
-    /// From when other callers may close turns whose lease expired during an outage of the store that lasted until
-    /// `time`.
-    pub(crate) fn lost_after(&self, time: Timestamp) -> Timestamp {
-        OpenTurn::lost_after(Timestamp(time.0.saturating_add(self.config.turn_lease_ms())))
-    }
-
-    /// The messages of a session from `first` to `last` that are still stored.
-    pub(crate) async fn kept_messages(
-        &self,
-        session: &Session,
-        first: u64,
-        last: u64,
-    ) -> Result<Vec<MessageJson>, StoreError> {
-        let (mut messages, mut seq) = (Vec::new(), first.max(session.oldest_seq));
-        while seq <= last.min(session.message_count) {
-            // One at a time: a large reply would delay the other reads on the connection.
-            messages.extend(self.read_piece(session, seq, seq).await?.into_iter().flatten());
-            seq += 1;
-        }
-        Ok(messages)
-    }
-
-    /// The sessions of a business in one partition that expired after `since`, up to `now`.
-    pub(crate) async fn expired_sessions(
-        &self,
-        partition: Partition,
-        business_id: &str,
-        since: Timestamp,
-        now: Timestamp,
-    ) -> Result<Vec<Session>, StoreError> {
-        let key = self.keys.business(partition, business_id);
-        let (lowest, highest) = (format!("({}", since.0), now.0.to_string());
-        let entries = self.read_command(ReadCommand::sorted_set_up(key, lowest, highest, EXPIRED_MAX)).await?;
-        let entries = entries.texts("expired_sessions")?;
-        let ids = entries.chunks(2).filter_map(|entry| std::str::from_utf8(&entry[0]).ok()?.parse().ok());
-        let sessions = try_join_all(ids.map(|id| self.get_in_scope(id, &TenantScope::Everything, now))).await?;
-        Ok(sessions.into_iter().flatten().filter(|session| session.status == Status::Expired).collect())
     }
 }

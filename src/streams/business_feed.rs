@@ -58,12 +58,21 @@ pub(super) struct BusinessFeed {
 struct Inbox {
     notifications: Mutex<VecDeque<String>>,
     notify: Notify,
-    is_lost: AtomicBool,
+    /// Whether a notification was not processed.
+    has_lost: AtomicBool,
+    /// Whether a subscription has ended.
+    has_unsubscribed: AtomicBool,
 }
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, VecDeque<String>> {
         self.notifications.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the feed send `reset`.
+    fn set_lost(&self) {
+        self.has_lost.store(true, Ordering::Relaxed);
+        self.notify.notify_one();
     }
 }
 
@@ -74,13 +83,13 @@ impl Subscriber for Inbox {
             notifications.push_back(String::from_utf8_lossy(message).into_owned());
             self.notify.notify_one();
         } else {
-            self.lost();
+            self.set_lost();
         }
     }
 
     fn lost(&self) {
-        self.is_lost.store(true, Ordering::Relaxed);
-        self.notify.notify_one();
+        self.has_unsubscribed.store(true, Ordering::Relaxed);
+        self.set_lost();
     }
 }
 
@@ -122,25 +131,27 @@ impl BusinessFeed {
     async fn follow(self: Arc<Self>) {
         let partitions = Partition::of_business(&self.business_id);
         let mut subscriptions: Vec<Option<Subscription>> = partitions.iter().map(|_| None).collect();
-        let (mut checked_at, mut expired_until) = (None, (self.context.clock)());
+        let mut checked_at = None;
+        let mut expired_until = vec![(self.context.clock)(); partitions.len()];
         let mut sent_at = Instant::now();
         loop {
-            let is_lost = self.inbox.is_lost.swap(false, Ordering::Relaxed);
-            if is_lost {
-                self.inbox.lock().clear();
+            if self.inbox.has_unsubscribed.swap(false, Ordering::Relaxed) {
                 subscriptions.fill_with(|| None);
+            }
+            if self.inbox.has_lost.swap(false, Ordering::Relaxed) {
+                self.inbox.lock().clear();
                 self.reset();
             }
             let is_due = checked_at.is_none_or(|at: Instant| at.elapsed() >= CHECK_INTERVAL);
-            if is_lost || is_due || subscriptions.iter().any(Option::is_none) {
+            if is_due || subscriptions.iter().any(Option::is_none) {
                 self.keep_subscribed(&partitions, &mut subscriptions).await;
             }
             let mut has_sent = self.process_queue().await;
             if is_due {
                 checked_at = Some(Instant::now());
-                let now = (self.context.clock)();
-                has_sent |= self.send_expired(&partitions, expired_until, now).await;
-                expired_until = now;
+                for (partition, until) in partitions.iter().zip(&mut expired_until) {
+                    has_sent |= self.send_expired(*partition, until).await;
+                }
             }
             if has_sent {
                 sent_at = Instant::now();
@@ -183,7 +194,7 @@ impl BusinessFeed {
             let Some(notification) = next else { return has_sent };
             has_sent = true;
             if self.process(&notification).await.is_err() {
-                self.inbox.lost();
+                self.inbox.set_lost();
                 return has_sent;
             }
         }
@@ -242,14 +253,16 @@ impl BusinessFeed {
         Ok(())
     }
 
-    /// Sends the sessions that have expired since `since`. Scripts publish nothing when a session expires. Returns
-    /// whether there were any.
-    async fn send_expired(&self, partitions: &[Partition], since: Timestamp, now: Timestamp) -> bool {
-        let mut has_sent = false;
-        for partition in partitions {
-            // Sessions that cannot be read now are skipped. The list of active sessions omits them too.
-            let expired = self.context.store.expired_sessions(*partition, &self.business_id, since, now).await;
-            for session in expired.unwrap_or_default() {
+    /// Sends the sessions of a partition that have expired since `until`, and moves that. Scripts publish nothing when
+    /// a session expires. Returns whether there were any.
+    async fn send_expired(&self, partition: Partition, until: &mut Timestamp) -> bool {
+        let (now, mut has_sent) = ((self.context.clock)(), false);
+        while *until < now {
+            let expired = self.context.store.expired_sessions(partition, &self.business_id, *until, now).await;
+            // Those that cannot be read now are read at the next check.
+            let Ok(expired) = expired else { break };
+            *until = expired.until;
+            for session in expired.sessions {
                 self.send_session(&session);
                 has_sent = true;
             }

@@ -12,6 +12,8 @@ use crate::store::StreamSnapshot;
 
 /// The version of the text of a cursor.
 const CURSOR_VERSION: &str = "1";
+/// The largest number of a cursor: that of a JavaScript number without loss. No session has as many messages.
+const NUMBER_MAX: u64 = (1 << 53) - 1;
 /// Approximate bytes of chunks in one event.
 const CHUNK_EVENT_BYTES: usize = 32 * 1024;
 
@@ -119,15 +121,16 @@ impl Cursor {
             return None;
         };
         let hash = |text| u32::from_str_radix(text, 16).ok();
+        let number = |text: &str| text.parse().ok().filter(|number| *number <= NUMBER_MAX);
         let cursor = Self {
             session: hash(session)?,
-            seq: seq.parse().ok()?,
+            seq: number(seq)?,
             message: hash(message)?,
-            turn: turn.parse().ok()?,
+            turn: number(turn)?,
             turn_identity: hash(turn_identity)?,
-            next_chunk: next_chunk.parse().ok()?,
+            next_chunk: number(next_chunk)?,
             chunk: hash(chunk)?,
-            changes: changes.parse().ok()?,
+            changes: number(changes)?,
         };
         (cursor.to_text() == text).then_some(cursor)
     }

@@ -56,6 +56,8 @@ pub(super) struct SessionFeed {
     /// The position after the newest event of the ring; `None` before a stream has caught up. Locked while the next
     /// events are read, so a stream joins without a gap.
     position: Mutex<Option<Position>>,
+    /// Unix time in milliseconds of the last read that failed; 0 if none has.
+    failed_ms: AtomicI64,
     wake: Arc<Wake>,
 }
 
@@ -98,22 +100,26 @@ struct Due {
 
 impl SessionFeed {
     pub(super) fn new(id: SessionId, context: Context) -> Self {
-        Self { id, context, ring: Ring::new(), position: Mutex::default(), wake: Arc::default() }
+        Self {
+            id,
+            context,
+            ring: Ring::new(),
+            position: Mutex::default(),
+            failed_ms: AtomicI64::new(0),
+            wake: Arc::default(),
+        }
     }
 
     /// Follows the session until it is deleted.
     async fn follow(self: Arc<Self>) {
         let mut subscription = None;
-        let mut failed_at: Option<Timestamp> = None;
         let mut compares = true;
         let mut sent_at = Instant::now();
         loop {
             let is_new = self.keep_subscribed(&mut subscription).await;
             let now = (self.context.clock)();
-            // After an outage of the store, writers get one more lease.
-            let closes_lost_turn = failed_at.is_none_or(|at| now >= self.context.store.lost_after(at));
             // Boxed, because the futures of the reads take 9 KB, and feeds wait most of the time.
-            let refreshed = Box::pin(self.refresh(compares || is_new, closes_lost_turn, now)).await;
+            let refreshed = Box::pin(self.refresh(compares || is_new, now)).await;
             if matches!(refreshed, Ok(Refreshed::Deleted)) {
                 return;
             }
@@ -126,9 +132,9 @@ impl SessionFeed {
                 sent_at = Instant::now();
             }
             let wait = if let Ok(Refreshed::Sent(due) | Refreshed::Nothing(due)) = refreshed {
-                self.wait_for(&due, subscription.is_some(), failed_at, now)
+                self.wait_for(&due, subscription.is_some(), now)
             } else {
-                failed_at = Some(now);
+                self.failed_ms.store(now.0, Ordering::Relaxed);
                 UNSUBSCRIBED_POLL
             };
             let wait = wait.min(comment_interval.saturating_sub(sent_at.elapsed()));
@@ -149,7 +155,7 @@ impl SessionFeed {
     }
 
     /// Reads the changes, and sends them to all streams.
-    async fn refresh(&self, compares: bool, closes_lost_turn: bool, now: Timestamp) -> Result<Refreshed, StoreError> {
+    async fn refresh(&self, compares: bool, now: Timestamp) -> Result<Refreshed, StoreError> {
         let mut position = self.position.lock().await;
         let Some(position) = position.as_mut() else {
             return Ok(Refreshed::Nothing(Due { expires_at: None, lost_at: None, is_behind: false }));
@@ -160,7 +166,7 @@ impl SessionFeed {
             compares,
             first_chunk: &|turn| position.first_chunk(turn),
             changes: position.cursor.changes,
-            closes_lost_turn,
+            closes_lost_turn: self.lost_turns_closable_at().is_none_or(|at| now >= at),
         };
         let Some(snapshot) = self.context.store.read_stream(self.id, &wants, now).await? else {
             self.ring.push(vec![Event::deleted(self.id, position)]);
@@ -203,7 +209,7 @@ impl SessionFeed {
                 of_feed.as_ref().map_or(first, |feed| feed.first_chunk(turn).min(first))
             },
             changes: of_feed.as_ref().map_or(changes, |feed| feed.cursor.changes.min(changes)),
-            closes_lost_turn: true,
+            closes_lost_turn: self.lost_turns_closable_at().is_none_or(|at| now >= at),
         };
         let Some(snapshot) = self.context.store.read_stream(self.id, &wants, now).await? else {
             let events = vec![Event::deleted(self.id, &position)];
@@ -233,8 +239,8 @@ impl SessionFeed {
         Ok(CaughtUp { events, position, joined: is_up_to_date.then(|| self.ring.end()) })
     }
 
-    /// The start of a stream of this session: after `cursor` or, if the stream cannot continue from there, with the
-    /// newest `last` messages and the reason.
+    /// The start of a stream that continues: after `cursor`; or with the newest `last` messages and the reason, if it
+    /// cannot continue from there.
     pub(super) async fn start(
         &self,
         session: &Session,
@@ -274,8 +280,14 @@ impl SessionFeed {
         }
     }
 
+    /// When lost turns may be closed, if the store has failed: then their writers get one more lease.
+    fn lost_turns_closable_at(&self) -> Option<Timestamp> {
+        let failed_at = Timestamp(self.failed_ms.load(Ordering::Relaxed));
+        (failed_at.0 > 0).then(|| self.context.store.lost_turns_closable_at(failed_at))
+    }
+
     /// How long to wait for a notification.
-    fn wait_for(&self, due: &Due, is_subscribed: bool, failed_at: Option<Timestamp>, now: Timestamp) -> Duration {
+    fn wait_for(&self, due: &Due, is_subscribed: bool, now: Timestamp) -> Duration {
         if due.is_behind {
             return Duration::ZERO;
         }
@@ -285,10 +297,7 @@ impl SessionFeed {
             (true, Some(_)) => settings.turn_poll,
             (true, None) => settings.poll,
         };
-        let lost_at = due.lost_at.map(|at| match failed_at {
-            Some(failed_at) => Timestamp(at.0.max(self.context.store.lost_after(failed_at).0)),
-            None => at,
-        });
+        let lost_at = due.lost_at.map(|at| self.lost_turns_closable_at().map_or(at, |closable| at.max(closable)));
         let until = |at: Timestamp| match u64::try_from(at.0.saturating_sub(now.0)) {
             Ok(ms) if ms > 0 => Duration::from_millis(ms),
             _ => OVERDUE_POLL,

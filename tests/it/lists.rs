@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sessiond::session::Timestamp;
+use sessiond::session::{Partition, Timestamp};
 
 use crate::support::audit::expect_clean;
 use crate::support::service::{Answer, Service};
@@ -212,4 +212,45 @@ async fn erasing_a_user_removes_all_its_keys_and_no_others() {
     assert_eq!(ids(&service.get("/api/sessions/business/b/active").await), [other]);
     let left = service.probe.keys().await;
     assert!(left.iter().all(|key| !key.ends_with(":u") && !key.contains(":m:") && !key.contains(":d:")), "{left:?}");
+}
+
+/// A damaged pointer or index names the session of another owner. Nobody may see that session by it, or change it.
+#[tokio::test]
+async fn an_entry_that_names_the_session_of_another_owner_shows_nothing() {
+    let service = Service::start(&["--hint-cache-size", "0"]).await;
+    let foreign = json!({"businessId": "b2", "userId": "u2"});
+    let foreign = service.post("/api/sessions", foreign).await.expect(201).string("sessionId");
+    let foreign_path = format!("/api/sessions/{foreign}");
+    let before = service.get(&foreign_path).await.json();
+    let home = Partition::of_user("b", "u");
+    let key = |rest: &str| format!("{}:{{{home}}}:{rest}", service.config.redis.key_prefix);
+    // The scripts look for the session in the partition of the user.
+    let stored = format!("{}:{{{}}}:s:{foreign}", service.config.redis.key_prefix, &foreign[..4]);
+    service.probe.command(&["COPY", &stored, &key(&format!("s:{foreign}"))]).await;
+    let damage = async || {
+        let (pointer, history, business) = (key("a:b:u"), key("h:b:u"), key("b:b"));
+        service.probe.command(&["SET", &pointer, &foreign]).await;
+        for index in [&history, &business] {
+            service.probe.command(&["ZADD", index, "99999999999999", &foreign]).await;
+        }
+    };
+    damage().await;
+    let user = "/api/sessions/business/b/user/u";
+    service.get(&format!("{user}/active")).await.expect_problem(404, "no_active_session");
+    assert_eq!(ids(&service.get(&format!("{user}/history")).await.expect(200)), Vec::<String>::new());
+    assert_eq!(service.get(&format!("{user}/export")).await.expect(200).text, "");
+    assert_eq!(ids(&service.get("/api/sessions/business/b/active").await.expect(200)), Vec::<String>::new());
+
+    let own = service.get_or_create("u").await.expect(201).string("sessionId");
+    let own_path = format!("/api/sessions/{own}");
+    service.patch(&own_path, json!({"status": "ended"})).await.expect(200);
+    damage().await;
+    service.patch(&own_path, json!({"status": "active"})).await.expect(200);
+    assert_eq!(service.get(&format!("{user}/active")).await.expect(200).string("sessionId"), own);
+    damage().await;
+    let body = json!({"businessId": "b", "userId": "u", "ifActive": "replace"});
+    let other = service.post("/api/sessions", body).await.expect(201).string("sessionId");
+    assert_ne!(other, foreign);
+    assert_eq!(service.get(&foreign_path).await.json(), before);
+    assert_eq!(service.probe.hash(&key(&format!("s:{foreign}"))).await, service.probe.hash(&stored).await);
 }

@@ -427,7 +427,8 @@ impl<'a> Case<'a> {
         for id in &self.ids.clone() {
             self.get(id).await?;
             let included = self.service.get(&format!("/api/sessions/{id}?include=lastMessage,turn")).await;
-            self.check(&included, &self.model.get_with_includes(id))?;
+            let expected = self.model.get_with_includes(id);
+            self.check(&included, &expected)?;
             self.turn(id, &TurnCall::LATEST).await?;
             self.list_messages(id, Range::Newest, Some(1000)).await?;
             if let Some(session) = self.model.session(id) {

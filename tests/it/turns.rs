@@ -284,6 +284,28 @@ async fn sessions_and_lists_include_the_open_turn() {
 }
 
 #[tokio::test]
+async fn what_a_lost_turn_wrote_becomes_a_message_before_it_is_included() {
+    let service = Service::start(&[]).await;
+    for (user, path) in [
+        ("u1", "/api/sessions/business/b/active?include=turn"),
+        ("u2", "/api/sessions/business/b/active?include=lastMessage"),
+        ("u3", "/api/sessions/business/b/user/u3/history?include=turn"),
+        ("u4", "/api/sessions/business/b/user/u4/active?include=turn"),
+    ] {
+        let turns = Turns::of(&service, user).await;
+        turns.begin("t", "w", json!({})).await.expect(201);
+        turns.chunks("t", 1, 0, &["text"]).await.expect(200);
+        service.advance(LOST);
+        let read = service.get(path).await.expect(200).json();
+        let newest = read.get(0).unwrap_or(&read);
+        assert_eq!(newest["messageCount"], 1, "{path}: {read}");
+        let last_message = newest.get("lastMessage").map(|message| &message["content"]);
+        assert!(last_message.is_none_or(|content| content == "text"), "{read}");
+        assert!(newest.get("turn").is_none_or(Value::is_null), "{read}");
+    }
+}
+
+#[tokio::test]
 async fn a_message_of_a_turn_is_patched_and_redacted_like_any_other() {
     let service = Service::start(&[]).await;
     let turns = Turns::of(&service, "u").await;

@@ -37,8 +37,8 @@ impl SessionStore {
                 entries.push(Position { session_id: reply.parse()?, score: reply.parse()? });
             }
             let next = entries.last().copied().filter(|_| entries.len() == SESSIONS_MAX);
-            let everything = TenantScope::Everything;
-            let read = entries.iter().map(|entry| self.get_in_scope(entry.session_id, &everything, now));
+            let user = TenantScope::User { business_id: business_id.clone(), user_id: user_id.clone() };
+            let read = entries.iter().map(|entry| self.get_in_scope(entry.session_id, &user, now));
             Ok((try_join_all(read).await?.into_iter().flatten().collect(), next))
         })
         .await

@@ -33,7 +33,8 @@ impl SessionStore {
                 let id = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<SessionId>().ok());
                 let id = id
                     .ok_or(StoreError::Reply { operation: "get_active", problem: "the pointer is not a session id" })?;
-                match self.read(id).await? {
+                let session = self.read(id).await?.filter(|session| session.is_of_user(business_id, user_id));
+                match session {
                     // An expired session that is still marked active has no successor yet.
                     Some(session) if session.status == Status::Active => {
                         return Ok((now < session.expires_at).then_some(session));
@@ -41,7 +42,8 @@ impl SessionStore {
                     _ => seen.push(id),
                 }
             }
-            // A pointer that names the same inactive session every time is stale; the next create replaces it.
+            // A pointer that names the same session every time, which is inactive or another user's, is stale. The next
+            // create replaces it.
             if seen.windows(2).all(|pair| pair[0] == pair[1]) {
                 return Ok(None);
             }

@@ -29,7 +29,7 @@ impl SessionStore {
             let keys: Vec<_> =
                 partitions.into_iter().map(|partition| self.keys.business(partition, business_id.as_str())).collect();
             let totals = try_join_all(keys.iter().map(|key| self.count_active(key, now)));
-            let page = self.page_of_active(&keys, request, now);
+            let page = self.page_of_active(business_id, &keys, request, now);
             let (totals, page) = futures_util::try_join!(totals, page)?;
             Ok((page, totals.into_iter().sum()))
         })
@@ -38,6 +38,7 @@ impl SessionStore {
 
     async fn page_of_active(
         &self,
+        business_id: &Identifier,
         keys: &[String],
         request: PageRequest,
         now: Timestamp,
@@ -47,8 +48,9 @@ impl SessionStore {
             let mut entries = self.merged_entries(keys, page.after, now, limit + 1).await?;
             entries.truncate(limit + 1);
             let exhausted = entries.len() <= limit;
-            let is_active = |session: &Session| session.status == Status::Active;
-            if self.fill_page(&mut page, &entries, is_active, now).await? {
+            let is_active =
+                |session: &Session| session.status == Status::Active && session.business_id == business_id.as_str();
+            if self.fill_page(&mut page, &entries, &is_active, now).await? {
                 break;
             }
             if exhausted {

@@ -4,7 +4,7 @@ use super::instrumented;
 use super::session_page::{PAGE_READS_MAX, PageBuilder, REFILL_ENTRIES_MIN, ScoreBound};
 use super::{PageRequest, SessionPage};
 use crate::metrics::Operation;
-use crate::session::{Identifier, Timestamp};
+use crate::session::{Identifier, Session, Timestamp};
 use crate::store::{SessionStore, StoreError};
 
 impl SessionStore {
@@ -22,6 +22,7 @@ impl SessionStore {
     ) -> Result<SessionPage, StoreError> {
         instrumented(Operation::ListHistory, async move {
             let key = self.keys.history(business_id.as_str(), user_id.as_str());
+            let is_of_user = |session: &Session| session.is_of_user(business_id, user_id);
             let mut page = PageBuilder::new(request);
             let mut wanted = request.limit + 1;
             // Entries whose session no longer exists leave gaps. A page with very many gaps stays short, and has a next
@@ -31,7 +32,7 @@ impl SessionStore {
                 let highest = page.after.map_or(ScoreBound::Infinite, |position| ScoreBound::Below(position.score));
                 let entries = self.range_down(&key, highest, ScoreBound::Infinite, wanted).await?;
                 let exhausted = entries.len() < wanted;
-                if self.fill_page(&mut page, &entries, |_| true, now).await? {
+                if self.fill_page(&mut page, &entries, &is_of_user, now).await? {
                     break;
                 }
                 if exhausted {

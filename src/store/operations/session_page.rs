@@ -95,21 +95,30 @@ impl PageBuilder {
 }
 
 impl SessionStore {
-    /// Reads the sessions of these entries, a bounded number at a time, and adds those that are `wanted` to the page.
-    /// Returns whether more sessions exist than fit on the page.
+    /// Reads the sessions of these entries, a bounded number at a time, and adds those that are wanted to the page.
+    /// Returns whether more sessions exist than fit on the page. An entry of a damaged index may name the session of
+    /// another owner, which `is_wanted` must reject.
     pub(super) async fn fill_page(
         &self,
         page: &mut PageBuilder,
         entries: &[Position],
-        wanted: fn(&Session) -> bool,
+        is_wanted: &(dyn Fn(&Session) -> bool + Sync),
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let session_bytes_max = self.session_bytes_max();
         for piece in entries.chunks((PIECE_BYTES / session_bytes_max).max(1)) {
             self.reserve_memory(page, page.bytes).await?;
             let read = piece.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
-            let read = try_join_all(read).await?.into_iter().map(|session| session.filter(wanted));
-            let mut read: Vec<_> = read.map(|session| session.map(SessionView::of)).collect();
+            let read = try_join_all(read).await?.into_iter().map(|session| session.filter(is_wanted));
+            let mut read = read.collect::<Vec<_>>();
+            if page.request.include != Include::default() {
+                for session in &mut read {
+                    if let Some(found) = session.take() {
+                        *session = Some(self.with_lost_turn_closed(found, now).await?);
+                    }
+                }
+            }
+            let mut read: Vec<_> = read.into_iter().map(|session| session.map(SessionView::of)).collect();
             if page.request.include.turn {
                 let free = page.request.limit - page.sessions.len();
                 let mut views: Vec<_> = read.iter_mut().flatten().take(free).collect();

@@ -67,8 +67,23 @@ impl SessionStore {
         Ok(matches!(reply, end::Ended::Closed(_)))
     }
 
+    /// The session after its open turn was closed, if the lease of that has expired.
+    pub(super) async fn with_lost_turn_closed(&self, session: Session, now: Timestamp) -> Result<Session, StoreError> {
+        // A failure to close the turn must not fail the read: it then has no turn.
+        if !matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
+            return Ok(session);
+        }
+        Ok(self.get_in_scope(session.session_id, &TenantScope::Everything, now).await?.unwrap_or(session))
+    }
+
+    /// When other callers may close turns whose lease expired during an outage of the store that ended at `time`: their
+    /// writers get one more lease.
+    pub(crate) fn lost_turns_closable_at(&self, time: Timestamp) -> Timestamp {
+        OpenTurn::lost_after(Timestamp(time.0.saturating_add(self.config.turn_lease_ms())))
+    }
+
     /// Records the activity of a writer, if the session is active and a write is due. The writer's call has already
-    /// been stored. An error only delays the recorded activity until the writer's next call.
+    /// been stored. After an error, the writer's next call records it; after its last call, none does.
     async fn record_activity(&self, session: &Session, now: Timestamp) {
         if session.status != Status::Active || !self.config.lifecycle.is_touch_due(session, now) {
             return;
@@ -137,19 +152,25 @@ fn earlier_turn_of(session_id: SessionId, line: &str) -> Result<Box<Turn>, Store
     }))
 }
 
-/// The turn that had this number, or had it before it was taken over, among the turns before the latest.
+/// Number of closed turns that a session remembers besides its latest turn: one less than `TURNS_KEPT` of
+/// `lua/turn.lua`.
+const EARLIER_TURNS_KEPT: usize = 7;
+
+/// The closed turn that had this number, or had it before another writer took it over. `earlier` are the lines of the
+/// closed turns, oldest first. `None` if the turn may have been forgotten.
 pub(super) fn earlier_turn_since(
     session_id: SessionId,
     earlier: &str,
     number: u64,
 ) -> Result<Option<Box<Turn>>, StoreError> {
-    for line in earlier.lines().filter(|line| !line.is_empty()) {
-        let turn = earlier_turn_of(session_id, line)?;
-        if turn.number.is_some_and(|last| last >= number) {
-            return Ok(Some(turn));
-        }
-    }
-    Ok(None)
+    let lines = earlier.lines().filter(|line| !line.is_empty());
+    let mut turns: Vec<_> = lines.map(|line| earlier_turn_of(session_id, line)).collect::<Result<_, _>>()?;
+    let Some(index) = turns.iter().position(|turn| turn.number.is_some_and(|last| last >= number)) else {
+        return Ok(None);
+    };
+    // The turns before the first line are forgotten, if there were any.
+    let is_certain = index > 0 || turns[0].number == Some(number) || turns.len() < EARLIER_TURNS_KEPT;
+    Ok(is_certain.then(|| turns.swap_remove(index)))
 }
 
 const MALFORMED: StoreError = StoreError::Reply { operation: "turn", problem: "a field of the turn is malformed" };

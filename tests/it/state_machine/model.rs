@@ -248,11 +248,12 @@ impl Model {
     }
 
     /// GET /api/sessions/{sessionId}?include=lastMessage,turn
-    pub fn get_with_includes(&self, id: &str) -> Expected {
+    pub fn get_with_includes(&mut self, id: &str) -> Expected {
+        self.close_lost_turn(id);
         let mut expected = self.get(id);
         if let (Expected::Session { document, .. }, Some(session)) = (&mut expected, self.session(id)) {
             document["lastMessage"] = session.messages.last().cloned().unwrap_or_default();
-            document["turn"] = session.included_turn(self.now);
+            document["turn"] = session.included_turn();
         }
         expected
     }

@@ -1,6 +1,10 @@
 //! Streams of a business.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use sessiond::session::Partition;
 
 use super::Conversation;
 use crate::support::acl;
@@ -115,4 +119,29 @@ async fn events_before_the_first_subscription_are_reported_as_lost() {
     assert_eq!(stream.expect("reset").await.data, json!({"reason": "lost"}));
     let created = service.get_or_create("sent").await.expect(201);
     assert_eq!(stream.expect("session").await.data, created.json());
+}
+
+/// Creates remove the entries of expired sessions from the index. The stream must have found them before.
+#[tokio::test]
+async fn expired_sessions_are_sent_even_if_others_are_created_meanwhile() {
+    let service = Service::start(&[]).await;
+    let mut stream = service.events(EVENTS).await;
+    stream.expect("reset").await;
+    let partition = Partition::of_user("b", "u");
+    let mut users = (0..).map(|n| format!("u{n}")).filter(|user| Partition::of_user("b", user) == partition);
+    let mut created = BTreeSet::new();
+    for user in users.by_ref().take(3) {
+        created.insert(service.session_of(&user).await);
+        stream.expect("session").await;
+    }
+    service.advance(Duration::from_secs(30 * 60 + 10));
+    service.session_of(&users.next().expect("a user")).await;
+    assert_eq!(stream.expect("session").await.member("status"), "active");
+    let mut expired = BTreeSet::new();
+    for _ in 0..3 {
+        let session = stream.expect("session").await;
+        assert_eq!(session.member("status"), "expired");
+        expired.insert(session.member("sessionId").as_str().expect("an id").to_owned());
+    }
+    assert_eq!(expired, created);
 }

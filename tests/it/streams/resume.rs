@@ -81,6 +81,9 @@ async fn a_stream_starts_after_a_seq_or_with_the_newest_messages() {
     assert_eq!(due("?after=119&last=5").await, (1, Some(json!(120)), session()));
 }
 
+/// A `seq` that is larger than that of any message.
+const NO_SUCH_SEQ: &str = "1.0.18446744073709551615.0.0.0.0.0.0";
+
 async fn reset_reason(stream: &mut EventStream) -> Value {
     stream.expect("reset").await.member("reason").clone()
 }
@@ -91,7 +94,7 @@ async fn an_invalid_cursor_resets_the_stream() {
     let conversation = Conversation::of(&service, "u").await;
     conversation.append("1").await;
     let path = conversation.path("/events?last=5");
-    for cursor in ["x", "1.2.3", "1.0.0.0.0.0.0.0.0.0", "-1", "1.zz.0.0.0.0.0.0.0", "%00"] {
+    for cursor in ["x", "1.2.3", "1.0.0.0.0.0.0.0.0.0", "-1", "1.zz.0.0.0.0.0.0.0", "%00", NO_SUCH_SEQ] {
         let mut stream = service.events_after(&path, cursor).await;
         assert_eq!(reset_reason(&mut stream).await, "unknown_cursor", "{cursor}");
         assert_eq!(names(&begun(&mut stream).await), ["session", "message", "ready"]);
@@ -211,4 +214,47 @@ async fn a_recreated_session_resets_the_stream() {
     service.advance(Duration::from_secs(1));
     assert_eq!(create().await, id);
     assert_eq!(reset_reason(&mut service.events_after(&path, &cursor).await).await, "diverged");
+}
+
+/// The session remembers a few closed turns. A reader that has text of an older one is told to drop it.
+#[tokio::test]
+async fn the_text_of_a_turn_that_is_forgotten_is_dropped() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    let path = conversation.path("/events");
+    conversation.begin("t1", json!({})).await.expect(201);
+    conversation.write("t1", 1, 0, &["discarded"]).await;
+    let events = begun(&mut service.events(&path).await).await;
+    let (_, seen) = ids(&events).pop().expect("an id");
+    for number in 2..=12 {
+        conversation.begin(&format!("t{number}"), json!({"ifOpen": "discard"})).await.expect(201);
+        conversation.write(&format!("t{number}"), number, 0, &["a"]).await;
+        let rest = service.events_after(&path, &seen).await.until("ready").await;
+        let turns: Vec<_> = rest.iter().filter(|event| event.name == "turn").collect();
+        let newest = json!(format!("t{number}"));
+        match turns[..] {
+            [closed, open] => {
+                assert_eq!((closed.member("turnId"), closed.member("messageSeq")), (&json!("t1"), &Value::Null));
+                assert_eq!(open.member("turnId"), &newest);
+            }
+            [open] => assert_eq!((open.member("turnId"), open.member("nextChunk")), (&newest, &json!(0))),
+            _ => panic!("{rest:?}"),
+        }
+        assert_eq!(turns.len(), if number <= 8 { 2 } else { 1 }, "{number}");
+        assert_eq!(rest.iter().filter(|event| event.name == "chunk").count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_starts_with_large_messages_has_no_reset() {
+    let service = Service::start(&[]).await;
+    let conversation = Conversation::of(&service, "u").await;
+    for number in 0..20 {
+        conversation.append(&format!("{number:032}{}", "x".repeat(250_000))).await;
+    }
+    let events = service.events(&conversation.path("/events?last=100")).await.until("ready").await;
+    assert_eq!(events.iter().filter(|event| event.name == "message").count(), 20);
+    assert_eq!(events[0].name, "session");
+    let mut stream = service.events(&conversation.path("/events?after=0&last=1")).await;
+    assert_eq!(reset_reason(&mut stream).await, "too_far");
 }

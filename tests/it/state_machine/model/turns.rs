@@ -87,8 +87,8 @@ impl Session {
     }
 
     /// The open turn as `include=turn` shows it.
-    pub fn included_turn(&self, now: i64) -> Value {
-        let open = self.turns.last().filter(|turn| turn.ended.is_none() && !self.has_lost_turn(now));
+    pub fn included_turn(&self) -> Value {
+        let open = self.turns.last().filter(|turn| turn.ended.is_none());
         open.map_or(Value::Null, |turn| turn.document(self))
     }
 
