@@ -145,8 +145,7 @@ impl SessionArgs {
 
     fn activity_resolution(&self, errors: &mut SettingErrors, idle_timeout: Duration) -> Duration {
         let resolution = match &self.activity_resolution {
-            Some(text) if text == "0" => Duration::ZERO,
-            Some(text) => errors.duration("--activity-resolution", text),
+            Some(text) => errors.duration_or_zero("--activity-resolution", text),
             None => (idle_timeout / 20).min(Duration::from_secs(60)),
         };
         if resolution > idle_timeout / 2 && !idle_timeout.is_zero() {
@@ -163,10 +162,12 @@ impl SessionArgs {
         let Lifecycle { idle_timeout, max_lifetime, retention, .. } = *lifecycle;
         let quarter = idle_timeout.min(max_lifetime).min(retention) / 4;
         let skew = match not_empty(self.max_clock_skew.as_deref()) {
-            Some("0") => return None,
-            Some(text) => errors.duration("--max-clock-skew", text),
+            Some(text) => errors.duration_or_zero("--max-clock-skew", text),
             None => quarter.min(CLOCK_SKEW_MAX_DEFAULT),
         };
+        if skew.is_zero() {
+            return None;
+        }
         if skew > quarter && !quarter.is_zero() {
             let problem = "must be at most a quarter of the idle timeout, the maximum lifetime and the retention, or \
                            sessions in use would expire; or 0 for no limit";

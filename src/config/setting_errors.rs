@@ -45,10 +45,20 @@ impl SettingErrors {
 
     /// A duration with a unit, from 1 ms to 10 years.
     pub(super) fn duration(&mut self, flag: &str, text: &str) -> Duration {
+        self.duration_from(flag, text, Duration::from_millis(1), "from 1ms to 10years")
+    }
+
+    /// A duration with a unit of up to 10 years, or zero.
+    pub(super) fn duration_or_zero(&mut self, flag: &str, text: &str) -> Duration {
+        self.duration_from(flag, text, Duration::ZERO, "0, or a duration of at most 10years")
+    }
+
+    fn duration_from(&mut self, flag: &str, text: &str, shortest: Duration, wanted: &str) -> Duration {
         const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
-        let checked = match humantime::parse_duration(text) {
-            Ok(duration) if duration >= Duration::from_millis(1) && duration <= LONGEST => Ok(duration),
-            Ok(_) => Err(format!("must be from 1ms to 10years; it is {text:?}")),
+        let parsed = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };
+        let checked = match parsed {
+            Ok(duration) if duration >= shortest && duration <= LONGEST => Ok(duration),
+            Ok(_) => Err(format!("must be {wanted}; it is {text:?}")),
             Err(_) => Err(format!("must be a duration with a unit, such as 500ms, 30s, 5m or 24h; it is {text:?}")),
         };
         self.checked(flag, checked).unwrap_or_default()
@@ -91,10 +101,13 @@ impl SettingErrors {
     pub(super) fn endpoint(&mut self, flag: &str, text: Option<&str>) -> Option<String> {
         let text = not_empty(text)?;
         let uri = text.parse::<Uri>().unwrap_or_default();
-        let is_good = uri.scheme_str() == Some("http") && uri.query().is_none();
-        let wanted =
-            "must be a URL such as http://127.0.0.1:4318; https is not supported: run a collector on this machine";
-        self.checked(flag, if is_good { Ok(text.to_owned()) } else { Err(format!("{wanted}; it is {text:?}")) })
+        // The URL is shown by check-config and logged, so it must not have a password.
+        let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+        let is_good = uri.scheme_str() == Some("http") && uri.query().is_none() && !has_user;
+        let wanted = "must be a URL such as http://127.0.0.1:4318, without a user, a password or a query; https is not \
+                      supported: run a collector on this machine";
+        let shown = if text.contains('@') { String::new() } else { format!("; it is {text:?}") };
+        self.checked(flag, if is_good { Ok(text.to_owned()) } else { Err(format!("{wanted}{shown}")) })
     }
 
     pub(super) fn log_filter(&mut self, text: String) -> String {

@@ -179,6 +179,10 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
             let detail = "The body must be JSON in UTF-8, declared by one header Content-Type: application/json";
             return Err(ApiError::new(Code::UnsupportedMediaType, detail));
         }
+        if request.headers().get_all(header::CONTENT_ENCODING).iter().any(|encoding| encoding != "identity") {
+            let detail = "The body must not be compressed: send it without Content-Encoding";
+            return Err(ApiError::new(Code::UnsupportedMediaType, detail));
+        }
         // `receive` has put the body into one frame.
         let frame = request.body_mut().frame().await.transpose();
         let frame = frame.map_err(|error| ApiError::internal(error.to_string()))?;

@@ -474,6 +474,8 @@ async fn rejects_bodies_without_exactly_one_json_content_type() {
         }
         let twice = bare.clone().header("content-type", "application/json").header("content-type", "application/json");
         fixture.reject(twice, 415, "unsupported_media_type", &[]).await;
+        let compressed = bare.clone().header("content-type", "application/json").header("content-encoding", "gzip");
+        fixture.reject(compressed, 415, "unsupported_media_type", &[]).await;
         let not_ascii = bare.clone().header("content-type", b"application/json; a=\xff");
         fixture.reject(not_ascii, 415, "unsupported_media_type", &[]).await;
         for declared in [

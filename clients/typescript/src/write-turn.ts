@@ -23,7 +23,10 @@ export interface WriteTurnOptions extends CallOptions, Partial<BeginTurnBody> {
 
 /** A closed turn. */
 export type WrittenTurn = Turn & {
-  /** Whether messages were appended since it began. It does not answer them. */
+  /**
+   * Whether messages were appended since it began, which it does not answer. Also true if that is unknown: it has no
+   * message, or is not the latest turn.
+   */
   hasNewMessages: boolean;
 };
 
@@ -84,7 +87,9 @@ export async function writeTurn(
 }
 
 function written(turn: Turn): WrittenTurn {
-  return { ...turn, hasNewMessages: turn.messageSeq! - turn.afterSeq! > 1 };
+  const { messageSeq, afterSeq } = turn;
+  const isUnknown = messageSeq === null || afterSeq === null;
+  return { ...turn, hasNewMessages: isUnknown || messageSeq - afterSeq > 1 };
 }
 
 /** Reads a source, at most one batch ahead. */
