@@ -282,13 +282,17 @@ async fn receive_body(app: &AppState, request: &mut Request) -> Result<(), ApiEr
     if request.body().is_end_stream() {
         return Ok(());
     }
-    let body = std::mem::take(request.body_mut());
+    let (body, bytes_max) = (std::mem::take(request.body_mut()), app.requests.body_bytes_max);
+    let is_too_large = extract::is_declared_too_large(&body, bytes_max);
     let received = {
-        let mut receiving = pin!(extract::receive(request.headers(), body, app.requests.body_bytes_max));
+        let mut receiving = pin!(extract::receive(request.headers(), body, bytes_max));
         // Most bodies arrive with the head and need no timer.
         match poll_immediate(receiving.as_mut()).await {
             Some(received) => received,
             None => tokio::time::timeout(app.body_timeout, receiving).await.map_err(|_| {
+                if is_too_large {
+                    return extract::too_large(bytes_max);
+                }
                 ApiError::new(Code::RequestTimeout, format!("The body did not arrive within {:?}", app.body_timeout))
             })?,
         }

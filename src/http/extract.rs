@@ -120,11 +120,9 @@ const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// # Errors
 /// A `413` if the body is larger, a `400` if it ends before it is complete.
 pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Body, ApiError> {
-    let too_large = || ApiError::new(Code::PayloadTooLarge, format!("The body is larger than {bytes_max} bytes"));
-    let is_declared_too_large = body.size_hint().lower() > u64::try_from(bytes_max).unwrap_or(u64::MAX);
-    if is_declared_too_large && headers.contains_key(header::EXPECT) {
+    if is_declared_too_large(&body, bytes_max) && headers.contains_key(header::EXPECT) {
         // The client sends the body only after a `100 Continue`.
-        return Err(too_large());
+        return Err(too_large(bytes_max));
     }
     // Most bodies arrive in one frame, which is not copied.
     let (mut received, mut first) = (Vec::new(), Bytes::new());
@@ -146,9 +144,18 @@ pub(super) async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usiz
         }
     }
     if length > bytes_max {
-        return Err(too_large());
+        return Err(too_large(bytes_max));
     }
     Ok(if received.is_empty() { Body::from(first) } else { Body::from(received) })
+}
+
+/// Whether a body has a length that is too large (`Content-Length`).
+pub(super) fn is_declared_too_large(body: &Body, bytes_max: usize) -> bool {
+    body.size_hint().lower() > u64::try_from(bytes_max).unwrap_or(u64::MAX)
+}
+
+pub(super) fn too_large(bytes_max: usize) -> ApiError {
+    ApiError::new(Code::PayloadTooLarge, format!("The body is larger than {bytes_max} bytes"))
 }
 
 /// Reads and drops the body of a rejected request, up to the size limit `bytes_max`. Closing a connection with unread
