@@ -22,7 +22,7 @@ use super::error::{ApiError, Code, ProblemMembers, problems};
 use super::extract::{JsonBody, PathSession, PathTurn, Query};
 use super::messages::session_not_active;
 use super::sessions::{json_response, large_response};
-use crate::session::{Identifier, SessionId, Timestamp, Turn};
+use crate::session::{Identifier, SessionId, TURN_CHUNKS_MAX, Timestamp, Turn};
 use crate::store::{AppendChunks, BeginTurn, CancelTurn, EndTurn, GetTurn, NotOpen, TurnName};
 
 /// Characters that a path segment must percent-encode: all except the unreserved ones (RFC 3986, section 2.3).
@@ -241,7 +241,9 @@ async fn append_chunks(
         }
         AppendChunks::TooLarge => {
             let bytes_max = app.sessions.turn_bytes_max;
-            let detail = format!("The turn would have more than 32768 chunks, or more than {bytes_max} bytes as JSON");
+            let detail = format!(
+                "The turn would have more than {TURN_CHUNKS_MAX} chunks, or more than {bytes_max} bytes as JSON"
+            );
             Err(ApiError::new(Code::PayloadTooLarge, detail))
         }
         AppendChunks::NotOpen(reason) => Err(not_open(reason, id, &new.turn_id)),

@@ -9,13 +9,14 @@ use super::connection::{Needs, Server};
 use super::resp;
 use super::topology::Topology;
 use crate::metrics;
+use crate::session::TURN_CHUNKS_MAX;
 use crate::store::error::Redirection;
 use crate::store::reply::Reply;
 use crate::store::{StoreConfig, StoreError};
 
 /// The files that scripts share.
 const COMMON: &str = include_str!("../../../lua/common.lua");
-const PRELUDE: &str = include_str!("../../../lua/prelude.lua");
+const APPEND: &str = include_str!("../../../lua/append.lua");
 const TURN: &str = include_str!("../../../lua/turn.lua");
 
 /// One script: an operation that Redis runs as one step.
@@ -109,8 +110,8 @@ impl Scripts {
         let settings = settings(config);
         // Those that change sessions, those that append, and those that close turns.
         let changes = [&settings, COMMON];
-        let appends = [&settings, COMMON, PRELUDE];
-        let turns = [&settings, COMMON, PRELUDE, TURN];
+        let appends = [&settings, COMMON, APPEND];
+        let turns = [&settings, COMMON, APPEND, TURN];
         // Needed by scripts that set expiries or `updatedAt`. Scripts that only remove set neither.
         let clock = Needs::SafeClock;
         Self {
@@ -144,6 +145,7 @@ fn settings(config: &StoreConfig) -> String {
         ("SESSIONS_MAX", config.sessions_per_user_max.to_string()),
         ("TURN_LEASE_MS", config.turn_lease_ms().to_string()),
         ("TURN_BYTES_MAX", config.turn_bytes_max.to_string()),
+        ("TURN_CHUNKS_MAX", TURN_CHUNKS_MAX.to_string()),
     ];
     let (names, values): (Vec<_>, Vec<_>) = constants.into_iter().unzip();
     format!("local {} = {}\n", names.join(", "), values.join(", "))
