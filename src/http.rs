@@ -39,6 +39,7 @@ mod openapi;
 mod pagination;
 mod preconditions;
 mod request_id;
+mod response;
 mod sessions;
 mod static_files;
 mod turns;

@@ -15,7 +15,7 @@ use super::auth::{Principal, forbidden_role};
 use super::error::{ApiError, Code, problems};
 use super::extract::{JsonBody, PathMessage};
 use super::json::Fields;
-use super::sessions::{json_response, large_response};
+use super::response::{json_response, large_response};
 use crate::session::{Message, MessageJson, MessageRef};
 use crate::store::{self, GetMessage, MemoryPermit, RedactMessage};
 

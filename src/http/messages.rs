@@ -20,7 +20,7 @@ use super::error::{ApiError, Code, FieldProblem, problems};
 use super::extract::{JsonBody, PathSession, Query};
 use super::json::Fields;
 use super::pagination::link_header;
-use super::sessions::{json_array, json_response, page_response};
+use super::response::{json_array, json_response, page_response};
 use crate::session::{APPEND_MESSAGES_MAX, Message, MessageJson, NewMessage, Role, compact_json, content_schema};
 use crate::store::{Append, MessageRange};
 

@@ -21,7 +21,7 @@ use super::auth::{Principal, forbidden_writer};
 use super::error::{ApiError, Code, ProblemMembers, problems};
 use super::extract::{JsonBody, PathSession, PathTurn, Query};
 use super::messages::session_not_active;
-use super::sessions::{json_response, large_response};
+use super::response::{json_response, large_response};
 use crate::session::{Identifier, SessionId, TURN_CHUNKS_MAX, Timestamp, Turn};
 use crate::store::{AppendChunks, BeginTurn, CancelTurn, EndTurn, GetTurn, NotOpen, TurnName};
 
