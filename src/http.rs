@@ -342,7 +342,7 @@ impl AccessLog<'_> {
     fn log(&self, problem: Option<(Code, Option<String>)>) {
         let Self { request_id, method, route, status, .. } = *self;
         let duration_us = u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX);
-        tracing::debug!(target: "sessiond::access", request_id, method, route, status, duration_us, "answered");
+        tracing::debug!(target: "sessiond::access", request_id, method, route, status, duration_us, "request finished");
         let Some((code, cause)) = problem.filter(|(code, _)| code.status().is_server_error()) else { return };
         let is_bug = code.status() == StatusCode::INTERNAL_SERVER_ERROR;
         // A line that the log level disables must not be counted as suppressed.

@@ -149,8 +149,8 @@ pub async fn report_suppressed() {
 
 /// Logs how many lines were suppressed since the last report.
 pub fn report_suppressed_now() {
-    for (kind, left_out) in LINES.next_second() {
-        tracing::warn!(kind, left_out, "suppressed lines of the same kind");
+    for (kind, suppressed) in LINES.next_second() {
+        tracing::warn!(kind, suppressed, "suppressed lines of the same kind");
     }
 }
 
@@ -161,7 +161,7 @@ struct Sampler(Mutex<BTreeMap<&'static str, Lines>>);
 #[derive(Default)]
 struct Lines {
     written: u32,
-    left_out: u64,
+    suppressed: u64,
     /// Whether lines of the previous second were suppressed.
     is_storm: bool,
 }
@@ -182,22 +182,22 @@ impl Sampler {
         if should_log {
             lines.written += 1;
         } else {
-            lines.left_out += 1;
+            lines.suppressed += 1;
         }
         should_log
     }
 
     /// Begins a second. Returns how many lines of the last one were suppressed, by their kind.
     fn next_second(&self) -> Vec<(&'static str, u64)> {
-        let mut left_out = Vec::new();
+        let mut suppressed = Vec::new();
         for (kind, lines) in self.kinds().iter_mut() {
-            let is_storm = lines.left_out > 0;
+            let is_storm = lines.suppressed > 0;
             if is_storm {
-                left_out.push((*kind, lines.left_out));
+                suppressed.push((*kind, lines.suppressed));
             }
             *lines = Lines { is_storm, ..Lines::default() };
         }
-        left_out
+        suppressed
     }
 }
 

@@ -61,7 +61,7 @@ catalog! {
     counter SHED = "sessiond_http_requests_shed_total",
         "Requests and connections rejected by a limit: connections, overload, rate_limit, streams, user_streams.",
         from 0 for "reason" in ["connections", "overload", "rate_limit", "streams", "user_streams"];
-    counter REFUSED = "sessiond_credentials_refused_total",
+    counter CREDENTIALS_REJECTED = "sessiond_credentials_rejected_total",
         "Requests rejected because of their credential: missing, several, invalid, expired, rate, scope, tenant, role.",
         from 0 for "reason" in ["missing", "several", "invalid", "expired", "rate", "scope", "tenant", "role"];
     counter PANICS = "sessiond_http_panics_total",
@@ -69,7 +69,7 @@ catalog! {
         from 0;
     gauge CONNECTIONS = "sessiond_http_connections",
         "Open connections to the API and metrics listeners.";
-    counter CONNECTIONS_REFUSED = "sessiond_http_connections_refused_total",
+    counter CONNECTIONS_REJECTED = "sessiond_http_connections_rejected_total",
         "Connections rejected because of a connection limit.",
         from 0 for "limit" in ["address", "total"];
     counter OPERATIONS = "sessiond_store_operations_total",

@@ -3,7 +3,7 @@
 mod append_messages;
 mod delete;
 mod erase_user;
-mod export;
+mod export_user;
 mod get;
 mod get_active;
 mod get_message;

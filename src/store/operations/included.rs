@@ -21,7 +21,7 @@ impl SessionStore {
         owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<(SessionView, Option<MemoryPermit>), StoreError> {
-        instrumented(Operation::GetMessage, async move {
+        instrumented(Operation::Include, async move {
             let message_bytes = if include.last_message { session.largest_message_bytes } else { 0 };
             let mut memory = self.response_memory.reserve_if_large(owner, message_bytes).await?;
             let mut view = SessionView::of(session);
