@@ -128,7 +128,7 @@ impl SessionRef {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RelatedKeys {
     /// Its messages, its message ids, and its user's pointer, each with its expiry.
-    pub siblings: [(String, Expiry); 3],
+    pub keys_with_expiry: [(String, Expiry); 3],
     /// The session id in its user's pointer.
     pub pointed_id: Option<String>,
     /// Its score in its user's history.
