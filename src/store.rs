@@ -26,10 +26,9 @@ use self::hints::Hints;
 use self::keys::Keys;
 pub(crate) use self::operations::score_of;
 pub use self::operations::{
-    Append, AppendChunks, BeginTurn, CancelTurn, ChunksAppended, Delete, EndTurn, GetMessage, GetOrCreate, GetTurn,
-    MessagePage, MessageRange, NewChunks, NewTurn, NotOpen, PageRequest, Position, RedactMessage, SessionPage,
-    StreamContents, StreamSnapshot, StreamWants, TurnChunks, TurnEnd, TurnName, Update, UpdateMessage,
-    VersionCondition,
+    Append, AppendChunks, BeginTurn, CancelTurn, ChunksAppended, Delete, EndRequest, EndTurn, GetMessage, GetOrCreate,
+    GetTurn, MessagePage, MessageRange, NewChunks, NewTurn, NotOpen, PageRequest, Position, RedactMessage, SessionPage,
+    StreamContents, StreamSnapshot, StreamWants, TurnChunks, TurnName, Update, UpdateMessage, VersionCondition,
 };
 pub use self::redis::address::RedisAddress;
 use self::redis::connection;

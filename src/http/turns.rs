@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) use self::body::NUMBER_MAX;
-use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, new_chunks, new_turn, turn_end};
+use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, end_request, new_chunks, new_turn};
 use super::AppState;
 use super::auth::{Principal, forbidden_writer};
 use super::error::{ApiError, Code, ProblemMembers, problems};
@@ -280,7 +280,7 @@ async fn end_turn(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     check_writer(&caller)?;
-    let end = turn_end(turn_id, body, app.sessions.content_bytes_max)?;
+    let end = end_request(turn_id, body, app.sessions.content_bytes_max)?;
     match app.store.end_turn(id, &end, caller.tenant_scope(), app.now()).await? {
         EndTurn::Ended(turn) => Ok(json_response(StatusCode::OK, turn.to_json())),
         EndTurn::NotOpen(reason) => Err(not_open(reason, id, &end.turn_id)),

@@ -34,8 +34,8 @@ pub use self::redact_message::RedactMessage;
 pub(crate) use self::session_page::score_of;
 pub use self::session_page::{PageRequest, Position, SessionPage};
 pub use self::turns::{
-    AppendChunks, BeginTurn, CancelTurn, ChunksAppended, EndTurn, GetTurn, NewChunks, NewTurn, NotOpen, TurnChunks,
-    TurnEnd, TurnName,
+    AppendChunks, BeginTurn, CancelTurn, ChunksAppended, EndRequest, EndTurn, GetTurn, NewChunks, NewTurn, NotOpen,
+    TurnChunks, TurnName,
 };
 pub use self::update::Update;
 pub use self::update_message::UpdateMessage;

@@ -10,7 +10,7 @@ use crate::http::error::ApiError;
 use crate::http::extract::JsonBody;
 use crate::http::json::Fields;
 use crate::session::{EndStatus, Identifier, IfOpen, Role, compact_json, content_schema, escaped_text};
-use crate::store::{NewChunks, NewTurn, TurnEnd};
+use crate::store::{EndRequest, NewChunks, NewTurn};
 
 /// The turn id, in a path, that stands for the turn that began last.
 pub(super) const LATEST: &str = "latest";
@@ -66,7 +66,7 @@ fn chunks_schema() -> Array {
 /// The end of a turn.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = json!({"number": 1, "status": "completed"}))]
-#[expect(dead_code, reason = "documents what `turn_end` reads")]
+#[expect(dead_code, reason = "documents what `end_request` reads")]
 pub(super) struct EndTurnBody {
     /// The number of the turn, as its begin returned it.
     #[schema(minimum = 1, maximum = 9_007_199_254_740_991_u64)]
@@ -162,7 +162,11 @@ pub(super) fn new_chunks(turn_id: Identifier, body: Value) -> Result<NewChunks, 
     })
 }
 
-pub(super) fn turn_end(turn_id: Identifier, body: JsonBody, content_bytes_max: usize) -> Result<TurnEnd, ApiError> {
+pub(super) fn end_request(
+    turn_id: Identifier,
+    body: JsonBody,
+    content_bytes_max: usize,
+) -> Result<EndRequest, ApiError> {
     let texts = Texts::of(&body.text);
     let (content, error) = (text_of(texts.content), text_of(texts.error));
     let mut fields = Fields::of_body(body.value)?;
@@ -190,7 +194,7 @@ pub(super) fn turn_end(turn_id: Identifier, body: JsonBody, content_bytes_max: u
         Some(_) => Some(error),
     };
     fields.finish()?;
-    Ok(TurnEnd {
+    Ok(EndRequest {
         turn_id,
         number: number.ok_or_else(unreported)?,
         status: status.ok_or_else(unreported)?,

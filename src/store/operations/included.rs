@@ -77,6 +77,6 @@ impl SessionStore {
             return Ok(LastMessage::Null);
         }
         let read = self.read_piece(session, newest, newest).await?;
-        Ok(read.and_then(|mut messages| messages.pop()).map_or(LastMessage::LeftOut, LastMessage::Message))
+        Ok(read.and_then(|mut messages| messages.pop()).map_or(LastMessage::Omitted, LastMessage::Message))
     }
 }
