@@ -232,8 +232,8 @@ pub async fn run(
 async fn unsupported_store(store: &SessionStore) -> StoreError {
     loop {
         let checked = async {
-            store.check().await?;
-            store.check_channels().await
+            store.ensure_layout().await?;
+            store.require_channel_permissions().await
         };
         match checked.await {
             Ok(()) => return std::future::pending().await,

@@ -121,7 +121,7 @@ async fn business_events(
     PathBusiness(business_id): PathBusiness,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    app.store.check().await?;
+    app.store.ensure_layout().await?;
     Ok(stream_response(app.streams.open_business_stream(business_id.as_str(), caller.stream_caller(&headers)).await?))
 }
 

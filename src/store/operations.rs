@@ -106,7 +106,7 @@ impl SessionStore {
 
     /// Reads one session as it is stored.
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
-        self.check().await?;
+        self.ensure_layout().await?;
         match self.topology.read_session(&self.keys.session(id), id).await? {
             Some(session) => Ok(session),
             // Boxed to keep the future of every call small.

@@ -29,7 +29,7 @@ impl SessionStore {
     ///
     /// # Errors
     /// [`StoreError::UnsupportedServer`] if it may not, or why it cannot be checked now.
-    pub(crate) async fn check_channels(&self) -> Result<(), StoreError> {
+    pub(crate) async fn require_channel_permissions(&self) -> Result<(), StoreError> {
         let channel = format!("{}:probe", self.config.key_prefix);
         let unsupported = |server: &str| StoreError::UnsupportedServer {
             server: server.to_owned(),
