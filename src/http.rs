@@ -8,7 +8,7 @@
 //! 3. `cors` responds to preflights.
 //! 4. `auth::authorise` checks the credential, its rate limit, its scope, and the business and user of the path.
 //! 5. `receive_body` reads the body, within its size limit and timeout.
-//! 6. `RouteMatcher::has_no_query` rejects queries of reads that have no query parameters.
+//! 6. `serve` rejects queries of reads that take none.
 //! 7. `ConcurrencyLimiter::acquire` gives the request a permit, or rejects it.
 //! 8. `dispatch` runs the handler, within the request's deadline.
 //!
@@ -69,6 +69,7 @@ use self::auth::Authorised;
 pub use self::concurrency_limit::ConcurrencyLimiter;
 use self::error::{ApiError, Code};
 pub use self::events::IsEventStream;
+pub use self::extract::DISCARD_BYTES_MAX;
 use self::matched_route::RouteMatcher;
 pub use self::openapi::document;
 use self::request_id::X_REQUEST_ID;
@@ -251,7 +252,7 @@ async fn serve(api: &ApiInner, route: Option<&str>, request: &mut Request) -> Re
     };
     // Handlers with query parameters check their names.
     if let Some(query) = request.uri().query()
-        && api.routes.has_no_query(route, request.method())
+        && api.routes.takes_no_query(route, request.method())
     {
         extract::Query::of(Some(query)).finish()?;
     }

@@ -37,7 +37,7 @@ impl RouteMatcher {
     }
 
     /// Whether this is a call of the API that reads and has no query parameters.
-    pub(super) fn has_no_query(&self, route: &str, method: &Method) -> bool {
+    pub(super) fn takes_no_query(&self, route: &str, method: &Method) -> bool {
         matches!(*method, Method::GET | Method::HEAD) && self.without_query.contains(route)
     }
 
@@ -58,9 +58,9 @@ impl RouteMatcher {
 }
 
 fn has_no_query(operation: &Operation) -> bool {
-    !operation.parameters.iter().flatten().any(is_of_query)
+    !operation.parameters.iter().flatten().any(is_query_parameter)
 }
 
-fn is_of_query(parameter: &RefOr<Parameter>) -> bool {
+fn is_query_parameter(parameter: &RefOr<Parameter>) -> bool {
     matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query)
 }

@@ -18,7 +18,7 @@ use super::AppState;
 use super::auth::{Principal, forbidden_role};
 use super::error::{ApiError, Code, FieldProblem, problems};
 use super::extract::{JsonBody, PathSession, Query};
-use super::json::Fields;
+use super::json::{Fields, SAFE_INTEGER_MAX};
 use super::pagination::link_header;
 use super::response::{json_array, json_response, page_response};
 use crate::session::{APPEND_MESSAGES_MAX, Message, MessageJson, NewMessage, Role, compact_json, content_schema};
@@ -26,8 +26,6 @@ use crate::store::{Append, MessageRange};
 
 const LIMIT_MAX: u64 = 1000;
 const LIMIT_DEFAULT: u64 = 50;
-/// The largest `seq` that a JavaScript number represents exactly.
-const SEQ_MAX: u64 = (1 << 53) - 1;
 
 /// The routes of this file.
 pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
@@ -260,8 +258,8 @@ async fn list_messages(
     mut query: Query,
 ) -> Result<Response, ApiError> {
     let limit = query.number("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
-    let before = query.number("before", 0, SEQ_MAX);
-    let after = query.number("after", 0, SEQ_MAX);
+    let before = query.number("before", 0, SAFE_INTEGER_MAX);
+    let after = query.number("after", 0, SAFE_INTEGER_MAX);
     if before.is_some() && after.is_some() {
         query.problem("after", "must not be given together with before");
     }

@@ -16,7 +16,7 @@ use super::auth::{Principal, forbidden_tenant};
 use super::error::{ApiError, Code, problems};
 use super::extract::{JsonBody, MaybeIdempotencyKey, PathSession, Query};
 use super::include;
-use super::json::Fields;
+use super::json::{Fields, unreported};
 use super::preconditions::{IfMatch, IfNoneMatch};
 use super::response::{included_response, session_response, set_entity_tag};
 use crate::session::{
@@ -74,13 +74,9 @@ pub(super) fn new_session(
     let metadata = fields.object_text("metadata", Value::to_string, metadata_bytes_max);
     let if_active = fields.word("ifActive", IfActive::WORDS, IfActive::from_word);
     fields.finish()?;
-    // Cannot fail: `finish` returns an error if one of them is missing.
-    let (Some(business_id), Some(user_id)) = (business_id, user_id) else {
-        return Err(ApiError::internal("a required field is missing but was not reported"));
-    };
     Ok(NewSession {
-        business_id,
-        user_id,
+        business_id: business_id.ok_or_else(unreported)?,
+        user_id: user_id.ok_or_else(unreported)?,
         location_id: location_id.unwrap_or_else(|| default_location_id.clone()),
         session_type: session_type.unwrap_or_else(|| default_session_type.clone()),
         title: title.flatten(),

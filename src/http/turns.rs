@@ -14,12 +14,12 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(super) use self::body::NUMBER_MAX;
 use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, end_request, new_chunks, new_turn};
 use super::AppState;
 use super::auth::{Principal, forbidden_writer};
 use super::error::{ApiError, Code, ProblemMembers, problems};
 use super::extract::{JsonBody, PathSession, PathTurn, Query};
+use super::json::SAFE_INTEGER_MAX;
 use super::messages::session_not_active;
 use super::response::{json_response, large_response};
 use crate::session::{Identifier, SessionId, TURN_CHUNKS_MAX, Timestamp, Turn};
@@ -176,7 +176,7 @@ async fn get_turn(
     PathTurn { session_id: id, turn_id }: PathTurn,
     mut query: Query,
 ) -> Result<Response, ApiError> {
-    let from = query.number("from", 0, NUMBER_MAX).unwrap_or_default();
+    let from = query.number("from", 0, SAFE_INTEGER_MAX).unwrap_or_default();
     query.finish()?;
     let name = if turn_id.as_str() == LATEST { TurnName::Latest } else { TurnName::Id(turn_id.clone()) };
     let found = app.store.get_turn(id, &name, from, caller.tenant_scope(), caller.response_owner(), app.now());

@@ -8,7 +8,7 @@ use utoipa::openapi::schema::{Array, ArrayBuilder, ObjectBuilder, Type};
 
 use crate::http::error::ApiError;
 use crate::http::extract::JsonBody;
-use crate::http::json::Fields;
+use crate::http::json::{Fields, SAFE_INTEGER_MAX, unreported};
 use crate::session::{EndStatus, Identifier, IfOpen, Role, compact_json, content_schema, escaped_text};
 use crate::store::{EndRequest, NewChunks, NewTurn};
 
@@ -16,8 +16,6 @@ use crate::store::{EndRequest, NewChunks, NewTurn};
 pub(super) const LATEST: &str = "latest";
 /// Maximum number of chunks in one call.
 const CHUNKS_MAX: usize = 1000;
-/// The largest number that a JavaScript number represents exactly.
-pub(in crate::http) const NUMBER_MAX: u64 = (1 << 53) - 1;
 /// Maximum bytes of the error of a turn, as JSON.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 
@@ -105,11 +103,6 @@ fn text_of(text: Option<&RawValue>) -> String {
     text.map(|text| compact_json(text.get())).unwrap_or_default()
 }
 
-/// Cannot happen: `finish` returns an error if a required field is missing.
-fn unreported() -> ApiError {
-    ApiError::internal("a required field is missing but was not reported")
-}
-
 pub(super) fn new_turn(body: JsonBody, metadata_bytes_max: usize) -> Result<NewTurn, ApiError> {
     let texts = Texts::of(&body.text);
     let mut fields = Fields::of_body(body.value)?;
@@ -133,8 +126,8 @@ pub(super) fn new_turn(body: JsonBody, metadata_bytes_max: usize) -> Result<NewT
 
 pub(super) fn new_chunks(turn_id: Identifier, body: Value) -> Result<NewChunks, ApiError> {
     let mut fields = Fields::of_body(body)?;
-    let number = fields.required("number", |fields, name| fields.number(name, 1, NUMBER_MAX));
-    let from = fields.required("from", |fields, name| fields.number(name, 0, NUMBER_MAX));
+    let number = fields.required("number", |fields, name| fields.number(name, 1, SAFE_INTEGER_MAX));
+    let from = fields.required("from", |fields, name| fields.number(name, 0, SAFE_INTEGER_MAX));
     let chunks = fields.required("chunks", |fields, name| match fields.take(name) {
         Some(Value::Array(items)) if items.len() > CHUNKS_MAX => {
             fields.problem(name, format!("must have at most {CHUNKS_MAX} items"))
@@ -170,7 +163,7 @@ pub(super) fn end_request(
     let texts = Texts::of(&body.text);
     let (content, error) = (text_of(texts.content), text_of(texts.error));
     let mut fields = Fields::of_body(body.value)?;
-    let number = fields.required("number", |fields, name| fields.number(name, 1, NUMBER_MAX));
+    let number = fields.required("number", |fields, name| fields.number(name, 1, SAFE_INTEGER_MAX));
     let status = fields.required("status", |fields, name| fields.word(name, EndStatus::WORDS, EndStatus::from_word));
     let content_json = match fields.take("content") {
         None => None,
