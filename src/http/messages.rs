@@ -45,7 +45,7 @@ struct AppendMessage {
     /// Any JSON value except null.
     #[schema(schema_with = content_schema)]
     content: Value,
-    /// Data of the client about the message. At most 16 KiB as JSON.
+    /// Data of the client about the message. At most 16 KiB as JSON by default.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
 }

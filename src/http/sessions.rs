@@ -49,7 +49,7 @@ struct GetOrCreateSession {
     /// The title. Used only if a session is created.
     #[schema(max_length = 200)]
     title: Option<String>,
-    /// Data of the client about the session. Used only if a session is created. At most 16 KiB as JSON.
+    /// Data of the client about the session. Used only if a session is created. At most 16 KiB as JSON by default.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
     /// `return` (the default) returns an active session; `replace` ends it and creates a new one, in one atomic step.

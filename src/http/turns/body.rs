@@ -32,7 +32,7 @@ pub(super) struct BeginTurnBody {
     /// The role of the message that the turn becomes; default `assistant`.
     #[schema(nullable = false)]
     role: Option<Role>,
-    /// The metadata of that message. At most 16 KiB as JSON.
+    /// The metadata of that message. At most 16 KiB as JSON by default.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
     /// What to do if a turn is open; default `reject`.
