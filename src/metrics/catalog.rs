@@ -117,7 +117,7 @@ catalog! {
         from 0 for "event" in ["reset", "session", "message", "turn", "chunk", "ready", "changed", "deleted", "bye",
             "comment"];
     counter STREAM_RESETS = "sessiond_stream_resets_total",
-        "Streams, or feeds of several streams, that could not continue from their position; lost is of businesses.",
+        "Streams, or feeds of several streams, that could not continue from their position; lost: only of businesses.",
         from 0 for "reason" in ["unknown_cursor", "too_far", "diverged", "changed", "lost"];
     histogram STREAM_DELIVERY_SECONDS = "sessiond_stream_delivery_seconds",
         "Time from a change, by the clock of the service that made it, to its event, once for all streams of a worker.";
@@ -128,13 +128,13 @@ catalog! {
     histogram LAG_SECONDS = "sessiond_event_loop_lag_seconds",
         "Delay of timers of the event loops.";
     gauge EVENT_LOOPS = "sessiond_runtime_event_loops",
-        "Workers that serve requests; each is a thread with one event loop.";
+        "Event loops that serve requests; each is a worker thread's.";
     gauge ALIVE_TASKS = "sessiond_runtime_alive_tasks",
-        "Unfinished tasks of all workers.";
+        "Unfinished tasks of all event loops.";
     gauge QUEUE_DEPTH = "sessiond_runtime_global_queue_depth",
         "Tasks that another thread woke and that have not run yet.";
     counter BUSY_SECONDS = "sessiond_runtime_busy_seconds_total",
-        "Busy time of all workers together, in whole seconds.";
+        "Busy time of all event loops together, in whole seconds.";
     gauge BUILD = "sessiond_build_info",
         "Always 1; the labels identify the running build.";
 }
