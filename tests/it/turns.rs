@@ -1,6 +1,6 @@
 //! Turns: begun, written, ended, cancelled, taken over and lost, with a clock that only the test moves.
 
-mod crowd;
+mod concurrency;
 mod fencing;
 mod interplay;
 
