@@ -32,9 +32,9 @@ const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// The target of the line that reports dropped lines.
 const DROPPED: &str = "sessiond::log::dropped";
-/// The most lines of one kind in a second.
+/// Maximum number of lines of one kind in a second.
 const LINES_MAX: u32 = 10;
-/// The most lines of one kind in a second, if lines of the previous second were suppressed.
+/// Maximum number of lines of one kind in a second, if lines of the previous second were suppressed.
 const LINES_MAX_IN_STORM: u32 = 1;
 const SECOND: Duration = Duration::from_secs(1);
 /// The kind of lines that report panics.

@@ -269,8 +269,8 @@ async fn list_messages(
         (None, Some(seq)) => MessageRange::After(seq),
         (None, None) => MessageRange::Newest,
     };
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    let listing = app.store.list_messages(id, range, most, caller.tenant_scope(), caller.response_owner(), app.now());
+    let max = usize::try_from(limit).unwrap_or(usize::MAX);
+    let listing = app.store.list_messages(id, range, max, caller.tenant_scope(), caller.response_owner(), app.now());
     let page = Box::pin(listing).await?;
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));

@@ -26,7 +26,7 @@ use super::timeouts::{ConnectionTimeouts, SendTimer};
 use super::{ConnectionSettings, HttpService, Shutdown};
 use crate::http::{DISCARD_BYTES_MAX, IsEventStream};
 
-/// Most bytes that are joined before they are sent. Sending one buffer is faster than sending two.
+/// Maximum bytes that are joined before they are sent. Sending one buffer is faster than sending two.
 const JOINED_BYTES_MAX: usize = 4096;
 /// hyper's default limit on the number of headers. With the default, hyper keeps headers on the stack, which is faster.
 const HYPER_HEADERS_DEFAULT: usize = 100;

@@ -25,7 +25,7 @@ use crate::store::StoreError;
 use crate::store::health::Health;
 use crate::{log, metrics};
 
-/// Most commands that may wait for Redis at once. More are rejected, so an outage does not leak memory.
+/// Maximum number of commands that wait for Redis at once. More are rejected, so an outage does not leak memory.
 const COMMANDS_WAITING_MAX: usize = 16_384;
 /// Timeout of one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// Interval between checks for an unresponsive server.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
-/// Longest time to connect to a server that certainly did not hang meanwhile.
+/// Maximum time to connect that shows that the server, or Sentinel, replied in the meantime.
 const CONNECT_PROMPTLY: Duration = Duration::from_millis(500);
 /// A persistent error is logged again after this time.
 const REPEAT_ERROR_AFTER: Duration = Duration::from_secs(30);
