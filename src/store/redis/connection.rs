@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// Interval between checks for an unresponsive server.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
-/// Maximum time to connect that shows that the server, or Sentinel, replied in the meantime.
+/// A connection that is made within this time shows that Sentinel was asked, or that the server replies.
 const CONNECT_PROMPTLY: Duration = Duration::from_millis(500);
 /// A persistent error is logged again after this time.
 const REPEAT_ERROR_AFTER: Duration = Duration::from_secs(30);
@@ -344,10 +344,10 @@ fn client(config: &ConnectionConfig) -> Result<Client, Error> {
 /// Replaces the connection to a server that accepts commands and does not reply. fred's own detection counts from the
 /// last command that it wrote, so it never detects this under load.
 ///
-/// Such a server may be replaced by another master while it hangs, and continue without knowing that: then it accepts
-/// writes for up to a second, and they are lost. So its replies count for nothing from the first timeout until there is
-/// a connection that was made at once. Making it asks Sentinel, or finds the server replying again. Sentinel takes at
-/// least a second to notice what the PING notices within that time.
+/// Redis may have been replaced by another master while it hung, and continue without knowing that: then it accepts
+/// writes for up to a second, and they are lost. So after a timeout no reply is used until a new connection is made
+/// within [`CONNECT_PROMPTLY`]: that shows that Sentinel was asked, or that the server replies. Sentinel takes at least
+/// a second to notice what the PING notices within that time.
 async fn watch_responsiveness(client: Client, is_unresponsive: Arc<AtomicBool>) {
     loop {
         tokio::time::sleep(UNRESPONSIVE_CHECK).await;
