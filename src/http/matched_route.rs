@@ -31,7 +31,7 @@ impl RouteMatcher {
             let _ = routes.insert(template, template.to_owned());
         }
         let of_api = document.paths.paths.iter().filter(|(template, _)| template.starts_with(API));
-        let without_query = of_api.filter(|(_, item)| item.get.as_ref().is_some_and(has_no_query));
+        let without_query = of_api.filter(|(_, item)| item.get.as_ref().is_some_and(takes_no_query));
         let without_query = without_query.map(|(template, _)| template.clone()).collect();
         Self { routes, without_query }
     }
@@ -57,7 +57,7 @@ impl RouteMatcher {
     }
 }
 
-fn has_no_query(operation: &Operation) -> bool {
+fn takes_no_query(operation: &Operation) -> bool {
     !operation.parameters.iter().flatten().any(is_query_parameter)
 }
 

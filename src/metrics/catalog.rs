@@ -117,7 +117,7 @@ catalog! {
         from 0 for "event" in ["reset", "session", "message", "turn", "chunk", "ready", "changed", "deleted", "bye",
             "comment"];
     counter STREAM_RESETS = "sessiond_stream_resets_total",
-        "Streams, or feeds of several streams, that could not continue from their position; lost: only of businesses.",
+        "Streams, or feeds of several streams, that could not continue from their position; lost: only for businesses.",
         from 0 for "reason" in ["unknown_cursor", "too_far", "diverged", "changed", "lost"];
     histogram STREAM_DELIVERY_SECONDS = "sessiond_stream_delivery_seconds",
         "Time from a change, by the clock of the service that made it, to its event, once for all streams of a worker.";

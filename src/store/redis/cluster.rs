@@ -24,7 +24,7 @@ const SLOTS: usize = 16_384;
 const RELOAD_INTERVAL_DEGRADED: Duration = Duration::from_millis(250);
 /// How often the topology is reloaded otherwise. Servers report changes in between by MOVED.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
-/// Least time between two reloads, however many commands request one.
+/// Minimum time between two reloads, however many commands request one.
 const RELOAD_SPACING: Duration = Duration::from_millis(50);
 
 /// How long to wait for each further reply after the first one: an unreachable server never replies.

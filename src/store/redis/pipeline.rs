@@ -45,7 +45,7 @@ const REOPEN_AFTER: Duration = Duration::from_millis(200);
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum bytes of commands in one write.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
-/// Least free space for replies before a read: a small buffer is filled by each of many reads.
+/// Minimum free space for replies before a read: a small buffer is filled by each of many reads.
 const READ_BUFFER_MIN: usize = 16 * 1024;
 
 /// The connection. A background task opens it, and reopens it whenever it breaks, until this is dropped.
