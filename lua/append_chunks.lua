@@ -27,7 +27,6 @@ local session, turn, chunks = KEYS[1], KEYS[2], KEYS[3]
 local id, scope, now_ms = ARGV[1], ARGV[2], ARGV[3] + 0
 local turn_id, number, from = ARGV[4], ARGV[5], ARGV[6]
 local FIRST, WIDTH = 7, 1
-local TURN_CHUNKS_MAX = 32768
 
 local session_id, status, expires_at, ended_at, last_activity_at, active_until, turn_number, open_id = unpack(
   redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'endedAt', 'lastActivityAt', 'activeUntil',

@@ -144,15 +144,16 @@ end
 if extends then change('expiresAt', expires) end
 redis.call('HSET', session, unpack(changes))
 if extends then
-  local gone, later = int(expires + RETENTION_MS), int(expires + RETENTION_MS + RESOLUTION_MS)
-  redis.call('PEXPIREAT', session, gone)
-  redis.call('PEXPIREAT', messages, gone)
-  redis.call('PEXPIREAT', message_ids, gone)
-  redis.call('PEXPIREAT', pointer, gone)
+  local keys_expire_at = int(expires + RETENTION_MS)
+  local index_expires_at = int(expires + RETENTION_MS + RESOLUTION_MS)
+  redis.call('PEXPIREAT', session, keys_expire_at)
+  redis.call('PEXPIREAT', messages, keys_expire_at)
+  redis.call('PEXPIREAT', message_ids, keys_expire_at)
+  redis.call('PEXPIREAT', pointer, keys_expire_at)
   redis.call('ZADD', business, int(expires), id)
-  if history_until < expires + RETENTION_MS then redis.call('PEXPIREAT', history, gone) end
+  if history_until < expires + RETENTION_MS then redis.call('PEXPIREAT', history, keys_expire_at) end
   -- Further than it must, so few calls move it.
-  if business_until < expires + RETENTION_MS then redis.call('PEXPIREAT', business, later) end
+  if business_until < expires + RETENTION_MS then redis.call('PEXPIREAT', business, index_expires_at) end
 elseif is_first and session_until > 0 then
   redis.call('PEXPIREAT', messages, int(session_until))
   redis.call('PEXPIREAT', message_ids, int(session_until))

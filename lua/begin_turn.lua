@@ -17,7 +17,7 @@
 --        7 if_open        what to do with an open turn: `reject`, `interrupt`, `discard` or `takeover`
 -- Returns {`began`, closed, fields}    this turn is new
 --         {`known`, closed, fields}    it is open: this writer began it before, or has it now
---         {`over`, closed}             it is closed, or a message has its id
+--         {`closed`, closed}           it is closed, or a message has its id
 --         {`turn_open`, turnId, leaseUntil}    of the open turn
 --         {`not_active`} {`missing`}
 -- where closed is the status of the turn that this call closed, or ``, and fields are all fields of the turn's hash:
@@ -36,7 +36,7 @@ local is_own = is_this and latest.writer == writer
 local is_closed = not is_this and (latest.turnId == turn_id
   or string.find(latest.earlier or '', '\n' .. turn_id .. '\t', 1, true)
   or redis.call('HGET', message_ids, turn_id))
-if is_closed then return {'over', ''} end
+if is_closed then return {'closed', ''} end
 local is_active = document.status == 'active' and now_ms < document.expiresAt + 0
 if not is_own and not is_active then return {'not_active'} end
 
@@ -64,7 +64,7 @@ end
 -- This turn itself was lost.
 if plan and is_this then
   notify(session, document.businessId, ARGV[2], closed_words(plan))
-  return {'over', closed}
+  return {'closed', closed}
 end
 local continues = takes_over and (is_own or if_open == 'takeover')
 if not continues then
@@ -81,8 +81,8 @@ if not is_own then document.turnNumber = int((document.turnNumber or 0) + 1) end
 latest.number, latest.writer = document.turnNumber, writer
 if not continues then latest.since = latest.number end
 latest.leaseUntil = lease_end(latest, now_ms + TURN_LEASE_MS)
-redis.call('HSET', turn, unpack(with_turn({}, latest)))
+redis.call('HSET', turn, unpack(append_fields({}, latest)))
 redis.call('PEXPIREAT', turn, int(document.activeUntil + RETENTION_MS))
 redis.call('HSET', session, 'turnNumber', latest.number, 'turnId', turn_id, 'turnUntil', latest.leaseUntil)
 notify(session, document.businessId, ARGV[2], words)
-return with_turn({takes_over and 'known' or 'began', closed}, latest)
+return append_fields({takes_over and 'known' or 'began', closed}, latest)

@@ -23,7 +23,7 @@ if document.sessionId ~= id then return {'missing'} end
 if now_ms >= (document.endedAt or document.expiresAt) + RETENTION_MS then return {'missing'} end
 local latest = latest_turn(turn, document)
 if document.turnId ~= turn_id then return {'not_open'} end
-if latest.cancelUntil then return with_turn({'cancelled'}, latest) end
+if latest.cancelUntil then return append_fields({'cancelled'}, latest) end
 latest.cancelUntil = int(now_ms + STOP_MS)
 latest.leaseUntil = lease_end(latest, document.turnUntil + 0)
 
@@ -31,4 +31,4 @@ latest.leaseUntil = lease_end(latest, document.turnUntil + 0)
 redis.call('HSET', turn, 'cancelUntil', latest.cancelUntil, 'leaseUntil', latest.leaseUntil)
 redis.call('HSET', session, 'turnUntil', latest.leaseUntil)
 notify(session, document.businessId, ARGV[2], 't')
-return with_turn({'cancelled'}, latest)
+return append_fields({'cancelled'}, latest)

@@ -50,4 +50,4 @@ if not plan then
 end
 write_close(plan, document, latest)
 notify(session, document.businessId, ARGV[2], closed_words(plan))
-return with_turn({'closed'}, latest)
+return append_fields({'closed'}, latest)

@@ -15,7 +15,7 @@
 -- O(BATCH_MAX log n) in the size of the indexes; Redis frees the memory in the background.
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
 local partition, now_ms = ARGV[1], ARGV[2] + 0
--- Most sessions that one call removes.
+-- Maximum number of sessions that one call removes.
 local BATCH_MAX = 100
 
 -- In a moving slot, an existing session may seem missing. Then this command fails.
@@ -30,8 +30,8 @@ for _, id in ipairs(ids) do
   local its_business, expires_at, ended_at = unpack(
     redis.call('HMGET', partition .. 's:' .. id, 'businessId', 'expiresAt', 'endedAt'))
   business_id = its_business or business_id
-  local over = ended_at or expires_at
-  if over and now_ms < over + RETENTION_MS then readable = readable + 1 end
+  local end_at = ended_at or expires_at
+  if end_at and now_ms < end_at + RETENTION_MS then readable = readable + 1 end
   if redis.call('ZSCORE', history, id) then removed = removed + 1 end
 end
 

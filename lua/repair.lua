@@ -10,20 +10,20 @@
 --        4 business                              the index that names it: of its business in this partition
 --        5 pointer, 6 history                    of its user; both absent if the user is unknown
 --        derived: the sessions that pointer and history name, under `partition`
--- ARGV   1 partition       key prefix of the partition
---        2 id              the session's id
---        3 business_id     the business of the index
---        4 user_id         the user of pointer and history, or ``
---        5 now_ms          Unix time
---        6 index_gone_ms   Unix time after which no currently active session is readable
+-- ARGV   1 partition         key prefix of the partition
+--        2 id                the session's id
+--        3 business_id       the business of the index
+--        4 user_id           the user of pointer and history, or ``
+--        5 now_ms            Unix time
+--        6 index_expires_ms  Unix time after which no currently active session is readable
 -- Returns {`repaired`, two for each repair: the repair, its key}
 -- O(OTHERS_MAX), plus log n in the size of the indexes.
 local session, messages, message_ids, business = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local pointer, history = KEYS[5], KEYS[6]
 local partition, id, business_id, user_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local now_ms, index_gone_ms = ARGV[5] + 0, ARGV[6] + 0
+local now_ms, index_expires_ms = ARGV[5] + 0, ARGV[6] + 0
 local NO_KEY, NO_EXPIRY = -2, -1
--- Most sessions of the user that are searched for another active one.
+-- Maximum number of the user's sessions that are searched for another active one.
 local OTHERS_MAX = 1000
 
 local function int(ms)
@@ -68,12 +68,12 @@ local function another_is_active()
 end
 
 -- A session expires at the end of its retention, together with its messages and pointer.
-local gone = session_until
-if gone == NO_EXPIRY then gone = of_user and expires and (ended or expires) + RETENTION_MS end
-if gone == NO_KEY then gone = nil end
-local puts_pointer = pointer and is_marked_active and gone and pointed_id ~= id and not another_is_active()
-local puts_history = history and of_user and history_ms and gone and not in_history
-local puts_business = is_marked_active and gone and expires and now_ms < expires and not in_business
+local keys_expire_ms = session_until
+if keys_expire_ms == NO_EXPIRY then keys_expire_ms = of_user and expires and (ended or expires) + RETENTION_MS end
+if keys_expire_ms == NO_KEY then keys_expire_ms = nil end
+local puts_pointer = pointer and is_marked_active and keys_expire_ms and pointed_id ~= id and not another_is_active()
+local puts_history = history and of_user and history_ms and keys_expire_ms and not in_history
+local puts_business = is_marked_active and keys_expire_ms and expires and now_ms < expires and not in_business
 
 -- From here on only writes.
 local reply = {'repaired'}
@@ -85,37 +85,41 @@ local function expire(key, current, at)
   if current == NO_EXPIRY and at and redis.call('PEXPIREAT', key, int(at)) == 1 then done('expiry set', key) end
 end
 
-expire(session, session_until, gone)
-expire(messages, messages_until, gone)
-expire(message_ids, message_ids_until, gone)
+expire(session, session_until, keys_expire_ms)
+expire(messages, messages_until, keys_expire_ms)
+expire(message_ids, message_ids_until, keys_expire_ms)
 
 if puts_pointer then
-  redis.call('SET', pointer, id, 'PXAT', int(gone))
-  done('pointer put back', pointer)
+  redis.call('SET', pointer, id, 'PXAT', int(keys_expire_ms))
+  done('pointer restored', pointer)
 elseif pointed_id == id and (not exists or of_another or has_ended) then
   redis.call('DEL', pointer)
   done('pointer removed', pointer)
 elseif pointed_id == id then
-  expire(pointer, pointer_until, gone)
+  expire(pointer, pointer_until, keys_expire_ms)
 end
 
 if puts_history then
   redis.call('ZADD', history, int(history_ms), id)
-  if history_until ~= NO_EXPIRY and history_until < gone then redis.call('PEXPIREAT', history, int(gone)) end
-  done('history entry put back', history)
+  if history_until ~= NO_EXPIRY and history_until < keys_expire_ms then
+    redis.call('PEXPIREAT', history, int(keys_expire_ms))
+  end
+  done('history entry restored', history)
 elseif in_history and not exists then
   redis.call('ZREM', history, id)
   done('history entry removed', history)
 end
-if history then expire(history, history_until, math.max(index_gone_ms, gone or 0)) end
+if history then expire(history, history_until, math.max(index_expires_ms, keys_expire_ms or 0)) end
 
 if puts_business then
   redis.call('ZADD', business, int(expires), id)
-  if business_until ~= NO_EXPIRY and business_until < gone then redis.call('PEXPIREAT', business, int(gone)) end
-  done('business entry put back', business)
+  if business_until ~= NO_EXPIRY and business_until < keys_expire_ms then
+    redis.call('PEXPIREAT', business, int(keys_expire_ms))
+  end
+  done('business entry restored', business)
 elseif in_business and (not exists or (of_business and has_ended)) then
   redis.call('ZREM', business, id)
   done('business entry removed', business)
 end
-expire(business, business_until, math.max(index_gone_ms, gone or 0))
+expire(business, business_until, math.max(index_expires_ms, keys_expire_ms or 0))
 return reply

@@ -1,4 +1,4 @@
--- turn: code that the scripts that close a turn share. The service sends common.lua, prelude.lua and this in front of
+-- turn: code that the scripts that close a turn share. The service sends common.lua, append.lua and this in front of
 -- them.
 --
 -- A turn is open while the session's hash names it in `turnId`.
@@ -17,13 +17,13 @@ local function latest_turn(key, document)
   return latest
 end
 
--- A reply that ends with all fields of a turn.
-local function with_turn(reply, turn)
-  for field, value in pairs(turn) do
-    table.insert(reply, field)
-    table.insert(reply, value)
+-- Appends all fields to the list: name, value, name, value.
+local function append_fields(list, fields)
+  for field, value in pairs(fields) do
+    table.insert(list, field)
+    table.insert(list, value)
   end
-  return reply
+  return list
 end
 
 local function is_lost(document, now_ms)

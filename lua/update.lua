@@ -40,8 +40,8 @@ local status, if_active = ARGV[7], ARGV[8]
 local document = by_name(redis.call('HGETALL', session))
 if document.sessionId ~= id then return {'missing'} end
 
-local function updated(change, other_ended, closed)
-  local reply = {'updated', change, other_ended, closed}
+local function updated(change, pointed_ended, closed)
+  local reply = {'updated', change, pointed_ended, closed}
   for field, value in pairs(document) do
     table.insert(reply, field)
     table.insert(reply, value)
@@ -49,8 +49,8 @@ local function updated(change, other_ended, closed)
   return reply
 end
 
-local over_ms = (document.endedAt or document.expiresAt) + 0
-if now_ms >= over_ms + RETENTION_MS then return {'missing'} end
+local ended_ms = (document.endedAt or document.expiresAt) + 0
+if now_ms >= ended_ms + RETENTION_MS then return {'missing'} end
 local mutations = document.mutations or ''
 if string.find(mutations, mutation_id, 1, true) then return updated('', '', '') end
 if if_version ~= '' and if_version ~= document.version then return {'version_mismatch'} end
@@ -79,18 +79,19 @@ if extends or ends or expired_now then
   history_until, business_until = redis.call('PEXPIRETIME', history), redis.call('PEXPIRETIME', business)
 end
 
-local other_key, other_active = nil, false
-local other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at
-local other_business, other_user
+local pointed_key, pointed_active = nil, false
+local pointed_status, pointed_expires_at, pointed_active_until, pointed_version, pointed_updated_at, pointed_active_at
+local pointed_business_id, pointed_user_id
 if resumes and pointed_id and pointed_id ~= id then
-  other_key = partition .. 's:' .. pointed_id
-  other_status, other_expires_at, other_active_until, other_version, other_updated_at, other_active_at, other_business,
-    other_user = unpack(redis.call('HMGET', other_key, 'status', 'expiresAt', 'activeUntil', 'version', 'updatedAt',
-      'lastActivityAt', 'businessId', 'userId'))
+  pointed_key = partition .. 's:' .. pointed_id
+  pointed_status, pointed_expires_at, pointed_active_until, pointed_version, pointed_updated_at, pointed_active_at,
+    pointed_business_id, pointed_user_id = unpack(redis.call('HMGET', pointed_key, 'status', 'expiresAt',
+      'activeUntil', 'version', 'updatedAt', 'lastActivityAt', 'businessId', 'userId'))
   -- A damaged pointer may name another user's session. It counts as no pointer, and the resume replaces it.
-  if other_business ~= document.businessId or other_user ~= document.userId then other_status = nil end
-  other_active = other_status == 'active' and now_ms < other_expires_at + 0
-  if other_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
+  local is_own = pointed_business_id == document.businessId and pointed_user_id == document.userId
+  pointed_active = is_own and pointed_status == 'active' and now_ms < pointed_expires_at + 0
+  if not is_own then pointed_status = nil end
+  if pointed_active and if_active ~= 'replace' then return {'another_active', pointed_id} end
   -- In a moving slot, the other session may seem missing. Then this command fails.
   redis.call('EXISTS', pointer, partition .. 'none')
 end
@@ -125,21 +126,21 @@ local function unset(field)
 end
 
 if plan then write_close(plan, document, latest) end
-local other_ended = ''
-if other_status == 'active' then
-  if other_active then
-    other_ended = 'replaced'
+local pointed_ended = ''
+if pointed_status == 'active' then
+  if pointed_active then
+    pointed_ended = 'replaced'
     -- Not before its last change or activity, even if another service with a fast clock wrote those.
-    local end_ms = math.max(now_ms, other_updated_at + 0, other_active_at + 0)
-    local gone = int(end_ms + RETENTION_MS)
-    redis.call('HSET', other_key, 'status', 'ended', 'endReason', other_ended, 'endedAt', int(end_ms),
-      'updatedAt', int(end_ms), 'version', int(other_version + 1))
-    redis.call('PEXPIREAT', other_key, gone)
-    redis.call('PEXPIREAT', partition .. 'm:' .. pointed_id, gone)
-    redis.call('PEXPIREAT', partition .. 'd:' .. pointed_id, gone)
+    local end_ms = math.max(now_ms, pointed_updated_at + 0, pointed_active_at + 0)
+    local keys_expire_at = int(end_ms + RETENTION_MS)
+    redis.call('HSET', pointed_key, 'status', 'ended', 'endReason', pointed_ended, 'endedAt', int(end_ms),
+      'updatedAt', int(end_ms), 'version', int(pointed_version + 1))
+    redis.call('PEXPIREAT', pointed_key, keys_expire_at)
+    redis.call('PEXPIREAT', partition .. 'm:' .. pointed_id, keys_expire_at)
+    redis.call('PEXPIREAT', partition .. 'd:' .. pointed_id, keys_expire_at)
   else
-    other_ended = other_expires_at == other_active_until and 'max_lifetime' or 'idle'
-    redis.call('HSET', other_key, 'status', 'expired', 'endReason', other_ended, 'endedAt', other_expires_at)
+    pointed_ended = pointed_expires_at == pointed_active_until and 'max_lifetime' or 'idle'
+    redis.call('HSET', pointed_key, 'status', 'expired', 'endReason', pointed_ended, 'endedAt', pointed_expires_at)
   end
   redis.call('ZREM', business, pointed_id)
 end
@@ -185,32 +186,32 @@ end
 
 if #write > 0 then redis.call('HSET', session, unpack(write)) end
 if #remove > 0 then redis.call('HDEL', session, unpack(remove)) end
-local gone_ms = (document.endedAt or document.expiresAt) + RETENTION_MS
-local gone = int(gone_ms)
+local keys_expire_ms = (document.endedAt or document.expiresAt) + RETENTION_MS
+local keys_expire_at = int(keys_expire_ms)
 if resumes then redis.call('ZADD', history, int(history_ms), id) end
 if extends then
-  redis.call('SET', pointer, id, 'PXAT', gone)
+  redis.call('SET', pointer, id, 'PXAT', keys_expire_at)
   redis.call('ZADD', business, document.expiresAt, id)
-  if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
+  if history_until < keys_expire_ms then redis.call('PEXPIREAT', history, keys_expire_at) end
   -- If the other session was the only entry, ZREM deleted the index, and ZADD created it again without an expiry.
-  if other_key or business_until < gone_ms then
-    redis.call('PEXPIREAT', business, int(math.max(business_until, gone_ms)))
+  if pointed_key or business_until < keys_expire_ms then
+    redis.call('PEXPIREAT', business, int(math.max(business_until, keys_expire_ms)))
   end
 elseif change ~= '' then
   if pointed_id == id then redis.call('DEL', pointer) end
   redis.call('ZREM', business, id)
   -- The retention may have become longer since the session was last active.
-  if history_until < gone_ms then redis.call('PEXPIREAT', history, gone) end
+  if history_until < keys_expire_ms then redis.call('PEXPIREAT', history, keys_expire_at) end
 end
 if extends or change ~= '' then
-  redis.call('PEXPIREAT', session, gone)
-  redis.call('PEXPIREAT', messages, gone)
-  redis.call('PEXPIREAT', message_ids, gone)
+  redis.call('PEXPIREAT', session, keys_expire_at)
+  redis.call('PEXPIREAT', messages, keys_expire_at)
+  redis.call('PEXPIREAT', message_ids, keys_expire_at)
 end
 if resumes and turn then redis.call('PEXPIREAT', turn, int(active_until + RETENTION_MS)) end
 if resumes and chunks then redis.call('PEXPIREAT', chunks, int(active_until + RETENTION_MS)) end
-if other_ended ~= '' then notify(other_key, document.businessId, ARGV[3], 's') end
+if pointed_ended ~= '' then notify(pointed_key, document.businessId, ARGV[3], 's') end
 if changed or change ~= '' then
   notify(session, document.businessId, ARGV[3], plan and closed_words(plan) .. ' s' or 's')
 end
-return updated(change, other_ended, plan and latest.status or '')
+return updated(change, pointed_ended, plan and latest.status or '')

@@ -212,9 +212,9 @@ async fn repair(
     report: &mut Report,
 ) -> Result<(), StoreError> {
     for found in broken.iter().flat_map(|(_, inspection)| &inspection.found) {
-        if let Some(subject) = &found.subject {
+        if let Some(target) = &found.target {
             inspector.throttle.spend(1).await;
-            let repairs = inspector.store.repair(subject, (inspector.clock)()).await?;
+            let repairs = inspector.store.repair(target, (inspector.clock)()).await?;
             report.repairs.extend(repairs.into_iter().map(|(done, key)| Repair { done, key }));
         }
     }

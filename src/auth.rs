@@ -17,8 +17,8 @@ use ring::digest;
 use self::api_keys::ApiKeys;
 pub use self::api_keys::{ALL_BUSINESSES, NewApiKey, businesses, expiry, generate};
 use self::jwt::JwtKeys;
-pub use self::jwt::{JwtAlgorithm, JwtSettings};
-pub use self::rate_limit::{Rate, RateLimits, RateSettings};
+pub use self::jwt::{JwtAlgorithm, JwtConfig};
+pub use self::rate_limit::{Rate, RateConfig, RateLimits};
 use crate::reload::Reloadable;
 use crate::session::{TenantScope, Timestamp};
 
@@ -132,14 +132,14 @@ pub enum AuthError {
 
 /// The files and rules that credentials are checked against.
 #[derive(Clone, Debug, Default)]
-pub struct AuthSettings {
+pub struct CredentialConfig {
     /// The file of API keys; `None` if API keys are not accepted.
     pub api_keys_file: Option<PathBuf>,
     /// The key and rules for tokens; `None` if tokens are not accepted.
-    pub jwt: Option<JwtSettings>,
+    pub jwt: Option<JwtConfig>,
 }
 
-impl AuthSettings {
+impl CredentialConfig {
     /// Whether no credentials are configured. Every caller may then do everything.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -159,13 +159,13 @@ impl Credentials {
     ///
     /// # Errors
     /// Returns one line for each problem. No line contains a secret.
-    pub fn load(settings: &AuthSettings) -> Result<Self, Vec<String>> {
+    pub fn load(config: &CredentialConfig) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let mut collect = |found: Vec<String>| problems.extend(found);
-        let api_keys = settings.api_keys_file.as_deref().map(|path| read("api-keys", path, ApiKeys::parse));
-        let jwt = settings.jwt.clone().map(|settings| {
-            let path = settings.key_file.clone();
-            read("jwt-key", &path, move |content| JwtKeys::parse(&settings, content))
+        let api_keys = config.api_keys_file.as_deref().map(|path| read("api-keys", path, ApiKeys::parse));
+        let jwt = config.jwt.clone().map(|config| {
+            let path = config.key_file.clone();
+            read("jwt-key", &path, move |content| JwtKeys::parse(&config, content))
         });
         let api_keys = api_keys.and_then(|read| read.map_err(&mut collect).ok());
         let jwt = jwt.and_then(|read| read.map_err(&mut collect).ok());

@@ -19,7 +19,7 @@ use crate::reload::RELOAD_INTERVAL;
 use crate::server::{self, ConnectionSettings, ConnectionTimeouts, StartError, Workers};
 use crate::session::{Clock, Timestamp};
 use crate::store::{RedisAddress, SessionStore, StoreConfig, StoreError};
-use crate::streams::{StreamLimits, StreamSettings, Streams};
+use crate::streams::{StreamConfig, StreamLimits, Streams};
 use crate::tls::{Certificate, CertificateFiles};
 use crate::{log, metrics};
 
@@ -153,8 +153,8 @@ pub fn app_state_with(
 ) -> Result<Arc<AppState>, StoreError> {
     let store = Arc::new(SessionStore::connect(store, clock.clone())?);
     let limits = StreamLimits::new(config.requests.streams_max, config.requests.streams_per_user_max);
-    let settings = StreamSettings::default();
-    let streams = Streams::new(store.clone(), clock.clone(), settings, credentials.clone(), Arc::new(limits));
+    let stream_config = StreamConfig::default();
+    let streams = Streams::new(store.clone(), clock.clone(), stream_config, credentials.clone(), Arc::new(limits));
     Ok(Arc::new(AppState {
         store,
         streams: Arc::new(streams),
@@ -232,8 +232,8 @@ pub async fn run(
 async fn unsupported_store(store: &SessionStore) -> StoreError {
     loop {
         let checked = async {
-            store.check().await?;
-            store.check_channels().await
+            store.ensure_layout().await?;
+            store.require_channel_permissions().await
         };
         match checked.await {
             Ok(()) => return std::future::pending().await,

@@ -20,7 +20,7 @@ pub use self::connections::{ConnectionConfig, ConnectionLimits};
 pub use self::console::ConsoleConfig;
 pub use self::observability::ObservabilityConfig;
 pub use self::redis::{RedisConfig, RedisSource};
-pub use self::requests::{CorsSettings, RequestConfig};
+pub use self::requests::{CorsConfig, RequestConfig};
 pub use self::sessions::SessionConfig;
 use self::setting_errors::SettingErrors;
 

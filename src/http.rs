@@ -8,7 +8,7 @@
 //! 3. `cors` responds to preflights.
 //! 4. `auth::authorise` checks the credential, its rate limit, its scope, and the business and user of the path.
 //! 5. `receive_body` reads the body, within its size limit and timeout.
-//! 6. `RouteMatcher::has_no_query` rejects queries of reads that have no query parameters.
+//! 6. `serve` rejects queries of reads that take none.
 //! 7. `ConcurrencyLimiter::acquire` gives the request a permit, or rejects it.
 //! 8. `dispatch` runs the handler, within the request's deadline.
 //!
@@ -39,6 +39,7 @@ mod openapi;
 mod pagination;
 mod preconditions;
 mod request_id;
+mod response;
 mod sessions;
 mod static_files;
 mod turns;
@@ -68,6 +69,7 @@ use self::auth::Authorised;
 pub use self::concurrency_limit::ConcurrencyLimiter;
 use self::error::{ApiError, Code};
 pub use self::events::IsEventStream;
+pub use self::extract::DISCARD_BYTES_MAX;
 use self::matched_route::RouteMatcher;
 pub use self::openapi::document;
 use self::request_id::X_REQUEST_ID;
@@ -250,7 +252,7 @@ async fn serve(api: &ApiInner, route: Option<&str>, request: &mut Request) -> Re
     };
     // Handlers with query parameters check their names.
     if let Some(query) = request.uri().query()
-        && api.routes.has_no_query(route, request.method())
+        && api.routes.takes_no_query(route, request.method())
     {
         extract::Query::of(Some(query)).finish()?;
     }
@@ -345,7 +347,7 @@ impl AccessLog<'_> {
     fn log(&self, problem: Option<(Code, Option<String>)>) {
         let Self { request_id, method, route, status, .. } = *self;
         let duration_us = u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX);
-        tracing::debug!(target: "sessiond::access", request_id, method, route, status, duration_us, "answered");
+        tracing::debug!(target: "sessiond::access", request_id, method, route, status, duration_us, "request finished");
         let Some((code, cause)) = problem.filter(|(code, _)| code.status().is_server_error()) else { return };
         let is_bug = code.status() == StatusCode::INTERNAL_SERVER_ERROR;
         // A line that the log level disables must not be counted as suppressed.

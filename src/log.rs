@@ -32,9 +32,9 @@ const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// The target of the line that reports dropped lines.
 const DROPPED: &str = "sessiond::log::dropped";
-/// The most lines of one kind in a second.
+/// Maximum number of lines of one kind in a second.
 const LINES_MAX: u32 = 10;
-/// The most lines of one kind in a second, if lines of the previous second were suppressed.
+/// Maximum number of lines of one kind in a second, if lines of the previous second were suppressed.
 const LINES_MAX_IN_STORM: u32 = 1;
 const SECOND: Duration = Duration::from_secs(1);
 /// The kind of lines that report panics.
@@ -149,8 +149,8 @@ pub async fn report_suppressed() {
 
 /// Logs how many lines were suppressed since the last report.
 pub fn report_suppressed_now() {
-    for (kind, left_out) in LINES.next_second() {
-        tracing::warn!(kind, left_out, "suppressed lines of the same kind");
+    for (kind, suppressed) in LINES.next_second() {
+        tracing::warn!(kind, suppressed, "suppressed lines of the same kind");
     }
 }
 
@@ -161,7 +161,7 @@ struct Sampler(Mutex<BTreeMap<&'static str, Lines>>);
 #[derive(Default)]
 struct Lines {
     written: u32,
-    left_out: u64,
+    suppressed: u64,
     /// Whether lines of the previous second were suppressed.
     is_storm: bool,
 }
@@ -182,22 +182,22 @@ impl Sampler {
         if should_log {
             lines.written += 1;
         } else {
-            lines.left_out += 1;
+            lines.suppressed += 1;
         }
         should_log
     }
 
     /// Begins a second. Returns how many lines of the last one were suppressed, by their kind.
     fn next_second(&self) -> Vec<(&'static str, u64)> {
-        let mut left_out = Vec::new();
+        let mut suppressed = Vec::new();
         for (kind, lines) in self.kinds().iter_mut() {
-            let is_storm = lines.left_out > 0;
+            let is_storm = lines.suppressed > 0;
             if is_storm {
-                left_out.push((*kind, lines.left_out));
+                suppressed.push((*kind, lines.suppressed));
             }
             *lines = Lines { is_storm, ..Lines::default() };
         }
-        left_out
+        suppressed
     }
 }
 

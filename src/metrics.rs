@@ -18,10 +18,10 @@ use metrics_process::Collector;
 use tokio::runtime::RuntimeMetrics;
 
 use self::catalog::{
-    ALIVE_TASKS, APPENDED, BUILD, BUSY_SECONDS, CONNECTIONS, CONNECTIONS_REFUSED, CREATED, DELETED, ENDED, EVENT_LOOPS,
-    HINT_LOOKUPS, IN_FLIGHT, LAG_SECONDS, LOG_LINES_DROPPED, MESSAGES_TRIMMED, OPERATION_SECONDS, OPERATIONS, PANICS,
-    QUEUE_DEPTH, REFUSED, REQUEST_SECONDS, REQUESTS, RESUMED, SESSIONS_TRIMMED, SHED, STORE_CLOCK_SKEW, STORE_ERRORS,
-    STORE_PROBLEMS, STORE_RECONNECTS, STORE_RETRIES, STORE_UP, STREAM_DELIVERY_SECONDS,
+    ALIVE_TASKS, APPENDED, BUILD, BUSY_SECONDS, CONNECTIONS, CONNECTIONS_REJECTED, CREATED, CREDENTIALS_REJECTED,
+    DELETED, ENDED, EVENT_LOOPS, HINT_LOOKUPS, IN_FLIGHT, LAG_SECONDS, LOG_LINES_DROPPED, MESSAGES_TRIMMED,
+    OPERATION_SECONDS, OPERATIONS, PANICS, QUEUE_DEPTH, REQUEST_SECONDS, REQUESTS, RESUMED, SESSIONS_TRIMMED, SHED,
+    STORE_CLOCK_SKEW, STORE_ERRORS, STORE_PROBLEMS, STORE_RECONNECTS, STORE_RETRIES, STORE_UP, STREAM_DELIVERY_SECONDS,
 };
 
 pub use self::streams::{
@@ -79,8 +79,8 @@ label! {
         EndTurn = "end_turn",
         /// `erase_user`
         EraseUser = "erase_user",
-        /// `export`
-        Export = "export",
+        /// `export_user`
+        ExportUser = "export_user",
         /// `get`
         Get = "get",
         /// `get_active`
@@ -91,6 +91,8 @@ label! {
         GetOrCreate = "get_or_create",
         /// `get_turn`
         GetTurn = "get_turn",
+        /// `include`
+        Include = "include",
         /// `list_active`
         ListActive = "list_active",
         /// `list_history`
@@ -340,7 +342,7 @@ fn get_or_insert<K: PartialEq, V>(list: &mut Vec<(K, V)>, key: K, make: impl FnO
 
 /// Counts a request that was rejected because of its credential. The help of the metric lists the values of `reason`.
 pub fn credential_rejected(reason: &'static str) {
-    counter!(REFUSED, "reason" => reason).increment(1);
+    counter!(CREDENTIALS_REJECTED, "reason" => reason).increment(1);
     if reason == "rate" {
         counter!(SHED, "reason" => "rate_limit").increment(1);
     }
@@ -373,7 +375,7 @@ pub fn connection_closed() {
 
 /// Counts a connection that was rejected. `limit` is the exceeded limit: `total` or `address`.
 pub fn connection_rejected(limit: &'static str) {
-    counter!(CONNECTIONS_REFUSED, "limit" => limit).increment(1);
+    counter!(CONNECTIONS_REJECTED, "limit" => limit).increment(1);
     counter!(SHED, "reason" => "connections").increment(1);
 }
 

@@ -29,9 +29,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How many connections the operating system holds until they are accepted, unless its own limit is lower. It drops
 /// further connections, and their clients retry after a second.
 const LISTEN_BACKLOG: u32 = 4096;
-/// Maximum bytes that are read and discarded before a connection is closed. Closing without reading would reset the
-/// connection, and the client might lose the response.
-const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]

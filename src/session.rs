@@ -31,7 +31,7 @@ pub use self::message::{
 pub use self::partition::Partition;
 pub use self::tenant_scope::TenantScope;
 pub use self::timestamp::{Clock, Timestamp};
-pub use self::turn::{EndStatus, IfOpen, OpenTurn, Turn, TurnStatus};
+pub use self::turn::{EndStatus, IfOpen, OpenTurn, TURN_CHUNKS_MAX, Turn, TurnStatus};
 pub use self::view::{Include, Included, LastMessage, SessionView, ViewedTurn};
 
 /// Maximum characters of a title.

@@ -26,13 +26,12 @@ use self::hints::Hints;
 use self::keys::Keys;
 pub(crate) use self::operations::score_of;
 pub use self::operations::{
-    Append, AppendChunks, BeginTurn, CancelTurn, ChunksAppended, Delete, EndTurn, GetMessage, GetOrCreate, GetTurn,
-    MessagePage, MessageRange, NewChunks, NewTurn, NotOpen, PageRequest, Position, RedactMessage, SessionPage,
-    StreamContents, StreamSnapshot, StreamWants, TurnChunks, TurnEnd, TurnName, Update, UpdateMessage,
-    VersionCondition,
+    Append, AppendChunks, BeginTurn, CancelTurn, ChunksAppended, Delete, EndRequest, EndTurn, GetMessage, GetOrCreate,
+    GetTurn, MessagePage, MessageRange, NewChunks, NewTurn, NotOpen, PageRequest, Position, RedactMessage, SessionPage,
+    StreamContents, StreamSnapshot, StreamWants, TurnChunks, TurnName, Update, UpdateMessage, VersionCondition,
 };
 pub use self::redis::address::RedisAddress;
-use self::redis::connection;
+use self::redis::connection::ConnectionConfig;
 use self::redis::connection_id::SharedConnectionId;
 use self::redis::read_command::{ReadCommand, ReadReply};
 use self::redis::scripts::{Script, Scripts};
@@ -43,9 +42,6 @@ use self::reply::Reply;
 use self::response_memory::ResponseMemory;
 pub use self::response_memory::{MemoryPermit, ResponseOwner};
 use crate::session::{Clock, Lifecycle};
-
-/// Share of the command timeout that an operation may spend on retries after concurrent changes.
-const RETRY_SHARE: f64 = 0.5;
 
 /// Configuration of a [`SessionStore`].
 #[derive(Clone, Debug)]
@@ -100,7 +96,6 @@ pub struct SessionStore {
     keys: Keys,
     /// The connection on which this code's layout version was last read.
     layout_seen_by: SharedConnectionId,
-    retry_budget: Duration,
     hints: Arc<Hints>,
     response_memory: Arc<ResponseMemory>,
     /// A single permit: a store runs one large read at a time.
@@ -140,9 +135,8 @@ impl SessionStore {
         response_memory: Arc<ResponseMemory>,
         health: Arc<Health>,
     ) -> Result<Self, StoreError> {
-        let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
-        let topology = Topology::connect(connection::Settings {
-            config: config.redis.client_config()?,
+        let topology = Topology::connect(ConnectionConfig {
+            client: config.redis.client_config()?,
             command_timeout: config.command_timeout,
             require_supported: config.require_supported,
             health: Arc::clone(&health),
@@ -152,7 +146,6 @@ impl SessionStore {
             scripts: Scripts::new(&config),
             keys: Keys::new(config.key_prefix.clone()),
             layout_seen_by: SharedConnectionId::default(),
-            retry_budget,
             hints,
             response_memory,
             large_reads: Semaphore::new(1),
@@ -172,19 +165,19 @@ impl SessionStore {
 
     /// Checks the clocks, the settings of all servers, and the layout, as the periodic task does. The findings decide
     /// which requests are served from then on.
-    pub async fn check_servers(&self) {
+    pub async fn run_checks_once(&self) {
         self.checks().run().await;
     }
 
     /// Reads, after the layout check.
     async fn read_command(&self, command: ReadCommand) -> Result<ReadReply, StoreError> {
-        self.check().await?;
+        self.ensure_layout().await?;
         self.topology.read(command).await
     }
 
     /// Runs a script, after the layout check.
     async fn run(&self, script: &Script, keys: Vec<String>, args: Vec<String>) -> Result<Reply, StoreError> {
-        self.check().await?;
+        self.ensure_layout().await?;
         script.run(&self.topology, keys, args).await
     }
 
@@ -196,7 +189,7 @@ impl SessionStore {
     /// # Errors
     /// [`StoreError::Layout`] or [`StoreError::UnsupportedServer`] if the check fails, or the error of the command that
     /// failed.
-    pub async fn check(&self) -> Result<(), StoreError> {
+    pub async fn ensure_layout(&self) -> Result<(), StoreError> {
         let seen_by = self.layout_seen_by.get();
         let connected_by = self.topology.connection_id(self.keys.layout());
         match connected_by {
@@ -208,7 +201,7 @@ impl SessionStore {
             _ => {}
         }
         // Boxed to keep the future of every call small.
-        Box::pin(self.health.check_layout(&self.topology, self.keys.layout())).await?;
+        Box::pin(self.health.ensure_layout(&self.topology, self.keys.layout())).await?;
         if let Some(id) = connected_by.or_else(|| self.topology.connection_id(self.keys.layout())) {
             self.layout_seen_by.set(Some(id));
         }

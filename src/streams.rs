@@ -46,7 +46,7 @@ const END_TICK: Duration = Duration::from_millis(20);
 
 /// Settings of streams.
 #[derive(Clone, Copy, Debug)]
-pub struct StreamSettings {
+pub struct StreamConfig {
     /// Interval between the reads of a feed when nothing is published.
     pub poll: Duration,
     /// The same, while a turn is open.
@@ -55,7 +55,7 @@ pub struct StreamSettings {
     pub comment_interval: Duration,
 }
 
-impl Default for StreamSettings {
+impl Default for StreamConfig {
     fn default() -> Self {
         let poll = Duration::from_secs(15);
         Self { poll, turn_poll: Duration::from_secs(2), comment_interval: poll }
@@ -64,13 +64,13 @@ impl Default for StreamSettings {
 
 /// The store, clock and settings that all feeds of a worker share.
 #[derive(Clone)]
-struct Context {
+struct FeedContext {
     store: Arc<SessionStore>,
     clock: Clock,
-    settings: StreamSettings,
+    config: StreamConfig,
 }
 
-impl Context {
+impl FeedContext {
     /// Records the delay from a change to its event.
     fn delivered(&self, published_ms: i64) {
         let took = (self.clock)().0.saturating_sub(published_ms);
@@ -78,9 +78,9 @@ impl Context {
     }
 }
 
-impl std::fmt::Debug for Context {
+impl std::fmt::Debug for FeedContext {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Context").finish_non_exhaustive()
+        formatter.debug_struct("FeedContext").finish_non_exhaustive()
     }
 }
 
@@ -115,7 +115,7 @@ impl From<StoreError> for StreamError {
 /// The streams of one worker.
 #[derive(Debug)]
 pub struct Streams {
-    context: Context,
+    context: FeedContext,
     credentials: Arc<Credentials>,
     limits: Arc<StreamLimits>,
     sessions: Arc<Feeds<SessionId, SessionFeed>>,
@@ -140,11 +140,11 @@ impl Streams {
     pub fn new(
         store: Arc<SessionStore>,
         clock: Clock,
-        settings: StreamSettings,
+        config: StreamConfig,
         credentials: Arc<Credentials>,
         limits: Arc<StreamLimits>,
     ) -> Self {
-        let context = Context { store, clock, settings };
+        let context = FeedContext { store, clock, config };
         let (sessions, businesses, open) = Default::default();
         let is_stopping = AtomicBool::new(false);
         Self { context, credentials, limits, sessions, businesses, open, is_stopping, check: OnceLock::new() }
@@ -153,8 +153,8 @@ impl Streams {
     /// Creates the registry of another worker, with that worker's store.
     #[must_use]
     pub fn for_worker(&self, store: Arc<SessionStore>) -> Self {
-        let Context { clock, settings, .. } = self.context.clone();
-        Self::new(store, clock, settings, Arc::clone(&self.credentials), Arc::clone(&self.limits))
+        let FeedContext { clock, config, .. } = self.context.clone();
+        Self::new(store, clock, config, Arc::clone(&self.credentials), Arc::clone(&self.limits))
     }
 
     /// Opens a stream of a session, which was just read. If `start` gives no position, the stream begins with the

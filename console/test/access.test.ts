@@ -87,22 +87,22 @@ for (const [name, { actions, user, redacts, seesAll }] of Object.entries(MATRIX)
 
   test(`${name}: the service rejects what is not offered`, async () => {
     const authorization = { Authorization: `Bearer ${service.credentials[name as keyof typeof MATRIX]}` };
-    const refused = async (method: string, path: string) => {
+    const rejected = async (method: string, path: string) => {
       const headers = { ...authorization, "Content-Type": "application/json" };
       const body = method === "PATCH" ? '{"title":"x"}' : null;
       assert.equal((await fetch(service.url + path, { method, headers, body })).status, 403, `${method} ${path}`);
     };
     if (!actions.length) {
-      await refused("PATCH", `/api/sessions/${session.sessionId}`);
-      await refused("DELETE", `/api/sessions/${session.sessionId}`);
-      await refused("POST", `/api/sessions/${session.sessionId}/turns/t/cancel`);
+      await rejected("PATCH", `/api/sessions/${session.sessionId}`);
+      await rejected("DELETE", `/api/sessions/${session.sessionId}`);
+      await rejected("POST", `/api/sessions/${session.sessionId}/turns/t/cancel`);
     }
     if (!(user as readonly string[]).includes("Erase…")) {
-      await refused("DELETE", "/api/sessions/business/B0100001/user/user_1");
+      await rejected("DELETE", "/api/sessions/business/B0100001/user/user_1");
     }
     if (!(redacts as readonly number[]).includes(2)) {
       const { messageId } = (await service.client.getSessionMessages(session.sessionId))[1]!;
-      await refused("DELETE", `/api/sessions/${session.sessionId}/messages/${messageId}`);
+      await rejected("DELETE", `/api/sessions/${session.sessionId}/messages/${messageId}`);
     }
   });
 }

@@ -34,7 +34,7 @@ pub(super) struct Inspection {
 /// A finding, and the target of its repair if that is safe.
 pub(super) struct Found {
     pub(super) finding: Finding,
-    pub(super) subject: Option<RepairTarget>,
+    pub(super) target: Option<RepairTarget>,
 }
 
 impl Inspection {
@@ -47,15 +47,15 @@ impl Inspection {
         invariant: &'static str,
         key: &str,
         detail: impl Into<String>,
-        subject: Option<&RepairTarget>,
+        target: Option<&RepairTarget>,
     ) {
         let finding = Finding { invariant, key: key.to_owned(), detail: detail.into() };
-        self.found.push(Found { finding, subject: subject.cloned() });
+        self.found.push(Found { finding, target: target.cloned() });
     }
 
-    fn check_expires(&mut self, key: &FoundKey, expiry: Expiry, subject: Option<&RepairTarget>) {
+    fn check_expires(&mut self, key: &FoundKey, expiry: Expiry, target: Option<&RepairTarget>) {
         if expiry == Expiry::Never {
-            self.find_repairable("expiry-missing", &key.name, "never expires", subject);
+            self.find_repairable("expiry-missing", &key.name, "never expires", target);
         }
     }
 }
@@ -119,8 +119,8 @@ fn is_in_its_partition(key: &FoundKey) -> bool {
     }
 }
 
-fn has_ended(named: &SessionRef) -> bool {
-    matches!(named.status, Some(Status::Ended | Status::Expired))
+fn has_ended(session_ref: &SessionRef) -> bool {
+    matches!(session_ref.status, Some(Status::Ended | Status::Expired))
 }
 
 fn is_json_object(text: &str) -> bool {

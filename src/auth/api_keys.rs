@@ -152,7 +152,7 @@ impl<'a> Entry<'a> {
                 Value::String(all) if all == ALL_BUSINESSES => Some(TenantScope::Everything),
                 Value::Array(names) => {
                     let names: Option<Vec<_>> = names.iter().map(Value::as_str).collect();
-                    // In a list, "*" would name a business called "*", which is surely not meant.
+                    // In a list, "*" would name a business called "*", which is probably a mistake.
                     businesses(&names.filter(|names| !names.contains(&ALL_BUSINESSES))?)
                 }
                 _ => None,

@@ -75,7 +75,7 @@ impl JwtAlgorithm {
 
 /// The key and rules that tokens are checked against.
 #[derive(Clone, Debug)]
-pub struct JwtSettings {
+pub struct JwtConfig {
     /// The only accepted algorithm.
     pub algorithm: JwtAlgorithm,
     /// The file of the secret, the public key, or the key set.
@@ -163,10 +163,10 @@ impl JwtKeys {
     ///
     /// # Errors
     /// Returns one line for each problem. No line contains a value of the file, which may be a secret.
-    pub(super) fn parse(settings: &JwtSettings, content: &[u8]) -> Result<Self, Vec<String>> {
+    pub(super) fn parse(config: &JwtConfig, content: &[u8]) -> Result<Self, Vec<String>> {
         // Fails if the process has a provider already; any provider works.
         let _ = PROVIDER.install_default();
-        let algorithm = settings.algorithm;
+        let algorithm = config.algorithm;
         let is_set = content.trim_ascii_start().first() == Some(&b'{');
         let keys = if is_set {
             keys_of_set(algorithm, content)?
@@ -175,8 +175,8 @@ impl JwtKeys {
         };
         let mut validation = Validation::new(algorithm.algorithm());
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        validation.set_issuer(&[&settings.issuer]);
-        validation.set_audience(&[&settings.audience]);
+        validation.set_issuer(&[&config.issuer]);
+        validation.set_audience(&[&config.audience]);
         // `check_times` checks both: the crate would read the system clock.
         validation.validate_exp = false;
         validation.validate_nbf = false;

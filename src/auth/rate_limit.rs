@@ -14,12 +14,13 @@ use super::Grant;
 
 /// Size of a bucket, in seconds at the rate of the limit.
 const BURST_SECS: u32 = 5;
-/// Number of calls after which full buckets are removed. The number of buckets never exceeds this by much.
+/// Number of calls after which full buckets are removed. So there are at most the buckets of the callers of the last
+/// [`BURST_SECS`], and this many.
 const CALLS_PER_CLEANING: u32 = 10_000;
 
 /// The rate limits of callers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RateSettings {
+pub struct RateConfig {
     /// Maximum calls per second with one credential: an API key, or all tokens of one business. `None` for no limit.
     pub credential_per_second: Option<NonZeroU32>,
     /// Maximum calls per second of one user with a token. `None` for no limit.
@@ -65,19 +66,19 @@ pub struct Rate {
 impl RateLimits {
     /// Creates the limits with full buckets.
     #[must_use]
-    pub fn new(settings: RateSettings) -> Self {
-        Self::with_clock(settings, &DefaultClock::default())
+    pub fn new(config: RateConfig) -> Self {
+        Self::with_clock(config, &DefaultClock::default())
     }
 }
 
 impl<C: Clock + Clone> RateLimits<C> {
-    fn with_clock(settings: RateSettings, clock: &C) -> Self {
+    fn with_clock(config: RateConfig, clock: &C) -> Self {
         let buckets = |name, per_second: Option<NonZeroU32>| {
             per_second.map(|per_second| Buckets::new(name, per_second, clock.clone()))
         };
         Self {
-            user: buckets("user", settings.user_per_second),
-            credential: buckets("credential", settings.credential_per_second),
+            user: buckets("user", config.user_per_second),
+            credential: buckets("credential", config.credential_per_second),
         }
     }
 
@@ -151,9 +152,9 @@ mod tests {
     }
 
     fn limits(credential: u32, user: u32, clock: &FakeRelativeClock) -> RateLimits<FakeRelativeClock> {
-        let settings =
-            RateSettings { credential_per_second: NonZeroU32::new(credential), user_per_second: NonZeroU32::new(user) };
-        RateLimits::with_clock(settings, clock)
+        let config =
+            RateConfig { credential_per_second: NonZeroU32::new(credential), user_per_second: NonZeroU32::new(user) };
+        RateLimits::with_clock(config, clock)
     }
 
     fn accepted(limits: &RateLimits<FakeRelativeClock>, grant: &Grant, calls: u32) -> usize {

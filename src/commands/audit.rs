@@ -83,7 +83,7 @@ async fn audit_of(config: &Config, redis: RedisAddress, args: AuditArgs, wait: D
     let store = SessionStore::connect(settings, Arc::new(bootstrap::system_now))?;
     let give_up = Instant::now() + wait;
     loop {
-        match store.check_layout().await {
+        match store.read_layout().await {
             Ok(()) => break,
             Err(error @ StoreError::Layout(_)) => return Err(error.into()),
             Err(error) if Instant::now() >= give_up => return Err(error.into()),

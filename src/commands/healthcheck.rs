@@ -21,7 +21,7 @@ pub(crate) fn run(address: SocketAddr, is_tls: bool) -> ExitCode {
     match ask() {
         Ok(response) if response.starts_with("HTTP/1.1 200 ") => print_line("ready"),
         Ok(response) => fail(&format!("not ready: {}", response.lines().last().unwrap_or_default()), 1),
-        Err(error) => fail(&format!("no answer from {address}: {error}"), 1),
+        Err(error) => fail(&format!("no response from {address}: {error}"), 1),
     }
 }
 

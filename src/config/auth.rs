@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::not_empty;
 use super::setting_errors::SettingErrors;
-use crate::auth::{AuthSettings, JwtAlgorithm, JwtSettings, RateSettings};
+use crate::auth::{CredentialConfig, JwtAlgorithm, JwtConfig, RateConfig};
 use crate::session::Role;
 
 /// The settings as text.
@@ -60,11 +60,11 @@ pub(super) struct AuthArgs {
 #[derive(Clone, Debug)]
 pub struct AuthConfig {
     /// The files and rules that credentials are checked against.
-    pub credentials: AuthSettings,
+    pub credentials: CredentialConfig,
     /// Whether the service may run without credentials on an address that other machines can reach.
     pub allow_unauthenticated: bool,
     /// The rate limits.
-    pub rates: RateSettings,
+    pub rates: RateConfig,
     /// The roles of the messages that the token of one user may append and redact.
     pub user_roles: Vec<Role>,
 }
@@ -83,7 +83,7 @@ impl AuthArgs {
 
     /// Checks the credential settings. JWTs need a key, an issuer and an audience together: without the last two, the
     /// service would accept tokens that were issued for other services.
-    fn credentials(&self, errors: &mut SettingErrors) -> AuthSettings {
+    fn credentials(&self, errors: &mut SettingErrors) -> CredentialConfig {
         let api_keys_file = not_empty(self.api_keys_file.as_deref()).map(PathBuf::from);
         let jwt_settings = [
             ("--jwt-key-file", &self.jwt_key_file),
@@ -93,7 +93,7 @@ impl AuthArgs {
         ];
         let jwt_settings = jwt_settings.map(|(flag, text)| (flag, not_empty(text.as_deref())));
         if jwt_settings.iter().all(|(_, text)| text.is_none()) {
-            return AuthSettings { api_keys_file, jwt: None };
+            return CredentialConfig { api_keys_file, jwt: None };
         }
         let [key_file, algorithm, issuer, audience] = jwt_settings.map(|(flag, text)| {
             let missing = "is required: JWTs need a key file, an algorithm, an issuer and an audience";
@@ -104,7 +104,7 @@ impl AuthArgs {
             errors.checked("--jwt-algorithm", JwtAlgorithm::from_word(text).ok_or(problem))
         });
         let jwt = match (algorithm, key_file, issuer, audience) {
-            (Some(algorithm), Some(key_file), Some(issuer), Some(audience)) => Some(JwtSettings {
+            (Some(algorithm), Some(key_file), Some(issuer), Some(audience)) => Some(JwtConfig {
                 algorithm,
                 key_file: PathBuf::from(key_file),
                 issuer: issuer.to_owned(),
@@ -112,7 +112,7 @@ impl AuthArgs {
             }),
             _ => None,
         };
-        AuthSettings { api_keys_file, jwt }
+        CredentialConfig { api_keys_file, jwt }
     }
 
     fn user_roles(&self, errors: &mut SettingErrors) -> Vec<Role> {
@@ -124,8 +124,8 @@ impl AuthArgs {
         roles
     }
 
-    fn rates(&self, errors: &mut SettingErrors) -> RateSettings {
-        RateSettings {
+    fn rates(&self, errors: &mut SettingErrors) -> RateConfig {
+        RateConfig {
             credential_per_second: errors.rate("--rate-limit", &self.rate_limit),
             user_per_second: errors.rate("--user-rate-limit", &self.user_rate_limit),
         }

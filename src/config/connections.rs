@@ -80,7 +80,8 @@ pub struct ConnectionConfig {
     pub tls: Option<CertificateFiles>,
     /// The limits of connections and of request heads.
     pub limits: ConnectionLimits,
-    /// Maximum time to receive a request's head, and then its body.
+    /// Maximum time to receive a request's head, and then its body; and the maximum time in which a client accepts no
+    /// byte of its response.
     pub receive_timeout: Duration,
     /// Maximum time from a response to the next request on the connection.
     pub keep_alive_timeout: Duration,

@@ -15,13 +15,13 @@ use super::setting_errors::SettingErrors;
 const REQUESTS_MAX: usize = 1_000_000;
 /// Lower bound of the memory for large responses: the share of one user, an eighth, must hold one page of 4 MiB.
 const RESPONSE_MEMORY_MIN: usize = 32 << 20;
-/// Upper bound of the workers: more than any machine has cores.
+/// Upper bound of the event loops: more than any machine has cores.
 const EVENT_LOOPS_MAX: usize = 1024;
 
 /// The settings as text.
 #[derive(Args, Clone)]
 pub(super) struct RequestArgs {
-    /// Number of workers that serve requests: each is a thread with one event loop and its own Redis connections
+    /// Number of event loops that serve requests. Each is a worker: a thread with its own Redis connections
     /// [default: one per core]
     #[arg(long, global = true, env = "SESSIOND_EVENT_LOOPS", value_name = "COUNT")]
     event_loops: Option<String>,
@@ -68,7 +68,7 @@ pub(super) struct RequestArgs {
 /// The checked settings for requests.
 #[derive(Clone, Debug)]
 pub struct RequestConfig {
-    /// Number of workers, each with one event loop.
+    /// Number of event loops, each that of a worker.
     pub event_loops: usize,
     /// Maximum number of requests that are served concurrently.
     pub concurrent_max: usize,
@@ -87,14 +87,14 @@ pub struct RequestConfig {
     /// Maximum bytes of a request's path and query.
     pub uri_bytes_max: usize,
     /// Which pages may call the service from a browser.
-    pub cors: CorsSettings,
+    pub cors: CorsConfig,
     /// Maximum time from a received request to its response.
     pub request_deadline: Duration,
 }
 
 /// Which pages may call the service from a browser.
 #[derive(Clone, Debug)]
-pub struct CorsSettings {
+pub struct CorsConfig {
     /// The origins of these pages.
     pub origins: Vec<String>,
     /// Request headers that they may send in addition to the service's own.
@@ -130,8 +130,8 @@ impl RequestArgs {
         }
     }
 
-    fn cors(&self, errors: &mut SettingErrors) -> CorsSettings {
-        CorsSettings {
+    fn cors(&self, errors: &mut SettingErrors) -> CorsConfig {
+        CorsConfig {
             origins: errors.list("--cors-origins", self.cors_origins.as_deref().unwrap_or_default(), origin),
             headers: errors.list("--cors-headers", self.cors_headers.as_deref().unwrap_or_default(), header_name),
         }

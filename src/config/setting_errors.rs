@@ -64,12 +64,12 @@ impl SettingErrors {
         self.checked(flag, checked).unwrap_or_default()
     }
 
-    pub(super) fn number(&mut self, flag: &str, text: &str, least: usize, most: usize) -> usize {
+    pub(super) fn number(&mut self, flag: &str, text: &str, min: usize, max: usize) -> usize {
         let checked = match text.parse() {
-            Ok(number) if (least..=most).contains(&number) => Ok(number),
-            _ => Err(format!("must be a whole number from {least} to {most}; it is {text:?}")),
+            Ok(number) if (min..=max).contains(&number) => Ok(number),
+            _ => Err(format!("must be a whole number from {min} to {max}; it is {text:?}")),
         };
-        self.checked(flag, checked).unwrap_or(least)
+        self.checked(flag, checked).unwrap_or(min)
     }
 
     /// A number of requests per second; `None` for 0, which means no limit.

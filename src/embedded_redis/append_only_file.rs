@@ -22,7 +22,7 @@ const NAME_BYTES_MAX: u64 = 32;
 const COMMANDS_WITHOUT_ARGUMENTS: [&[u8]; 4] = [b"MULTI", b"EXEC", b"FLUSHALL", b"FLUSHDB"];
 /// The size of the read buffer, in bytes.
 pub(super) const READ_BYTES: usize = 64 << 10;
-/// The most copies of ends that were cut off at the same byte of the same file.
+/// Maximum number of copies of ends that were cut off at the same byte of the same file.
 const COPIES_MAX: u32 = 1000;
 
 /// How an undamaged file ends.

@@ -347,7 +347,7 @@ fn watch(data_dir: &Path, shared: &Shared) {
             Err(Unanswered::NotSent) => continue,
             Err(Unanswered::Unreachable(why)) if watched.last_reply.elapsed() > START_TIMEOUT => why,
             Err(_) if watched.last_reply.elapsed() < NO_REPLY_TIMEOUT => continue,
-            Err(_) => format!("it has not answered for {} s", NO_REPLY_TIMEOUT.as_secs()),
+            Err(_) => format!("it has not replied for {} s", NO_REPLY_TIMEOUT.as_secs()),
         };
         if data_dir::is_on_disk(data_dir) {
             tracing::error!(trouble, "the embedded Redis cannot be reached; stopping it to start it again");

@@ -237,7 +237,7 @@ fn authenticate(app: &AppState, headers: &HeaderMap, now: Timestamp) -> Result<A
     match checked {
         Ok(grant) => {
             if let Some(credential) = grant.credential {
-                tracing::debug!(%credential, "admitted");
+                tracing::debug!(%credential, "authenticated");
             }
             Ok(grant)
         }

@@ -17,7 +17,7 @@ use super::error::{ApiError, Code, problems};
 use super::extract::{PathBusiness, PathUser, Query};
 use super::include;
 use super::pagination::{ListId, PageQuery};
-use super::sessions::{included_response, page_response};
+use super::response::{included_response, page_response};
 use crate::session::{Included, Session, SessionView};
 
 const HISTORY_LIMIT_DEFAULT: u64 = 20;

@@ -14,7 +14,7 @@ use tower_http::cors::CorsLayer;
 use super::auth::{RATELIMIT, RATELIMIT_POLICY, X_API_KEY};
 use super::extract::IDEMPOTENCY_KEY;
 use super::request_id::X_REQUEST_ID;
-use crate::config::CorsSettings;
+use crate::config::CorsConfig;
 
 /// How long a browser may cache the response to a preflight. No browser caches it for more than two hours.
 const MAX_AGE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -49,11 +49,11 @@ const EXPOSED: [HeaderName; 9] = [
 ];
 
 /// The CORS layer for the configured origins; `None` if there are none.
-pub(super) fn layer(settings: &CorsSettings) -> Option<CorsLayer> {
-    let origins: Vec<_> = settings.origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
+pub(super) fn layer(config: &CorsConfig) -> Option<CorsLayer> {
+    let origins: Vec<_> = config.origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
     (!origins.is_empty()).then(|| {
         let mut allowed = ALLOWED.to_vec();
-        allowed.extend(settings.headers.iter().filter(|header| !ALLOWED.contains(header)).cloned());
+        allowed.extend(config.headers.iter().filter(|header| !ALLOWED.contains(header)).cloned());
         // No `Access-Control-Allow-Credentials`: pages set the credential header themselves, and the service uses no
         // cookies.
         let layer = CorsLayer::new().allow_origin(origins).allow_methods(METHODS).allow_headers(allowed);

@@ -15,7 +15,7 @@ use super::AppState;
 use super::auth::Principal;
 use super::error::{ApiError, Code, problems};
 use super::extract::{PathBusiness, PathSession, Query};
-use super::turns::NUMBER_MAX;
+use super::json::SAFE_INTEGER_MAX;
 use crate::metrics;
 use crate::store::StoreError;
 use crate::streams::{StreamError, StreamLimit, StreamStart};
@@ -82,7 +82,7 @@ async fn session_events(
     mut query: Query,
 ) -> Result<Response, ApiError> {
     let last = query.number("last", 0, LAST_MAX);
-    let after = query.number("after", 0, NUMBER_MAX);
+    let after = query.number("after", 0, SAFE_INTEGER_MAX);
     query.finish()?;
     let session = app.store.get(id, caller.tenant_scope(), app.now()).await?;
     let session = session.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
@@ -121,7 +121,7 @@ async fn business_events(
     PathBusiness(business_id): PathBusiness,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    app.store.check().await?;
+    app.store.ensure_layout().await?;
     Ok(stream_response(app.streams.open_business_stream(business_id.as_str(), caller.stream_caller(&headers)).await?))
 }
 

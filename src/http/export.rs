@@ -105,7 +105,7 @@ impl Export {
                 return Ok(Some([b"{\"session\":", session.to_json().as_slice(), b"}\n"].concat().into()));
             } else if self.has_more_sessions {
                 let PathUser { business_id, user_id } = &self.user;
-                let read = self.app.store.oldest_sessions(business_id, user_id, self.after, self.app.now()).await?;
+                let read = self.app.store.export_user(business_id, user_id, self.after, self.app.now()).await?;
                 (self.sessions, self.after) = (read.0.into(), read.1);
                 self.has_more_sessions = self.after.is_some();
             } else {

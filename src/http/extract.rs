@@ -111,9 +111,10 @@ fn identifiers<const N: usize>(named: [(&'static str, String); N]) -> Result<[Id
     good.try_into().map_err(|_| ApiError::fields(problems))
 }
 
-/// Maximum bytes that are read of a body that is too large. Many clients read the response only after they have sent
-/// the whole body.
-const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Maximum bytes that are read and discarded of a body that is too large, or before a connection is closed. Many
+/// clients read the response only after they have sent the whole body, and closing without reading would reset the
+/// connection.
+pub const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Receives the whole body, of at most `bytes_max` bytes.
 ///

@@ -9,6 +9,15 @@ use serde_json::{Map, Number, Value};
 use super::error::{ApiError, Code, FieldProblem, shortened};
 use crate::session::{Identifier, TITLE_CHARS_MAX};
 
+/// The largest integer up to which a JavaScript number represents every integer exactly.
+pub(super) const SAFE_INTEGER_MAX: u64 = (1 << 53) - 1;
+
+/// The error for a required field without a value after [`Fields::finish`]. Cannot happen: `finish` returns an error if
+/// a required field is missing.
+pub(super) fn unreported() -> ApiError {
+    ApiError::internal("a required field is missing but was not reported")
+}
+
 /// Parses a body. Rejects duplicate keys of an object and [`RAW_VALUE_KEY`], at any depth, and nesting deeper than 127
 /// levels.
 ///

@@ -31,13 +31,13 @@ impl RouteMatcher {
             let _ = routes.insert(template, template.to_owned());
         }
         let of_api = document.paths.paths.iter().filter(|(template, _)| template.starts_with(API));
-        let without_query = of_api.filter(|(_, item)| item.get.as_ref().is_some_and(has_no_query));
+        let without_query = of_api.filter(|(_, item)| item.get.as_ref().is_some_and(takes_no_query));
         let without_query = without_query.map(|(template, _)| template.clone()).collect();
         Self { routes, without_query }
     }
 
     /// Whether this is a call of the API that reads and has no query parameters.
-    pub(super) fn has_no_query(&self, route: &str, method: &Method) -> bool {
+    pub(super) fn takes_no_query(&self, route: &str, method: &Method) -> bool {
         matches!(*method, Method::GET | Method::HEAD) && self.without_query.contains(route)
     }
 
@@ -57,10 +57,10 @@ impl RouteMatcher {
     }
 }
 
-fn has_no_query(operation: &Operation) -> bool {
-    !operation.parameters.iter().flatten().any(is_of_query)
+fn takes_no_query(operation: &Operation) -> bool {
+    !operation.parameters.iter().flatten().any(is_query_parameter)
 }
 
-fn is_of_query(parameter: &RefOr<Parameter>) -> bool {
+fn is_query_parameter(parameter: &RefOr<Parameter>) -> bool {
     matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query)
 }

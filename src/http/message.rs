@@ -14,8 +14,8 @@ use super::AppState;
 use super::auth::{Principal, forbidden_role};
 use super::error::{ApiError, Code, problems};
 use super::extract::{JsonBody, PathMessage};
-use super::json::Fields;
-use super::sessions::{json_response, large_response};
+use super::json::{Fields, unreported};
+use super::response::{json_response, large_response};
 use crate::session::{Message, MessageJson, MessageRef};
 use crate::store::{self, GetMessage, MemoryPermit, RedactMessage};
 
@@ -40,8 +40,7 @@ fn metadata_patch(body: Value) -> Result<Value, ApiError> {
     let mut fields = Fields::of_body(body)?;
     let patch = fields.required("metadata", Fields::metadata_patch);
     fields.finish()?;
-    // Cannot fail: `finish` returns an error if it is missing.
-    patch.ok_or_else(|| ApiError::internal("a required field is missing but was not reported"))
+    patch.ok_or_else(unreported)
 }
 
 problems! {

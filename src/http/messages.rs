@@ -18,16 +18,14 @@ use super::AppState;
 use super::auth::{Principal, forbidden_role};
 use super::error::{ApiError, Code, FieldProblem, problems};
 use super::extract::{JsonBody, PathSession, Query};
-use super::json::Fields;
+use super::json::{Fields, SAFE_INTEGER_MAX};
 use super::pagination::link_header;
-use super::sessions::{json_array, json_response, page_response};
+use super::response::{json_array, json_response, page_response};
 use crate::session::{APPEND_MESSAGES_MAX, Message, MessageJson, NewMessage, Role, compact_json, content_schema};
 use crate::store::{Append, MessageRange};
 
 const LIMIT_MAX: u64 = 1000;
 const LIMIT_DEFAULT: u64 = 50;
-/// The largest `seq` that a JavaScript number represents exactly.
-const SEQ_MAX: u64 = (1 << 53) - 1;
 
 /// The routes of this file.
 pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
@@ -47,7 +45,7 @@ struct AppendMessage {
     /// Any JSON value except null.
     #[schema(schema_with = content_schema)]
     content: Value,
-    /// Data of the client about the message. At most 16 KiB as JSON.
+    /// Data of the client about the message. At most 16 KiB as JSON by default.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
 }
@@ -260,8 +258,8 @@ async fn list_messages(
     mut query: Query,
 ) -> Result<Response, ApiError> {
     let limit = query.number("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
-    let before = query.number("before", 0, SEQ_MAX);
-    let after = query.number("after", 0, SEQ_MAX);
+    let before = query.number("before", 0, SAFE_INTEGER_MAX);
+    let after = query.number("after", 0, SAFE_INTEGER_MAX);
     if before.is_some() && after.is_some() {
         query.problem("after", "must not be given together with before");
     }
@@ -271,8 +269,8 @@ async fn list_messages(
         (None, Some(seq)) => MessageRange::After(seq),
         (None, None) => MessageRange::Newest,
     };
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    let listing = app.store.list_messages(id, range, most, caller.tenant_scope(), caller.response_owner(), app.now());
+    let max = usize::try_from(limit).unwrap_or(usize::MAX);
+    let listing = app.store.list_messages(id, range, max, caller.tenant_scope(), caller.response_owner(), app.now());
     let page = Box::pin(listing).await?;
     let page = page.ok_or_else(|| ApiError::session_not_found(&id.to_string()))?;
     let prev = page.before.map(|seq| ("prev", format!("limit={limit}&before={seq}")));

@@ -1,16 +1,11 @@
 //! `/api/sessions` and `/api/sessions/{sessionId}`: create, read, change and delete a session.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use hyper::body::{Frame, SizeHint};
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -21,15 +16,13 @@ use super::auth::{Principal, forbidden_tenant};
 use super::error::{ApiError, Code, problems};
 use super::extract::{JsonBody, MaybeIdempotencyKey, PathSession, Query};
 use super::include;
-use super::json::Fields;
+use super::json::{Fields, unreported};
 use super::preconditions::{IfMatch, IfNoneMatch};
+use super::response::{included_response, session_response, set_entity_tag};
 use crate::session::{
     IdempotencyKey, Identifier, IfActive, Include, Included, NewSession, PatchStatus, Session, SessionPatch, Status,
 };
-use crate::store::{Delete, GetOrCreate, MemoryPermit, Update};
-
-/// Maximum bytes of a large body that are passed to the connection in one part.
-const BODY_PART_BYTES: usize = 64 << 10;
+use crate::store::{Delete, GetOrCreate, Update};
 
 /// The routes of this file.
 pub(super) fn router() -> OpenApiRouter<Arc<AppState>> {
@@ -56,7 +49,7 @@ struct GetOrCreateSession {
     /// The title. Used only if a session is created.
     #[schema(max_length = 200)]
     title: Option<String>,
-    /// Data of the client about the session. Used only if a session is created. At most 16 KiB as JSON.
+    /// Data of the client about the session. Used only if a session is created. At most 16 KiB as JSON by default.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
     /// `return` (the default) returns an active session; `replace` ends it and creates a new one, in one atomic step.
@@ -81,13 +74,9 @@ pub(super) fn new_session(
     let metadata = fields.object_text("metadata", Value::to_string, metadata_bytes_max);
     let if_active = fields.word("ifActive", IfActive::WORDS, IfActive::from_word);
     fields.finish()?;
-    // Cannot fail: `finish` returns an error if one of them is missing.
-    let (Some(business_id), Some(user_id)) = (business_id, user_id) else {
-        return Err(ApiError::internal("a required field is missing but was not reported"));
-    };
     Ok(NewSession {
-        business_id,
-        user_id,
+        business_id: business_id.ok_or_else(unreported)?,
+        user_id: user_id.ok_or_else(unreported)?,
         location_id: location_id.unwrap_or_else(|| default_location_id.clone()),
         session_type: session_type.unwrap_or_else(|| default_session_type.clone()),
         title: title.flatten(),
@@ -331,166 +320,4 @@ fn read_response(session: &Session, if_none_match: &IfNoneMatch) -> Response {
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     set_entity_tag(&mut response, session);
     response
-}
-
-/// A response with one session and what the caller asked to include.
-pub(super) async fn included_response(
-    app: &AppState,
-    caller: &Principal,
-    session: Session,
-    include: Include,
-) -> Result<Response, ApiError> {
-    if include == Include::default() {
-        return Ok(session_response(StatusCode::OK, &session));
-    }
-    let (view, memory) =
-        Box::pin(app.store.with_included(session, include, caller.response_owner(), app.now())).await?;
-    let mut body = Vec::with_capacity(view.json_bytes());
-    view.write_json(&mut body);
-    let mut response = match memory {
-        Some(memory) => large_response([body.into()].into(), memory),
-        None => json_response(StatusCode::OK, body),
-    };
-    set_entity_tag(&mut response, &view.session);
-    Ok(response)
-}
-
-/// A response with one session, and with its version as the entity tag.
-pub(super) fn session_response(status: StatusCode, session: &Session) -> Response {
-    let mut body = Vec::with_capacity(640 + session.metadata.len());
-    session.write_json(&mut body);
-    let mut response = json_response(status, body);
-    set_entity_tag(&mut response, session);
-    response
-}
-
-/// Sets the entity tag: the version in quotes.
-fn set_entity_tag(response: &mut Response, session: &Session) {
-    // The 20 digits of the largest version, between two quotes.
-    let mut tag = [b'"'; 22];
-    let mut buffer = itoa::Buffer::new();
-    let digits = buffer.format(session.version).as_bytes();
-    tag[1..=digits.len()].copy_from_slice(digits);
-    if let Ok(tag) = HeaderValue::from_bytes(&tag[..digits.len() + 2]) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-}
-
-/// A response with a body that is already JSON.
-pub(super) fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-/// A response with a page of items. Yields to other requests after each item of a large page, and holds `memory` until
-/// the connection has taken the last part of the body.
-pub(super) async fn page_response<T>(
-    items: Vec<T>,
-    bytes_of: fn(&T) -> usize,
-    write: fn(&T, &mut Vec<u8>),
-    memory: Option<MemoryPermit>,
-) -> Response {
-    let Some(memory) = memory else {
-        return json_response(StatusCode::OK, json_array(&items, bytes_of, write));
-    };
-    // One part for each item: a buffer of the whole page would be copied and mapped in one long step.
-    let mut parts = VecDeque::with_capacity(items.len() + 1);
-    for item in items {
-        let mut part = Vec::with_capacity(bytes_of(&item));
-        part.push(if parts.is_empty() { b'[' } else { b',' });
-        write(&item, &mut part);
-        parts.push_back(Bytes::from(part));
-        drop(item);
-        tokio::task::yield_now().await;
-    }
-    parts.push_back(Bytes::from_static(if parts.is_empty() { b"[]" } else { b"]" }));
-    large_response(parts, memory)
-}
-
-/// A response whose JSON body has these parts. Holds `memory` until the connection has taken the last one.
-pub(super) fn large_response(parts: VecDeque<Bytes>, memory: MemoryPermit) -> Response {
-    let unsent_bytes = parts.iter().map(Bytes::len).sum();
-    let mut response = json_response(StatusCode::OK, Vec::new());
-    *response.body_mut() = Body::new(LargeBody { parts, unsent_bytes, has_yielded: false, _memory: memory });
-    response
-}
-
-/// A body that is sent in parts, so that the connection buffers only a small part of it.
-struct LargeBody {
-    parts: VecDeque<Bytes>,
-    unsent_bytes: usize,
-    /// Whether this body has yielded to other requests since the last part.
-    has_yielded: bool,
-    _memory: MemoryPermit,
-}
-
-impl HttpBody for LargeBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.has_yielded = !self.has_yielded;
-        if self.has_yielded && self.unsent_bytes > 0 {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let Some(part) = take_part(&mut self.parts) else {
-            return Poll::Ready(None);
-        };
-        self.unsent_bytes -= part.len();
-        Poll::Ready(Some(Ok(Frame::data(part))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.unsent_bytes == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(u64::try_from(self.unsent_bytes).unwrap_or(u64::MAX))
-    }
-}
-
-/// A copy of the next part of a body: the connection may send it after the body and its memory permit are dropped, and
-/// a slice would keep the whole body in memory.
-fn take_part(parts: &mut VecDeque<Bytes>) -> Option<Bytes> {
-    let first = parts.front_mut()?;
-    let part = Bytes::copy_from_slice(&first.split_to(first.len().min(BODY_PART_BYTES)));
-    if first.is_empty() {
-        parts.pop_front();
-    }
-    Some(part)
-}
-
-/// The items as a JSON array. `bytes_of` says about how many bytes each has.
-pub(super) fn json_array<T>(items: &[T], bytes_of: fn(&T) -> usize, write: fn(&T, &mut Vec<u8>)) -> Vec<u8> {
-    let mut body = Vec::with_capacity(2 + items.iter().map(|item| bytes_of(item) + 1).sum::<usize>());
-    body.push(b'[');
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
-        write(item, &mut body);
-    }
-    body.push(b']');
-    body
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_of_a_large_body_keeps_no_other_in_memory() {
-        let mut parts = VecDeque::from([Bytes::from(vec![0; BODY_PART_BYTES + 1])]);
-        for length in [BODY_PART_BYTES, 1] {
-            let part = take_part(&mut parts).expect("a part");
-            assert!(part.len() == length && part.is_unique());
-        }
-        assert_eq!(take_part(&mut parts), None);
-    }
 }

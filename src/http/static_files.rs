@@ -60,8 +60,8 @@ fn accepts(request: &HeaderMap, coding: &str) -> bool {
     lines.flat_map(|line| line.split(',')).any(|item| {
         let (name, weight) = item.split_once(';').unwrap_or((item, ""));
         let weight = weight.trim().to_ascii_lowercase();
-        let is_refused = weight.strip_prefix("q=").and_then(|weight| weight.parse().ok()) == Some(0.0_f32);
-        name.trim().eq_ignore_ascii_case(coding) && !is_refused
+        let is_excluded = weight.strip_prefix("q=").and_then(|weight| weight.parse().ok()) == Some(0.0_f32);
+        name.trim().eq_ignore_ascii_case(coding) && !is_excluded
     })
 }
 

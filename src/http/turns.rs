@@ -14,15 +14,15 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(super) use self::body::NUMBER_MAX;
-use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, new_chunks, new_turn, turn_end};
+use self::body::{AppendChunksBody, BeginTurnBody, EndTurnBody, LATEST, end_request, new_chunks, new_turn};
 use super::AppState;
 use super::auth::{Principal, forbidden_writer};
 use super::error::{ApiError, Code, ProblemMembers, problems};
 use super::extract::{JsonBody, PathSession, PathTurn, Query};
+use super::json::SAFE_INTEGER_MAX;
 use super::messages::session_not_active;
-use super::sessions::{json_response, large_response};
-use crate::session::{Identifier, SessionId, Timestamp, Turn};
+use super::response::{json_response, large_response};
+use crate::session::{Identifier, SessionId, TURN_CHUNKS_MAX, Timestamp, Turn};
 use crate::store::{AppendChunks, BeginTurn, CancelTurn, EndTurn, GetTurn, NotOpen, TurnName};
 
 /// Characters that a path segment must percent-encode: all except the unreserved ones (RFC 3986, section 2.3).
@@ -176,7 +176,7 @@ async fn get_turn(
     PathTurn { session_id: id, turn_id }: PathTurn,
     mut query: Query,
 ) -> Result<Response, ApiError> {
-    let from = query.number("from", 0, NUMBER_MAX).unwrap_or_default();
+    let from = query.number("from", 0, SAFE_INTEGER_MAX).unwrap_or_default();
     query.finish()?;
     let name = if turn_id.as_str() == LATEST { TurnName::Latest } else { TurnName::Id(turn_id.clone()) };
     let found = app.store.get_turn(id, &name, from, caller.tenant_scope(), caller.response_owner(), app.now());
@@ -241,7 +241,9 @@ async fn append_chunks(
         }
         AppendChunks::TooLarge => {
             let bytes_max = app.sessions.turn_bytes_max;
-            let detail = format!("The turn would have more than 32768 chunks, or more than {bytes_max} bytes as JSON");
+            let detail = format!(
+                "The turn would have more than {TURN_CHUNKS_MAX} chunks, or more than {bytes_max} bytes as JSON"
+            );
             Err(ApiError::new(Code::PayloadTooLarge, detail))
         }
         AppendChunks::NotOpen(reason) => Err(not_open(reason, id, &new.turn_id)),
@@ -278,7 +280,7 @@ async fn end_turn(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     check_writer(&caller)?;
-    let end = turn_end(turn_id, body, app.sessions.content_bytes_max)?;
+    let end = end_request(turn_id, body, app.sessions.content_bytes_max)?;
     match app.store.end_turn(id, &end, caller.tenant_scope(), app.now()).await? {
         EndTurn::Ended(turn) => Ok(json_response(StatusCode::OK, turn.to_json())),
         EndTurn::NotOpen(reason) => Err(not_open(reason, id, &end.turn_id)),

@@ -61,7 +61,7 @@ catalog! {
     counter SHED = "sessiond_http_requests_shed_total",
         "Requests and connections rejected by a limit: connections, overload, rate_limit, streams, user_streams.",
         from 0 for "reason" in ["connections", "overload", "rate_limit", "streams", "user_streams"];
-    counter REFUSED = "sessiond_credentials_refused_total",
+    counter CREDENTIALS_REJECTED = "sessiond_credentials_rejected_total",
         "Requests rejected because of their credential: missing, several, invalid, expired, rate, scope, tenant, role.",
         from 0 for "reason" in ["missing", "several", "invalid", "expired", "rate", "scope", "tenant", "role"];
     counter PANICS = "sessiond_http_panics_total",
@@ -69,7 +69,7 @@ catalog! {
         from 0;
     gauge CONNECTIONS = "sessiond_http_connections",
         "Open connections to the API and metrics listeners.";
-    counter CONNECTIONS_REFUSED = "sessiond_http_connections_refused_total",
+    counter CONNECTIONS_REJECTED = "sessiond_http_connections_rejected_total",
         "Connections rejected because of a connection limit.",
         from 0 for "limit" in ["address", "total"];
     counter OPERATIONS = "sessiond_store_operations_total",
@@ -117,7 +117,7 @@ catalog! {
         from 0 for "event" in ["reset", "session", "message", "turn", "chunk", "ready", "changed", "deleted", "bye",
             "comment"];
     counter STREAM_RESETS = "sessiond_stream_resets_total",
-        "Streams, or feeds of several streams, that could not continue from their position; lost is of businesses.",
+        "Streams, or feeds of several streams, that could not continue from their position; lost: only for businesses.",
         from 0 for "reason" in ["unknown_cursor", "too_far", "diverged", "changed", "lost"];
     histogram STREAM_DELIVERY_SECONDS = "sessiond_stream_delivery_seconds",
         "Time from a change, by the clock of the service that made it, to its event, once for all streams of a worker.";
@@ -128,13 +128,13 @@ catalog! {
     histogram LAG_SECONDS = "sessiond_event_loop_lag_seconds",
         "Delay of timers of the event loops.";
     gauge EVENT_LOOPS = "sessiond_runtime_event_loops",
-        "Workers that serve requests; each is a thread with one event loop.";
+        "Event loops that serve requests; each is a worker thread's.";
     gauge ALIVE_TASKS = "sessiond_runtime_alive_tasks",
-        "Unfinished tasks of all workers.";
+        "Unfinished tasks of all event loops.";
     gauge QUEUE_DEPTH = "sessiond_runtime_global_queue_depth",
         "Tasks that another thread woke and that have not run yet.";
     counter BUSY_SECONDS = "sessiond_runtime_busy_seconds_total",
-        "Busy time of all workers together, in whole seconds.";
+        "Busy time of all event loops together, in whole seconds.";
     gauge BUILD = "sessiond_build_info",
         "Always 1; the labels identify the running build.";
 }

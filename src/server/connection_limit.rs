@@ -66,8 +66,7 @@ impl ConnectionLimiter {
         if held.total >= self.total_max {
             return Err(LimitExceeded::Total);
         }
-        let is_full =
-            |(network, most): &(IpNet, usize)| held.by_network.get(network).is_some_and(|count| count >= most);
+        let is_full = |(network, max): &(IpNet, usize)| held.by_network.get(network).is_some_and(|count| count >= max);
         if networks.iter().any(is_full) {
             return Err(LimitExceeded::Address);
         }
@@ -85,12 +84,12 @@ impl ConnectionLimiter {
         if self.limits.trusted_proxies.iter().any(|network| network.contains(&client)) {
             return Vec::new();
         }
-        let most = self.limits.per_address;
+        let max = self.limits.per_address;
         match client {
-            IpAddr::V4(_) => vec![(client.into(), most)],
+            IpAddr::V4(_) => vec![(client.into(), max)],
             IpAddr::V6(_) => {
                 let network = |bits| IpNet::new_assert(client, bits).trunc();
-                vec![(network(HOST_BITS_V6), most), (network(SITE_BITS_V6), most.saturating_mul(HOSTS_OF_SITE))]
+                vec![(network(HOST_BITS_V6), max), (network(SITE_BITS_V6), max.saturating_mul(HOSTS_OF_SITE))]
             }
         }
     }
@@ -98,8 +97,8 @@ impl ConnectionLimiter {
 
 /// Maximum number of connections within the process's limit of open files.
 fn connections_allowed() -> usize {
-    let open_files = getrlimit(Resource::Nofile).current.and_then(|most| usize::try_from(most).ok());
-    open_files.map_or(usize::MAX, |most| most.saturating_sub(OPEN_FILES_RESERVED).max(1))
+    let open_files = getrlimit(Resource::Nofile).current.and_then(|max| usize::try_from(max).ok());
+    open_files.map_or(usize::MAX, |max| max.saturating_sub(OPEN_FILES_RESERVED).max(1))
 }
 
 /// A permit for one connection, until it is dropped.

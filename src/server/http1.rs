@@ -23,10 +23,10 @@ pub(super) use self::error_body::overloaded_response;
 use self::read_timer::{Awaiting, ReadTimer};
 use self::strict_head::StrictHead;
 use super::timeouts::{ConnectionTimeouts, SendTimer};
-use super::{ConnectionSettings, DISCARD_BYTES_MAX, HttpService, Shutdown};
-use crate::http::IsEventStream;
+use super::{ConnectionSettings, HttpService, Shutdown};
+use crate::http::{DISCARD_BYTES_MAX, IsEventStream};
 
-/// Most bytes that are joined before they are sent. Sending one buffer is faster than sending two.
+/// Maximum bytes that are joined before they are sent. Sending one buffer is faster than sending two.
 const JOINED_BYTES_MAX: usize = 4096;
 /// hyper's default limit on the number of headers. With the default, hyper keeps headers on the stack, which is faster.
 const HYPER_HEADERS_DEFAULT: usize = 100;

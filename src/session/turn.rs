@@ -6,6 +6,9 @@ use utoipa::ToSchema;
 use super::json::{JSON_OVERHEAD_BYTES, JsonObject, member};
 use super::{Role, SessionId, Timestamp, words};
 
+/// Maximum number of chunks of a turn.
+pub const TURN_CHUNKS_MAX: usize = 32_768;
+
 words! {
     /// The state of a turn.
     TurnStatus {
@@ -176,7 +179,7 @@ pub struct OpenTurn {
 
 impl OpenTurn {
     /// Milliseconds from the end of a turn's lease until it may be closed as lost. The same value as in
-    /// `lua/prelude.lua`.
+    /// `lua/append.lua`.
     const LOST_AFTER_MS: i64 = 1000;
 
     /// When the turn may be closed as lost.

@@ -28,7 +28,7 @@ pub struct Include {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastMessage {
     /// It was not requested, or would make the response too large.
-    LeftOut,
+    Omitted,
     /// The session has no messages.
     Null,
     /// The message.
@@ -47,7 +47,7 @@ impl LastMessage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViewedTurn {
     /// It was not requested.
-    LeftOut,
+    Omitted,
     /// No turn is open.
     Null,
     /// The turn.
@@ -69,7 +69,7 @@ impl SessionView {
     /// The session without added members.
     #[must_use]
     pub fn of(session: Session) -> Self {
-        Self { session, last_message: LastMessage::LeftOut, turn: ViewedTurn::LeftOut }
+        Self { session, last_message: LastMessage::Omitted, turn: ViewedTurn::Omitted }
     }
 
     /// Adds the session's newest message, unless the response would have more than `bytes_max` bytes. Returns whether
@@ -93,12 +93,12 @@ impl SessionView {
     pub fn write_json(&self, out: &mut Vec<u8>) {
         self.session.write_json(out);
         match &self.last_message {
-            LastMessage::LeftOut => {}
+            LastMessage::Omitted => {}
             LastMessage::Null => add_member(member!("lastMessage"), b"null", out),
             LastMessage::Message(message) => add_member(member!("lastMessage"), message.as_bytes(), out),
         }
         match &self.turn {
-            ViewedTurn::LeftOut => {}
+            ViewedTurn::Omitted => {}
             ViewedTurn::Null => add_member(member!("turn"), b"null", out),
             ViewedTurn::Turn(turn) => add_member(member!("turn"), &turn.to_json(), out),
         }

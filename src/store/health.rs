@@ -214,7 +214,7 @@ impl Health {
     ///
     /// # Errors
     /// [`StoreError::Layout`] if Redis holds another layout, or the error of the command that failed.
-    pub(super) async fn check_layout(&self, topology: &Topology, key: &str) -> Result<(), StoreError> {
+    pub(super) async fn ensure_layout(&self, topology: &Topology, key: &str) -> Result<(), StoreError> {
         // Read first: a Redis that rejects writes can still be read.
         let mut stored = stored_layout(topology, key).await?;
         if stored.is_none() {
@@ -347,7 +347,7 @@ impl Checks {
         }));
         let layout_check = async {
             if self.topology.connection_id(&self.layout_key).is_some()
-                && let Err(error) = self.health.check_layout(&self.topology, &self.layout_key).await
+                && let Err(error) = self.health.ensure_layout(&self.topology, &self.layout_key).await
             {
                 tracing::debug!(%error, "cannot check the layout");
             }

@@ -39,7 +39,7 @@ macro_rules! session_fields {
 // Absent fields: `title`, `endedAt` and `endReason` if null; `largestMessage` and `messageBytes` if there are no
 // messages; `oldestSeq` until a message is trimmed; `historyAt` until a resume; `turnNumber` until the first turn;
 // `turnId` and `turnUntil` unless a turn is open; `changedMessages` until a message is changed or redacted.
-// `update.lua` has one more field, `mutations`, for its own use.
+// `update.lua` and `update_message.lua` also store `mutations`, for their own use.
 session_fields! {
     SessionId = "sessionId",
     BusinessId = "businessId",
@@ -68,7 +68,7 @@ session_fields! {
     ChangedMessages = "changedMessages",
 }
 
-/// Fields of a turn's hash. `lua/turn.lua` has more fields, for its own use.
+/// Fields of a turn's hash.
 pub(super) mod turn_field {
     pub(in crate::store) const TURN_ID: &str = "turnId";
     pub(in crate::store) const NUMBER: &str = "number";

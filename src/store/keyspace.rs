@@ -128,7 +128,7 @@ impl SessionRef {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RelatedKeys {
     /// Its messages, its message ids, and its user's pointer, each with its expiry.
-    pub siblings: [(String, Expiry); 3],
+    pub keys_with_expiry: [(String, Expiry); 3],
     /// The session id in its user's pointer.
     pub pointed_id: Option<String>,
     /// Its score in its user's history.
@@ -164,11 +164,12 @@ pub struct RepairTarget {
 }
 
 impl SessionStore {
-    /// Checks that this code can read what Redis holds. Unlike [`SessionStore::check`], it writes nothing.
+    /// Reads the layout version and fails if this code cannot read that layout. Unlike [`SessionStore::ensure_layout`],
+    /// it writes nothing.
     ///
     /// # Errors
     /// [`StoreError::Layout`] if it cannot, or the error of the command that failed.
-    pub async fn check_layout(&self) -> Result<(), StoreError> {
+    pub async fn read_layout(&self) -> Result<(), StoreError> {
         match health::stored_layout(&self.topology, self.keys.layout()).await? {
             Some(version) if version != LAYOUT_VERSION => Err(StoreError::Layout(version)),
             _ => Ok(()),

@@ -4,7 +4,7 @@ mod append_messages;
 mod business_events;
 mod delete;
 mod erase_user;
-mod export;
+mod export_user;
 mod get;
 mod get_active;
 mod get_message;
@@ -35,8 +35,8 @@ pub use self::redact_message::RedactMessage;
 pub(crate) use self::session_page::score_of;
 pub use self::session_page::{PageRequest, Position, SessionPage};
 pub use self::turns::{
-    AppendChunks, BeginTurn, CancelTurn, ChunksAppended, EndTurn, GetTurn, NewChunks, NewTurn, NotOpen, TurnChunks,
-    TurnEnd, TurnName,
+    AppendChunks, BeginTurn, CancelTurn, ChunksAppended, EndRequest, EndTurn, GetTurn, NewChunks, NewTurn, NotOpen,
+    TurnChunks, TurnName,
 };
 pub use self::update::Update;
 pub use self::update_message::UpdateMessage;
@@ -107,7 +107,7 @@ impl SessionStore {
 
     /// Reads one session as it is stored.
     async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
-        self.check().await?;
+        self.ensure_layout().await?;
         match self.topology.read_session(&self.keys.session(id), id).await? {
             Some(session) => Ok(session),
             // Boxed to keep the future of every call small.

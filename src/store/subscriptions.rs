@@ -24,25 +24,25 @@ impl SessionStore {
     ///
     /// # Errors
     /// [`StoreError::UnsupportedServer`] if it may not, or why it cannot be checked now.
-    pub(crate) async fn check_channels(&self) -> Result<(), StoreError> {
+    pub(crate) async fn require_channel_permissions(&self) -> Result<(), StoreError> {
         let channel = format!("{}:probe", self.config.key_prefix);
-        let refused = |server: &str| StoreError::UnsupportedServer {
+        let unsupported = |server: &str| StoreError::UnsupportedServer {
             server: server.to_owned(),
             problem: "does not let this user use the channels of event streams; give it &<prefix>:*, +spublish, \
                       +ssubscribe and +sunsubscribe, as deploy/redis.conf does"
                 .to_owned(),
         };
-        let is_refusal = |error: &StoreError| matches!(error, StoreError::NotServing("NOPERM", _));
+        let is_permission_error = |error: &StoreError| matches!(error, StoreError::NotServing("NOPERM", _));
         for server in self.topology.all() {
             let publish = CustomCommand::new_static("SPUBLISH", None, false);
             let published = server.client().await?.custom::<Value, _>(publish, vec![channel.as_str(), ""]).await;
             // A member of a cluster that does not serve the slot of the channel replies with a redirection.
-            if published.is_err_and(|error| is_refusal(&error.into())) {
-                return Err(refused(server.name()));
+            if published.is_err_and(|error| is_permission_error(&error.into())) {
+                return Err(unsupported(server.name()));
             }
         }
         match self.topology.subscribe(&channel, Arc::new(Probe)).await {
-            Err(error) if is_refusal(&error) => Err(refused(&self.config.redis.to_string())),
+            Err(error) if is_permission_error(&error) => Err(unsupported(&self.config.redis.to_string())),
             subscribed => subscribed.map(drop),
         }
     }

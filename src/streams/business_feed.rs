@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::event::{COMMENT, deleted_text, reset_text, text_of};
 use super::feeds::Feed;
 use super::ring::{Entry, Ring};
-use super::{Context, UNSUBSCRIBED_POLL};
+use super::{FeedContext, UNSUBSCRIBED_POLL};
 use crate::metrics::{self, StreamEvent};
 use crate::session::{Partition, Session, SessionId, TenantScope, Timestamp, Turn};
 use crate::store::{StoreError, Subscriber, Subscription};
@@ -44,7 +44,7 @@ impl Entry for BusinessEvent {
 #[derive(Debug)]
 pub(super) struct BusinessFeed {
     business_id: String,
-    context: Context,
+    context: FeedContext,
     ring: Ring<BusinessEvent>,
     inbox: Arc<Inbox>,
     /// Whether all subscriptions have been confirmed at least once.
@@ -106,7 +106,7 @@ impl Feed for BusinessFeed {
 }
 
 impl BusinessFeed {
-    pub(super) fn new(business_id: String, context: Context) -> Self {
+    pub(super) fn new(business_id: String, context: FeedContext) -> Self {
         let was_subscribed = watch::Sender::new(false);
         let has_unsubscribed_streams = AtomicBool::new(false);
         Self {
@@ -155,7 +155,7 @@ impl BusinessFeed {
             }
             if has_sent {
                 sent_at = Instant::now();
-            } else if sent_at.elapsed() >= self.context.settings.comment_interval {
+            } else if sent_at.elapsed() >= self.context.config.comment_interval {
                 self.send(StreamEvent::Comment, Bytes::from_static(COMMENT));
                 sent_at = Instant::now();
             }

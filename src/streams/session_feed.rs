@@ -17,7 +17,7 @@ use super::event::Event;
 use super::feeds::Feed;
 use super::position::{Cursor, Position, Progress, ResetReason};
 use super::ring::{Entry, Ring};
-use super::{Context, UNSUBSCRIBED_POLL};
+use super::{FeedContext, UNSUBSCRIBED_POLL};
 use crate::metrics;
 use crate::session::{OpenTurn, Session, SessionId, Status, Timestamp};
 use crate::store::{StoreError, StreamSnapshot, StreamWants, Subscriber, Subscription};
@@ -51,7 +51,7 @@ impl Feed for SessionFeed {
 #[derive(Debug)]
 pub(super) struct SessionFeed {
     id: SessionId,
-    context: Context,
+    context: FeedContext,
     ring: Ring<Event>,
     /// The position after the newest event of the ring; `None` before a stream has caught up. Locked while the next
     /// events are read, so a stream joins without a gap.
@@ -99,7 +99,7 @@ struct Due {
 }
 
 impl SessionFeed {
-    pub(super) fn new(id: SessionId, context: Context) -> Self {
+    pub(super) fn new(id: SessionId, context: FeedContext) -> Self {
         Self {
             id,
             context,
@@ -126,7 +126,7 @@ impl SessionFeed {
             if matches!(refreshed, Ok(Refreshed::Sent(_))) {
                 sent_at = Instant::now();
             }
-            let comment_interval = self.context.settings.comment_interval;
+            let comment_interval = self.context.config.comment_interval;
             if sent_at.elapsed() >= comment_interval {
                 self.send_comment().await;
                 sent_at = Instant::now();
@@ -291,11 +291,11 @@ impl SessionFeed {
         if due.is_behind {
             return Duration::ZERO;
         }
-        let settings = &self.context.settings;
+        let config = &self.context.config;
         let poll = match (is_subscribed, due.lost_at) {
             (false, _) => UNSUBSCRIBED_POLL,
-            (true, Some(_)) => settings.turn_poll,
-            (true, None) => settings.poll,
+            (true, Some(_)) => config.turn_poll,
+            (true, None) => config.poll,
         };
         let lost_at = due.lost_at.map(|at| self.lost_turns_closable_at().map_or(at, |closable| at.max(closable)));
         let until = |at: Timestamp| match u64::try_from(at.0.saturating_sub(now.0)) {

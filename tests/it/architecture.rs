@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// Which modules a module may use. The main chain is `main → server → http → streams → store → session`. The other
-/// modules are leaves or are used by a few.
+/// Which modules a module may use. The main chain is `main → commands → bootstrap → server → http → streams → store →
+/// session`. The other modules are leaves or are used by a few.
 const MAY_USE: [(&str, &[&str]); 20] = [
     ("main", &["bootstrap", "commands", "config", "log", "output"]),
     (

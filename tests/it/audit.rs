@@ -369,10 +369,10 @@ async fn a_repair_restores_the_active_session() {
     let report = repair(&fixture.service).await;
     let done: Vec<_> = report.repairs.iter().map(|repair| (repair.done.as_str(), repair.key.clone())).collect();
     let expected = [
-        ("business entry put back", fixture.text("<b>")),
+        ("business entry restored", fixture.text("<b>")),
         ("expiry set", fixture.text("<m>")),
-        ("history entry put back", fixture.text("<h>")),
-        ("pointer put back", fixture.text("<a>")),
+        ("history entry restored", fixture.text("<h>")),
+        ("pointer restored", fixture.text("<a>")),
     ];
     assert_eq!(done, expected);
     assert_eq!(fixture.service.get(path).await.expect(200).string("sessionId"), fixture.text("<id>"));
@@ -421,7 +421,7 @@ async fn the_audit_prints_its_report_and_sets_the_exit_status() {
     let (code, text) = run(&["--format", "json", "--repair"]);
     assert_eq!(code, Some(1), "{text}");
     let report: Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!(report["repairs"], json!([{"done": "pointer put back", "key": fixture.text("<a>")}]));
+    assert_eq!(report["repairs"], json!([{"done": "pointer restored", "key": fixture.text("<a>")}]));
     assert_eq!(report["findings"][0]["invariant"], "unknown-key");
     assert_eq!(report["findings"][0]["key"], fixture.text("<prefix>:{\x1b"));
     assert_eq!((&report["sessions"], &report["active"], &report["stale"]), (&json!(4), &json!(2), &json!(0)));

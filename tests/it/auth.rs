@@ -1,8 +1,8 @@
 //! Credentials: which calls are accepted, which are rejected, and what a rejection discloses.
 
-mod foreign;
 mod limits;
 mod matrix;
+mod other_tenant;
 mod roles;
 mod rotation;
 mod secrets;

@@ -216,7 +216,7 @@ fn healthcheck_reports_whether_the_service_is_ready() {
     assert_eq!(run(&["healthcheck", "--listen", address], &[("REDIS_URL", &url)]).0, Some(0));
     let (status, lines) = run(&["healthcheck", "--listen", "127.0.0.1:1"], &[("REDIS_URL", &url)]);
     assert_eq!(status, Some(1));
-    assert!(lines.join("\n").contains("no answer from 127.0.0.1:1"), "{lines:#?}");
+    assert!(lines.join("\n").contains("no response from 127.0.0.1:1"), "{lines:#?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod network;
 mod process;
-mod refusals;
+mod rejections;
 mod store;
 
 use serde_json::Value;

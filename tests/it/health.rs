@@ -32,7 +32,7 @@ const FLAGS: [&str; 4] = ["--retention", "1h", "--max-clock-skew", "5m"];
 /// Sets the service's clock to Redis's clock plus `ahead_ms`, and has the service compare them.
 async fn set_clock(service: &Service, ahead_ms: i64) {
     service.set_now(Timestamp(system_now().0 + ahead_ms));
-    service.app.store.check_servers().await;
+    service.app.store.run_checks_once().await;
 }
 
 fn create_body(user_id: &str) -> Value {
@@ -236,13 +236,13 @@ async fn evicting_policy_makes_the_service_unready_until_reset() {
     let probe = redis.probe().await;
     for policy in ["allkeys-lru", "volatile-ttl", "allkeys-random"] {
         probe.command(&["CONFIG", "SET", "maxmemory-policy", policy]).await;
-        service.app.store.check_servers().await;
+        service.app.store.run_checks_once().await;
         let detail = service.get("/readyz").await.expect_problem(503, "store_unavailable").string("detail");
         assert!(detail.contains(&format!("maxmemory-policy {policy}")) && !detail.contains(".sock"), "{detail}");
         // An unready service still serves requests.
         service.get_or_create(policy).await.expect(201);
         probe.command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
-        service.app.store.check_servers().await;
+        service.app.store.run_checks_once().await;
         service.get("/readyz").await.expect(200);
     }
 }
@@ -257,11 +257,11 @@ async fn replacement_by_an_old_redis_makes_the_service_unready() {
     let app = bootstrap::app_state(&service.config, address, service.app.credentials.clone(), clock).expect("an app");
     with_timeout(async { while app.store.ready().await.is_err() {} }).await;
     proxy.set_old(true);
-    app.store.check_servers().await;
+    app.store.run_checks_once().await;
     let error = app.store.ready().await.expect_err("an old server").to_string();
     assert!(error.contains("6.") && error.contains("or newer"), "{error}");
     proxy.set_old(false);
-    app.store.check_servers().await;
+    app.store.run_checks_once().await;
     app.store.ready().await.expect("a good server");
 }
 
@@ -280,7 +280,7 @@ async fn lost_layout_key_is_written_again() {
     service.session_of("u").await;
     for command in [&["FLUSHALL"][..], &["FLUSHDB", "ASYNC"], &["DEL", &key], &["PEXPIRE", &key, "0"]] {
         probe.command(command).await;
-        service.app.store.check_servers().await;
+        service.app.store.run_checks_once().await;
         assert_eq!(layout(&probe, &key).await, (Some("string".into()), Some("2".into())), "{command:?}");
         service.get("/readyz").await.expect(200);
         let response = service.get_or_create("u").await;
@@ -303,7 +303,7 @@ async fn foreign_layout_rejects_writes() {
         }
         probe.command(words).await;
         let (stored, keys) = (layout(&probe, &key).await, probe.command(&["DBSIZE"]).await);
-        service.app.store.check_servers().await;
+        service.app.store.run_checks_once().await;
         for response in [
             service.get("/readyz").await,
             service.get_or_create("u").await,

@@ -108,7 +108,7 @@ async fn outage_logs_few_lines_and_counts_the_suppressed_ones() {
         assert!(line["request_id"].is_string() && line["duration_us"].is_u64() && line["cause"].is_string(), "{line}");
     }
     let suppressed = lines.iter().filter(|line| line["kind"] == "store_unavailable");
-    let suppressed: u64 = suppressed.map(|line| line["left_out"].as_u64().expect("a number")).sum();
+    let suppressed: u64 = suppressed.map(|line| line["suppressed"].as_u64().expect("a number")).sum();
     // Each failure is either logged or counted, including those from before the service was connected.
     assert_eq!(u64::try_from(logged.len()).expect("few") + suppressed, failures);
 }

@@ -11,12 +11,12 @@ use crate::support::scrape::Scrape;
 
 /// The metrics that exist before any event.
 const FROM_THE_START: [&str; 38] = [
-    "sessiond_credentials_refused_total",
+    "sessiond_credentials_rejected_total",
     "sessiond_build_info",
     "sessiond_event_loop_lag_seconds",
     "sessiond_hint_lookups_total",
     "sessiond_http_connections",
-    "sessiond_http_connections_refused_total",
+    "sessiond_http_connections_rejected_total",
     "sessiond_http_panics_total",
     "sessiond_http_requests_in_flight",
     "sessiond_http_requests_shed_total",

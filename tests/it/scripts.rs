@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use sessiond::session::Timestamp;
+use sessiond::session::{TURN_CHUNKS_MAX, Timestamp};
 
 use self::headers::Header;
 use crate::support::monitor::{Command, Monitor};
@@ -42,7 +42,7 @@ const EXPIRED: Duration = Duration::from_secs(31 * 60);
 
 /// The shared files: the first one precedes the scripts that change sessions, the first two those that append, all of
 /// them those that close turns.
-const SHARED: [&str; 3] = ["common", "prelude", "turn"];
+const SHARED: [&str; 3] = ["common", "append", "turn"];
 
 /// One script of `lua/`.
 struct Script {
@@ -75,6 +75,7 @@ fn settings_of(service: &Service) -> String {
         ("SESSIONS_MAX", sessions.sessions_per_user_max as u128),
         ("TURN_LEASE_MS", sessions.turn_lease.as_millis()),
         ("TURN_BYTES_MAX", sessions.turn_bytes_max as u128),
+        ("TURN_CHUNKS_MAX", TURN_CHUNKS_MAX as u128),
     ];
     let values = constants.map(|(_, value)| value.to_string());
     format!("local {} = {}\n", constants.map(|(name, _)| name).join(", "), values.join(", "))
@@ -82,16 +83,16 @@ fn settings_of(service: &Service) -> String {
 
 /// Every file of `lua/`.
 static SCRIPTS: LazyLock<Vec<Script>> = LazyLock::new(|| {
-    let [common, prelude, turn] =
+    let [common, append, turn] =
         SHARED.map(|name| fs::read_to_string(project().join(format!("lua/{name}.lua"))).expect("a shared file"));
     let files = fs::read_dir(project().join("lua")).expect("lua/").map(|file| file.expect("a file").path());
     let scripts = files.filter(|path| path.extension().is_some_and(|extension| extension == "lua")).map(|path| {
         let operation = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let source = fs::read_to_string(path).expect("a script");
         let shared = if source.contains("by_name(") {
-            vec![common.as_str(), &prelude, &turn]
+            vec![common.as_str(), &append, &turn]
         } else if source.contains("is_in_scope(") {
-            vec![common.as_str(), &prelude]
+            vec![common.as_str(), &append]
         } else if source.contains("notify(") {
             vec![common.as_str()]
         } else {
@@ -370,7 +371,7 @@ async fn turn_runs(check: impl AsyncFn(&Service, &Run, &str)) {
     post("append_chunks", "/t3/chunks", some(3, 0), 200, "appended").await;
     post("begin_turn", "", json!({"turnId": "t3", "writer": "x", "ifOpen": "takeover"}), 200, "known").await;
     post("end_turn", "/t3/end", json!({"number": 4, "status": "failed", "error": {"a": 1}}), 200, "not_open").await;
-    post("begin_turn", "", begin("t3", "reject"), 200, "over").await;
+    post("begin_turn", "", begin("t3", "reject"), 200, "closed").await;
     post("begin_turn", "", begin("t4", "reject"), 201, "known").await;
     let ended = run(&service, "update", 200, service.patch(&session, json!({"status": "ended"}))).await;
     check(&service, &ended, "updated").await;
@@ -439,7 +440,7 @@ async fn safe_to_run_twice(service: &Service, run: &Run, tag: &str) {
         "missing" | "not_active" | "ready" | "redacted" | "no_message" | "not_open" | "taken" | "chunk_conflict" => {
             assert_eq!(reply.len(), 1, "{reply:?}");
         }
-        "over" => assert_eq!(reply[1..], [Some(String::new())], "a second run closes nothing"),
+        "closed" => assert_eq!(reply[1..], [Some(String::new())], "a second run closes nothing"),
         "known" => {
             assert_eq!(reply[1].as_deref(), Some(""), "a second run closes nothing");
             assert_eq!(fields_of(&reply[2..])["turnId"], run.turn_id(), "{reply:?}");

@@ -2,7 +2,7 @@
 //! timeouts, executes nothing that they hide, and serves other clients in the meantime.
 
 mod attacks;
-mod crowds;
+mod connection_limits;
 mod half_closed;
 mod host;
 mod http2;

@@ -1,6 +1,6 @@
 //! Turns: begun, written, ended, cancelled, taken over and lost, with a clock that only the test moves.
 
-mod crowd;
+mod concurrency;
 mod fencing;
 mod interplay;
 
@@ -219,8 +219,8 @@ async fn bodies_are_checked_before_anything_is_written() {
         (json!({"turnId": "t", "writer": "w", "metadata": []}), "metadata"),
         (json!({"turnId": "t", "writer": "w", "lease": 3}), "lease"),
     ] {
-        let refused = service.post(&turns.path("turns"), body).await;
-        assert_eq!(refused.expect_problem(400, "invalid_request").member("errors")[0]["field"], field);
+        let rejected = service.post(&turns.path("turns"), body).await;
+        assert_eq!(rejected.expect_problem(400, "invalid_request").member("errors")[0]["field"], field);
     }
     turns.get("latest").await.expect_problem(404, "turn_not_found");
     turns.begin("t", "w", json!({})).await.expect(201);
@@ -236,8 +236,8 @@ async fn bodies_are_checked_before_anything_is_written() {
         (json!({"number": 1, "from": 0, "chunks": [1]}), "chunks[0]"),
         (json!({"number": 1, "from": 0, "chunks": vec!["x"; 1001]}), "chunks"),
     ] {
-        let refused = service.post(&path, body).await;
-        assert_eq!(refused.expect_problem(400, "invalid_request").member("errors")[0]["field"], field);
+        let rejected = service.post(&path, body).await;
+        assert_eq!(rejected.expect_problem(400, "invalid_request").member("errors")[0]["field"], field);
     }
     service.post(&path, json!({"number": 1.0, "from": 0.0, "chunks": []})).await.expect(200);
     turns.end("t", 1, json!({"status": "lost"})).await.expect_problem(400, "invalid_request");

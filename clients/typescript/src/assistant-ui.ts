@@ -6,7 +6,7 @@ import type {
 } from "@assistant-ui/react";
 
 import type { Sessiond } from "./client.js";
-import { isProblem, SessiondError, unless } from "./errors.js";
+import { isProblem, orIfProblem, SessiondError } from "./errors.js";
 import { randomId } from "./transport.js";
 import type { GetOrCreateSession, Session } from "./types.js";
 import { toAppendMessage, toUIMessages, type StoredUIMessage } from "./ui-messages.js";
@@ -108,7 +108,8 @@ export function threadHistoryAdapter(client: Sessiond, threadListItem: () => Thr
     if (message.role !== "user") return;
     const { remoteId } = await item.initialize();
     // The transport of the chat has already stored it, perhaps with files elsewhere.
-    const store = () => unless(client.appendMessages(remoteId, toAppendMessage(message)), null, "message_id_conflict");
+    const store = () =>
+      orIfProblem(client.appendMessages(remoteId, toAppendMessage(message)), null, "message_id_conflict");
     await store().catch(async (error: unknown) => {
       const session = isProblem(error, "session_not_active") && (await client.getSession(remoteId));
       if (!session || session.endReason === "client") throw error;
@@ -120,7 +121,7 @@ export function threadHistoryAdapter(client: Sessiond, threadListItem: () => Thr
     if (message.role !== "user") return;
     const { remoteId } = await item.initialize();
     const change = client.updateMessage(remoteId, message.id, { metadata: message.metadata ?? {} });
-    if (!(await unless(change, null, "message_not_found"))) await append(item, message);
+    if (!(await orIfProblem(change, null, "message_not_found"))) await append(item, message);
   };
   const remove = async (item: ThreadListItem, ids: string[]) => {
     for (const { sessionId, messageId, metadata } of await read(item)) {

@@ -1,5 +1,5 @@
 import { conversation, type Conversation, type ConversationOptions } from "./conversation.js";
-import { unless } from "./errors.js";
+import { orIfProblem } from "./errors.js";
 import { linked, pager, type Page, type PageQuery, type Pager } from "./pager.js";
 import { stream, type StreamOptions } from "./stream.js";
 import { path, query, randomId, Transport, type Call, type CallOptions, type SessiondOptions } from "./transport.js";
@@ -76,7 +76,7 @@ export class Sessiond {
   /** The user's active session, or null. Creates none. */
   async getActiveSessionForUser(businessId: string, userId: string, options?: GetOptions): Promise<Session | null> {
     const call = this.get<Session>(path`/api/sessions/business/${businessId}/user/${userId}/active`, options);
-    return unless(call, null, "no_active_session");
+    return orIfProblem(call, null, "no_active_session");
   }
 
   /** The user's active session, or a new one. */
@@ -88,7 +88,7 @@ export class Sessiond {
 
   /** A session with any status, or null. */
   async getSession(sessionId: string, options?: GetOptions): Promise<Session | null> {
-    return unless(this.get<Session>(path`/api/sessions/${sessionId}`, options), null, "session_not_found");
+    return orIfProblem(this.get<Session>(path`/api/sessions/${sessionId}`, options), null, "session_not_found");
   }
 
   /**
@@ -140,7 +140,7 @@ export class Sessiond {
   /** Deletes a session with its messages. False if there is none, or if an attempt without response deleted it. */
   async deleteSession(sessionId: string, options?: VersionOptions): Promise<boolean> {
     const call = this.json({ method: "DELETE", path: path`/api/sessions/${sessionId}`, ...ifVersion(options) });
-    return unless(
+    return orIfProblem(
       call.then(() => true),
       false,
       "session_not_found",
@@ -161,7 +161,7 @@ export class Sessiond {
   /** One message, or null if the session has no message with this id. */
   async getMessage(sessionId: string, messageId: string, options?: CallOptions): Promise<Message | null> {
     const call = this.get<Message>(path`/api/sessions/${sessionId}/messages/${messageId}`, options);
-    return unless(call, null, "message_not_found", "session_not_found");
+    return orIfProblem(call, null, "message_not_found", "session_not_found");
   }
 
   /** Merges into the metadata of a message. */
@@ -179,7 +179,7 @@ export class Sessiond {
   async redactMessage(sessionId: string, messageId: string, options?: CallOptions): Promise<boolean> {
     const target = path`/api/sessions/${sessionId}/messages/${messageId}`;
     const call = this.json({ method: "DELETE", path: target, options });
-    return unless(
+    return orIfProblem(
       call.then(() => true),
       false,
       "message_not_found",
@@ -195,7 +195,7 @@ export class Sessiond {
   /** A turn with its chunks, or null. `latest` instead of an id is the turn that began last. */
   async getTurn(sessionId: string, turnId: string, options?: TurnOptions): Promise<TurnWithChunks | null> {
     const call = this.get<TurnWithChunks>(path`/api/sessions/${sessionId}/turns/${turnId}`, options);
-    return unless(call, null, "turn_not_found", "session_not_found");
+    return orIfProblem(call, null, "turn_not_found", "session_not_found");
   }
 
   /** Appends chunks to a turn and renews the lease of its writer. */

@@ -1,5 +1,5 @@
 import type { Sessiond } from "./client.js";
-import { unless } from "./errors.js";
+import { orIfProblem } from "./errors.js";
 import { onWake } from "./stream.js";
 import { onAbort, randomId, type CallOptions, type Retry } from "./transport.js";
 import type { AppendMessage, GetOrCreateSession, Message, Metadata, Session, Turn, TurnChunks } from "./types.js";
@@ -202,7 +202,7 @@ export function conversation(
   const openSession = async (): Promise<Session> => {
     let session = state.session && (await client.getSession(state.session.sessionId));
     if (session?.status === "expired") {
-      session = await unless(client.resumeSession(session.sessionId), null, "another_session_active");
+      session = await orIfProblem(client.resumeSession(session.sessionId), null, "another_session_active");
     }
     if (session?.status !== "active") {
       const created = { ...members, businessId, userId, ...(newChatKey && { ifActive: "replace" as const }) };
@@ -217,7 +217,7 @@ export function conversation(
     const { session } = state;
     const appendTo = ({ sessionId }: Session) => client.appendMessages(sessionId, message);
     if (session?.status === "active") {
-      const appended = await unless(appendTo(session), null, "session_not_active", "session_not_found");
+      const appended = await orIfProblem(appendTo(session), null, "session_not_active", "session_not_found");
       if (appended) return appended;
     }
     return appendTo(await openSession());
@@ -259,7 +259,7 @@ export function conversation(
       const { turn } = state;
       if (!turn) return false;
       const call = client.cancelTurn(turn.sessionId, turn.turnId).then(() => true);
-      return unless(call, false, "turn_closed", "turn_not_found", "session_not_found");
+      return orIfProblem(call, false, "turn_closed", "turn_not_found", "session_not_found");
     },
     loadOlder: () => (older ??= readOlder().finally(() => (older = undefined))),
     newChat() {

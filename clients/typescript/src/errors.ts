@@ -89,7 +89,7 @@ export function isProblem(error: unknown, code?: string): boolean {
 }
 
 /** The result of a call, or `otherwise` if it rejects with one of these codes. Errors of proxies have no code. */
-export async function unless<T, U>(call: Promise<T>, otherwise: U, ...codes: ProblemCode[]): Promise<T | U> {
+export async function orIfProblem<T, U>(call: Promise<T>, otherwise: U, ...codes: ProblemCode[]): Promise<T | U> {
   try {
     return await call;
   } catch (error) {

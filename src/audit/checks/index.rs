@@ -23,9 +23,10 @@ impl Inspector<'_> {
         loop {
             let entries = self.store.index_page(&key.name, place).await?;
             self.throttle.spend(entries.len()).await;
-            let named = try_join_all(entries.iter().map(|(id, _)| self.store.named(key.partition, id))).await?;
-            for ((session_id, score), named) in entries.iter().zip(&named) {
-                let subject = RepairTarget {
+            let session_refs =
+                try_join_all(entries.iter().map(|(id, _)| self.store.session_ref(key.partition, id))).await?;
+            for ((session_id, score), session_ref) in entries.iter().zip(&session_refs) {
+                let target = RepairTarget {
                     partition: key.partition,
                     session_id: session_id.clone(),
                     business_id: owner.0.to_owned(),
@@ -33,12 +34,12 @@ impl Inspector<'_> {
                 };
                 if place == 0 && *session_id == entries[0].0 {
                     // A repair finds the index by any of its entries.
-                    out.check_expires(key, expiry, Some(&subject));
+                    out.check_expires(key, expiry, Some(&target));
                 }
-                self.entry(key, &subject, *score, named, now, out);
+                self.entry(key, &target, *score, session_ref, now, out);
                 // An entry of a business's index is required only while its session is active.
-                let counts = owner.1.is_some() || !has_ended(named);
-                if let Expiry::At(time) = named.expiry
+                let counts = owner.1.is_some() || !has_ended(session_ref);
+                if let Expiry::At(time) = session_ref.expiry
                     && counts
                     && time > latest.0
                 {
@@ -62,33 +63,33 @@ impl Inspector<'_> {
     fn entry(
         &self,
         key: &FoundKey,
-        subject: &RepairTarget,
+        target: &RepairTarget,
         score: f64,
-        named: &SessionRef,
+        session_ref: &SessionRef,
         now: Timestamp,
         out: &mut Inspection,
     ) {
-        let session_id = &subject.session_id;
-        let of_user = subject.user_id.is_some();
+        let session_id = &target.session_id;
+        let of_user = target.user_id.is_some();
         let (dangling, of_another) = if of_user {
             ("history-dangling", "history-of-another")
         } else {
             ("business-dangling", "business-of-another")
         };
-        if !named.exists() {
+        if !session_ref.exists() {
             // No score is later than the session's end, so Redis may have removed the session once score + retention
             // has passed.
             if score + score_of(self.store.retention_ms()) <= score_of(now.0) {
                 out.stale += 1;
             } else {
                 let detail = format!("names {session_id:?}, which does not exist");
-                out.find_repairable(dangling, &key.name, detail, Some(subject));
+                out.find_repairable(dangling, &key.name, detail, Some(target));
             }
-        } else if named.is_of_another(&subject.business_id, subject.user_id.as_deref()) {
+        } else if session_ref.is_of_another(&target.business_id, target.user_id.as_deref()) {
             out.find(of_another, &key.name, format!("names {session_id:?} of another owner"));
-        } else if !of_user && has_ended(named) {
+        } else if !of_user && has_ended(session_ref) {
             let detail = format!("names {session_id:?}, which is ended");
-            out.find_repairable("business-of-ended", &key.name, detail, Some(subject));
+            out.find_repairable("business-of-ended", &key.name, detail, Some(target));
         } else if !of_user && score <= score_of(now.0) {
             out.stale += 1;
         }

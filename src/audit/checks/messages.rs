@@ -16,7 +16,7 @@ impl Inspector<'_> {
         if !self.messages_have_a_session(key, id, expiry, out).await? {
             return Ok(());
         }
-        let before = self.store.stored(id).await?;
+        let before = self.store.stored_session(id).await?;
         let mut check = MessagesCheck::new(id);
         let indexed = loop {
             let page = self.store.messages_page(id, check.last_seq).await?;
@@ -30,7 +30,7 @@ impl Inspector<'_> {
             check.compare_ids(&page, seqs);
         };
         // The sizes agree with the messages only if nothing was appended in the meantime.
-        if let (Stored::Session(session), true) = (&before, before == self.store.stored(id).await?) {
+        if let (Stored::Session(session), true) = (&before, before == self.store.stored_session(id).await?) {
             check.compare_sizes(session);
         }
         for (invariant, faults) in [("message-list", check.list), ("message-index", check.index)] {
@@ -67,18 +67,18 @@ impl Inspector<'_> {
         out: &mut Inspection,
     ) -> Result<bool, StoreError> {
         let session_id = id.to_string();
-        let named = self.store.named(key.partition, &session_id).await?;
-        let exists = named.exists();
+        let session_ref = self.store.session_ref(key.partition, &session_id).await?;
+        let exists = session_ref.exists();
         if !exists {
             out.find("message-list", &key.name, "belongs to a session that does not exist");
         }
-        let subject = match (named.business_id, named.user_id) {
+        let target = match (session_ref.business_id, session_ref.user_id) {
             (Some(business_id), Some(user_id)) => {
                 Some(RepairTarget { partition: key.partition, session_id, business_id, user_id: Some(user_id) })
             }
             _ => None,
         };
-        out.check_expires(key, expiry, subject.as_ref());
+        out.check_expires(key, expiry, target.as_ref());
         Ok(exists)
     }
 }

@@ -15,25 +15,25 @@ impl Inspector<'_> {
         let Some(session_id) = self.store.pointer_target(&key.name).await? else {
             return Ok(());
         };
-        let named = self.store.named(key.partition, &session_id).await?;
-        let subject = RepairTarget {
+        let session_ref = self.store.session_ref(key.partition, &session_id).await?;
+        let target = RepairTarget {
             partition: key.partition,
             session_id: session_id.clone(),
             business_id: user.business_id.clone(),
             user_id: Some(user.user_id.clone()),
         };
-        out.check_expires(key, expiry, Some(&subject));
-        let found = if !named.exists() {
+        out.check_expires(key, expiry, Some(&target));
+        let found = if !session_ref.exists() {
             Some(("pointer-to-nothing", "which does not exist"))
-        } else if named.is_of_another(&user.business_id, Some(&user.user_id)) {
+        } else if session_ref.is_of_another(&user.business_id, Some(&user.user_id)) {
             Some(("pointer-to-another", "which is another user's"))
-        } else if has_ended(&named) {
+        } else if has_ended(&session_ref) {
             Some(("pointer-to-ended", "which is ended"))
         } else {
             None
         };
         if let Some((invariant, how)) = found {
-            out.find_repairable(invariant, &key.name, format!("names {session_id:?}, {how}"), Some(&subject));
+            out.find_repairable(invariant, &key.name, format!("names {session_id:?}, {how}"), Some(&target));
         }
         Ok(())
     }

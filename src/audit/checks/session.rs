@@ -15,7 +15,7 @@ impl Inspector<'_> {
         out: &mut Inspection,
     ) -> Result<(), StoreError> {
         out.sessions = 1;
-        let session = match self.store.stored(id).await? {
+        let session = match self.store.stored_session(id).await? {
             Stored::Session(session) => session,
             Stored::Malformed(problem) => {
                 out.find("malformed-session", &key.name, problem);
@@ -29,26 +29,26 @@ impl Inspector<'_> {
         for (invariant, detail) in document_problems(&session) {
             out.find(invariant, &key.name, detail);
         }
-        let subject = RepairTarget {
+        let target = RepairTarget {
             partition: key.partition,
             session_id: id.to_string(),
             business_id: session.business_id.clone(),
             user_id: Some(session.user_id.clone()),
         };
-        out.check_expires(key, expiry, Some(&subject));
-        let around = Box::pin(self.store.related_keys(&session)).await?;
-        check_siblings(key, expiry, &session, &around, out);
-        check_message_count(key, &session, &around, out);
+        out.check_expires(key, expiry, Some(&target));
+        let related = Box::pin(self.store.related_keys(&session)).await?;
+        compare_expiries(key, expiry, &session, &related, out);
+        check_message_count(key, &session, &related, out);
         self.open_turn(key, &session, out).await?;
-        match around.history_score {
-            None => out.find_repairable("history-missing", &key.name, "is not in its user's history", Some(&subject)),
+        match related.history_score {
+            None => out.find_repairable("history-missing", &key.name, "is not in its user's history", Some(&target)),
             Some(score) if is_not(score, session.history_at) => {
                 out.find("history-score", &key.name, format!("is {score}, not {}", session.history_at.0));
             }
             Some(_) => {}
         }
         if session.status == Status::Active {
-            self.marked_active(key, &session, &around, &subject, now, out).await?;
+            self.marked_active(key, &session, &related, &target, now, out).await?;
         }
         Ok(())
     }
@@ -58,47 +58,47 @@ impl Inspector<'_> {
         &self,
         key: &FoundKey,
         session: &Session,
-        around: &RelatedKeys,
-        subject: &RepairTarget,
+        related: &RelatedKeys,
+        target: &RepairTarget,
         now: Timestamp,
         out: &mut Inspection,
     ) -> Result<(), StoreError> {
         let is_active = now < session.expires_at;
         out.active = u64::from(is_active);
-        match around.business_score {
+        match related.business_score {
             None if is_active => {
                 let detail = "is active, but not in its business's index";
-                out.find_repairable("business-missing", &key.name, detail, Some(subject));
+                out.find_repairable("business-missing", &key.name, detail, Some(target));
             }
             Some(score) if is_not(score, session.expires_at) => {
                 out.find("business-score", &key.name, format!("is {score}, expiresAt is {}", session.expires_at.0));
             }
             _ => {}
         }
-        if around.pointed_id.as_ref() == Some(&subject.session_id) {
+        if related.pointed_id.as_ref() == Some(&target.session_id) {
             return Ok(());
         }
-        if let Some(other) = self.another_active(session, around).await? {
+        if let Some(other) = self.another_active(session, related).await? {
             out.find("two-active", &key.name, format!("is marked active, and so is {other:?} of the same user"));
         } else {
-            let detail = format!("is marked active; its user's pointer names {:?}", around.pointed_id);
-            out.find_repairable("active-not-pointed-at", &key.name, detail, Some(subject));
+            let detail = format!("is marked active; its user's pointer names {:?}", related.pointed_id);
+            out.find_repairable("active-not-pointed-at", &key.name, detail, Some(target));
         }
         Ok(())
     }
 
     /// Finds another session of the user that is marked active, in the pointer and the history.
-    async fn another_active(&self, session: &Session, around: &RelatedKeys) -> Result<Option<String>, StoreError> {
+    async fn another_active(&self, session: &Session, related: &RelatedKeys) -> Result<Option<String>, StoreError> {
         let id = session.session_id;
         let (business_id, user_id) = (session.business_id.as_str(), session.user_id.as_str());
         let history = self.store.history_key(business_id, user_id);
-        let mut others: Vec<_> = around.pointed_id.iter().cloned().collect();
+        let mut others: Vec<_> = related.pointed_id.iter().cloned().collect();
         let mut place = 0;
         loop {
             for other in &others {
-                let named = self.store.named(id.partition(), other).await?;
-                let is_users = !named.is_of_another(business_id, Some(user_id));
-                if *other != id.to_string() && is_users && named.status == Some(Status::Active) {
+                let session_ref = self.store.session_ref(id.partition(), other).await?;
+                let is_users = !session_ref.is_of_another(business_id, Some(user_id));
+                if *other != id.to_string() && is_users && session_ref.status == Some(Status::Active) {
                     return Ok(Some(other.clone()));
                 }
             }
@@ -174,27 +174,27 @@ fn document_problems(session: &Session) -> Vec<(&'static str, String)> {
     problems
 }
 
-fn check_siblings(key: &FoundKey, expiry: Expiry, session: &Session, around: &RelatedKeys, out: &mut Inspection) {
-    let is_pointed_at = around.pointed_id.as_deref() == Some(session.session_id.to_string().as_str());
+fn compare_expiries(key: &FoundKey, expiry: Expiry, session: &Session, related: &RelatedKeys, out: &mut Inspection) {
+    let is_pointed_at = related.pointed_id.as_deref() == Some(session.session_id.to_string().as_str());
     let is_its_pointer = session.status == Status::Active && is_pointed_at;
-    let [messages, message_ids, pointer] = &around.siblings;
-    for (sibling, sibling_expiry) in [messages, message_ids].into_iter().chain(is_its_pointer.then_some(pointer)) {
+    let [messages, message_ids, pointer] = &related.keys_with_expiry;
+    for (related_key, related_expiry) in [messages, message_ids].into_iter().chain(is_its_pointer.then_some(pointer)) {
         // Other checks report keys that are missing or never expire.
-        if let (Expiry::At(own), Expiry::At(other)) = (expiry, sibling_expiry)
+        if let (Expiry::At(own), Expiry::At(other)) = (expiry, related_expiry)
             && own.0.abs_diff(other.0) >= EXPIRY_DRIFT_MS
         {
-            out.find("expiry-differs", &key.name, format!("expires at {own}, {sibling} at {other}"));
+            out.find("expiry-differs", &key.name, format!("expires at {own}, {related_key} at {other}"));
         }
     }
 }
 
-fn check_message_count(key: &FoundKey, session: &Session, around: &RelatedKeys, out: &mut Inspection) {
+fn check_message_count(key: &FoundKey, session: &Session, related: &RelatedKeys, out: &mut Inspection) {
     let (oldest, count) = (session.oldest_seq, session.message_count);
     let expected = (count + 1).saturating_sub(oldest);
-    if around.messages != expected {
-        let detail = format!("messages {oldest} to {count} are expected, {} are stored", around.messages);
+    if related.messages != expected {
+        let detail = format!("messages {oldest} to {count} are expected, {} are stored", related.messages);
         out.find("message-count", &key.name, detail);
-    } else if let Some(stored) = around.oldest_and_newest
+    } else if let Some(stored) = related.oldest_and_newest
         && stored != (oldest, count)
     {
         let detail = format!("messages {oldest} to {count} are expected, {} to {} are stored", stored.0, stored.1);

@@ -37,7 +37,9 @@ impl Inspector<'_> {
             }
             turn => turn?,
         };
-        let (Some(turn), Stored::Session(session)) = (turn, self.store.stored(id).await?) else { return Ok(()) };
+        let (Some(turn), Stored::Session(session)) = (turn, self.store.stored_session(id).await?) else {
+            return Ok(());
+        };
         let named = session.open_turn.as_ref();
         let is_named = named.is_some_and(|open| open.escaped_id == escaped_text(&turn.turn_id));
         if is_named != (turn.status == TurnStatus::Open) {

@@ -8,16 +8,14 @@ use utoipa::openapi::schema::{Array, ArrayBuilder, ObjectBuilder, Type};
 
 use crate::http::error::ApiError;
 use crate::http::extract::JsonBody;
-use crate::http::json::Fields;
+use crate::http::json::{Fields, SAFE_INTEGER_MAX, unreported};
 use crate::session::{EndStatus, Identifier, IfOpen, Role, compact_json, content_schema, escaped_text};
-use crate::store::{NewChunks, NewTurn, TurnEnd};
+use crate::store::{EndRequest, NewChunks, NewTurn};
 
 /// The turn id, in a path, that stands for the turn that began last.
 pub(super) const LATEST: &str = "latest";
 /// Maximum number of chunks in one call.
 const CHUNKS_MAX: usize = 1000;
-/// The largest number that a JavaScript number represents exactly.
-pub(in crate::http) const NUMBER_MAX: u64 = (1 << 53) - 1;
 /// Maximum bytes of the error of a turn, as JSON.
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 
@@ -34,7 +32,7 @@ pub(super) struct BeginTurnBody {
     /// The role of the message that the turn becomes; default `assistant`.
     #[schema(nullable = false)]
     role: Option<Role>,
-    /// The metadata of that message. At most 16 KiB as JSON.
+    /// The metadata of that message. At most 16 KiB as JSON by default.
     #[schema(value_type = HashMap<String, Value>, required = false)]
     metadata: Value,
     /// What to do if a turn is open; default `reject`.
@@ -66,7 +64,7 @@ fn chunks_schema() -> Array {
 /// The end of a turn.
 #[derive(ToSchema)]
 #[schema(rename_all = "camelCase", example = json!({"number": 1, "status": "completed"}))]
-#[expect(dead_code, reason = "documents what `turn_end` reads")]
+#[expect(dead_code, reason = "documents what `end_request` reads")]
 pub(super) struct EndTurnBody {
     /// The number of the turn, as its begin returned it.
     #[schema(minimum = 1, maximum = 9_007_199_254_740_991_u64)]
@@ -105,11 +103,6 @@ fn text_of(text: Option<&RawValue>) -> String {
     text.map(|text| compact_json(text.get())).unwrap_or_default()
 }
 
-/// Cannot happen: `finish` returns an error if a required field is missing.
-fn unreported() -> ApiError {
-    ApiError::internal("a required field is missing but was not reported")
-}
-
 pub(super) fn new_turn(body: JsonBody, metadata_bytes_max: usize) -> Result<NewTurn, ApiError> {
     let texts = Texts::of(&body.text);
     let mut fields = Fields::of_body(body.value)?;
@@ -133,8 +126,8 @@ pub(super) fn new_turn(body: JsonBody, metadata_bytes_max: usize) -> Result<NewT
 
 pub(super) fn new_chunks(turn_id: Identifier, body: Value) -> Result<NewChunks, ApiError> {
     let mut fields = Fields::of_body(body)?;
-    let number = fields.required("number", |fields, name| fields.number(name, 1, NUMBER_MAX));
-    let from = fields.required("from", |fields, name| fields.number(name, 0, NUMBER_MAX));
+    let number = fields.required("number", |fields, name| fields.number(name, 1, SAFE_INTEGER_MAX));
+    let from = fields.required("from", |fields, name| fields.number(name, 0, SAFE_INTEGER_MAX));
     let chunks = fields.required("chunks", |fields, name| match fields.take(name) {
         Some(Value::Array(items)) if items.len() > CHUNKS_MAX => {
             fields.problem(name, format!("must have at most {CHUNKS_MAX} items"))
@@ -162,11 +155,15 @@ pub(super) fn new_chunks(turn_id: Identifier, body: Value) -> Result<NewChunks, 
     })
 }
 
-pub(super) fn turn_end(turn_id: Identifier, body: JsonBody, content_bytes_max: usize) -> Result<TurnEnd, ApiError> {
+pub(super) fn end_request(
+    turn_id: Identifier,
+    body: JsonBody,
+    content_bytes_max: usize,
+) -> Result<EndRequest, ApiError> {
     let texts = Texts::of(&body.text);
     let (content, error) = (text_of(texts.content), text_of(texts.error));
     let mut fields = Fields::of_body(body.value)?;
-    let number = fields.required("number", |fields, name| fields.number(name, 1, NUMBER_MAX));
+    let number = fields.required("number", |fields, name| fields.number(name, 1, SAFE_INTEGER_MAX));
     let status = fields.required("status", |fields, name| fields.word(name, EndStatus::WORDS, EndStatus::from_word));
     let content_json = match fields.take("content") {
         None => None,
@@ -190,7 +187,7 @@ pub(super) fn turn_end(turn_id: Identifier, body: JsonBody, content_bytes_max: u
         Some(_) => Some(error),
     };
     fields.finish()?;
-    Ok(TurnEnd {
+    Ok(EndRequest {
         turn_id,
         number: number.ok_or_else(unreported)?,
         status: status.ok_or_else(unreported)?,

@@ -11,7 +11,7 @@ use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use tokio::time::Sleep;
 
 use super::CLOSE_DELAY;
-use crate::server::DISCARD_BYTES_MAX;
+use crate::http::DISCARD_BYTES_MAX;
 use crate::server::timeouts::SendTimer;
 
 /// The I/O of a connection. A write fails with [`io::ErrorKind::TimedOut`] when the client accepts no byte for too

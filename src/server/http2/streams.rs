@@ -160,10 +160,10 @@ impl Sending {
         }
     }
 
-    /// Ready when at most `most` bytes are unsent.
-    fn poll_unsent(&self, context: &mut Context<'_>, most: usize) -> Poll<()> {
+    /// Ready when at most `max` bytes are unsent.
+    fn poll_unsent(&self, context: &mut Context<'_>, max: usize) -> Poll<()> {
         let mut unsent = self.unsent();
-        if unsent.bytes <= most {
+        if unsent.bytes <= max {
             return Poll::Ready(());
         }
         unsent.waker = Some(context.waker().clone());

@@ -42,7 +42,7 @@ impl SessionStore {
     ///
     /// # Errors
     /// If the store cannot serve.
-    pub async fn stored(&self, id: SessionId) -> Result<Stored, StoreError> {
+    pub async fn stored_session(&self, id: SessionId) -> Result<Stored, StoreError> {
         let reply = self.topology.read_by_client(&ReadCommand::hash(self.keys.session(id))).await;
         let Some(reply) = right_type(reply)? else {
             return Ok(Stored::Malformed("it is not a hash".to_owned()));
@@ -62,7 +62,7 @@ impl SessionStore {
     ///
     /// # Errors
     /// If the store cannot serve.
-    pub async fn named(&self, partition: Partition, session_id: &str) -> Result<SessionRef, StoreError> {
+    pub async fn session_ref(&self, partition: Partition, session_id: &str) -> Result<SessionRef, StoreError> {
         let [key, ..] = self.keys.named(partition, session_id);
         let key = key.as_str();
         let read = |client: Client| async move { client.hmget(key, OWNER_AND_STATUS.to_vec()).await };
@@ -105,7 +105,11 @@ impl SessionStore {
             self.seq_at(id, -1)
         )?;
         Ok(RelatedKeys {
-            siblings: [(messages, messages_expiry), (message_ids, message_ids_expiry), (pointer, pointer_expiry)],
+            keys_with_expiry: [
+                (messages, messages_expiry),
+                (message_ids, message_ids_expiry),
+                (pointer, pointer_expiry),
+            ],
             pointed_id,
             history_score,
             business_score,

@@ -15,7 +15,7 @@ use crate::store::{SessionStore, StoreError};
 
 /// Number of a session's own keys, which precede those of its user.
 const SESSION_KEYS: usize = 3;
-/// Most turns that one append closes before it gives up.
+/// Maximum number of turns that one append closes before it gives up.
 const TURNS_LOST_MAX: u32 = 4;
 
 /// Outcome of [`SessionStore::append_messages`].

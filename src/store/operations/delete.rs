@@ -32,7 +32,7 @@ impl SessionStore {
     ) -> Result<Delete, StoreError> {
         instrumented(Operation::Delete, async move {
             let started = Instant::now();
-            while started.elapsed() < self.retry_budget {
+            while started.elapsed() < self.topology.retry_budget() {
                 let Some(session) = self.get_in_scope(id, scope, now).await? else {
                     return Ok(Delete::Missing);
                 };

@@ -21,7 +21,7 @@ impl SessionStore {
         owner: ResponseOwner,
         now: Timestamp,
     ) -> Result<(SessionView, Option<MemoryPermit>), StoreError> {
-        instrumented(Operation::GetMessage, async move {
+        instrumented(Operation::Include, async move {
             let session = self.with_lost_turn_closed(session, now).await?;
             let message_bytes = if include.last_message { session.largest_message_bytes } else { 0 };
             let mut memory = self.response_memory.reserve_if_large(owner, message_bytes).await?;
@@ -78,6 +78,6 @@ impl SessionStore {
             return Ok(LastMessage::Null);
         }
         let read = self.read_piece(session, newest, newest).await?;
-        Ok(read.and_then(|mut messages| messages.pop()).map_or(LastMessage::LeftOut, LastMessage::Message))
+        Ok(read.and_then(|mut messages| messages.pop()).map_or(LastMessage::Omitted, LastMessage::Message))
     }
 }

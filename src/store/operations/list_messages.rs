@@ -57,7 +57,7 @@ impl SessionStore {
         instrumented(Operation::ListMessages, async move {
             let started = Instant::now();
             let mut seen = None;
-            while started.elapsed() < self.retry_budget {
+            while started.elapsed() < self.topology.retry_budget() {
                 let Some(session) = self.get_in_scope(id, scope, now).await? else {
                     return Ok(None);
                 };

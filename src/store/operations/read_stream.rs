@@ -89,7 +89,7 @@ impl SessionStore {
         instrumented(Operation::ReadStream, async move {
             let started = Instant::now();
             let mut seen = None;
-            while started.elapsed() < self.retry_budget {
+            while started.elapsed() < self.topology.retry_budget() {
                 let Some(session) = self.get_in_scope(id, &TenantScope::Everything, now).await? else {
                     return Ok(None);
                 };

@@ -16,7 +16,7 @@ impl SessionStore {
     /// The reason why Redis cannot serve.
     pub async fn ready(&self) -> Result<(), StoreError> {
         instrumented(Operation::Ready, async move {
-            self.check().await?;
+            self.ensure_layout().await?;
             let servers = self.topology.all();
             if servers.is_empty() {
                 return Err(StoreError::Unavailable(Error::new_canceled()));

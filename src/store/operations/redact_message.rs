@@ -36,7 +36,7 @@ impl SessionStore {
         instrumented(Operation::RedactMessage, async move {
             let id = message.session_id;
             let started = Instant::now();
-            while started.elapsed() < self.retry_budget {
+            while started.elapsed() < self.topology.retry_budget() {
                 let Some(session) = self.get_in_scope(id, scope, now).await? else {
                     return Ok(RedactMessage::SessionMissing);
                 };

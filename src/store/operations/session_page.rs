@@ -148,8 +148,8 @@ impl SessionStore {
     async fn reserve_memory(&self, page: &mut PageBuilder, bytes: usize) -> Result<(), StoreError> {
         if bytes > SMALL_RESPONSE_BYTES && page.memory.is_none() {
             let PageRequest { limit, include, owner, .. } = page.request;
-            let (one, most) = (self.session_bytes_max(), PAGE_BYTES_MAX.max(self.session_bytes_max()));
-            let bytes = if include.last_message { most } else { limit.saturating_mul(one).min(most) };
+            let (one, max) = (self.session_bytes_max(), PAGE_BYTES_MAX.max(self.session_bytes_max()));
+            let bytes = if include.last_message { max } else { limit.saturating_mul(one).min(max) };
             page.memory = Some(self.response_memory.reserve(owner, bytes).await?);
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 pub use self::append_chunks::{AppendChunks, ChunksAppended, NewChunks};
 pub use self::begin::{BeginTurn, NewTurn};
 pub use self::cancel::CancelTurn;
-pub use self::end::{EndTurn, TurnEnd};
+pub use self::end::{EndRequest, EndTurn};
 pub use self::read::{GetTurn, TurnChunks, TurnName};
 use crate::session::{
     EndStatus, OpenTurn, Role, Session, SessionId, SessionPatch, Status, TenantScope, Timestamp, Turn, TurnStatus,
@@ -61,10 +61,10 @@ impl SessionStore {
         let (Some(turn), Some(number)) = (session.open_turn.as_ref().filter(is_lost), session.turn_number) else {
             return Ok(false);
         };
-        let lost = end::Closing { status: TurnStatus::Lost.as_str(), ..end::Closing::default() };
+        let lost = end::CloseArgs { status: TurnStatus::Lost.as_str(), ..end::CloseArgs::default() };
         // Boxed to keep the futures of the callers small.
         let reply = Box::pin(self.run_end_turn(session.session_id, &turn.escaped_id, number, &lost, now)).await?;
-        Ok(matches!(reply, end::Ended::Closed(_)))
+        Ok(matches!(reply, end::CloseReply::Closed(_)))
     }
 
     /// The session after its open turn was closed, if the lease of that has expired.

@@ -47,7 +47,7 @@ impl SessionStore {
         instrumented(Operation::Update, async move {
             let mutation_id = random_mutation_id()?;
             let started = Instant::now();
-            while started.elapsed() < self.retry_budget {
+            while started.elapsed() < self.topology.retry_budget() {
                 let Some(session) = self.get_in_scope(id, scope, now).await? else {
                     return Ok(Update::Missing);
                 };

@@ -63,7 +63,7 @@ impl SessionStore {
         instrumented(Operation::UpdateMessage, async move {
             let (id, mutation_id) = (message.session_id, random_mutation_id()?);
             let started = Instant::now();
-            while started.elapsed() < self.retry_budget {
+            while started.elapsed() < self.topology.retry_budget() {
                 let (stored, memory) = match self.find_message(message, scope, owner, now).await? {
                     GetMessage::Found(stored, memory) => (stored, memory),
                     GetMessage::SessionMissing => return Ok(UpdateMessage::SessionMissing),

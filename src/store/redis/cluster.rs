@@ -16,7 +16,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::connection::{Server, Settings};
+use super::connection::{ConnectionConfig, Server};
 use crate::store::StoreError;
 
 const SLOTS: usize = 16_384;
@@ -24,7 +24,7 @@ const SLOTS: usize = 16_384;
 const RELOAD_INTERVAL_DEGRADED: Duration = Duration::from_millis(250);
 /// How often the topology is reloaded otherwise. Servers report changes in between by MOVED.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
-/// Least time between two reloads, however many commands request one.
+/// Minimum time between two reloads, however many commands request one.
 const RELOAD_SPACING: Duration = Duration::from_millis(50);
 
 /// How long to wait for each further reply after the first one: an unreachable server never replies.
@@ -33,22 +33,22 @@ const NEXT_REPLY_TIMEOUT: Duration = Duration::from_millis(100);
 /// The masters of a cluster.
 #[derive(Debug)]
 pub(super) struct Cluster {
-    shared: Arc<Shared>,
+    state: Arc<ClusterState>,
     reload_task: AbortHandle,
 }
 
 #[derive(Debug)]
-struct Shared {
-    settings: Settings,
+struct ClusterState {
+    config: ConnectionConfig,
     /// The servers in the URL.
     seeds: Vec<Address>,
-    map: RwLock<Map>,
+    map: RwLock<SlotMap>,
     reload_requested: Notify,
 }
 
 /// The known topology.
 #[derive(Debug, Default)]
-struct Map {
+struct SlotMap {
     /// By the address that the cluster uses.
     servers: HashMap<Address, Arc<Server>>,
     /// The master of each slot. Empty until the topology is known.
@@ -82,28 +82,28 @@ impl Drop for Cluster {
 
 impl Cluster {
     /// Starts to connect to a cluster.
-    pub(super) fn connect(seeds: Vec<Address>, settings: Settings) -> Self {
-        let shared = Arc::new(Shared { settings, seeds, map: RwLock::default(), reload_requested: Notify::new() });
-        let reload_task = tokio::spawn(Arc::clone(&shared).keep_topology()).abort_handle();
-        Self { shared, reload_task }
+    pub(super) fn connect(seeds: Vec<Address>, config: ConnectionConfig) -> Self {
+        let state = Arc::new(ClusterState { config, seeds, map: RwLock::default(), reload_requested: Notify::new() });
+        let reload_task = tokio::spawn(Arc::clone(&state).keep_topology()).abort_handle();
+        Self { state, reload_task }
     }
 
     /// The master that serves the slot of `key`, if it is known.
     pub(super) fn master_of(&self, key: &str) -> Option<Arc<Server>> {
         let slot = usize::from(redis_keyslot(key.as_bytes()));
-        self.shared.map().slots.get(slot)?.clone()
+        self.state.map().slots.get(slot)?.clone()
     }
 
     /// Every master that serves slots.
     pub(super) fn masters(&self) -> Vec<Arc<Server>> {
-        self.shared.map().masters()
+        self.state.map().masters()
     }
 
     /// Records that another server serves the slot of `key` now, as a redirection says.
     pub(super) fn slot_has_moved(&self, key: &str, to: Address) -> Result<(), StoreError> {
         let server = self.server_at(to)?;
         let slot = usize::from(redis_keyslot(key.as_bytes()));
-        if let Some(master) = self.shared.map_mut().slots.get_mut(slot) {
+        if let Some(master) = self.state.map_mut().slots.get_mut(slot) {
             *master = Some(server);
         }
         self.request_reload();
@@ -112,17 +112,17 @@ impl Cluster {
 
     /// A member of the cluster. Connects to it if it is not known yet.
     pub(super) fn server_at(&self, address: Address) -> Result<Arc<Server>, StoreError> {
-        let mut map = self.shared.map_mut();
-        Ok(self.shared.server(&mut map.servers, &Node { address: address.clone(), target: address })?)
+        let mut map = self.state.map_mut();
+        Ok(self.state.server(&mut map.servers, &Node { address: address.clone(), target: address })?)
     }
 
     /// Requests a reload of the topology.
     pub(super) fn request_reload(&self) {
-        self.shared.reload_requested.notify_one();
+        self.state.reload_requested.notify_one();
     }
 }
 
-impl Map {
+impl SlotMap {
     fn masters(&self) -> Vec<Arc<Server>> {
         let mut masters: Vec<Arc<Server>> = Vec::new();
         for server in self.slots.iter().flatten() {
@@ -134,12 +134,12 @@ impl Map {
     }
 }
 
-impl Shared {
-    fn map(&self) -> RwLockReadGuard<'_, Map> {
+impl ClusterState {
+    fn map(&self) -> RwLockReadGuard<'_, SlotMap> {
         self.map.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
+    fn map_mut(&self) -> RwLockWriteGuard<'_, SlotMap> {
         self.map.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -148,9 +148,9 @@ impl Shared {
         if let Some(server) = servers.get(&node.address) {
             return Ok(Arc::clone(server));
         }
-        let mut settings = self.settings.clone();
-        settings.config.server = ServerConfig::Centralized { server: node.target.clone() };
-        let server = Server::connect(settings)?;
+        let mut config = self.config.clone();
+        config.client.server = ServerConfig::Centralized { server: node.target.clone() };
+        let server = Server::connect(config)?;
         servers.insert(node.address.clone(), Arc::clone(&server));
         Ok(server)
     }
@@ -202,7 +202,7 @@ impl Shared {
         let mut map = self.map_mut();
         // A redirection may have added a server in the meantime.
         servers.extend(map.servers.drain());
-        let mut next = Map { slots: vec![None; SLOTS], ..Map::default() };
+        let mut next = SlotMap { slots: vec![None; SLOTS], ..SlotMap::default() };
         for (first, last, node) in &assignment.ranges {
             match self.server(&mut servers, node) {
                 Ok(server) => {

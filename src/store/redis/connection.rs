@@ -25,7 +25,7 @@ use crate::store::StoreError;
 use crate::store::health::Health;
 use crate::{log, metrics};
 
-/// Most commands that may wait for Redis at once. More are rejected, so an outage does not leak memory.
+/// Maximum number of commands that wait for Redis at once. More are rejected, so an outage does not leak memory.
 const COMMANDS_WAITING_MAX: usize = 16_384;
 /// Timeout of one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(2);
 /// Interval between checks for an unresponsive server.
 const UNRESPONSIVE_CHECK: Duration = Duration::from_millis(250);
-/// Longest time to connect to a server that certainly did not hang meanwhile.
+/// A connection that is made within this time shows that Sentinel was asked, or that the server replies.
 const CONNECT_PROMPTLY: Duration = Duration::from_millis(500);
 /// A persistent error is logged again after this time.
 const REPEAT_ERROR_AFTER: Duration = Duration::from_secs(30);
@@ -42,9 +42,9 @@ const RECONNECT_MAX_MS: u32 = 1_000;
 
 /// How to connect to a server.
 #[derive(Clone, Debug)]
-pub(in crate::store) struct Settings {
-    /// Address, credentials and TLS.
-    pub(in crate::store) config: Config,
+pub(in crate::store) struct ConnectionConfig {
+    /// The client's configuration: address, credentials and TLS.
+    pub(in crate::store) client: Config,
     /// Timeout of one command.
     pub(in crate::store) command_timeout: Duration,
     /// Whether to reject a server that may lose sessions.
@@ -55,7 +55,7 @@ pub(in crate::store) struct Settings {
 
 /// What a command needs from its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Needs {
+pub(in crate::store) enum Requirement {
     /// A connection.
     Connection,
     /// A connection and clocks that agree, because the command computes expiries from the service's time.
@@ -70,7 +70,7 @@ pub(in crate::store) enum Needs {
 pub(in crate::store) struct Server {
     /// Its address, for the log.
     name: String,
-    settings: Settings,
+    config: ConnectionConfig,
     connection: Connection,
     /// The present connection, or the last one; none before the first.
     connection_id: Arc<SharedConnectionId>,
@@ -115,12 +115,12 @@ impl Server {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the settings cannot be used.
-    pub(in crate::store) fn connect(settings: Settings) -> Result<Arc<Self>, Error> {
-        let name = match &settings.config.server {
+    pub(in crate::store) fn connect(config: ConnectionConfig) -> Result<Arc<Self>, Error> {
+        let name = match &config.client.server {
             ServerConfig::Unix { path } => path.display().to_string(),
             server => server.hosts().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         };
-        let client = client(&settings)?;
+        let client = client(&config)?;
         let (connection_id, is_unresponsive): (Arc<SharedConnectionId>, _) = (Arc::default(), Arc::default());
         // Subscribes before the client connects, so no event is missed.
         let log = log_errors(client.error_rx());
@@ -133,12 +133,12 @@ impl Server {
             tokio::spawn(watch).abort_handle(),
         ];
         let [reads, scripts] = connected.map(|connected| {
-            Pipeline::start(&client, &settings.config, &connection_id, connected, settings.command_timeout)
+            Pipeline::start(&client, &config.client, &connection_id, connected, config.command_timeout)
         });
-        let subscriber_connection = SubscriberConnection::start(&client, &settings.config, &connection_id);
+        let subscriber_connection = SubscriberConnection::start(&client, &config.client, &connection_id);
         Ok(Arc::new(Self {
             name,
-            settings,
+            config,
             connection: Connection::of(client),
             connection_id,
             is_unresponsive,
@@ -154,9 +154,9 @@ impl Server {
     /// The client, after the preflight check of the server has passed.
     pub(in crate::store) async fn client(&self) -> Result<Client, StoreError> {
         let client = &self.connection.client;
-        if self.settings.require_supported {
+        if self.config.require_supported {
             // Boxed to keep the future of every call small.
-            self.preflight_passed.get_or_try_init(|| Box::pin(self.settings.health.check(client, &self.name))).await?;
+            self.preflight_passed.get_or_try_init(|| Box::pin(self.config.health.check(client, &self.name))).await?;
         }
         Ok(client.clone())
     }
@@ -165,10 +165,10 @@ impl Server {
     ///
     /// # Errors
     /// [`StoreError::ClockSkew`]
-    pub(in crate::store) fn require(&self, needs: Needs) -> Result<(), StoreError> {
-        match needs {
-            Needs::Connection => Ok(()),
-            Needs::SafeClock => self.settings.health.require_safe_clock(&self.name),
+    pub(in crate::store) fn require(&self, requirement: Requirement) -> Result<(), StoreError> {
+        match requirement {
+            Requirement::Connection => Ok(()),
+            Requirement::SafeClock => self.config.health.require_safe_clock(&self.name),
         }
     }
 
@@ -178,14 +178,14 @@ impl Server {
     /// was replaced meanwhile, and does not know that.
     pub(in crate::store) async fn send<T, F>(
         &self,
-        needs: Needs,
+        requirement: Requirement,
         send: &impl Fn(Client) -> F,
     ) -> Result<Result<T, Error>, StoreError>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let client = self.client().await?;
-        self.require(needs)?;
+        self.require(requirement)?;
         if let Err(error) = self.require_responsive() {
             return Ok(Err(error));
         }
@@ -230,9 +230,13 @@ impl Server {
     ///
     /// A reply counts only if it came before the client had another connection: before that, Redis may have been a
     /// master that hung and was replaced.
-    pub(in crate::store) async fn run(&self, needs: Needs, command: Vec<u8>) -> Result<Option<ReadReply>, StoreError> {
+    pub(in crate::store) async fn run(
+        &self,
+        requirement: Requirement,
+        command: Vec<u8>,
+    ) -> Result<Option<ReadReply>, StoreError> {
         let Some(connection_id) = self.pipelined_connection() else { return Ok(None) };
-        self.require(needs)?;
+        self.require(requirement)?;
         let reply = self.scripts.run(command, connection_id).await.transpose()?;
         self.require_responsive()?;
         if reply.is_some() && self.connection_id() != Some(connection_id) {
@@ -243,8 +247,7 @@ impl Server {
 
     /// The client's present connection, if the pipelined connections beside it may be used.
     fn pipelined_connection(&self) -> Option<ConnectionId> {
-        if self.settings.require_supported && !self.preflight_passed.initialized() || self.require_responsive().is_err()
-        {
+        if self.config.require_supported && !self.preflight_passed.initialized() || self.require_responsive().is_err() {
             return None;
         }
         self.connection_id()
@@ -276,7 +279,7 @@ impl Server {
     {
         let mut asking = self.asking.lock().await;
         if asking.is_none() {
-            *asking = Some(Connection::of(client(&self.settings)?));
+            *asking = Some(Connection::of(client(&self.config)?));
         }
         let Some(Connection { client, .. }) = asking.as_ref() else {
             return Err(Error::new_canceled());
@@ -310,17 +313,17 @@ impl Connection {
     }
 }
 
-fn client(settings: &Settings) -> Result<Client, Error> {
-    let mut config = settings.config.clone();
+fn client(config: &ConnectionConfig) -> Result<Client, Error> {
+    let mut client_config = config.client.clone();
     // Otherwise the client gives up on a Redis that is unreachable when the service starts.
-    config.fail_fast = false;
+    client_config.fail_fast = false;
     let mut reconnect_errors = vec![ReconnectError::Loading];
-    if config.server.is_sentinel() {
+    if client_config.server.is_sentinel() {
         // A new connection may lead to the new master. With a single server it would only interrupt the reads as well.
         reconnect_errors.push(ReconnectError::ReadOnly);
     }
-    Builder::from_config(config)
-        .with_performance_config(|performance| performance.default_command_timeout = settings.command_timeout)
+    Builder::from_config(client_config)
+        .with_performance_config(|performance| performance.default_command_timeout = config.command_timeout)
         .with_connection_config(|connection| {
             connection.connection_timeout = CONNECT_TIMEOUT;
             connection.internal_command_timeout = CONNECT_TIMEOUT;
@@ -341,10 +344,10 @@ fn client(settings: &Settings) -> Result<Client, Error> {
 /// Replaces the connection to a server that accepts commands and does not reply. fred's own detection counts from the
 /// last command that it wrote, so it never detects this under load.
 ///
-/// Such a server may be replaced by another master while it hangs, and continue without knowing that: then it accepts
-/// writes for up to a second, and they are lost. So its replies count for nothing from the first timeout until there is
-/// a connection that was made at once. Making it asks Sentinel, or finds the server replying again. Sentinel takes at
-/// least a second to notice what the PING notices within that time.
+/// Redis may have been replaced by another master while it hung, and continue without knowing that: then it accepts
+/// writes for up to a second, and they are lost. So after a timeout no reply is used until a new connection is made
+/// within [`CONNECT_PROMPTLY`]: that shows that Sentinel was asked, or that the server replies. Sentinel takes at least
+/// a second to notice what the PING notices within that time.
 async fn watch_responsiveness(client: Client, is_unresponsive: Arc<AtomicBool>) {
     loop {
         tokio::time::sleep(UNRESPONSIVE_CHECK).await;

@@ -1,13 +1,13 @@
 //! A pipelined connection next to that of the client (fred): through fred, reads and scripts cost the service a third
 //! more. Each server has one for reads and one for scripts, because Redis may hold scripts back. A session is read as a
-//! whole hash (`HGETALL`): looking up 17 named fields costs Redis a third more than sending their names as well
-//! (`benches/HISTORY.md`).
+//! whole hash (`HGETALL`): measured with 17 fields, looking them up by name costs Redis a third more than sending their
+//! names as well (`benches/HISTORY.md`).
 //!
 //! This connection decides nothing. If it does not get a reply of the right shape (no connection, an error, a
 //! redirection, a loading server), the client sends the command again and handles the case: reads and scripts may run
-//! twice. Only a script whose connection broke is not sent again, because its caller may rather give up. The connection
-//! is open only while the client has one, and leads to the same server. So it follows failovers, and is closed when the
-//! client's connection breaks.
+//! twice. Only a script whose connection broke is not sent again, because it may have run. The connection is open only
+//! while the client has one, and leads to the same server. So it follows failovers, and is closed when the client's
+//! connection breaks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -43,9 +43,9 @@ const PING_AFTER: Duration = Duration::from_secs(15);
 const REOPEN_AFTER: Duration = Duration::from_millis(200);
 /// Timeout of one attempt to connect.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes of commands in one write.
+/// Maximum bytes of commands in one write.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
-/// Least free space for replies before a read: a small buffer is filled by each of many reads.
+/// Minimum free space for replies before a read: a small buffer is filled by each of many reads.
 const READ_BUFFER_MIN: usize = 16 * 1024;
 
 /// The connection. A background task opens it, and reopens it whenever it breaks, until this is dropped.
@@ -71,8 +71,8 @@ enum ReplySender {
     Read(oneshot::Sender<Result<ReadReply, StoreError>>),
     /// The reply to a script.
     Script(oneshot::Sender<Result<ReadReply, StoreError>>),
-    /// Nobody waits for it: it is that of a PING, or the caller was told that it is overdue.
-    Nobody,
+    /// The reply is discarded: to a PING, or to a request that already failed as overdue.
+    Discard,
 }
 
 impl Drop for Pipeline {
@@ -153,7 +153,7 @@ impl ReplySender {
         match self {
             Self::Session(_, reply) => drop(reply.send(Err(error.into()))),
             Self::Read(reply) | Self::Script(reply) => drop(reply.send(Err(error.into()))),
-            Self::Nobody => {}
+            Self::Discard => {}
         }
     }
 
@@ -252,14 +252,14 @@ impl Driver {
                     }
                     let is_overdue = |request: &&mut Pending| request.sent.elapsed() >= self.timeout;
                     for Pending { reply, .. } in pending.iter_mut().take_while(is_overdue) {
-                        let overdue = std::mem::replace(reply, ReplySender::Nobody);
+                        let overdue = std::mem::replace(reply, ReplySender::Discard);
                         overdue.fail(Error::new(ErrorKind::Timeout, "no reply before the timeout"));
                         is_closing = true;
                     }
                     self.paired_with.set(Some(id).filter(|_| !is_closing));
                     if !is_closing && sent_at.elapsed() >= PING_AFTER {
                         sent_at = Instant::now();
-                        pending.push_back(Pending { sent: sent_at, reply: ReplySender::Nobody });
+                        pending.push_back(Pending { sent: sent_at, reply: ReplySender::Discard });
                         let written = tokio::time::timeout(self.timeout, write(&mut stream, &ping)).await;
                         written.map_err(|_| io::ErrorKind::TimedOut)??;
                     }
@@ -268,7 +268,7 @@ impl Driver {
             if is_closing {
                 // Drops the requests that arrived meanwhile; the client serves them.
                 while requests.try_recv().is_ok() {}
-                if pending.iter().all(|request| matches!(request.reply, ReplySender::Nobody)) {
+                if pending.iter().all(|request| matches!(request.reply, ReplySender::Discard)) {
                     return Ok(());
                 }
             }

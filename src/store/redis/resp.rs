@@ -11,7 +11,7 @@ const NUMBER_DIGITS_MAX: usize = 9;
 /// Bytes that a word of a command takes beside its own, unless it is longer than 9,999 bytes.
 const WORD_OVERHEAD: usize = 9;
 
-/// Most texts of a reply for which space is reserved before they arrive.
+/// Maximum number of texts of a reply for which space is reserved before they arrive.
 const TEXTS_RESERVED_MAX: usize = 1024;
 
 /// A reply to a read of a session.

@@ -5,17 +5,18 @@ use fred::error::Error;
 use fred::interfaces::LuaInterface;
 use fred::types::Value;
 
-use super::connection::{Needs, Server};
+use super::connection::{Requirement, Server};
 use super::resp;
 use super::topology::Topology;
 use crate::metrics;
+use crate::session::TURN_CHUNKS_MAX;
 use crate::store::error::Redirection;
 use crate::store::reply::Reply;
 use crate::store::{StoreConfig, StoreError};
 
 /// The files that scripts share.
 const COMMON: &str = include_str!("../../../lua/common.lua");
-const PRELUDE: &str = include_str!("../../../lua/prelude.lua");
+const APPEND: &str = include_str!("../../../lua/append.lua");
 const TURN: &str = include_str!("../../../lua/turn.lua");
 
 /// One script: an operation that Redis runs as one step.
@@ -24,15 +25,15 @@ pub(in crate::store) struct Script {
     operation: &'static str,
     source: String,
     sha1: String,
-    needs: Needs,
+    requirement: Requirement,
 }
 
 impl Script {
     /// A script that uses these parts. They come after its first line, which names the engine.
-    fn new(parts: &[&str], operation: &'static str, source: &'static str, needs: Needs) -> Self {
+    fn new(parts: &[&str], operation: &'static str, source: &'static str, requirement: Requirement) -> Self {
         let (engine, body) = source.split_once('\n').unwrap_or_default();
         let source = [&[engine, "\n"], parts, &[body]].concat().concat();
-        Self { operation, sha1: fred::util::sha1_hash(&source), source, needs }
+        Self { operation, sha1: fred::util::sha1_hash(&source), source, requirement }
     }
 
     /// Runs the script on the server that has its keys.
@@ -43,10 +44,10 @@ impl Script {
         args: Vec<String>,
     ) -> Result<Reply, StoreError> {
         let slot = keys.first().map_or("", String::as_str);
-        if let Some(reply) = topology.run(self.needs, slot, self.encode(&keys, &args)).await? {
+        if let Some(reply) = topology.run(self.requirement, slot, self.encode(&keys, &args)).await? {
             return Ok(Reply::of_texts(self.operation, reply.texts(self.operation)?));
         }
-        let reply = topology.call_with(self.needs, slot, |client| self.run_on(client, &keys, &args)).await?;
+        let reply = topology.call_with(self.requirement, slot, |client| self.run_on(client, &keys, &args)).await?;
         Reply::new(self.operation, reply)
     }
 
@@ -109,10 +110,10 @@ impl Scripts {
         let settings = settings(config);
         // Those that change sessions, those that append, and those that close turns.
         let changes = [&settings, COMMON];
-        let appends = [&settings, COMMON, PRELUDE];
-        let turns = [&settings, COMMON, PRELUDE, TURN];
+        let appends = [&settings, COMMON, APPEND];
+        let turns = [&settings, COMMON, APPEND, TURN];
         // Needed by scripts that set expiries or `updatedAt`. Scripts that only remove set neither.
-        let clock = Needs::SafeClock;
+        let clock = Requirement::SafeClock;
         Self {
             get_or_create: Script::new(&changes, "get_or_create", source!("get_or_create"), clock),
             update: Script::new(&turns, "update", source!("update"), clock),
@@ -121,12 +122,12 @@ impl Scripts {
             end_turn: Script::new(&turns, "end_turn", source!("end_turn"), clock),
             cancel_turn: Script::new(&turns, "cancel_turn", source!("cancel_turn"), clock),
             update_message: Script::new(&changes, "update_message", source!("update_message"), clock),
-            redact_message: Script::new(&changes, "redact_message", source!("redact_message"), Needs::Connection),
+            redact_message: Script::new(&changes, "redact_message", source!("redact_message"), Requirement::Connection),
             append_messages: Script::new(&appends, "append_messages", source!("append_messages"), clock),
-            delete: Script::new(&changes, "delete", source!("delete"), Needs::Connection),
-            erase_user: Script::new(&changes, "erase_user", source!("erase_user"), Needs::Connection),
-            ready: Script::new(&[], "ready", source!("ready"), Needs::Connection),
-            repair: Script::new(&[&settings], "repair", source!("repair"), Needs::Connection),
+            delete: Script::new(&changes, "delete", source!("delete"), Requirement::Connection),
+            erase_user: Script::new(&changes, "erase_user", source!("erase_user"), Requirement::Connection),
+            ready: Script::new(&[], "ready", source!("ready"), Requirement::Connection),
+            repair: Script::new(&[&settings], "repair", source!("repair"), Requirement::Connection),
         }
     }
 }
@@ -144,6 +145,7 @@ fn settings(config: &StoreConfig) -> String {
         ("SESSIONS_MAX", config.sessions_per_user_max.to_string()),
         ("TURN_LEASE_MS", config.turn_lease_ms().to_string()),
         ("TURN_BYTES_MAX", config.turn_bytes_max.to_string()),
+        ("TURN_CHUNKS_MAX", TURN_CHUNKS_MAX.to_string()),
     ];
     let (names, values): (Vec<_>, Vec<_>) = constants.into_iter().unzip();
     format!("local {} = {}\n", names.join(", "), values.join(", "))

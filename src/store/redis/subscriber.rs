@@ -3,7 +3,7 @@
 //!
 //! What it delivers only says when to look: subscribers read from the store what has changed, and look by themselves as
 //! well. So a lost message costs time and nothing else. If the connection breaks, if its server is silent, or if the
-//! server ends a subscription because the slot has moved, each subscriber concerned is told.
+//! server ends a subscription because the slot has moved, each subscriber concerned gets `lost()`.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
@@ -28,7 +28,7 @@ use crate::metrics;
 
 /// How often to send a PING, and to check for a new connection of the client.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// After this time without a reply to a PING the server is taken for dead.
+/// After this time without a reply to a PING the connection is closed.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 const READ_BUFFER_BYTES: usize = 4096;
 

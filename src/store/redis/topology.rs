@@ -9,7 +9,7 @@ use fred::types::config::ServerConfig;
 use futures_util::future::join_all;
 
 use super::cluster::Cluster;
-use super::connection::{Needs, Server, Settings};
+use super::connection::{ConnectionConfig, Requirement, Server};
 use super::connection_id::ConnectionId;
 use super::read_command::{ReadCommand, ReadReply};
 use super::subscriber::Subscriber;
@@ -18,7 +18,8 @@ use crate::session::{Session, SessionId};
 use crate::store::StoreError;
 use crate::store::error::Redirection;
 
-/// Share of the command timeout that a call may spend on retries while a slot moves.
+/// Share of the command timeout that may be spent on retries: by a call while a slot moves, by an operation after
+/// concurrent changes.
 const RETRY_SHARE: f64 = 0.5;
 
 const NO_MASTER: &str = "CLUSTERDOWN No server is known to serve this slot";
@@ -41,13 +42,18 @@ impl Topology {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the settings cannot be used.
-    pub(in crate::store) fn connect(settings: Settings) -> Result<Self, StoreError> {
-        let retry_budget = settings.command_timeout.mul_f64(RETRY_SHARE);
-        let masters = match &settings.config.server {
-            ServerConfig::Clustered { hosts, .. } => Masters::Cluster(Cluster::connect(hosts.clone(), settings)),
-            _ => Masters::One(Server::connect(settings)?),
+    pub(in crate::store) fn connect(config: ConnectionConfig) -> Result<Self, StoreError> {
+        let retry_budget = config.command_timeout.mul_f64(RETRY_SHARE);
+        let masters = match &config.client.server {
+            ServerConfig::Clustered { hosts, .. } => Masters::Cluster(Cluster::connect(hosts.clone(), config)),
+            _ => Masters::One(Server::connect(config)?),
         };
         Ok(Self { masters, retry_budget })
+    }
+
+    /// How long a call or an operation may retry.
+    pub(in crate::store) fn retry_budget(&self) -> Duration {
+        self.retry_budget
     }
 
     /// Sends a command about the slot of `key` to the server that has it.
@@ -58,13 +64,13 @@ impl Topology {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.call_with(Needs::Connection, key, send).await
+        self.call_with(Requirement::Connection, key, send).await
     }
 
     /// Like [`Self::call`], but fails if the server lacks what the command needs.
     pub(in crate::store) async fn call_with<T, F>(
         &self,
-        needs: Needs,
+        requirement: Requirement,
         key: &str,
         send: impl Fn(Client) -> F,
     ) -> Result<T, StoreError>
@@ -72,9 +78,9 @@ impl Topology {
         F: Future<Output = Result<T, Error>>,
     {
         match &self.masters {
-            Masters::One(server) => Ok(server.send(needs, &send).await??),
+            Masters::One(server) => Ok(server.send(requirement, &send).await??),
             // Boxed to keep the future of every call small.
-            Masters::Cluster(cluster) => Box::pin(self.call_cluster(cluster, needs, key, send)).await,
+            Masters::Cluster(cluster) => Box::pin(self.call_cluster(cluster, requirement, key, send)).await,
         }
     }
 
@@ -106,9 +112,14 @@ impl Topology {
 
     /// The reply to a script that needs this and has this key, over the pipelined connection. `None` means that the
     /// client has to run it.
-    pub(super) async fn run(&self, needs: Needs, key: &str, command: Vec<u8>) -> Result<Option<ReadReply>, StoreError> {
+    pub(super) async fn run(
+        &self,
+        requirement: Requirement,
+        key: &str,
+        command: Vec<u8>,
+    ) -> Result<Option<ReadReply>, StoreError> {
         let Some(server) = self.master_of(key) else { return Ok(None) };
-        let reply = server.run(needs, command).await;
+        let reply = server.run(requirement, command).await;
         if let (Err(_), Masters::Cluster(cluster)) = (&reply, &self.masters) {
             cluster.request_reload();
         }
@@ -158,7 +169,7 @@ impl Topology {
     async fn call_cluster<T, F>(
         &self,
         cluster: &Cluster,
-        needs: Needs,
+        requirement: Requirement,
         key: &str,
         send: impl Fn(Client) -> F,
     ) -> Result<T, StoreError>
@@ -174,11 +185,11 @@ impl Topology {
             }
             let result = match importing.take() {
                 Some(server) => {
-                    server.require(needs)?;
+                    server.require(requirement)?;
                     server.send_asking(&send).await
                 }
                 None => match cluster.master_of(key) {
-                    Some(server) => server.send(needs, &send).await?,
+                    Some(server) => server.send(requirement, &send).await?,
                     None => Err(Error::new(ErrorKind::Cluster, NO_MASTER)),
                 },
             };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sessiond::auth::{AuthSettings, Credentials, JwtAlgorithm, Scope};
+use sessiond::auth::{CredentialConfig, Credentials, JwtAlgorithm, Scope};
 use sessiond::bootstrap::system_now;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -137,7 +137,7 @@ fn partially_written_key_files_are_not_loaded() {
     let (second, second_entry) = api_key("second", &["b"], &[Scope::Read], None);
     let both = format!("{first_entry}\n{second_entry}\n");
     std::fs::write(&file, &both).expect("a file");
-    let settings = AuthSettings { api_keys_file: Some(file.clone()), ..AuthSettings::default() };
+    let settings = CredentialConfig { api_keys_file: Some(file.clone()), ..CredentialConfig::default() };
     let credentials = Credentials::load(&settings).expect("good keys");
     let good = |credential: &str| credentials.of_api_key(credential, system_now()).is_ok();
     // Prefixes of the file, as a slow writer leaves them behind. Some of them contain complete keys.

@@ -61,7 +61,7 @@ async fn no_output_contains_a_secret() {
     let start = metrics.find("http://").expect("an address");
     let metrics = metrics[start..].split('"').next().expect("an address");
     let metrics = reqwest::get(metrics).await.expect("a response").text().await.expect("text");
-    assert!(metrics.contains("sessiond_credentials_refused_total{reason=\"invalid\"}"), "{metrics}");
+    assert!(metrics.contains("sessiond_credentials_rejected_total{reason=\"invalid\"}"), "{metrics}");
     out.push(metrics);
     service.signal(Signal::TERM);
     service.wait();
@@ -82,7 +82,7 @@ async fn no_output_contains_a_secret() {
         }
     }
     assert!(service.lines.iter().any(|line| line.contains("\"TRACE\"")), "nothing was logged at trace");
-    assert!(service.lines.iter().any(|line| line.contains("admitted")), "accepted calls were not logged");
+    assert!(service.lines.iter().any(|line| line.contains("authenticated")), "accepted calls were not logged");
 }
 
 /// Sends each credential in every header that can carry one, with several kinds of calls. Returns the responses.

@@ -93,7 +93,7 @@ async fn an_unresponsive_redis_is_restarted() {
     let session = post(&base, "/api/sessions", json!({"businessId": "b", "userId": "u"})).await;
     let before = redis_pid(folder.path());
     kill_process(before, Signal::STOP).expect("a running Redis");
-    service.wait_for_line("it has not answered for");
+    service.wait_for_line("it has not replied for");
     wait_until_gone(before);
     wait_for_restart(folder.path(), before);
     create_when_served(&base, "another").await;

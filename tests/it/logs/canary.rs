@@ -120,7 +120,7 @@ async fn user_data_is_not_in_logs_errors_or_metrics() {
     let found = service.lines.iter().chain(&client.errors).filter(|text| text.contains("canary"));
     let found: Vec<_> = found.collect();
     assert!(found.is_empty(), "{found:#?}");
-    for logged in ["internal error", "could not serve", "\"answered\"", "\"TRACE\""] {
+    for logged in ["internal error", "could not serve", "\"request finished\"", "\"TRACE\""] {
         assert!(service.lines.iter().any(|line| line.contains(logged)), "{logged} was not logged");
     }
 }

@@ -80,10 +80,14 @@ impl CountingClient {
         self.tally.count(format!("http_requests_total{{{labels},status=\"{status}\"}}"), 1);
         self.tally.count(format!("http_request_duration_seconds_count{{{labels}}}"), 1);
         if let Some(op) = op {
-            self.tally.count(format!("store_operations_total{{op=\"{op}\",outcome=\"ok\"}}"), 1);
-            self.tally.count(format!("store_operation_duration_seconds_count{{op=\"{op}\"}}"), 1);
+            self.count_operation(op);
         }
         serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    fn count_operation(&mut self, op: &str) {
+        self.count(&format!("store_operations_total{{op=\"{op}\",outcome=\"ok\"}}"), 1);
+        self.count(&format!("store_operation_duration_seconds_count{{op=\"{op}\"}}"), 1);
     }
 
     fn count(&mut self, series: &str, times: u64) {
@@ -129,6 +133,9 @@ impl CountingClient {
     async fn reads(&mut self) {
         self.call("GET", SESSION, Some("get"), Value::Null, 200).await;
         self.call("HEAD", SESSION, Some("get"), Value::Null, 200).await;
+        let with_message = format!("/api/sessions/{}?include=lastMessage", self.session_id);
+        self.call_at("GET", SESSION, &with_message, Some("get"), Value::Null, 200).await;
+        self.count_operation("include");
         self.call("GET", BUSINESS, Some("list_active"), Value::Null, 200).await;
         self.call("GET", HISTORY, Some("list_history"), Value::Null, 200).await;
         self.call("GET", ACTIVE, Some("get_active"), Value::Null, 200).await;

@@ -230,7 +230,7 @@ impl Service {
             connections.push(TcpStream::connect(address).await.expect("a connection"));
         }
         let started = Instant::now();
-        while self.scrape().await.contains("sessiond_http_connections_refused_total{limit=\"total\"} 0\n") {
+        while self.scrape().await.contains("sessiond_http_connections_rejected_total{limit=\"total\"} 0\n") {
             assert!(started.elapsed() < TEST_TIMEOUT, "no connection was rejected");
             tokio::time::sleep(POLL).await;
         }

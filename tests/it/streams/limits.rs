@@ -73,8 +73,8 @@ async fn one_user_has_a_limit_that_ignores_disconnected_clients() {
     assert_eq!(status(&other, &theirs).await, 200, "another user");
     assert_eq!(status(&other, &mine).await, 404, "another user's session looks like a missing one");
     let business = format!("{}/api/sessions/business/b/events", service.base);
-    let refused = EventStream::request(&business, &[("authorization", &mine)]).await.expect("a response");
-    assert_eq!(refused.status().as_u16(), 403, "a user does not see a whole business");
+    let rejected = EventStream::request(&business, &[("authorization", &mine)]).await.expect("a response");
+    assert_eq!(rejected.status().as_u16(), 403, "a user does not see a whole business");
     drop(first);
     with_timeout(async { while status(&own, &mine).await != 200 {} }).await;
 }

@@ -13,7 +13,7 @@ use sessiond::config::{Cli, Config};
 use sessiond::http::AppState;
 use sessiond::session::{Partition, SessionId, TenantScope, Timestamp};
 use sessiond::store::{RedisAddress, StoreError};
-use sessiond::streams::{StreamLimits, StreamSettings, Streams};
+use sessiond::streams::{StreamConfig, StreamLimits, Streams};
 use sessiond::{bootstrap, http, server};
 use tokio::net::TcpListener;
 
@@ -27,7 +27,7 @@ use super::redis::{self, RedisProbe};
 const AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// A service's streams read changes only after a notification, so a test fails if a notification is missing.
-const ONLY_NOTIFIED: StreamSettings = StreamSettings { poll: HOUR, turn_poll: HOUR, comment_interval: HOUR };
+const ONLY_NOTIFIED: StreamConfig = StreamConfig { poll: HOUR, turn_poll: HOUR, comment_interval: HOUR };
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 fn stream_limits(config: &Config) -> Arc<StreamLimits> {
@@ -131,7 +131,7 @@ impl Service {
     /// Starts another service on the same Redis, with the same keys and clock, whose streams poll often.
     pub async fn polling_sibling(&self) -> Self {
         let often = Duration::from_millis(20);
-        let settings = StreamSettings { poll: often, turn_poll: often, comment_interval: often };
+        let settings = StreamConfig { poll: often, turn_poll: often, comment_interval: often };
         let (prefix, clock_ms) = (&self.config.redis.key_prefix, self.clock_ms.clone());
         Self::start_streaming(&self.socket, prefix, clock_ms, &[], settings).await
     }
@@ -157,7 +157,7 @@ impl Service {
         prefix: &str,
         clock_ms: Arc<AtomicI64>,
         flags: &[&str],
-        streams: StreamSettings,
+        streams: StreamConfig,
     ) -> Self {
         let own_flags = ["sessiond", "--key-prefix", prefix];
         // Long, because the machine may be busy with other tests. Tests of the deadline pass their own flag.

@@ -17,9 +17,9 @@ async fn a_second_turn_is_rejected_until_the_first_has_ended() {
     for (turn_id, writer, if_open) in
         [("b", "w", "reject"), ("b", "w", "takeover"), ("a\"", "x", "reject"), ("a\"", "x", "interrupt")]
     {
-        let refused = turns.begin(turn_id, writer, json!({"ifOpen": if_open})).await;
-        refused.expect_problem(409, "turn_open");
-        assert_eq!((refused.member("openTurnId"), refused.string("leaseUntil")), (json!("a\""), lease_until.clone()));
+        let rejected = turns.begin(turn_id, writer, json!({"ifOpen": if_open})).await;
+        rejected.expect_problem(409, "turn_open");
+        assert_eq!((rejected.member("openTurnId"), rejected.string("leaseUntil")), (json!("a\""), lease_until.clone()));
     }
     turns.end("a%22", 1, json!({"status": "failed"})).await.expect(200);
     assert_eq!(turns.begin("b", "w", json!({})).await.expect(201).member("number"), 2);

@@ -79,7 +79,7 @@ impl SessionStore {
                     self.record_activity(&session, now).await;
                     Ok(BeginTurn::Known(turn_of(id, reply.named_values()?)?))
                 }
-                "over" => {
+                "closed" => {
                     count_closed_turn(&reply.string()?);
                     match self.closed_turn(id, &turn_id).await? {
                         Some(turn) => Ok(BeginTurn::Known(turn)),

@@ -12,7 +12,7 @@ use crate::store::{SessionStore, StoreError};
 
 /// How a writer ends a turn.
 #[derive(Clone, Debug)]
-pub struct TurnEnd {
+pub struct EndRequest {
     /// The turn.
     pub turn_id: Identifier,
     /// The number of the turn.
@@ -42,7 +42,7 @@ pub enum EndTurn {
 
 /// How to close a turn. Absent texts are empty.
 #[derive(Debug, Default)]
-pub(super) struct Closing<'a> {
+pub(super) struct CloseArgs<'a> {
     pub(super) status: &'a str,
     pub(super) content: &'a str,
     pub(super) metadata: &'a str,
@@ -50,7 +50,7 @@ pub(super) struct Closing<'a> {
 }
 
 /// Reply of `end_turn.lua`.
-pub(super) enum Ended {
+pub(super) enum CloseReply {
     Closed(Box<Turn>),
     Taken,
     NotOpen,
@@ -65,7 +65,7 @@ impl SessionStore {
     pub async fn end_turn(
         &self,
         id: SessionId,
-        end: &TurnEnd,
+        end: &EndRequest,
         scope: &TenantScope,
         now: Timestamp,
     ) -> Result<EndTurn, StoreError> {
@@ -88,20 +88,20 @@ impl SessionStore {
             if metadata.len() > self.config.metadata_bytes_max {
                 return Ok(EndTurn::MetadataTooLarge);
             }
-            let closing = Closing {
+            let close = CloseArgs {
                 status: end.status.as_str(),
                 content: end.content_json.as_deref().unwrap_or_default(),
                 metadata: &metadata,
                 error: end.error_json.as_deref().unwrap_or_default(),
             };
-            match self.run_end_turn(id, &turn_id, end.number, &closing, now).await? {
-                Ended::Closed(turn) => {
+            match self.run_end_turn(id, &turn_id, end.number, &close, now).await? {
+                CloseReply::Closed(turn) => {
                     self.record_activity(&session, now).await;
                     Ok(EndTurn::Ended(turn))
                 }
-                Ended::Taken => Ok(EndTurn::NotOpen(NotOpen::Taken)),
-                Ended::NotOpen => Ok(outcome_if_closed(end, self.not_open(id, &turn_id, now).await?)),
-                Ended::Missing => Ok(EndTurn::Missing),
+                CloseReply::Taken => Ok(EndTurn::NotOpen(NotOpen::Taken)),
+                CloseReply::NotOpen => Ok(outcome_if_closed(end, self.not_open(id, &turn_id, now).await?)),
+                CloseReply::Missing => Ok(EndTurn::Missing),
             }
         })
         .await
@@ -112,29 +112,29 @@ impl SessionStore {
         id: SessionId,
         escaped_turn_id: &str,
         number: u64,
-        closing: &Closing<'_>,
+        close: &CloseArgs<'_>,
         now: Timestamp,
-    ) -> Result<Ended, StoreError> {
+    ) -> Result<CloseReply, StoreError> {
         let args = vec![
             id.to_string(),
             now.0.to_string(),
             escaped_turn_id.to_owned(),
             number.to_string(),
-            closing.status.to_owned(),
-            closing.content.to_owned(),
-            closing.metadata.to_owned(),
-            closing.error.to_owned(),
+            close.status.to_owned(),
+            close.content.to_owned(),
+            close.metadata.to_owned(),
+            close.error.to_owned(),
         ];
         let mut reply = self.run(&self.scripts.end_turn, self.turn_keys(id), args).await?;
         match reply.string()?.as_str() {
             "closed" => {
                 let turn = turn_of(id, reply.named_values()?)?;
                 metrics::turn_ended(turn.status.as_str());
-                Ok(Ended::Closed(turn))
+                Ok(CloseReply::Closed(turn))
             }
-            "taken" => Ok(Ended::Taken),
-            "not_open" => Ok(Ended::NotOpen),
-            "missing" => Ok(Ended::Missing),
+            "taken" => Ok(CloseReply::Taken),
+            "not_open" => Ok(CloseReply::NotOpen),
+            "missing" => Ok(CloseReply::Missing),
             _ => Err(reply.unknown_tag()),
         }
     }
@@ -154,7 +154,7 @@ impl SessionStore {
 }
 
 /// The outcome of an end that found the turn closed.
-fn outcome_if_closed(end: &TurnEnd, reason: NotOpen) -> EndTurn {
+fn outcome_if_closed(end: &EndRequest, reason: NotOpen) -> EndTurn {
     match reason {
         NotOpen::Closed(turn) if end.status.is_of(&turn) && turn.number == Some(end.number) => EndTurn::Ended(turn),
         reason => EndTurn::NotOpen(reason),

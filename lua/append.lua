@@ -1,9 +1,9 @@
--- prelude: code that the scripts that append messages and chunks share. The service sends common.lua and this in front
+-- append: code that the scripts that append messages and chunks share. The service sends common.lua and this in front
 -- of them.
 --
 -- A turn may be closed as lost from LOST_AFTER_MS after `turnUntil`, the end of its lease.
 local LOST_AFTER_MS = 1000
--- Most messages beyond the limits that one call removes.
+-- Maximum number of messages beyond the limits that one call removes.
 local TRIM_MAX = 200
 
 -- Whether the caller may use the session. `scope` is empty for all sessions, or has lines of `business` or

@@ -42,7 +42,7 @@ impl<'a> Turns<'a> {
 }
 
 /// The turns of new users.
-async fn crowd(service: &Service, count: usize) -> Vec<Turns<'_>> {
+async fn writers(service: &Service, count: usize) -> Vec<Turns<'_>> {
     let names: Vec<_> = (0..count).map(|user| format!("u{user}")).collect();
     stream::iter(&names).map(|name| Turns::of(service, name)).buffered(CONCURRENT).collect().await
 }
@@ -51,14 +51,14 @@ async fn crowd(service: &Service, count: usize) -> Vec<Turns<'_>> {
 async fn writers_that_were_stopped_too_long_write_nothing() {
     let service = Service::start(&[]).await;
     let sibling = service.sibling(&[]).await;
-    let crowd = crowd(&service, WRITERS).await;
-    let written = stream::iter(&crowd).map(async |turns| {
+    let writers = writers(&service, WRITERS).await;
+    let written = stream::iter(&writers).map(async |turns| {
         turns.begin("first", "w", json!({})).await.expect(201);
         turns.chunks("first", 1, 0, &["1.0 ", "1.1 "]).await.expect(200);
     });
     written.buffered(CONCURRENT).collect::<Vec<()>>().await;
     service.advance(LOST);
-    let continued = stream::iter(crowd.iter().enumerate()).map(async |(index, turns)| {
+    let continued = stream::iter(writers.iter().enumerate()).map(async |(index, turns)| {
         let (first, other) = (turns.on(&sibling), turns);
         let next = async || {
             let began = other.begin("second", "x", json!({})).await;
@@ -97,8 +97,8 @@ async fn writers_that_were_stopped_too_long_write_nothing() {
 async fn two_writers_of_one_turn_write_one_after_the_other() {
     let service = Service::start(&[]).await;
     let sibling = service.sibling(&[]).await;
-    let crowd = crowd(&service, WRITERS / 4).await;
-    let written = stream::iter(crowd.iter().enumerate()).map(async |(index, turns)| {
+    let writers = writers(&service, WRITERS / 4).await;
+    let written = stream::iter(writers.iter().enumerate()).map(async |(index, turns)| {
         turns.begin("t", "w", json!({})).await.expect(201);
         let if_open = if index % 2 == 0 { "takeover" } else { "discard" };
         let other = turns.on(&sibling);
@@ -146,8 +146,8 @@ async fn work(turns: &Turns<'_>, message_id: &str, writer: &str) {
 async fn every_message_is_answered_once_if_jobs_are_delivered_twice() {
     let service = Service::start(&[]).await;
     let sibling = service.sibling(&[]).await;
-    let crowd = crowd(&service, WRITERS / 10).await;
-    let answered = stream::iter(&crowd).map(async |turns| {
+    let writers = writers(&service, WRITERS / 10).await;
+    let answered = stream::iter(&writers).map(async |turns| {
         let other = turns.on(&sibling);
         let jobs = ["m1", "m2", "m3"].map(async |message_id| {
             turns.append(message_id).await.expect(201);

@@ -19,19 +19,19 @@ impl SessionStore {
     ///
     /// # Errors
     /// If the store cannot serve.
-    pub async fn oldest_sessions(
+    pub async fn export_user(
         &self,
         business_id: &Identifier,
         user_id: &Identifier,
         after: Option<Position>,
         now: Timestamp,
     ) -> Result<(Vec<Session>, Option<Position>), StoreError> {
-        instrumented(Operation::Export, async move {
+        instrumented(Operation::ExportUser, async move {
             let key = self.keys.history(business_id.as_str(), user_id.as_str());
             let lowest = after.map_or(ScoreBound::Infinite, |position| ScoreBound::Above(position.score));
             let (lowest, highest) = (lowest.to_text("-inf"), ScoreBound::Infinite.to_text("+inf"));
             let command = ReadCommand::sorted_set_up(key, lowest, highest, SESSIONS_MAX);
-            let mut reply = Reply::of_texts("export", self.read_command(command).await?.texts("export")?);
+            let mut reply = Reply::of_texts("export_user", self.read_command(command).await?.texts("export_user")?);
             let mut entries = Vec::with_capacity(SESSIONS_MAX);
             while !reply.is_empty() {
                 entries.push(Position { session_id: reply.parse()?, score: reply.parse()? });
