@@ -11,10 +11,11 @@
 --        only in a slot that is not moving, see lua/README.md
 -- ARGV   1 partition      key prefix of the partition
 --        2 now_ms         Unix time
+--        3 business_id, 4 user_id
 -- Returns {`erased`, sessions removed that were still readable, history entries that remain}
 -- O(BATCH_MAX log n) in the size of the indexes; Redis frees the memory in the background.
 local pointer, history, business = KEYS[1], KEYS[2], KEYS[3]
-local partition, now_ms = ARGV[1], ARGV[2] + 0
+local partition, now_ms, business_id, user_id = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 -- Maximum number of sessions that one call removes.
 local BATCH_MAX = 100
 
@@ -25,18 +26,21 @@ local ids = {pointed_id or nil}
 for _, id in ipairs(redis.call('ZRANGE', history, 0, BATCH_MAX - 1, 'REV')) do
   if id ~= pointed_id then table.insert(ids, id) end
 end
-local entries, removed, readable, business_id = redis.call('ZCARD', history), 0, 0, nil
+local entries, removed, readable, own_ids = redis.call('ZCARD', history), 0, 0, {}
 for _, id in ipairs(ids) do
-  local its_business, expires_at, ended_at = unpack(
-    redis.call('HMGET', partition .. 's:' .. id, 'businessId', 'expiresAt', 'endedAt'))
-  business_id = its_business or business_id
-  local end_at = ended_at or expires_at
-  if end_at and now_ms < end_at + RETENTION_MS then readable = readable + 1 end
+  local its_business_id, its_user_id, expires_at, ended_at = unpack(
+    redis.call('HMGET', partition .. 's:' .. id, 'businessId', 'userId', 'expiresAt', 'endedAt'))
+  -- A damaged pointer or history may name another user's session. That session remains.
+  if not its_business_id or (its_business_id == business_id and its_user_id == user_id) then
+    table.insert(own_ids, id)
+    local end_at = ended_at or expires_at
+    if end_at and now_ms < end_at + RETENTION_MS then readable = readable + 1 end
+  end
   if redis.call('ZSCORE', history, id) then removed = removed + 1 end
 end
 
 -- From here on only writes.
-for _, id in ipairs(ids) do
+for _, id in ipairs(own_ids) do
   redis.call('UNLINK', partition .. 's:' .. id, partition .. 'm:' .. id, partition .. 'd:' .. id,
     partition .. 't:' .. id, partition .. 'r:' .. id)
 end
@@ -45,7 +49,5 @@ if #ids > 0 then
   redis.call('ZREM', business, unpack(ids))
 end
 redis.call('DEL', pointer)
-if business_id then
-  for _, id in ipairs(ids) do notify(partition .. 's:' .. id, business_id, ARGV[2], 'd') end
-end
+for _, id in ipairs(own_ids) do notify(partition .. 's:' .. id, business_id, ARGV[2], 'd') end
 return {'erased', tostring(readable), tostring(entries - removed)}

@@ -38,8 +38,8 @@ local business_id, user_id, is_derived_id = ARGV[5], ARGV[6], ARGV[7] == '1'
 -- Maximum number of stale entries that one call removes from each index, and of sessions that it removes.
 local TRIM_MAX = 4
 -- How long an entry of the business index is kept after it has expired. The event streams of the business look for
--- expired sessions every few seconds.
-local STALE_AFTER_MS = 60000
+-- expired sessions every few seconds. The clocks of two services differ by at most half of the idle timeout.
+local STALE_AFTER_MS = 60000 + IDLE_MS / 2
 -- What PEXPIRETIME replies of a key that does not exist.
 local NO_KEY = -2
 
@@ -108,11 +108,14 @@ local start_ms, stale_history, trimmed, stale_business = now_ms, {}, {}, {}
 if history_until ~= NO_KEY then
   local _, newest_score = unpack(redis.call('ZRANGE', history, 0, 0, 'REV', 'WITHSCORES'))
   start_ms = math.max(now_ms, newest_score + 1)
-  -- Which of the oldest sessions go: those that Redis has removed, and those beyond SESSIONS_MAX.
+  -- Which of the oldest entries go: those whose session Redis has removed or is another user's (damage), and the
+  -- sessions beyond SESSIONS_MAX.
   local excess, oldest = redis.call('ZCARD', history) + 1 - SESSIONS_MAX, {}
   if excess > 0 and redis.call('ZSCORE', history, new_id) then excess = excess - 1 end
   for _, id in ipairs(redis.call('ZRANGE', history, 0, TRIM_MAX - 1)) do
-    local destination = redis.call('EXISTS', partition .. 's:' .. id) == 0 and stale_history or oldest
+    local its_business_id, its_user_id = unpack(redis.call('HMGET', partition .. 's:' .. id, 'businessId', 'userId'))
+    local is_its_own = its_business_id == business_id and its_user_id == user_id
+    local destination = is_its_own and oldest or stale_history
     if id ~= new_id then table.insert(destination, id) end
   end
   for index = 1, math.min(#oldest, excess - #stale_history) do table.insert(trimmed, oldest[index]) end

@@ -45,19 +45,22 @@ impl SettingErrors {
 
     /// A duration with a unit, from 1 ms to 10 years.
     pub(super) fn duration(&mut self, flag: &str, text: &str) -> Duration {
-        self.duration_from(flag, text, Duration::from_millis(1), "from 1ms to 10years")
+        self.duration_of(flag, text, false, "from 1ms to 10years")
     }
 
-    /// A duration with a unit of up to 10 years, or zero.
+    /// A duration with a unit, from 1 ms to 10 years, or zero.
     pub(super) fn duration_or_zero(&mut self, flag: &str, text: &str) -> Duration {
-        self.duration_from(flag, text, Duration::ZERO, "0, or a duration of at most 10years")
+        self.duration_of(flag, text, true, "0, or from 1ms to 10years")
     }
 
-    fn duration_from(&mut self, flag: &str, text: &str, shortest: Duration, wanted: &str) -> Duration {
+    fn duration_of(&mut self, flag: &str, text: &str, may_be_zero: bool, wanted: &str) -> Duration {
+        const SHORTEST: Duration = Duration::from_millis(1);
         const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
         let parsed = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };
         let checked = match parsed {
-            Ok(duration) if duration >= shortest && duration <= LONGEST => Ok(duration),
+            Ok(duration) if (SHORTEST..=LONGEST).contains(&duration) || (may_be_zero && duration.is_zero()) => {
+                Ok(duration)
+            }
             Ok(_) => Err(format!("must be {wanted}; it is {text:?}")),
             Err(_) => Err(format!("must be a duration with a unit, such as 500ms, 30s, 5m or 24h; it is {text:?}")),
         };

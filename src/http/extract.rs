@@ -3,7 +3,7 @@
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
@@ -187,7 +187,9 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
             let detail = "The body must be JSON in UTF-8, declared by one header Content-Type: application/json";
             return Err(ApiError::new(Code::UnsupportedMediaType, detail));
         }
-        if request.headers().get_all(header::CONTENT_ENCODING).iter().any(|encoding| encoding != "identity") {
+        let is_plain =
+            |encoding: &HeaderValue| encoding.is_empty() || encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+        if !request.headers().get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
             let detail = "The body must not be compressed: send it without Content-Encoding";
             return Err(ApiError::new(Code::UnsupportedMediaType, detail));
         }

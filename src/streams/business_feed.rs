@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ use crate::store::{StoreError, Subscriber, Subscription};
 
 /// Maximum number of queued notifications. Further ones count as lost.
 const WAITING_MAX: usize = 4096;
+/// Maximum number of notifications that are processed before the feed does other work.
+const QUEUE_STEP: usize = 256;
 /// How often the feed checks its subscriptions and looks for sessions that have expired.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -58,10 +60,30 @@ pub(super) struct BusinessFeed {
 struct Inbox {
     notifications: Mutex<VecDeque<String>>,
     notify: Notify,
-    /// Whether a notification was not processed.
+    /// Whether a notification was not processed, or may not have arrived.
     has_lost: AtomicBool,
-    /// Whether a subscription has ended.
-    has_unsubscribed: AtomicBool,
+}
+
+/// What the feed knows of one of the business's partitions.
+struct PartitionState {
+    partition: Partition,
+    subscription: Option<(Subscription, Arc<PartitionSubscriber>)>,
+    /// The sessions that expired up to this time were sent.
+    expired_until: Timestamp,
+}
+
+impl PartitionState {
+    fn is_subscribed(&self) -> bool {
+        self.subscription.as_ref().is_some_and(|(_, subscriber)| !subscriber.is_lost.load(Ordering::Relaxed))
+    }
+}
+
+/// Puts the notifications of one partition into the inbox.
+#[derive(Debug)]
+struct PartitionSubscriber {
+    inbox: Arc<Inbox>,
+    /// Whether the subscription has ended.
+    is_lost: AtomicBool,
 }
 
 impl Inbox {
@@ -76,20 +98,20 @@ impl Inbox {
     }
 }
 
-impl Subscriber for Inbox {
+impl Subscriber for PartitionSubscriber {
     fn published(&self, message: &[u8]) {
-        let mut notifications = self.lock();
+        let mut notifications = self.inbox.lock();
         if notifications.len() < WAITING_MAX {
             notifications.push_back(String::from_utf8_lossy(message).into_owned());
-            self.notify.notify_one();
+            self.inbox.notify.notify_one();
         } else {
-            self.set_lost();
+            self.inbox.set_lost();
         }
     }
 
     fn lost(&self) {
-        self.has_unsubscribed.store(true, Ordering::Relaxed);
-        self.set_lost();
+        self.is_lost.store(true, Ordering::Relaxed);
+        self.inbox.set_lost();
     }
 }
 
@@ -129,28 +151,29 @@ impl BusinessFeed {
     }
 
     async fn follow(self: Arc<Self>) {
-        let partitions = Partition::of_business(&self.business_id);
-        let mut subscriptions: Vec<Option<Subscription>> = partitions.iter().map(|_| None).collect();
+        let now = (self.context.clock)();
+        let mut partitions: Vec<_> = Partition::of_business(&self.business_id)
+            .into_iter()
+            .map(|partition| PartitionState { partition, subscription: None, expired_until: now })
+            .collect();
         let mut checked_at = None;
-        let mut expired_until = vec![(self.context.clock)(); partitions.len()];
         let mut sent_at = Instant::now();
         loop {
-            if self.inbox.has_unsubscribed.swap(false, Ordering::Relaxed) {
-                subscriptions.fill_with(|| None);
-            }
             if self.inbox.has_lost.swap(false, Ordering::Relaxed) {
                 self.inbox.lock().clear();
                 self.reset();
             }
             let is_due = checked_at.is_none_or(|at: Instant| at.elapsed() >= CHECK_INTERVAL);
-            if is_due || subscriptions.iter().any(Option::is_none) {
-                self.keep_subscribed(&partitions, &mut subscriptions).await;
+            if is_due || !partitions.iter().all(PartitionState::is_subscribed) {
+                self.keep_subscribed(&mut partitions).await;
             }
             let mut has_sent = self.process_queue().await;
             if is_due {
                 checked_at = Some(Instant::now());
-                for (partition, until) in partitions.iter().zip(&mut expired_until) {
-                    has_sent |= self.send_expired(*partition, until).await;
+                for partition in &mut partitions {
+                    // What cannot be read now is read at the next check.
+                    let Ok(has_expired) = self.send_expired(partition).await else { break };
+                    has_sent |= has_expired;
                 }
             }
             if has_sent {
@@ -159,45 +182,53 @@ impl BusinessFeed {
                 self.send(StreamEvent::Comment, Bytes::from_static(COMMENT));
                 sent_at = Instant::now();
             }
-            let is_subscribed = subscriptions.iter().all(Option::is_some);
+            let is_subscribed = partitions.iter().all(PartitionState::is_subscribed);
             let wait = if is_subscribed { CHECK_INTERVAL } else { UNSUBSCRIBED_POLL };
             let _ = tokio::time::timeout(wait, self.inbox.notify.notified()).await;
         }
     }
 
-    /// Renews the subscriptions that are missing or outdated.
-    async fn keep_subscribed(&self, partitions: &[Partition], subscriptions: &mut [Option<Subscription>]) {
-        let mut is_new = false;
-        for (partition, subscription) in partitions.iter().zip(subscriptions.iter_mut()) {
-            if subscription.as_ref().is_some_and(|subscription| self.context.store.is_current(subscription)) {
-                continue;
-            }
-            *subscription = None;
-            let inbox = self.inbox.clone();
-            *subscription = self.context.store.subscribe_to_business(*partition, &self.business_id, inbox).await;
-            is_new = true;
-            if subscription.is_none() {
-                return;
-            }
+    /// Renews the subscriptions that are missing, outdated or lost.
+    async fn keep_subscribed(&self, partitions: &mut [PartitionState]) {
+        let is_new = join_all(partitions.iter_mut().map(|partition| self.subscribe(partition))).await;
+        if !partitions.iter().all(PartitionState::is_subscribed) {
+            return;
         }
         let may_have_missed = self.was_subscribed.send_replace(true);
-        if is_new && (may_have_missed || self.has_unsubscribed_streams.load(Ordering::Relaxed)) {
+        if is_new.contains(&true) && (may_have_missed || self.has_unsubscribed_streams.load(Ordering::Relaxed)) {
             self.reset();
         }
     }
 
-    /// Processes all queued notifications. Returns whether there were any.
+    /// Subscribes unless there is a current subscription. Returns whether there was none.
+    async fn subscribe(&self, state: &mut PartitionState) -> bool {
+        let is_current = |(subscription, _): &(Subscription, _)| self.context.store.is_current(subscription);
+        if state.is_subscribed() && state.subscription.as_ref().is_some_and(is_current) {
+            return false;
+        }
+        state.subscription = None;
+        let subscriber = Arc::new(PartitionSubscriber { inbox: self.inbox.clone(), is_lost: AtomicBool::new(false) });
+        let (store, partition) = (&self.context.store, state.partition);
+        let subscription = store.subscribe_to_business(partition, &self.business_id, subscriber.clone()).await;
+        state.subscription = subscription.map(|subscription| (subscription, subscriber));
+        true
+    }
+
+    /// Processes the first queued notifications. Returns whether there were any.
     async fn process_queue(&self) -> bool {
-        let mut has_sent = false;
-        loop {
+        for count in 0..QUEUE_STEP {
+            if self.inbox.has_lost.load(Ordering::Relaxed) {
+                return count > 0;
+            }
             let next = self.inbox.lock().pop_front();
-            let Some(notification) = next else { return has_sent };
-            has_sent = true;
+            let Some(notification) = next else { return count > 0 };
             if self.process(&notification).await.is_err() {
                 self.inbox.set_lost();
-                return has_sent;
             }
         }
+        // There may be more.
+        self.inbox.notify.notify_one();
+        true
     }
 
     /// Sends the events of one notification, which has the time of the change, the session id and the changes.
@@ -253,21 +284,20 @@ impl BusinessFeed {
         Ok(())
     }
 
-    /// Sends the sessions of a partition that have expired since `until`, and moves that. Scripts publish nothing when
-    /// a session expires. Returns whether there were any.
-    async fn send_expired(&self, partition: Partition, until: &mut Timestamp) -> bool {
+    /// Sends the sessions of a partition that have expired since the last check. Scripts publish nothing when a session
+    /// expires. Returns whether there were any.
+    async fn send_expired(&self, state: &mut PartitionState) -> Result<bool, StoreError> {
         let (now, mut has_sent) = ((self.context.clock)(), false);
-        while *until < now {
-            let expired = self.context.store.expired_sessions(partition, &self.business_id, *until, now).await;
-            // Those that cannot be read now are read at the next check.
-            let Ok(expired) = expired else { break };
-            *until = expired.until;
+        while state.expired_until < now {
+            let (partition, since) = (state.partition, state.expired_until);
+            let expired = self.context.store.expired_sessions(partition, &self.business_id, since, now).await?;
+            state.expired_until = expired.until;
             for session in expired.sessions {
                 self.send_session(&session);
                 has_sent = true;
             }
         }
-        has_sent
+        Ok(has_sent)
     }
 
     fn send_turn(&self, turn: Option<&Turn>) {

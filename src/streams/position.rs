@@ -280,7 +280,7 @@ impl Position {
         // The end of the previous turn is unknown. A client discards the text of that turn when it receives a turn
         // without chunks. The chunks follow.
         let is_first_known = is_other && !is_closed_known && closed.is_none();
-        events.push(if is_first_known && turn.status == TurnStatus::Open && turn.next_chunk != Some(0) {
+        events.push(if is_first_known && turn.next_chunk != Some(0) {
             Event::turn(&Turn { next_chunk: Some(0), ..turn.clone() }, self)
         } else {
             Event::turn(turn, self)

@@ -160,7 +160,7 @@ impl SessionFeed {
         let Some(position) = position.as_mut() else {
             return Ok(Refreshed::Nothing(Due { expires_at: None, lost_at: None, is_behind: false }));
         };
-        let published = self.wake.published_ms.swap(0, Ordering::Relaxed);
+        let mut published = self.wake.published_ms.swap(0, Ordering::Relaxed);
         let wants = StreamWants {
             last_seq: position.cursor.seq,
             compares,
@@ -173,6 +173,10 @@ impl SessionFeed {
             return Ok(Refreshed::Deleted);
         };
         let (sent, progress) = self.advance(position, &snapshot);
+        if sent && published == 0 {
+            // A read that was already running can have read the change.
+            published = self.wake.published_ms.swap(0, Ordering::Relaxed);
+        }
         if sent && published > 0 {
             self.context.delivered(published);
         }
@@ -211,7 +215,9 @@ impl SessionFeed {
             changes: of_feed.as_ref().map_or(changes, |feed| feed.cursor.changes.min(changes)),
             closes_lost_turn: self.lost_turns_closable_at().is_none_or(|at| now >= at),
         };
-        let Some(snapshot) = self.context.store.read_stream(self.id, &wants, now).await? else {
+        let read = self.context.store.read_stream(self.id, &wants, now).await;
+        let read = read.inspect_err(|_| self.failed_ms.store(now.0, Ordering::Relaxed));
+        let Some(snapshot) = read? else {
             let events = vec![Event::deleted(self.id, &position)];
             return Ok(CaughtUp { events, position, joined: None });
         };

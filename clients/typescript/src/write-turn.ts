@@ -25,7 +25,7 @@ export interface WriteTurnOptions extends CallOptions, Partial<BeginTurnBody> {
 export type WrittenTurn = Turn & {
   /**
    * Whether messages were appended since it began, which it does not answer. Also true if that is unknown: it has no
-   * message, or is not the latest turn.
+   * message, or is no longer recorded.
    */
   hasNewMessages: boolean;
 };

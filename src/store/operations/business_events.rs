@@ -1,5 +1,6 @@
 //! Reads what the event streams of a business send.
 
+use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 
 use super::instrumented;
@@ -37,11 +38,14 @@ impl SessionStore {
             let mut reply = Reply::of_texts("expired_sessions", self.read_command(command).await?.texts("list")?);
             let mut entries = Vec::new();
             while !reply.is_empty() {
-                entries.push(Position { session_id: reply.parse()?, score: reply.parse()? });
+                // A damaged entry or session must not hide the others.
+                if let (Ok(session_id), Ok(score)) = (reply.parse(), reply.parse()) {
+                    entries.push(Position { score, session_id });
+                }
             }
             let until = until_of(&mut entries, EXPIRED_MAX).unwrap_or(now);
             let read = entries.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
-            let read = try_join_all(read).await?.into_iter().flatten();
+            let read = try_join_all(read.map(|read| read.map(skip_damaged))).await?.into_iter().flatten();
             let has_expired =
                 |session: &Session| session.status == Status::Expired && session.business_id == business_id;
             Ok(ExpiredSessions { sessions: read.filter(has_expired).collect(), until })
@@ -66,6 +70,14 @@ impl SessionStore {
             Ok(messages)
         })
         .await
+    }
+}
+
+/// A session that cannot be parsed counts as missing.
+fn skip_damaged(read: Result<Option<Session>, StoreError>) -> Result<Option<Session>, StoreError> {
+    match read {
+        Err(StoreError::Reply { .. }) => Ok(None),
+        read => read,
     }
 }
 

@@ -26,7 +26,8 @@ impl SessionStore {
                     self.keys.history(business_id, user_id),
                     self.keys.business(partition, business_id),
                 ];
-                let args = vec![self.keys.partition(partition), now.0.to_string()];
+                let args =
+                    vec![self.keys.partition(partition), now.0.to_string(), business_id.to_owned(), user_id.to_owned()];
                 let mut reply = self.run(&self.scripts.erase_user, keys, args).await?;
                 match reply.string()?.as_str() {
                     "erased" => {

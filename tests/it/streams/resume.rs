@@ -220,28 +220,34 @@ async fn a_recreated_session_resets_the_stream() {
 #[tokio::test]
 async fn the_text_of_a_turn_that_is_forgotten_is_dropped() {
     let service = Service::start(&[]).await;
-    let conversation = Conversation::of(&service, "u").await;
-    let path = conversation.path("/events");
-    conversation.begin("t1", json!({})).await.expect(201);
-    conversation.write("t1", 1, 0, &["discarded"]).await;
-    let events = begun(&mut service.events(&path).await).await;
-    let (_, seen) = ids(&events).pop().expect("an id");
-    for number in 2..=12 {
-        conversation.begin(&format!("t{number}"), json!({"ifOpen": "discard"})).await.expect(201);
-        conversation.write(&format!("t{number}"), number, 0, &["a"]).await;
-        let rest = service.events_after(&path, &seen).await.until("ready").await;
-        let turns: Vec<_> = rest.iter().filter(|event| event.name == "turn").collect();
-        let newest = json!(format!("t{number}"));
-        match turns[..] {
-            [closed, open] => {
-                assert_eq!((closed.member("turnId"), closed.member("messageSeq")), (&json!("t1"), &Value::Null));
-                assert_eq!(open.member("turnId"), &newest);
+    for (user, is_closed) in [("u", false), ("v", true)] {
+        let conversation = Conversation::of(&service, user).await;
+        let path = conversation.path("/events");
+        conversation.begin("t1", json!({})).await.expect(201);
+        conversation.write("t1", 1, 0, &["discarded"]).await;
+        let events = begun(&mut service.events(&path).await).await;
+        let (_, seen) = ids(&events).pop().expect("an id");
+        for number in 2..=12 {
+            let turn_id = format!("t{number}");
+            conversation.begin(&turn_id, json!({"ifOpen": "discard"})).await.expect(201);
+            conversation.write(&turn_id, number, 0, &["a"]).await;
+            if is_closed {
+                conversation.end(&turn_id, number).await;
             }
-            [open] => assert_eq!((open.member("turnId"), open.member("nextChunk")), (&newest, &json!(0))),
-            _ => panic!("{rest:?}"),
+            let rest = service.events_after(&path, &seen).await.until("ready").await;
+            let turns: Vec<_> = rest.iter().filter(|event| event.name == "turn").collect();
+            match turns[..] {
+                [closed, newest] if number <= 8 => {
+                    assert_eq!((closed.member("turnId"), closed.member("messageSeq")), (&json!("t1"), &Value::Null));
+                    assert_eq!(newest.member("turnId"), &json!(turn_id));
+                }
+                [newest] if number > 8 => {
+                    assert_eq!((newest.member("turnId"), newest.member("nextChunk")), (&json!(turn_id), &json!(0)));
+                }
+                _ => panic!("{rest:?}"),
+            }
+            assert_eq!(rest.iter().filter(|event| event.name == "chunk").count(), 1);
         }
-        assert_eq!(turns.len(), if number <= 8 { 2 } else { 1 }, "{number}");
-        assert_eq!(rest.iter().filter(|event| event.name == "chunk").count(), 1);
     }
 }
 
