@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::future::try_join;
 
 use super::instrumented;
 use super::turns::earlier_turn_since;
@@ -195,9 +194,10 @@ impl SessionStore {
         let page = u64::try_from(PAGE_BYTES / average.max(1)).unwrap_or(u64::MAX).max(1).saturating_add(1).min(wanted);
         let index = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let command = ReadCommand::list(self.keys.chunks(turn.session_id), index(first), index(first + page - 1));
-        let chunks = async { self.topology.read(command).await?.texts("read_stream") };
-        let (chunks, again) = try_join(chunks, self.latest_turn(turn.session_id)).await?;
-        // If another writer has begun the turn again, the chunks belong to that writer.
+        let chunks = self.topology.read(command).await?.texts("read_stream")?;
+        // After the chunks: if another turn has begun, or another writer has begun this turn again, the chunks belong to
+        // that one. Concurrent reads may swap their order, for example while the slot moves.
+        let again = self.latest_turn(turn.session_id).await?;
         let Some(again) = again.filter(|again| again.number == turn.number) else { return Ok(None) };
         let has_all = chunks.len() as u64 == page;
         if !has_all && (turn.status == TurnStatus::Open || again.status != turn.status) {
