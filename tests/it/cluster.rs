@@ -488,9 +488,11 @@ async fn an_erasure_in_a_moving_slot_leaves_nothing_behind() {
     let cluster = Cluster::start(0);
     let url = cluster.url();
     let (_service, base) = Process::serve(&[], &[("REDIS_URL", &url)]);
-    let mover = Mover::new(&base);
     // The keys that have not moved yet: of both sessions, or only messages of the older one.
-    for (kinds, is_of_both) in [(["s", "m", "d"].as_slice(), true), (&["s", "m", "d"], false), (&["m", "d"], true)] {
+    let rounds = [(["s", "m", "d"].as_slice(), true), (&["s", "m", "d"], false), (&["m", "d"], true)];
+    for (round, (kinds, is_of_both)) in rounds.into_iter().enumerate() {
+        // Each round moves a slot of its own. If a slot moved back at once, news of the first move could still arrive.
+        let mover = Mover { user: ("b1".to_owned(), format!("mover{round}")), ..Mover::new(&base) };
         let [ended, active] = mover.ended_and_active("").await;
         let moving = SlotMove::start(&cluster, &mover.user);
         let ids = if is_of_both { vec![&ended, &active] } else { vec![&ended] };
@@ -505,11 +507,6 @@ async fn an_erasure_in_a_moving_slot_leaves_nothing_behind() {
         let left: Vec<_> = cluster.nodes.iter().flat_map(|node| moving.keys_on(node)).collect();
         assert!(left.iter().all(String::is_empty), "{status}: {left:?}");
         expect_clean(&url);
-        // Moves the slot back for the next round.
-        for node in &cluster.nodes {
-            let from_id = moving.from.ask(&["CLUSTER", "MYID"]);
-            assert_eq!(node.ask(&["CLUSTER", "SETSLOT", &moving.slot, "NODE", from_id.trim()]).trim(), "OK");
-        }
     }
 }
 

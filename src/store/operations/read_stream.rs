@@ -195,8 +195,8 @@ impl SessionStore {
         let index = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let command = ReadCommand::list(self.keys.chunks(turn.session_id), index(first), index(first + page - 1));
         let chunks = self.topology.read(command).await?.texts("read_stream")?;
-        // After the chunks: if another turn has begun, or another writer has begun this turn again, the chunks belong to
-        // that one. Concurrent reads may swap their order, for example while the slot moves.
+        // After the chunks, because they belong to another turn or writer if one has begun. Concurrent reads may swap
+        // their order, for example while the slot moves.
         let again = self.latest_turn(turn.session_id).await?;
         let Some(again) = again.filter(|again| again.number == turn.number) else { return Ok(None) };
         let has_all = chunks.len() as u64 == page;
