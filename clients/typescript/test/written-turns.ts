@@ -141,8 +141,8 @@ export const writtenTurnTests: Record<string, Test> = {
     equal((await client.writeTurn(sessionId, source())).hasNewMessages, true);
     equal((await client.writeTurn(sessionId, pieces("b"))).hasNewMessages, false);
     // A turn without a message reports that it does not know.
-    await client.beginTurn(sessionId, { turnId: "dropped" });
-    await client.beginTurn(sessionId, { turnId: "t", ifOpen: "discard" });
+    await client.beginTurn(sessionId, { turnId: "dropped", writer: "w" });
+    await client.beginTurn(sessionId, { turnId: "t", writer: "w", ifOpen: "discard" });
     equal((await client.writeTurn(sessionId, pieces("x"), { turnId: "dropped" })).hasNewMessages, true);
   },
 
