@@ -178,7 +178,7 @@ test("a new position is kept when the list is rendered before the browser report
 
 test("a hidden tab sends no requests, and reads again when it is shown", async () => {
   const { sessionId } = await service.client.createSession({ businessId: BUSINESS, userId: "hidden" });
-  // Each page with the number of its calls. A call in progress may be followed by the next one.
+  // Each page with the number of its calls.
   for (const [hash, calls] of [
     [`#/session/${sessionId}`, 4],
     [`#/business/${BUSINESS}`, 4],

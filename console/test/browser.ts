@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { execFileSync } from "node:child_process";
-import { chromium, type Browser, type BrowserContextOptions, type Page } from "playwright-core";
+import { chromium, type Browser, type BrowserContextOptions, type Page, type Request } from "playwright-core";
 
 const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"];
@@ -19,6 +19,8 @@ export class Tab {
   readonly page: Page;
   /** The requests since the start, without those for the page's own files. */
   readonly calls: string[] = [];
+  /** The calls without a response, except streams. */
+  private readonly pending = new Set<Request>();
   private readonly url: string;
   private readonly problems: string[] = [];
 
@@ -56,9 +58,12 @@ export class Tab {
       const target = new URL(request.url());
       if (target.protocol === "blob:") return;
       if (target.origin !== url) tab.problems.push(`a request to ${target}`);
-      if (!target.pathname.startsWith("/console/"))
-        tab.calls.push(`${request.method()} ${target.pathname}${target.search}`);
+      if (target.pathname.startsWith("/console/")) return;
+      tab.calls.push(`${request.method()} ${target.pathname}${target.search}`);
+      if (!target.pathname.endsWith("/events")) tab.pending.add(request);
     });
+    context.on("requestfinished", (request) => tab.pending.delete(request));
+    context.on("requestfailed", (request) => tab.pending.delete(request));
     await page.goto(`${url}/console/${hash}`);
     return tab;
   }
@@ -88,9 +93,10 @@ export class Tab {
       .catch(async (error) => assert.fail(`${error.message}\n${await this.text()}`));
   }
 
-  /** Waits until this many calls have been made. */
+  /** Waits until this many calls have been made, and all but streams have a response. */
   async hasCalled(times: number): Promise<void> {
     while (this.calls.length < times) await this.page.waitForEvent("request");
+    while (this.pending.size) await this.page.waitForEvent("requestfinished");
   }
 
   async text(): Promise<string> {
