@@ -225,7 +225,10 @@ impl Subscriptions {
                 let Some((channel, confirm)) = self.unconfirmed.pop_front() else {
                     return Err(io::Error::other(text.to_owned()));
                 };
-                self.by_channel.remove(&channel);
+                // A later subscription of the channel has replaced this one.
+                if !self.unconfirmed.iter().any(|(later, _)| *later == channel) {
+                    self.by_channel.remove(&channel);
+                }
                 let _ = confirm.send(Err(Error::new(ErrorKind::Unknown, text.to_owned())));
             }
             Pushed::Pong => {}
