@@ -174,15 +174,15 @@ impl Streams {
         let make = || SessionFeed::new(id, self.context.clone());
         let membership = self.sessions.join(id, make, control, permit);
         let feed = membership.feed();
-        let start = match start {
-            StreamStart::Cursor(text) => {
-                feed.start(session, Cursor::parse(&text).ok_or(ResetReason::UnknownCursor), last).await?
-            }
-            StreamStart::After(seq) if seq > session.message_count => {
-                feed.start(session, Err(ResetReason::UnknownCursor), last).await?
-            }
-            StreamStart::After(seq) => feed.start(session, Ok(Cursor::after(session, seq)), last).await?,
-            StreamStart::Last => (Position::start(before_newest(session, last)), None),
+        let cursor = match start {
+            StreamStart::Cursor(text) => Some(Cursor::parse(&text).ok_or(ResetReason::UnknownCursor)),
+            StreamStart::After(seq) if seq > session.message_count => Some(Err(ResetReason::UnknownCursor)),
+            StreamStart::After(seq) => Some(Ok(Cursor::after(session, seq))),
+            StreamStart::Last => None,
+        };
+        let start = match cursor {
+            Some(cursor) => feed.start(session, cursor, last).await?,
+            None => (Position::start(before_newest(session, last)), None),
         };
         Ok(SessionStream::new(membership, start, last).begin().await?)
     }

@@ -35,7 +35,9 @@ impl SessionStore {
             let key = self.keys.business(partition, business_id);
             let (lowest, highest) = (format!("({}", since.0), now.0.to_string());
             let command = ReadCommand::sorted_set_up(key, lowest, highest, EXPIRED_MAX);
-            let mut reply = Reply::of_texts("expired_sessions", self.read_command(command).await?.texts("list")?);
+            let texts = self.read_command(command).await?.texts("expired_sessions")?;
+            let is_full = texts.len() >= 2 * EXPIRED_MAX;
+            let mut reply = Reply::of_texts("expired_sessions", texts);
             let mut entries = Vec::new();
             while !reply.is_empty() {
                 // A damaged entry or session must not hide the others.
@@ -43,7 +45,7 @@ impl SessionStore {
                     entries.push(Position { score, session_id });
                 }
             }
-            let until = until_of(&mut entries, EXPIRED_MAX).unwrap_or(now);
+            let until = until_of(&mut entries, is_full).unwrap_or(now);
             let read = entries.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
             let read = try_join_all(read.map(|read| read.map(skip_damaged))).await?.into_iter().flatten();
             let has_expired =
@@ -81,10 +83,10 @@ fn skip_damaged(read: Result<Option<Session>, StoreError>) -> Result<Option<Sess
     }
 }
 
-/// The time up to which these entries are complete, if there may be more than the read returned: there may be more of
-/// the last time, whose entries are therefore removed, unless all entries have that time.
-fn until_of(entries: &mut Vec<Position>, entries_max: usize) -> Option<Timestamp> {
-    let last = entries.last().filter(|_| entries.len() >= entries_max)?.score;
+/// The time up to which these entries are complete, if the read was full: there may be more of the last time, whose
+/// entries are therefore removed, unless all entries have that time.
+fn until_of(entries: &mut Vec<Position>, is_full: bool) -> Option<Timestamp> {
+    let last = entries.last().filter(|_| is_full)?.score;
     if entries[0].score == last {
         return Some(Timestamp(last));
     }
@@ -99,17 +101,17 @@ mod tests {
 
     #[test]
     fn a_full_read_is_complete_up_to_the_last_time_that_it_has_completely() {
-        let until = |scores: &[i64], entries_max| {
+        let until = |scores: &[i64], is_full| {
             let id = SessionId::random(Partition::of_user("b", "u")).expect("an id");
             let mut entries: Vec<_> = scores.iter().map(|&score| Position { score, session_id: id }).collect();
-            let until = until_of(&mut entries, entries_max);
+            let until = until_of(&mut entries, is_full);
             (entries.len(), until.map(|until| until.0))
         };
-        assert_eq!(until(&[], 3), (0, None));
-        assert_eq!(until(&[5, 7], 3), (2, None));
-        assert_eq!(until(&[5, 7, 8], 3), (2, Some(7)));
-        assert_eq!(until(&[5, 8, 8], 3), (1, Some(7)));
+        assert_eq!(until(&[], false), (0, None));
+        assert_eq!(until(&[5, 7], false), (2, None));
+        assert_eq!(until(&[5, 7, 8], true), (2, Some(7)));
+        assert_eq!(until(&[5, 8, 8], true), (1, Some(7)));
         // More sessions than one read returns expired in the same millisecond: the others are skipped.
-        assert_eq!(until(&[8, 8, 8], 3), (3, Some(8)));
+        assert_eq!(until(&[8, 8, 8], true), (3, Some(8)));
     }
 }

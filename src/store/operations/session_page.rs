@@ -108,11 +108,11 @@ impl SessionStore {
         let session_bytes_max = self.session_bytes_max();
         for piece in entries.chunks((PIECE_BYTES / session_bytes_max).max(1)) {
             self.reserve_memory(page, page.bytes).await?;
+            let free = page.request.limit - page.sessions.len();
             let read = piece.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
             let read = try_join_all(read).await?.into_iter().map(|session| session.filter(is_wanted));
             let mut read = read.collect::<Vec<_>>();
             if page.request.include != Include::default() {
-                let free = page.request.limit - page.sessions.len();
                 for session in read.iter_mut().filter(|session| session.is_some()).take(free) {
                     if let Some(found) = session.take() {
                         // It may have ended in the meantime.
@@ -122,12 +122,10 @@ impl SessionStore {
             }
             let mut read: Vec<_> = read.into_iter().map(|session| session.map(SessionView::of)).collect();
             if page.request.include.turn {
-                let free = page.request.limit - page.sessions.len();
                 let mut views: Vec<_> = read.iter_mut().flatten().take(free).collect();
                 self.include_turns(&mut views, now).await?;
             }
             if page.request.include.last_message {
-                let free = page.request.limit - page.sessions.len();
                 let mut views: Vec<_> = read.iter_mut().flatten().take(free).collect();
                 let bytes = views.iter().map(|view| view.json_bytes() + view.session.largest_message_bytes);
                 self.reserve_memory(page, page.bytes + bytes.sum::<usize>()).await?;
