@@ -4,107 +4,87 @@
 -- Why it is atomic: one step assigns the next seq, writes the message and stores its id. So seq has no gaps and no
 -- value is assigned twice, however many callers append.
 -- Safe to run twice: every message has an id (the client's, or one that the service made for this call). If an id is
--- known with the same role and content, the script returns the stored message and does not append it again. A redacted
--- message has no content, so there the role decides.
+-- known, the script appends nothing and returns the stored message. The service compares it with the new one, and
+-- sends the others again without it.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition; absent in the
 --                          first run, because only the session says whose it is
--- ARGV   1 id              the session's id
---        2 scope           whose sessions the caller may use: `` for all, or lines of `business` or
+-- ARGV   1 scope           whose sessions the caller may use: `` for all, or lines of `business` or
 --                          `business<tab>user`, each between two line feeds
---        3 now_ms          Unix time
---        4 now_text        the same as RFC 3339 with three decimals
---        5 ... message_id, rest, compared (for each message: its id as JSON writes it, without quotes; the stored JSON
---                          after `createdAt`; and how many bytes of it are the same in a replay)
--- Returns {`appended`, messages trimmed, two for each message: 1 if it is new or 0 if it is known, its JSON}
---         {`replayed`, the same}    every message was known
+--        2 now_ms          Unix time
+--        3 ... message_id, message (for each message: its id as JSON writes it, without quotes; and the stored JSON
+--                          after its seq, with now as createdAt)
+-- Returns {`appended`, messages trimmed, seq of the last one, their createdAt in Unix milliseconds}
+--         {`known`, two for each message whose id is known: position from 1, the stored JSON}; not all of them if they
+--                         have more bytes than KNOWN_BYTES_MAX
 --         {`turn_open`, position from 1}    the message has the id of the open turn
 --         {`turn_lost`}   the lease of the open turn is over: end that turn, then run again
---         {`conflict`, two for each: position from 1, the stored JSON}; only the first conflicts if they have more
---                         bytes than CONFLICT_BYTES_MAX
 --         {`expiry_due`, businessId, userId}    the expiry has to move: run again with all keys
 --         {`missing`} {`not_active`}
---         {`damaged`}    the ids and the messages do not agree
 -- O(messages in the call + TRIM_MAX), plus log n in the size of the business index.
 local session, messages, message_ids = KEYS[1], KEYS[2], KEYS[3]
 local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
-local id, scope, now_ms, now_text = ARGV[1], ARGV[2], ARGV[3] + 0, ARGV[4]
-local FIRST, WIDTH = 5, 3
-local CONFLICT_BYTES_MAX = 1048576
-
--- Whether a stored message is redacted and has the same ids and role as the new one. It has no content to compare.
-local function is_redacted_replay(stored, start, rest)
-  local _, before = string.find(rest, '","content":', 1, true)
-  local redacted = string.sub(rest, 1, before) .. 'null,'
-  return string.sub(stored, start, start + #redacted - 1) == redacted
-end
+local scope, now_ms = ARGV[1], ARGV[2] + 0
+local FIRST, WIDTH = 3, 2
+local KNOWN_BYTES_MAX = 1048576
 
 -- Looking up a field costs Redis more the later it is in the hash, so what is rarely needed is read only then.
 local session_id, status, expires_at, last_activity_at, active_until, message_count, message_bytes, largest_message,
   turn_until, business_id = unpack(redis.call('HMGET', session, 'sessionId', 'status', 'expiresAt', 'lastActivityAt',
     'activeUntil', 'messageCount', 'messageBytes', 'largestMessage', 'turnUntil', 'businessId'))
-if session_id ~= id then return {'missing'} end
+if session_id ~= string.sub(session, -36) then return {'missing'} end
 if not is_in_scope(session, scope) then return {'missing'} end
 local ended_at = status ~= 'active' and redis.call('HGET', session, 'endedAt')
 local expires_ms, active_until_ms = expires_at + 0, active_until + 0
 if now_ms >= (ended_at or expires_ms) + RETENTION_MS then return {'missing'} end
 
-local active_ms = math.max(now_ms, last_activity_at + 0)
-local active_text, created_at
-if active_ms == now_ms then
-  active_text, created_at = ARGV[3], now_text
+-- createdAt never decreases, even if another service with a fast clock wrote the latest activity.
+local active_ms, active_at, created_at
+if last_activity_at + 0 > now_ms then
+  active_ms, active_at = last_activity_at + 0, last_activity_at
+  created_at = ',"createdAt":"' .. rfc3339(active_ms) .. '"'
 else
-  active_text, created_at = last_activity_at, rfc3339(active_ms)
+  active_ms, active_at = now_ms, ARGV[2]
 end
 local old_count, old_bytes, old_largest = message_count + 0, (message_bytes or 0) + 0, (largest_message or 0) + 0
 local count, bytes, largest = old_count, old_bytes, old_largest
 local turn_id = turn_until and redis.call('HGET', session, 'turnId')
-local replies, conflicts, conflict_bytes = {'appended', 0}, nil, 0
+local known, known_bytes = nil, 0
 local new_messages, new_ids, newest_seq = {}, {}, nil
 for i = FIRST, #ARGV, WIDTH do
-  local message_id, rest = ARGV[i], ARGV[i + 1]
+  local message_id, message = ARGV[i], ARGV[i + 1]
   local seq = redis.call('HGET', message_ids, message_id)
   -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
   local stored = seq and redis.call('LINDEX', messages, int(seq - old_count - 1))
   if stored then
-    local start = string.match(stored, '^{"seq":' .. seq .. ',"createdAt":"[^"]*"()')
-    if not start then return {'damaged'} end
-    local compared = ARGV[i + 2] + 0
-    if string.sub(stored, start, start + compared - 1) == string.sub(rest, 1, compared)
-      or is_redacted_replay(stored, start, rest) then
-      replies[#replies + 1] = 0
-      replies[#replies + 1] = stored
-    else
-      conflicts = conflicts or {'conflict'}
-      conflicts[#conflicts + 1] = int((i - FIRST) / WIDTH + 1)
-      conflicts[#conflicts + 1] = stored
-      conflict_bytes = conflict_bytes + #stored
-      if conflict_bytes > CONFLICT_BYTES_MAX then break end
-    end
+    known = known or {'known'}
+    known[#known + 1] = int((i - FIRST) / WIDTH + 1)
+    known[#known + 1] = stored
+    known_bytes = known_bytes + #stored
+    if known_bytes > KNOWN_BYTES_MAX then break end
   elseif message_id == turn_id then
     return {'turn_open', int((i - FIRST) / WIDTH + 1)}
   else
     count = count + 1
     newest_seq = int(count)
-    local message = '{"seq":' .. newest_seq .. ',"createdAt":"' .. created_at .. '"' .. rest
-    bytes, largest = bytes + #message, math.max(largest, #message)
+    if created_at then message = created_at .. string.sub(message, #created_at + 1) end
+    message = '{"seq":' .. newest_seq .. message
+    bytes = bytes + #message
+    if #message > largest then largest = #message end
     new_messages[#new_messages + 1] = message
     new_ids[#new_ids + 1] = message_id
     new_ids[#new_ids + 1] = newest_seq
-    replies[#replies + 1] = 1
-    replies[#replies + 1] = message
   end
 end
-if conflicts then return conflicts end
-if not newest_seq then return {'replayed', unpack(replies, 2)} end
+if known then return known end
 if not (status == 'active' and now_ms < expires_ms) then return {'not_active'} end
 if turn_until and now_ms >= turn_until + LOST_AFTER_MS then return {'turn_lost'} end
 
 local expires = math.min(active_ms + IDLE_MS, active_until_ms)
 local lag = expires - expires_ms
 -- The last step, to the end of the maximum lifetime, is always written: the reason of the end follows from it.
-local extends = math.abs(lag) >= RESOLUTION_MS or (lag > 0 and expires == active_until_ms)
+local extends = lag >= RESOLUTION_MS or lag <= -RESOLUTION_MS or (lag > 0 and expires == active_until_ms)
 local history_until, business_until
 if extends then
   if not pointer then return {'expiry_due', business_id, redis.call('HGET', session, 'userId')} end
@@ -113,7 +93,7 @@ end
 -- New keys expire with their session.
 local is_first = old_count == 0
 local session_until = is_first and redis.call('PEXPIRETIME', session)
-local oldest, trimmed_ids = 1, {}
+local trimmed_ids, oldest = {}, nil
 if count >= MESSAGES_KEPT or bytes > SESSION_BYTES_MAX then
   oldest = (redis.call('HGET', session, 'oldestSeq') or 1) + 0
   for index = 0, TRIM_MAX - 1 do
@@ -128,29 +108,22 @@ end
 -- From here on only writes.
 redis.call('RPUSH', messages, unpack(new_messages))
 redis.call('HSET', message_ids, unpack(new_ids))
-local changes = {
-  'messageCount', newest_seq, 'messageBytes', int(bytes), 'lastActivityAt', active_text,
-}
-local function change(field, value)
-  changes[#changes + 1] = field
-  changes[#changes + 1] = int(value)
-end
-if largest > old_largest then change('largestMessage', largest) end
+redis.call('HSET', session, 'messageCount', newest_seq, 'messageBytes', int(bytes), 'lastActivityAt', active_at)
+if largest > old_largest then redis.call('HSET', session, 'largestMessage', int(largest)) end
 if #trimmed_ids > 0 then
   redis.call('LTRIM', messages, #trimmed_ids, -1)
   redis.call('HDEL', message_ids, unpack(trimmed_ids))
-  change('oldestSeq', oldest)
+  redis.call('HSET', session, 'oldestSeq', int(oldest))
 end
-if extends then change('expiresAt', expires) end
-redis.call('HSET', session, unpack(changes))
 if extends then
+  redis.call('HSET', session, 'expiresAt', int(expires))
   local keys_expire_at = int(expires + RETENTION_MS)
   local index_expires_at = int(expires + RETENTION_MS + RESOLUTION_MS)
   redis.call('PEXPIREAT', session, keys_expire_at)
   redis.call('PEXPIREAT', messages, keys_expire_at)
   redis.call('PEXPIREAT', message_ids, keys_expire_at)
   redis.call('PEXPIREAT', pointer, keys_expire_at)
-  redis.call('ZADD', business, int(expires), id)
+  redis.call('ZADD', business, int(expires), session_id)
   if history_until < expires + RETENTION_MS then redis.call('PEXPIREAT', history, keys_expire_at) end
   -- Further than it must, so few calls move it.
   if business_until < expires + RETENTION_MS then redis.call('PEXPIREAT', business, index_expires_at) end
@@ -158,6 +131,5 @@ elseif is_first and session_until > 0 then
   redis.call('PEXPIREAT', messages, int(session_until))
   redis.call('PEXPIREAT', message_ids, int(session_until))
 end
-notify(session, business_id, ARGV[3], 'm' .. new_ids[2] .. '-' .. newest_seq)
-replies[2] = #trimmed_ids
-return replies
+notify(session, business_id, ARGV[2], 'm' .. new_ids[2] .. '-' .. newest_seq)
+return {'appended', #trimmed_ids, newest_seq, active_at}

@@ -25,8 +25,8 @@ pub use self::json_equality::same_json;
 pub use self::lifecycle::Lifecycle;
 pub use self::merge_patch::{merge_patch, patched_metadata};
 pub use self::message::{
-    APPEND_MESSAGES_MAX, Message, MessageJson, MessageMembers, MessageRef, MessageRest, NewMessage, Role,
-    content_schema, escaped_text,
+    APPEND_MESSAGES_MAX, Message, MessageJson, MessageMembers, MessageRef, NewMessage, Role, content_schema,
+    escaped_text, json_after_created_at, json_after_seq,
 };
 pub use self::partition::Partition;
 pub use self::tenant_scope::TenantScope;

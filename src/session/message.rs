@@ -95,6 +95,12 @@ pub struct MessageJson {
 }
 
 impl MessageJson {
+    /// The message with this JSON after `createdAt`.
+    #[must_use]
+    pub fn new(seq: u64, created_at: Timestamp, rest: &str) -> Self {
+        Self { seq, json: format!("{{\"seq\":{seq}{}", json_after_seq(created_at, rest)).into() }
+    }
+
     /// The message of this session in `json`, or `None` if the JSON does not start as a message of this session does. A
     /// connection that mixes up replies must not show a user another user's messages.
     #[must_use]
@@ -257,36 +263,35 @@ pub struct NewMessage {
     pub metadata_json: String,
 }
 
-/// The stored JSON of a message after its `createdAt`.
-#[derive(Debug)]
-pub struct MessageRest {
-    /// The JSON, from the comma after `createdAt` on.
-    pub json: String,
-    /// How many bytes of it are the same in a replay: those before the metadata.
-    pub compared: usize,
-}
-
-impl MessageRest {
-    /// The JSON of a message of this session with these texts. `content` and `metadata` are JSON.
-    #[must_use]
-    pub fn new(session_id: SessionId, message_id: &str, role: Role, content: &str, metadata: &str) -> Self {
-        let mut json = String::with_capacity(REST_BYTES + message_id.len() + content.len() + metadata.len());
-        json.push_str(",\"sessionId\":\"");
-        json.push_str(session_id.write(&mut [0; SessionId::TEXT_BYTES]));
-        json.push_str("\",\"messageId\":\"");
-        push_escaped(message_id, &mut json);
-        for part in ["\",\"role\":\"", role.as_str(), "\",\"content\":", content, ",\"metadata\":"] {
-            json.push_str(part);
-        }
-        let compared = json.len();
-        json.push_str(metadata);
-        json.push('}');
-        Self { json, compared }
+/// The stored JSON of a message of this session with these texts, from the comma after `createdAt` on. `content` and
+/// `metadata` are JSON.
+#[must_use]
+pub fn json_after_created_at(
+    session_id: SessionId,
+    message_id: &str,
+    role: Role,
+    content: &str,
+    metadata: &str,
+) -> String {
+    let mut json = String::with_capacity(FIXED_BYTES + message_id.len() + content.len() + metadata.len());
+    json.push_str(",\"sessionId\":\"");
+    json.push_str(session_id.write(&mut [0; SessionId::TEXT_BYTES]));
+    json.push_str("\",\"messageId\":\"");
+    push_escaped(message_id, &mut json);
+    for part in ["\",\"role\":\"", role.as_str(), "\",\"content\":", content, ",\"metadata\":", metadata, "}"] {
+        json.push_str(part);
     }
+    json
 }
 
-/// An upper bound of the bytes of [`MessageRest`] that do not depend on the client.
-const REST_BYTES: usize = 128;
+/// The stored JSON of a message from the comma after `seq` on. `rest` is what follows `createdAt`.
+#[must_use]
+pub fn json_after_seq(created_at: Timestamp, rest: &str) -> String {
+    format!(",\"createdAt\":\"{created_at}\"{rest}")
+}
+
+/// An upper bound of the bytes of [`json_after_created_at`] that do not depend on the client.
+const FIXED_BYTES: usize = 128;
 
 /// Escapes a text as JSON does, without quotes. Message ids are stored in this form.
 #[must_use]
@@ -304,9 +309,8 @@ mod tests {
     #[test]
     fn stored_json_is_a_message_of_its_session() {
         let id = SessionId::random(Partition(7)).expect("random bytes");
-        let rest = MessageRest::new(id, "a\"\\,\"role\":\"é", Role::Tool, "{\"a\":1.0}", "{\"b\":[]}");
-        assert!(rest.json[..rest.compared].ends_with(",\"metadata\":"));
-        let json = format!("{{\"seq\":12,\"createdAt\":\"{}\"{}", Timestamp(0), rest.json);
+        let rest = json_after_created_at(id, "a\"\\,\"role\":\"é", Role::Tool, "{\"a\":1.0}", "{\"b\":[]}");
+        let json = MessageJson::new(12, Timestamp(0), &rest).to_text();
         let message = MessageJson::of(id, json.clone().into()).expect("a message");
         let members = message.members().expect("members");
         assert_eq!((message.seq, &*members.message_id, &*members.role), (12, "a\"\\,\"role\":\"é", "tool"));

@@ -1,7 +1,7 @@
 //! Checks the messages of a session, and the index of their ids.
 
 use super::{Inspection, Inspector, is_json_object};
-use crate::session::{Identifier, MessageJson, MessageRest, Role, Session, SessionId, escaped_text};
+use crate::session::{Identifier, MessageJson, Role, Session, SessionId, escaped_text, json_after_created_at};
 use crate::store::StoreError;
 use crate::store::keyspace::{Expiry, FoundKey, RepairTarget, Stored, StoredMessage};
 
@@ -168,7 +168,7 @@ impl MessagesCheck {
         if !is_json_object(metadata) {
             self.list.add(format!("{seq}: its metadata is not a JSON object"));
         }
-        let mut rest = MessageRest::new(self.session_id, &members.message_id, role, content, metadata).json;
+        let mut rest = json_after_created_at(self.session_id, &members.message_id, role, content, metadata);
         let more = [("finishReason", &members.finish_reason), ("redactedAt", &members.redacted_at)];
         for (name, value) in more.iter().filter_map(|(name, value)| value.as_ref().map(|value| (name, value))) {
             rest.truncate(rest.len() - 1);

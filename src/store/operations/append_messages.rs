@@ -1,14 +1,14 @@
 //! Appends messages to a session.
 
-use std::borrow::Cow;
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::Value;
 
 use super::instrumented;
 use crate::metrics::{self, Operation};
 use crate::session::{
-    MessageJson, MessageMembers, MessageRest, NewMessage, SessionId, TenantScope, Timestamp, escaped_text, same_json,
+    MessageJson, NewMessage, SessionId, TenantScope, Timestamp, escaped_text, json_after_created_at, json_after_seq,
+    same_json,
 };
 use crate::store::reply::Reply;
 use crate::store::{SessionStore, StoreError};
@@ -60,8 +60,8 @@ impl SessionStore {
             let mut keys = vec![self.keys.session(id), self.keys.messages(id), self.keys.message_ids(id)];
             let mut turns_lost = 0;
             loop {
-                let mut args = vec![id.to_string(), scope.clone(), now.0.to_string(), now.to_string()];
-                batch.push_args(&mut args);
+                let mut args = vec![scope.clone(), now.0.to_string()];
+                batch.push_args(now, &mut args);
                 let reply = self.run(&self.scripts.append_messages, keys.clone(), args).await;
                 let Some(mut reply) = self.reply_in_scope(reply, id, tenant_scope, now).await? else {
                     return Ok(Append::Missing);
@@ -69,16 +69,20 @@ impl SessionStore {
                 match reply.string()?.as_str() {
                     "appended" => {
                         metrics::messages_trimmed(reply.parse()?);
-                        let (messages, _, new) = batch.read_messages(&mut reply)?;
-                        metrics::messages_appended(new);
-                        return Ok(Append::Appended(messages));
+                        metrics::messages_appended(batch.add_appended(reply.parse()?, reply.time()?));
+                        return Ok(Append::Appended(batch.into_stored()));
                     }
-                    "replayed" => {
-                        reply.parse::<u64>()?;
-                        let (messages, id_generated, _) = batch.read_messages(&mut reply)?;
-                        // A generated id is known only if an earlier run of this call was applied and its reply was
-                        // lost.
-                        return Ok(if id_generated { Append::Appended(messages) } else { Append::Replayed(messages) });
+                    "known" => {
+                        if let Some(message_id) = batch.add_known(&mut reply)? {
+                            return Ok(Append::Conflict(message_id));
+                        }
+                        if batch.unknown().next().is_none() {
+                            // A generated id is known only if an earlier run of this call was applied and its reply was
+                            // lost.
+                            let id_generated = batch.messages.iter().any(|message| message.id_generated);
+                            let stored = batch.into_stored();
+                            return Ok(if id_generated { Append::Appended(stored) } else { Append::Replayed(stored) });
+                        }
                     }
                     "expiry_due" => {
                         keys.truncate(SESSION_KEYS);
@@ -86,7 +90,11 @@ impl SessionStore {
                     }
                     "missing" => return Ok(Append::Missing),
                     "not_active" => return Ok(Append::NotActive),
-                    "turn_open" => return Ok(Append::Conflict(batch.message_id_at(&mut reply)?)),
+                    "turn_open" => {
+                        let message = batch.unknown().nth(reply.parse::<usize>()?.wrapping_sub(1));
+                        let message = message.ok_or_else(|| reply.unexpected("a position is out of range"))?;
+                        return Ok(Append::Conflict(message.message_id.clone()));
+                    }
                     "turn_lost" if turns_lost < TURNS_LOST_MAX => {
                         turns_lost += 1;
                         if let Some(session) = self.get_in_scope(id, tenant_scope, now).await? {
@@ -94,12 +102,6 @@ impl SessionStore {
                         }
                     }
                     "turn_lost" => return Err(StoreError::Busy("the session's turns change too fast".to_owned())),
-                    "conflict" => {
-                        if let Some(message_id) = batch.adopt_stored_texts(&mut reply)? {
-                            return Ok(Append::Conflict(message_id));
-                        }
-                    }
-                    "damaged" => return Err(reply.unexpected("the ids and the messages do not agree")),
                     _ => return Err(reply.unknown_tag()),
                 }
             }
@@ -108,7 +110,7 @@ impl SessionStore {
     }
 }
 
-/// The messages of one call, each id once, in the form that `append_messages.lua` takes.
+/// The messages of one call, each id once.
 struct Batch<'a> {
     session_id: SessionId,
     messages: Vec<BatchMessage<'a>>,
@@ -120,9 +122,10 @@ struct BatchMessage<'a> {
     message_id: String,
     id_generated: bool,
     new: &'a NewMessage,
-    /// The stored JSON of the content if that has another text than the new one, otherwise the new one.
-    content_json: Cow<'a, str>,
-    rest: MessageRest,
+    /// The JSON to store, after `createdAt`.
+    rest: String,
+    /// The stored message with this id, role and content, once it is known.
+    stored: Option<MessageJson>,
 }
 
 impl<'a> Batch<'a> {
@@ -145,68 +148,63 @@ impl<'a> Batch<'a> {
             } else {
                 batch.indexes.push(batch.messages.len());
                 let NewMessage { role, content_json, metadata_json, .. } = message;
-                let rest = MessageRest::new(session_id, &message_id, *role, content_json, metadata_json);
-                let content_json = Cow::Borrowed(content_json.as_str());
-                batch.messages.push(BatchMessage { message_id, id_generated, new: message, content_json, rest });
+                let rest = json_after_created_at(session_id, &message_id, *role, content_json, metadata_json);
+                batch.messages.push(BatchMessage { message_id, id_generated, new: message, rest, stored: None });
             }
         }
         Ok(Ok(batch))
     }
 
-    fn push_args(&self, args: &mut Vec<String>) {
-        for message in &self.messages {
-            args.extend([
-                escaped_text(&message.message_id),
-                message.rest.json.clone(),
-                message.rest.compared.to_string(),
-            ]);
+    /// The messages that are not known to be stored: those that the script is given.
+    fn unknown(&self) -> impl Iterator<Item = &BatchMessage<'a>> {
+        self.messages.iter().filter(|message| message.stored.is_none())
+    }
+
+    fn push_args(&self, now: Timestamp, args: &mut Vec<String>) {
+        for message in self.unknown() {
+            args.extend([escaped_text(&message.message_id), json_after_seq(now, &message.rest)]);
         }
     }
 
-    /// The message id at the position that a reply names.
-    fn message_id_at(&self, reply: &mut Reply) -> Result<String, StoreError> {
-        let message = self.messages.get(reply.parse::<usize>()?.wrapping_sub(1));
-        let message = message.ok_or_else(|| reply.unexpected("a position is out of range"))?;
-        Ok(message.message_id.clone())
-    }
-
-    /// The script compares texts. If a stored text is the same JSON (with another order of members, or spelling of
-    /// strings and numbers), this takes the stored text instead. If it is different JSON, this returns the message's
-    /// id.
-    fn adopt_stored_texts(&mut self, reply: &mut Reply) -> Result<Option<String>, StoreError> {
-        while !reply.is_empty() {
-            let (position, stored) = (reply.parse::<usize>()?, reply.message(self.session_id)?);
-            let index = position.wrapping_sub(1);
-            let Some(message) = self.messages.get_mut(index) else {
-                return Err(reply.unexpected("a position is out of range"));
-            };
-            let Some(MessageMembers { role, content, .. }) = stored.members() else {
-                return Err(reply.unexpected("a stored message is malformed"));
-            };
-            let same = serde_json::from_str::<serde_json::Value>(content.get())
-                .is_ok_and(|stored| role == message.new.role.as_str() && same_json(&stored, &message.new.content));
-            if !same || message.content_json == content.get() {
+    /// Adds the stored messages of a reply, or returns the id of one that has another role or content than the new
+    /// one. Redacted messages have no content, so for them the role decides.
+    fn add_known(&mut self, reply: &mut Reply) -> Result<Option<String>, StoreError> {
+        let mut asked: Vec<_> = self.messages.iter_mut().filter(|message| message.stored.is_none()).collect();
+        loop {
+            let index = reply.parse::<usize>()?.wrapping_sub(1);
+            let stored = reply.message(self.session_id)?;
+            let message = asked.get_mut(index).ok_or_else(|| reply.unexpected("a position is out of range"))?;
+            let members = stored.members().filter(|members| members.message_id == message.message_id);
+            let members = members.ok_or_else(|| reply.unexpected("the ids and the messages do not agree"))?;
+            let content = members.content.get();
+            let same_content = members.redacted_at.is_some()
+                || content == message.new.content_json
+                || serde_json::from_str::<Value>(content).is_ok_and(|stored| same_json(&stored, &message.new.content));
+            if members.role != message.new.role.as_str() || !same_content {
                 return Ok(Some(message.message_id.clone()));
             }
-            let NewMessage { role, metadata_json, .. } = message.new;
-            message.rest = MessageRest::new(self.session_id, &message.message_id, *role, content.get(), metadata_json);
-            message.content_json = Cow::Owned(content.get().to_owned());
+            message.stored = Some(stored);
+            if reply.is_empty() {
+                return Ok(None);
+            }
         }
-        Ok(None)
     }
 
-    /// Reads the stored messages, one for each message of the call; whether an id was generated for this call; and how
-    /// many messages are new.
-    fn read_messages(&self, reply: &mut Reply) -> Result<(Vec<MessageJson>, bool, u64), StoreError> {
-        let mut stored = Vec::with_capacity(self.messages.len());
-        let mut new = 0;
-        for _ in &self.messages {
-            new += reply.parse::<u64>()?;
-            stored.push(reply.message(self.session_id)?);
+    /// Adds the messages that the script has appended, and returns their number.
+    fn add_appended(&mut self, newest_seq: u64, created_at: Timestamp) -> u64 {
+        let mut appended = 0;
+        for (seq, message) in (1..=newest_seq).rev().zip(self.messages.iter_mut().rev().filter(|m| m.stored.is_none()))
+        {
+            message.stored = Some(MessageJson::new(seq, created_at, &message.rest));
+            appended += 1;
         }
-        let id_generated = self.messages.iter().any(|message| message.id_generated);
-        let messages = self.indexes.iter().filter_map(|&index| stored.get(index).cloned()).collect();
-        Ok((messages, id_generated, new))
+        appended
+    }
+
+    /// The stored messages, one for each message of the call.
+    fn into_stored(self) -> Vec<MessageJson> {
+        let stored = |index: &usize| self.messages.get(*index)?.stored.clone();
+        self.indexes.iter().filter_map(stored).collect()
     }
 }
 
