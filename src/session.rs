@@ -209,7 +209,7 @@ impl Session {
     /// A session that is stored as `active` and has reached its `expires_at` is returned as `expired`. The next
     /// create, change or resume that reads the session stores that status.
     #[must_use]
-    pub fn as_of(mut self, now: Timestamp, lifecycle: &Lifecycle) -> Option<Self> {
+    pub fn as_of(mut self: Box<Self>, now: Timestamp, lifecycle: &Lifecycle) -> Option<Box<Self>> {
         if self.status == Status::Active && now >= self.expires_at {
             self.status = Status::Expired;
             self.ended_at = Some(self.expires_at);

@@ -23,7 +23,7 @@ const BODY_PART_BYTES: usize = 64 << 10;
 pub(super) async fn included_response(
     app: &AppState,
     caller: &Principal,
-    session: Session,
+    session: Box<Session>,
     include: Include,
 ) -> Result<Response, ApiError> {
     if include == Include::default() {

@@ -58,7 +58,7 @@ pub enum ViewedTurn {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionView {
     /// The session.
-    pub session: Session,
+    pub session: Box<Session>,
     /// Its newest message.
     pub last_message: LastMessage,
     /// Its open turn.
@@ -68,7 +68,7 @@ pub struct SessionView {
 impl SessionView {
     /// The session without added members.
     #[must_use]
-    pub fn of(session: Session) -> Self {
+    pub fn of(session: Box<Session>) -> Self {
         Self { session, last_message: LastMessage::Omitted, turn: ViewedTurn::Omitted }
     }
 

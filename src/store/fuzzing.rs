@@ -134,7 +134,7 @@ fn check_session(session: &Session, reply: &Value) {
         activity_resolution: std::time::Duration::ZERO,
     };
     for now in [0, session.expires_at.0, session.expires_at.0.saturating_add(1), i64::MAX] {
-        if let Some(seen) = session.clone().as_of(Timestamp(now), &lifecycle) {
+        if let Some(seen) = Box::new(session.clone()).as_of(Timestamp(now), &lifecycle) {
             assert_eq!(seen.version, session.version);
         }
     }

@@ -36,19 +36,16 @@ macro_rules! session_fields {
     };
 }
 
-// Absent fields: `title`, `endedAt` and `endReason` if null; `largestMessage` and `messageBytes` if there are no
+// In the order in which `get_or_create.lua` and later changes write them: so Redis sends them, and the parser finds each
+// at the first place where it looks.
+//
+// Absent fields: `title`, `endedAt` and `endReason` if null; `messageBytes` and `largestMessage` if there are no
 // messages; `oldestSeq` until a message is trimmed; `historyAt` until a resume; `turnNumber` until the first turn;
 // `turnId` and `turnUntil` unless a turn is open; `changedMessages` until a message is changed or redacted.
 // `update.lua` and `update_message.lua` also store `mutations`, for their own use.
 session_fields! {
     SessionId = "sessionId",
-    BusinessId = "businessId",
-    UserId = "userId",
-    LocationId = field::LOCATION_ID,
-    SessionType = field::SESSION_TYPE,
     Status = "status",
-    Title = field::TITLE,
-    Metadata = field::METADATA,
     MessageCount = "messageCount",
     Version = "version",
     CreatedAt = "createdAt",
@@ -56,10 +53,16 @@ session_fields! {
     LastActivityAt = "lastActivityAt",
     ExpiresAt = "expiresAt",
     ActiveUntil = "activeUntil",
+    BusinessId = "businessId",
+    UserId = "userId",
+    LocationId = field::LOCATION_ID,
+    SessionType = field::SESSION_TYPE,
+    Metadata = field::METADATA,
+    Title = field::TITLE,
+    MessageBytes = "messageBytes",
+    LargestMessage = "largestMessage",
     EndedAt = "endedAt",
     EndReason = "endReason",
-    LargestMessage = "largestMessage",
-    MessageBytes = "messageBytes",
     OldestSeq = "oldestSeq",
     HistoryAt = "historyAt",
     TurnNumber = "turnNumber",

@@ -83,7 +83,7 @@ impl SessionStore {
         id: SessionId,
         scope: &TenantScope,
         now: Timestamp,
-    ) -> Result<Option<Session>, StoreError> {
+    ) -> Result<Option<Box<Session>>, StoreError> {
         let session = self.read(id).await?.and_then(|session| session.as_of(now, &self.config.lifecycle));
         Ok(session.filter(|session| scope.contains(session)))
     }
@@ -106,7 +106,7 @@ impl SessionStore {
     }
 
     /// Reads one session as it is stored.
-    async fn read(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
+    async fn read(&self, id: SessionId) -> Result<Option<Box<Session>>, StoreError> {
         self.ensure_layout().await?;
         match self.topology.read_session(&self.keys.session(id), id).await? {
             Some(session) => Ok(session),
@@ -115,7 +115,7 @@ impl SessionStore {
         }
     }
 
-    async fn read_by_client(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
+    async fn read_by_client(&self, id: SessionId) -> Result<Option<Box<Session>>, StoreError> {
         let command = ReadCommand::hash(self.keys.session(id));
         let fields = self.topology.read_by_client(&command).await?.texts("get")?;
         Reply::of_texts("get", fields).session(id)

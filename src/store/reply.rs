@@ -117,7 +117,7 @@ impl Reply {
     }
 
     /// Parses the rest of the reply, alternating names and values, as a session. `None` if the session does not exist.
-    pub(super) fn session(&mut self, id: SessionId) -> Result<Option<Session>, StoreError> {
+    pub(super) fn session(&mut self, id: SessionId) -> Result<Option<Box<Session>>, StoreError> {
         self.fields()?.session(self.operation, id)
     }
 }
@@ -140,7 +140,7 @@ pub(super) struct MalformedField {
 impl<T: Deref<Target = str>> SessionFields<T> {
     /// The session with this id; `None` if it does not exist. Any other id is an error: a connection that mixes up
     /// replies must not show a user another user's session.
-    pub(super) fn session(self, operation: &'static str, id: SessionId) -> Result<Option<Session>, StoreError> {
+    pub(super) fn session(self, operation: &'static str, id: SessionId) -> Result<Option<Box<Session>>, StoreError> {
         match self.any_session(operation)? {
             Some(session) if session.session_id != id => {
                 Err(StoreError::Reply { operation, problem: "it belongs to another session" })
@@ -150,17 +150,17 @@ impl<T: Deref<Target = str>> SessionFields<T> {
     }
 
     /// The session with any id; `None` if it does not exist.
-    pub(super) fn any_session(self, operation: &'static str) -> Result<Option<Session>, StoreError> {
+    pub(super) fn any_session(self, operation: &'static str) -> Result<Option<Box<Session>>, StoreError> {
         self.into_session().map_err(|MalformedField { problem, .. }| StoreError::Reply { operation, problem })
     }
 
     /// The session; `None` if it does not exist.
-    pub(super) fn into_session(self) -> Result<Option<Session>, MalformedField> {
+    pub(super) fn into_session(self) -> Result<Option<Box<Session>>, MalformedField> {
         if self.0[SessionField::SessionId as usize].is_none() {
             return Ok(None);
         }
         let created_at = self.parse(SessionField::CreatedAt).map(Timestamp)?;
-        Ok(Some(Session {
+        Ok(Some(Box::new(Session {
             session_id: self.parse(SessionField::SessionId)?,
             business_id: self.string(SessionField::BusinessId)?,
             user_id: self.string(SessionField::UserId)?,
@@ -186,7 +186,7 @@ impl<T: Deref<Target = str>> SessionFields<T> {
             turn_number: self.if_present(SessionField::TurnNumber, Self::parse)?,
             open_turn: self.open_turn()?,
             changed_messages: self.if_present(SessionField::ChangedMessages, Self::parse)?.unwrap_or_default(),
-        }))
+        })))
     }
 
     fn open_turn(&self) -> Result<Option<OpenTurn>, MalformedField> {

@@ -256,7 +256,7 @@ impl BusinessFeed {
         Ok(())
     }
 
-    async fn session(&self, id: SessionId, now: Timestamp) -> Result<Option<Session>, StoreError> {
+    async fn session(&self, id: SessionId, now: Timestamp) -> Result<Option<Box<Session>>, StoreError> {
         let session = self.context.store.get(id, &TenantScope::Everything, now).await?;
         Ok(session.filter(|session| session.business_id == self.business_id))
     }

@@ -49,7 +49,7 @@ impl SessionStore {
         };
         let fields = Reply::of_texts(OPERATION, reply.texts(OPERATION)?).fields()?;
         Ok(match fields.into_session() {
-            Ok(Some(session)) if session.session_id == id => Stored::Session(Box::new(session)),
+            Ok(Some(session)) if session.session_id == id => Stored::Session(session),
             Ok(Some(session)) => Stored::Malformed(format!("sessionId is {}", session.session_id)),
             Ok(None) => Stored::Malformed("sessionId is missing".to_owned()),
             Err(MalformedField { field, problem }) => {

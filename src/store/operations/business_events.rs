@@ -50,7 +50,7 @@ impl SessionStore {
             let read = try_join_all(read.map(|read| read.map(skip_damaged))).await?.into_iter().flatten();
             let has_expired =
                 |session: &Session| session.status == Status::Expired && session.business_id == business_id;
-            Ok(ExpiredSessions { sessions: read.filter(has_expired).collect(), until })
+            Ok(ExpiredSessions { sessions: read.map(|session| *session).filter(has_expired).collect(), until })
         })
         .await
     }
@@ -76,7 +76,7 @@ impl SessionStore {
 }
 
 /// A session that cannot be parsed counts as missing.
-fn skip_damaged(read: Result<Option<Session>, StoreError>) -> Result<Option<Session>, StoreError> {
+fn skip_damaged(read: Result<Option<Box<Session>>, StoreError>) -> Result<Option<Box<Session>>, StoreError> {
     match read {
         Err(StoreError::Reply { .. }) => Ok(None),
         read => read,

@@ -39,7 +39,7 @@ impl SessionStore {
             let next = entries.last().copied().filter(|_| entries.len() == SESSIONS_MAX);
             let user = TenantScope::User { business_id: business_id.clone(), user_id: user_id.clone() };
             let read = entries.iter().map(|entry| self.get_in_scope(entry.session_id, &user, now));
-            Ok((try_join_all(read).await?.into_iter().flatten().collect(), next))
+            Ok((try_join_all(read).await?.into_iter().flatten().map(|session| *session).collect(), next))
         })
         .await
     }

@@ -10,7 +10,12 @@ impl SessionStore {
     ///
     /// # Errors
     /// If the store cannot serve.
-    pub async fn get(&self, id: SessionId, scope: &TenantScope, now: Timestamp) -> Result<Option<Session>, StoreError> {
+    pub async fn get(
+        &self,
+        id: SessionId,
+        scope: &TenantScope,
+        now: Timestamp,
+    ) -> Result<Option<Box<Session>>, StoreError> {
         instrumented(Operation::Get, self.get_in_scope(id, scope, now)).await
     }
 }

@@ -19,7 +19,7 @@ impl SessionStore {
         business_id: &Identifier,
         user_id: &Identifier,
         now: Timestamp,
-    ) -> Result<Option<Session>, StoreError> {
+    ) -> Result<Option<Box<Session>>, StoreError> {
         instrumented(Operation::GetActive, async move {
             // The pointer names the session to read; the session itself says whether it is active. If it is not, it
             // ended between the two reads, and the pointer is followed again.

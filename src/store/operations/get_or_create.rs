@@ -12,11 +12,11 @@ use crate::store::{SessionStore, StoreError};
 #[derive(Debug)]
 pub enum GetOrCreate {
     /// A new session was created.
-    Created(Session),
+    Created(Box<Session>),
     /// The user has an active session.
-    Resumed(Session),
+    Resumed(Box<Session>),
     /// An earlier call with this idempotency key created this session, which is no longer active.
-    Replayed(Session),
+    Replayed(Box<Session>),
 }
 
 impl SessionStore {
@@ -59,7 +59,7 @@ impl SessionStore {
         business_id: &Identifier,
         user_id: &Identifier,
         now: Timestamp,
-    ) -> Result<Option<Session>, StoreError> {
+    ) -> Result<Option<Box<Session>>, StoreError> {
         // With an unsafe clock, an expired session may seem active. The script is rejected in that case.
         if self.health.is_any_clock_unsafe() {
             return Ok(None);
@@ -142,9 +142,9 @@ impl SessionStore {
     }
 
     /// The session that `get_or_create.lua` has just written, without reading it back.
-    fn created(&self, new: &NewSession, id: SessionId, created_at: Timestamp, now: Timestamp) -> Session {
+    fn created(&self, new: &NewSession, id: SessionId, created_at: Timestamp, now: Timestamp) -> Box<Session> {
         let active_until = Timestamp(now.0 + self.config.lifecycle.max_lifetime_ms());
-        Session {
+        Box::new(Session {
             session_id: id,
             business_id: new.business_id.to_string(),
             user_id: new.user_id.to_string(),
@@ -169,6 +169,6 @@ impl SessionStore {
             turn_number: None,
             open_turn: None,
             changed_messages: ChangedMessages::default(),
-        }
+        })
     }
 }

@@ -16,7 +16,7 @@ impl SessionStore {
     /// If the store cannot serve.
     pub async fn with_included(
         &self,
-        session: Session,
+        session: Box<Session>,
         include: Include,
         owner: ResponseOwner,
         now: Timestamp,

@@ -34,7 +34,7 @@ pub struct StreamWants<'a> {
 #[derive(Debug)]
 pub struct StreamSnapshot {
     /// The session.
-    pub session: Session,
+    pub session: Box<Session>,
     /// The turn that began last.
     pub turn: Option<Box<Turn>>,
     /// The lines of the field `earlier`: the turns before it.

@@ -110,13 +110,15 @@ impl SessionStore {
             self.reserve_memory(page, page.bytes).await?;
             let free = page.request.limit - page.sessions.len();
             let read = piece.iter().map(|entry| self.get_in_scope(entry.session_id, &TenantScope::Everything, now));
-            let read = try_join_all(read).await?.into_iter().map(|session| session.filter(is_wanted));
+            let read =
+                try_join_all(read).await?.into_iter().map(|session| session.filter(|session| is_wanted(session)));
             let mut read = read.collect::<Vec<_>>();
             if page.request.include != Include::default() {
                 for session in read.iter_mut().filter(|session| session.is_some()).take(free) {
                     if let Some(found) = session.take() {
                         // It may have ended in the meantime.
-                        *session = Some(self.with_lost_turn_closed(found, now).await?).filter(is_wanted);
+                        *session =
+                            Some(self.with_lost_turn_closed(found, now).await?).filter(|session| is_wanted(session));
                     }
                 }
             }

@@ -68,7 +68,11 @@ impl SessionStore {
     }
 
     /// The session after its open turn was closed, if the lease of that has expired.
-    pub(super) async fn with_lost_turn_closed(&self, session: Session, now: Timestamp) -> Result<Session, StoreError> {
+    pub(super) async fn with_lost_turn_closed(
+        &self,
+        session: Box<Session>,
+        now: Timestamp,
+    ) -> Result<Box<Session>, StoreError> {
         let is_lost = session.open_turn.as_ref().is_some_and(|turn| turn.is_lost(now));
         // A failure to close the turn must not fail the read: the session is then shown without the turn. If the turn
         // is not closed by this call, another call has closed it, or its writer has renewed the lease.

@@ -15,10 +15,9 @@ use crate::store::{SessionStore, StoreError};
 
 /// Outcome of [`SessionStore::update`].
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "the large variant is the usual one")]
 pub enum Update {
     /// The session after the change.
-    Updated(Session),
+    Updated(Box<Session>),
     /// The session does not exist.
     Missing,
     /// The session has this version, which the condition does not accept.

@@ -210,7 +210,7 @@ impl Server {
         &self,
         key: &str,
         id: SessionId,
-    ) -> Result<Option<Option<Session>>, StoreError> {
+    ) -> Result<Option<Option<Box<Session>>>, StoreError> {
         let Some(connection_id) = self.pipelined_connection() else { return Ok(None) };
         let session = self.reads.session(ReadCommand::encode_hash(key), id, connection_id).await.transpose()?;
         self.require_responsive()?;

@@ -66,7 +66,7 @@ struct Request {
 /// Takes the reply. Dropped if the client has to send the command.
 enum ReplySender {
     /// The session with this id.
-    Session(SessionId, oneshot::Sender<Result<Option<Session>, StoreError>>),
+    Session(SessionId, oneshot::Sender<Result<Option<Box<Session>>, StoreError>>),
     /// Any reply to a read that is not nested.
     Read(oneshot::Sender<Result<ReadReply, StoreError>>),
     /// The reply to a script.
@@ -110,7 +110,7 @@ impl Pipeline {
         command: Vec<u8>,
         id: SessionId,
         connection_id: ConnectionId,
-    ) -> Option<Result<Option<Session>, StoreError>> {
+    ) -> Option<Result<Option<Box<Session>>, StoreError>> {
         let (reply, receiver) = oneshot::channel();
         self.request(command, ReplySender::Session(id, reply), connection_id)?;
         receiver.await.ok()

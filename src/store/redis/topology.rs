@@ -89,7 +89,7 @@ impl Topology {
         &self,
         key: &str,
         id: SessionId,
-    ) -> Result<Option<Option<Session>>, StoreError> {
+    ) -> Result<Option<Option<Box<Session>>>, StoreError> {
         match &self.masters {
             Masters::One(server) => server.read_session(key, id).await,
             Masters::Cluster(cluster) => match cluster.master_of(key) {

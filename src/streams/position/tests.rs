@@ -136,7 +136,7 @@ impl Store {
         let changed =
             seqs.iter().filter_map(|&seq| Some((seq, self.messages.get(usize::try_from(seq).ok()? - 1)?.clone())));
         StreamSnapshot {
-            session: self.session.clone(),
+            session: Box::new(self.session.clone()),
             turn: self.turn.clone().map(Box::new),
             earlier_turns: self.earlier_turns.clone(),
             contents: StreamContents {
