@@ -110,8 +110,7 @@ impl SessionStore {
         self.ensure_layout().await?;
         match self.topology.read_session(&self.keys.session(id), id).await? {
             Some(session) => Ok(session),
-            // Boxed to keep the future of every call small.
-            None => Box::pin(self.read_by_client(id)).await,
+            None => self.read_by_client(id).await,
         }
     }
 
@@ -185,5 +184,39 @@ fn count_end(reason: &str) {
 fn count_closed_turn(status: &str) {
     if let Some(status) = TurnStatus::from_word(status) {
         metrics::turn_ended(status.as_str());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::SessionPatch;
+    use crate::store::response_memory::ResponseOwner;
+
+    /// Maximum bytes of the future of a call. It is copied several times on its way to a task.
+    const FUTURE_BYTES_MAX: usize = 2048;
+
+    fn bytes_of_future<'a, T>(_: impl FnOnce(&'a SessionStore) -> T) -> usize {
+        size_of::<T>()
+    }
+
+    #[test]
+    fn the_futures_of_calls_are_small() {
+        let (id, scope, now) =
+            (SessionId::random(Partition(7)).expect("random bytes"), TenantScope::Everything, Timestamp(0));
+        let (patch, condition, owner) = (SessionPatch::heartbeat(), VersionCondition::Any, ResponseOwner::default());
+        let sizes = [
+            ("get", bytes_of_future(|store| store.get(id, &scope, now))),
+            ("update", bytes_of_future(|store| store.update(id, &patch, &condition, &scope, now))),
+            ("append_messages", bytes_of_future(|store| store.append_messages(id, &[], &scope, now))),
+            (
+                "list_messages",
+                bytes_of_future(|store| store.list_messages(id, MessageRange::Newest, 50, &scope, owner, now)),
+            ),
+            ("delete", bytes_of_future(|store| store.delete(id, &condition, &scope, now))),
+        ];
+        for (call, bytes) in sizes {
+            assert!(bytes <= FUTURE_BYTES_MAX, "{call}: {bytes} bytes; box what it rarely awaits");
+        }
     }
 }

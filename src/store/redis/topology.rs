@@ -77,9 +77,9 @@ impl Topology {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        // Boxed, because the client's futures are large and few calls need them.
         match &self.masters {
-            Masters::One(server) => Ok(server.send(requirement, &send).await??),
-            // Boxed to keep the future of every call small.
+            Masters::One(server) => Ok(Box::pin(server.send(requirement, &send)).await??),
             Masters::Cluster(cluster) => Box::pin(self.call_cluster(cluster, requirement, key, send)).await,
         }
     }
@@ -106,8 +106,7 @@ impl Topology {
         {
             return Ok(reply);
         }
-        // Boxed to keep the future of every call small.
-        Box::pin(self.read_by_client(&command)).await
+        self.read_by_client(&command).await
     }
 
     /// The reply to a script that needs this and has this key, over the pipelined connection. `None` means that the
