@@ -4,8 +4,8 @@
 -- Why it is atomic: one step assigns the next seq, writes the message and stores its id. So seq has no gaps and no
 -- value is assigned twice, however many callers append.
 -- Safe to run twice: every message has an id (the client's, or one that the service made for this call). If an id is
--- known, the script appends nothing and returns the stored message. The service compares it with the new one, and
--- sends the others again without it.
+-- known, the script appends nothing and returns the stored message. The service compares it with the new one. If they
+-- are the same, it runs the script again with the stored message in place of the new one.
 --
 -- KEYS   1 session, 2 messages, 3 message_ids    the session's hash, list, and hash of messageId -> seq
 --        4 pointer, 5 history, 6 business        of its user, its user, its business in this partition; absent in the
@@ -13,11 +13,14 @@
 -- ARGV   1 scope           whose sessions the caller may use: `` for all, or lines of `business` or
 --                          `business<tab>user`, each between two line feeds
 --        2 now_ms          Unix time
---        3 ... message_id, message (for each message: its id as JSON writes it, without quotes; and the stored JSON
---                          after its seq, with now as createdAt)
--- Returns {`appended`, messages trimmed, seq of the last one, their createdAt in Unix milliseconds}
---         {`known`, two for each message whose id is known: position from 1, the stored JSON}; not all of them if they
---                         have more bytes than KNOWN_BYTES_MAX
+--        3 ... message_id, message (for each message: its id as JSON writes it, without quotes; and the JSON to
+--                          store after `{"seq":N`, with now as createdAt; or the whole JSON that is stored)
+-- Returns {`appended`, sessionId, number of messages trimmed, seq of the newest message, createdAt of the new messages
+--                         as Unix time in milliseconds}
+--         {`replayed`}    every message was given as it is stored
+--         {`known`, two for each message whose id is stored with another JSON: position from 1, the stored JSON}; not
+--                         all of them if they have more bytes than KNOWN_BYTES_MAX
+--         {`changed`}     a message that was given as stored is not stored any more
 --         {`turn_open`, position from 1}    the message has the id of the open turn
 --         {`turn_lost`}   the lease of the open turn is over: end that turn, then run again
 --         {`expiry_due`, businessId, userId}    the expiry has to move: run again with all keys
@@ -28,6 +31,8 @@ local pointer, history, business = KEYS[4], KEYS[5], KEYS[6]
 local scope, now_ms = ARGV[1], ARGV[2] + 0
 local FIRST, WIDTH = 3, 2
 local KNOWN_BYTES_MAX = 1048576
+-- The first byte of the JSON of a new message. That of a stored one is a brace.
+local COMMA = 44
 
 -- Looking up a field costs Redis more the later it is in the hash, so what is rarely needed is read only then.
 local session_id, status, expires_at, last_activity_at, active_until, message_count, message_bytes, largest_message,
@@ -40,10 +45,10 @@ local expires_ms, active_until_ms = expires_at + 0, active_until + 0
 if now_ms >= (ended_at or expires_ms) + RETENTION_MS then return {'missing'} end
 
 -- createdAt never decreases, even if another service with a fast clock wrote the latest activity.
-local active_ms, active_at, created_at
+local active_ms, active_at, later_created_at
 if last_activity_at + 0 > now_ms then
   active_ms, active_at = last_activity_at + 0, last_activity_at
-  created_at = ',"createdAt":"' .. rfc3339(active_ms) .. '"'
+  later_created_at = ',"createdAt":"' .. rfc3339(active_ms) .. '"'
 else
   active_ms, active_at = now_ms, ARGV[2]
 end
@@ -58,17 +63,22 @@ for i = FIRST, #ARGV, WIDTH do
   -- seq has no gaps, so the distance from the newest message is the index from the end of the list.
   local stored = seq and redis.call('LINDEX', messages, int(seq - old_count - 1))
   if stored then
-    known = known or {'known'}
-    known[#known + 1] = int((i - FIRST) / WIDTH + 1)
-    known[#known + 1] = stored
-    known_bytes = known_bytes + #stored
-    if known_bytes > KNOWN_BYTES_MAX then break end
+    if stored ~= message then
+      known = known or {'known'}
+      known[#known + 1] = int((i - FIRST) / WIDTH + 1)
+      known[#known + 1] = stored
+      known_bytes = known_bytes + #stored
+      if known_bytes > KNOWN_BYTES_MAX then break end
+    end
   elseif message_id == turn_id then
     return {'turn_open', int((i - FIRST) / WIDTH + 1)}
+  elseif string.byte(message) ~= COMMA then
+    return {'changed'}
   else
     count = count + 1
     newest_seq = int(count)
-    if created_at then message = created_at .. string.sub(message, #created_at + 1) end
+    -- All times have the same number of characters.
+    if later_created_at then message = later_created_at .. string.sub(message, #later_created_at + 1) end
     message = '{"seq":' .. newest_seq .. message
     bytes = bytes + #message
     if #message > largest then largest = #message end
@@ -78,6 +88,7 @@ for i = FIRST, #ARGV, WIDTH do
   end
 end
 if known then return known end
+if not newest_seq then return {'replayed'} end
 if not (status == 'active' and now_ms < expires_ms) then return {'not_active'} end
 if turn_until and now_ms >= turn_until + LOST_AFTER_MS then return {'turn_lost'} end
 
@@ -132,4 +143,4 @@ elseif is_first and session_until > 0 then
   redis.call('PEXPIREAT', message_ids, int(session_until))
 end
 notify(session, business_id, ARGV[2], 'm' .. new_ids[2] .. '-' .. newest_seq)
-return {'appended', #trimmed_ids, newest_seq, active_at}
+return {'appended', session_id, #trimmed_ids, newest_seq, active_at}

@@ -26,7 +26,7 @@ pub use self::lifecycle::Lifecycle;
 pub use self::merge_patch::{merge_patch, patched_metadata};
 pub use self::message::{
     APPEND_MESSAGES_MAX, Message, MessageJson, MessageMembers, MessageRef, NewMessage, Role, content_schema,
-    escaped_text, json_after_created_at, json_after_seq,
+    escaped_text, json_after_seq,
 };
 pub use self::partition::Partition;
 pub use self::tenant_scope::TenantScope;
@@ -108,6 +108,7 @@ words! {
 }
 
 /// One conversation of one user with one business.
+// Calls pass it in a box: it has some 450 bytes, and is moved often.
 #[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
 #[schema(rename_all = "camelCase", example = session_example)]
 pub struct Session {

@@ -1,6 +1,7 @@
 //! Messages.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -95,10 +96,15 @@ pub struct MessageJson {
 }
 
 impl MessageJson {
-    /// The message with this JSON after `createdAt`.
+    /// The message that the store made of `json_after_seq`: with this `seq`, and this `createdAt` in place of its own.
     #[must_use]
-    pub fn new(seq: u64, created_at: Timestamp, rest: &str) -> Self {
-        Self { seq, json: format!("{{\"seq\":{seq}{}", json_after_seq(created_at, rest)).into() }
+    pub fn stored(seq: u64, created_at: Timestamp, json_after_seq: &str) -> Self {
+        let mut json = String::with_capacity(SEQ_PREFIX.len() + SEQ_DIGITS_MAX + json_after_seq.len());
+        // Writing to a String cannot fail.
+        let _ = write!(json, "{{\"seq\":{seq}");
+        push_created_at(created_at, &mut json);
+        json.push_str(json_after_seq.get(CREATED_AT_BYTES..).unwrap_or_default());
+        Self { seq, json: json.into() }
     }
 
     /// The message of this session in `json`, or `None` if the JSON does not start as a message of this session does. A
@@ -130,6 +136,13 @@ impl MessageJson {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.json
+    }
+
+    /// The JSON after `createdAt`.
+    #[must_use]
+    pub fn after_created_at(&self) -> &[u8] {
+        let seq = self.json.iter().position(|&byte| byte == b',').unwrap_or(self.json.len());
+        self.json.get(seq + CREATED_AT_BYTES..).unwrap_or_default()
     }
 
     /// Number of bytes of the JSON.
@@ -203,6 +216,7 @@ impl MessageJson {
 }
 
 const SEQ_PREFIX: &[u8] = b"{\"seq\":";
+const SEQ_DIGITS_MAX: usize = 20;
 const CREATED_AT_PREFIX: &[u8] = b",\"createdAt\":\"";
 const SESSION_ID_PREFIX: &[u8] = b"\",\"sessionId\":\"";
 
@@ -263,10 +277,11 @@ pub struct NewMessage {
     pub metadata_json: String,
 }
 
-/// The stored JSON of a message of this session with these texts, from the comma after `createdAt` on. `content` and
-/// `metadata` are JSON.
+/// The JSON of a new message of this session after its `seq`, which the store assigns. `content` and `metadata` are
+/// JSON.
 #[must_use]
-pub fn json_after_created_at(
+pub fn json_after_seq(
+    created_at: Timestamp,
     session_id: SessionId,
     message_id: &str,
     role: Role,
@@ -274,6 +289,7 @@ pub fn json_after_created_at(
     metadata: &str,
 ) -> String {
     let mut json = String::with_capacity(FIXED_BYTES + message_id.len() + content.len() + metadata.len());
+    push_created_at(created_at, &mut json);
     json.push_str(",\"sessionId\":\"");
     json.push_str(session_id.write(&mut [0; SessionId::TEXT_BYTES]));
     json.push_str("\",\"messageId\":\"");
@@ -284,14 +300,17 @@ pub fn json_after_created_at(
     json
 }
 
-/// The stored JSON of a message from the comma after `seq` on. `rest` is what follows `createdAt`.
-#[must_use]
-pub fn json_after_seq(created_at: Timestamp, rest: &str) -> String {
-    format!(",\"createdAt\":\"{created_at}\"{rest}")
+/// Appends the member `createdAt`.
+fn push_created_at(created_at: Timestamp, out: &mut String) {
+    // Writing to a String cannot fail.
+    let _ = write!(out, ",\"createdAt\":\"{created_at}\"");
 }
 
-/// An upper bound of the bytes of [`json_after_created_at`] that do not depend on the client.
-const FIXED_BYTES: usize = 128;
+/// Number of bytes of the member `createdAt`.
+const CREATED_AT_BYTES: usize = CREATED_AT_PREFIX.len() + Timestamp::TEXT_BYTES + 1;
+
+/// An upper bound of the bytes of [`json_after_seq`] that do not depend on the client.
+const FIXED_BYTES: usize = 168;
 
 /// Escapes a text as JSON does, without quotes. Message ids are stored in this form.
 #[must_use]
@@ -309,8 +328,9 @@ mod tests {
     #[test]
     fn stored_json_is_a_message_of_its_session() {
         let id = SessionId::random(Partition(7)).expect("random bytes");
-        let rest = json_after_created_at(id, "a\"\\,\"role\":\"é", Role::Tool, "{\"a\":1.0}", "{\"b\":[]}");
-        let json = MessageJson::new(12, Timestamp(0), &rest).to_text();
+        let json = json_after_seq(Timestamp(1), id, "a\"\\,\"role\":\"é", Role::Tool, "{\"a\":1.0}", "{\"b\":[]}");
+        let json = MessageJson::stored(12, Timestamp(0), &json).to_text();
+        assert!(json.starts_with("{\"seq\":12,\"createdAt\":\"1970-01-01T00:00:00.000Z\",\"sessionId\":"), "{json}");
         let message = MessageJson::of(id, json.clone().into()).expect("a message");
         let members = message.members().expect("members");
         assert_eq!((message.seq, &*members.message_id, &*members.role), (12, "a\"\\,\"role\":\"é", "tool"));

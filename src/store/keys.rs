@@ -36,8 +36,8 @@ macro_rules! session_fields {
     };
 }
 
-// In the order in which `get_or_create.lua` and later changes write them: so Redis sends them, and the parser finds each
-// at the first place where it looks.
+// About in the order in which they are first written, which is that of the replies unless a value is long. Only the
+// speed of parsing depends on it.
 //
 // Absent fields: `title`, `endedAt` and `endReason` if null; `messageBytes` and `largestMessage` if there are no
 // messages; `oldestSeq` until a message is trimmed; `historyAt` until a resume; `turnNumber` until the first turn;

@@ -154,6 +154,54 @@ async fn a_message_of_a_recreated_session_is_not_returned() {
     assert_eq!((status, &body["code"]), (404, &json!("message_not_found")), "{body}");
 }
 
+/// An array with a known message takes two runs of the script. Between them, another service changes the message, or
+/// deletes the session and creates it again by its Idempotency-Key.
+#[tokio::test]
+async fn a_known_message_is_returned_as_it_is_when_the_others_are_appended() {
+    let service = ProxiedService::start("known").await;
+    let prefix = format!("sd:known-{}", std::process::id());
+    let (_direct, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &shared_url())]);
+    let create = async || {
+        let request =
+            service.client.post(format!("{base}/api/sessions")).json(&json!({"businessId": "b", "userId": "u"}));
+        let (status, session) = send(request.header("idempotency-key", "0123456789abcdef")).await;
+        assert_eq!(status, 201, "{session}");
+        format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"))
+    };
+    let message = |id: &str| json!({"messageId": id, "role": "user", "content": id});
+    let session = create().await;
+    let messages = format!("{session}/messages");
+    let (status, body) = send(service.client.post(format!("{base}{messages}")).json(&message("known"))).await;
+    assert_eq!(status, 201, "{body}");
+    let delete = async |path: &str| {
+        let deleted = service.client.delete(format!("{base}{path}")).send().await.expect("a response");
+        assert!(deleted.status().is_success(), "{deleted:?}");
+    };
+    for (id, is_recreated, content) in [("new", false, json!(null)), ("newer", true, json!("known"))] {
+        // Only the second run has the stored message.
+        service.proxy.arm(Fault::Hold("{\"seq\":1,"));
+        let change = async {
+            let started = Instant::now();
+            while service.proxy.armed() != Fault::Held {
+                assert!(started.elapsed() < TEST_TIMEOUT, "no second run");
+                tokio::task::yield_now().await;
+            }
+            if is_recreated {
+                delete(&session).await;
+                assert_eq!(create().await, session);
+            } else {
+                delete(&format!("{messages}/known")).await;
+            }
+            service.proxy.release();
+        };
+        let body = json!([message("known"), message(id)]);
+        let ((status, body), ()) = tokio::join!(service.post(&messages, body), change);
+        assert_eq!((status, &body[0]["content"], &body[0]["seq"]), (201, &content, &json!(1)), "{body}");
+        assert_eq!((&body[1]["content"], &body[1]["seq"]), (&json!(id), &json!(2)), "{body}");
+        assert_eq!(service.get(&messages).await.1, body);
+    }
+}
+
 /// A session with 100 messages, of which a service keeps 100. 30 more are appended between the two reads of each page:
 /// of the session, and of its messages. So every index changes, and the messages from 1 to 30 are gone.
 #[tokio::test]

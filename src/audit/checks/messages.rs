@@ -1,7 +1,7 @@
 //! Checks the messages of a session, and the index of their ids.
 
 use super::{Inspection, Inspector, is_json_object};
-use crate::session::{Identifier, MessageJson, Role, Session, SessionId, escaped_text, json_after_created_at};
+use crate::session::{Identifier, MessageJson, Role, Session, SessionId, Timestamp, escaped_text, json_after_seq};
 use crate::store::StoreError;
 use crate::store::keyspace::{Expiry, FoundKey, RepairTarget, Stored, StoredMessage};
 
@@ -168,13 +168,15 @@ impl MessagesCheck {
         if !is_json_object(metadata) {
             self.list.add(format!("{seq}: its metadata is not a JSON object"));
         }
-        let mut rest = json_after_created_at(self.session_id, &members.message_id, role, content, metadata);
+        // Its time does not matter.
+        let (id, created_at) = (&members.message_id, Timestamp(0));
+        let mut json = json_after_seq(created_at, self.session_id, id, role, content, metadata);
         let more = [("finishReason", &members.finish_reason), ("redactedAt", &members.redacted_at)];
         for (name, value) in more.iter().filter_map(|(name, value)| value.as_ref().map(|value| (name, value))) {
-            rest.truncate(rest.len() - 1);
-            rest.extend([",\"", name, "\":\"", value, "\"}"]);
+            json.truncate(json.len() - 1);
+            json.extend([",\"", name, "\":\"", value, "\"}"]);
         }
-        if !message.as_bytes().ends_with(rest.as_bytes()) {
+        if message.after_created_at() != MessageJson::stored(seq, created_at, &json).after_created_at() {
             self.list.add(format!("{seq}: its members are not in their order"));
         }
         Ok(ParsedMessage { seq: message.seq, message_id: members.message_id.into_owned() })

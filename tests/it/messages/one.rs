@@ -131,11 +131,13 @@ async fn set_seq_of_b(service: &Service, seq: &str) {
 #[tokio::test]
 async fn another_message_at_the_same_seq_is_neither_returned_nor_changed() {
     let service = Service::start(&[]).await;
-    let (_, message) = fixture(&service).await;
+    let (session, message) = fixture(&service).await;
     set_seq_of_b(&service, "1").await;
     let digest = service.probe.digest().await;
     service.get(&message).await.expect_problem(500, "internal");
     service.patch(&message, patch(&json!({"b": 1}))).await.expect_problem(500, "internal");
+    let append = json!([{"role": "user", "content": 2}, {"messageId": "b", "role": "user", "content": {"n": 1}}]);
+    service.post(&format!("{session}/messages"), append).await.expect_problem(500, "internal");
     assert_eq!(service.probe.digest().await, digest);
     set_seq_of_b(&service, "2").await;
     assert_eq!(service.get(&message).await.expect(200).member("messageId"), "b");

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{EXPIRED, Run, TOUCH_DUE, assert_messages, fields_of, replacing, run, session_key, stored_fields};
+use super::{EXPIRED, Run, TOUCH_DUE, assert_messages, fields_of, replacing, run, runs, session_key, stored_fields};
 use crate::support::service::Service;
 
 /// The active session. Panics unless the session hashes, the pointers and the business's index agree.
@@ -178,6 +178,22 @@ async fn a_late_second_append_appends_nothing() {
     assert_messages(&append, &again_without_effect(&service, &append).await[1..]);
     service.delete(&path).await.expect(204);
     assert_eq!(again_without_effect(&service, &append).await, [Some("missing".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_late_second_append_notices_that_a_known_message_has_changed() {
+    let service = Service::start(&[]).await;
+    let path = format!("/api/sessions/{}/messages", service.session_of("u").await);
+    let message = |id: &str| json!({"messageId": id, "role": "user", "content": "secret"});
+    service.post(&path, message("m")).await.expect(201);
+    let body = json!([message("n"), message("m")]);
+    let append = runs(&service, "append_messages", 201, service.post(&path, body)).await.remove(1);
+    service.delete(&format!("{path}/m")).await.expect(204);
+    let redacted = again_without_effect(&service, &append).await.pop().flatten().expect("a message");
+    assert!(redacted.contains(r#""content":null"#), "{redacted}");
+    let [ids] = &service.probe.keys_of('d').await[..] else { panic!("one hash of ids") };
+    service.probe.command(&["HDEL", ids, "m"]).await;
+    assert_eq!(again_without_effect(&service, &append).await, [Some("changed".to_owned())]);
 }
 
 #[tokio::test]
