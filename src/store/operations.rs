@@ -190,32 +190,39 @@ fn count_closed_turn(status: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::SessionPatch;
-    use crate::store::response_memory::ResponseOwner;
 
     /// Maximum bytes of the future of a call. It is copied several times on its way to a task.
     const FUTURE_BYTES_MAX: usize = 2048;
 
-    fn bytes_of_future<'a, T>(_: impl FnOnce(&'a SessionStore) -> T) -> usize {
-        size_of::<T>()
+    /// The name of a call with parameters of these types, and the bytes of its future.
+    macro_rules! future_of {
+        ($call:ident($($parameter:ident),+)) => {{
+            fn bytes<$($parameter,)+ F>(_: impl FnOnce($($parameter),+) -> F) -> usize {
+                size_of::<F>()
+            }
+            (stringify!($call), bytes(SessionStore::$call))
+        }};
     }
 
     #[test]
     fn the_futures_of_calls_are_small() {
-        let (id, scope, now) =
-            (SessionId::random(Partition(7)).expect("random bytes"), TenantScope::Everything, Timestamp(0));
-        let (patch, condition, owner) = (SessionPatch::heartbeat(), VersionCondition::Any, ResponseOwner::default());
-        let sizes = [
-            ("get", bytes_of_future(|store| store.get(id, &scope, now))),
-            ("update", bytes_of_future(|store| store.update(id, &patch, &condition, &scope, now))),
-            ("append_messages", bytes_of_future(|store| store.append_messages(id, &[], &scope, now))),
-            (
-                "list_messages",
-                bytes_of_future(|store| store.list_messages(id, MessageRange::Newest, 50, &scope, owner, now)),
-            ),
-            ("delete", bytes_of_future(|store| store.delete(id, &condition, &scope, now))),
+        let futures = [
+            future_of!(get_or_create(A, B, C)),
+            future_of!(get(A, B, C, D)),
+            future_of!(get_active(A, B, C, D)),
+            future_of!(update(A, B, C, D, E, G)),
+            future_of!(delete(A, B, C, D, E)),
+            future_of!(append_messages(A, B, C, D, E)),
+            future_of!(list_messages(A, B, C, D, E, G, H)),
+            future_of!(get_message(A, B, C, D, E)),
+            future_of!(list_history(A, B, C, D, E)),
+            future_of!(list_active(A, B, C, D)),
+            future_of!(begin_turn(A, B, C, D, E)),
+            future_of!(append_chunks(A, B, C, D, E)),
+            future_of!(end_turn(A, B, C, D, E)),
+            future_of!(read_stream(A, B, C, D)),
         ];
-        for (call, bytes) in sizes {
+        for (call, bytes) in futures {
             assert!(bytes <= FUTURE_BYTES_MAX, "{call}: {bytes} bytes; box what it rarely awaits");
         }
     }
