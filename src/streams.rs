@@ -13,7 +13,7 @@ mod session_stream;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
@@ -39,10 +39,10 @@ const RETRY_READ: Duration = Duration::from_secs(1);
 /// How often the credentials of open streams are checked.
 const CREDENTIAL_CHECK: Duration = Duration::from_secs(1);
 /// At shutdown, streams end this far apart, but all of them within this share of the grace period. So their clients do
-/// not reconnect at the same time.
+/// not reconnect at the same time: a few at a time, because other calls wait while several streams are opened.
 const END_SPACING: Duration = Duration::from_millis(2);
 const END_SHARE: f64 = 0.8;
-const END_TICK: Duration = Duration::from_millis(20);
+const END_TICK: Duration = Duration::from_millis(1);
 
 /// Settings of streams.
 #[derive(Clone, Copy, Debug)]
@@ -207,13 +207,14 @@ impl Streams {
         self.is_stopping.store(true, Ordering::Relaxed);
         let streams = self.lock().clone();
         let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
-        let within = time.mul_f64(END_SHARE).min(END_SPACING.saturating_mul(count));
-        let ticks = usize::try_from(within.as_millis() / END_TICK.as_millis()).unwrap_or(usize::MAX).max(1);
-        for part in streams.chunks(streams.len().div_ceil(ticks).max(1)) {
-            for control in part {
-                control.end();
+        let spacing = time.mul_f64(END_SHARE).min(END_SPACING.saturating_mul(count)) / count.max(1);
+        let started = Instant::now();
+        for (number, control) in (0..).zip(&streams) {
+            // A sleep may be longer than a tick, so several may be due after it.
+            while started.elapsed() < spacing.saturating_mul(number) {
+                tokio::time::sleep(END_TICK).await;
             }
-            tokio::time::sleep(END_TICK).await;
+            control.end();
         }
     }
 
