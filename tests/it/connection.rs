@@ -59,10 +59,57 @@ impl ProxiedService {
         }
     }
 
+    /// Waits until the proxy holds back the command that it was armed for.
+    async fn command_held(&self) {
+        let started = Instant::now();
+        while self.proxy.armed() != Fault::Held {
+            assert!(started.elapsed() < TEST_TIMEOUT, "no such command: {:?}", self.proxy.armed());
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn session_of(&self, user: &str) -> String {
         let (_, session) = self.post("/api/sessions", json!({"businessId": "b", "userId": user})).await;
         format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"))
     }
+}
+
+/// A service with the data of a proxied one, and without a proxy: that of the other delays every reply.
+struct DirectService {
+    _process: Process,
+    base: String,
+    client: reqwest::Client,
+}
+
+impl DirectService {
+    fn start(prefix: &str) -> Self {
+        let prefix = format!("sd:{prefix}-{}", std::process::id());
+        let (process, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &shared_url())]);
+        Self { _process: process, base, client: reqwest::Client::new() }
+    }
+
+    /// Creates the session of an Idempotency-Key, always with the same id. Returns its path.
+    async fn create(&self) -> String {
+        let body = json!({"businessId": "b", "userId": "u"});
+        let request = self.client.post(format!("{}/api/sessions", self.base)).json(&body);
+        let (status, session) = send(request.header("idempotency-key", "0123456789abcdef")).await;
+        assert_eq!(status, 201, "{session}");
+        format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"))
+    }
+
+    async fn append(&self, messages: &str, message: serde_json::Value) {
+        let (status, body) = send(self.client.post(format!("{}{messages}", self.base)).json(&message)).await;
+        assert_eq!(status, 201, "{body}");
+    }
+
+    async fn delete(&self, path: &str) {
+        let deleted = self.client.delete(format!("{}{path}", self.base)).send().await;
+        assert_eq!(deleted.expect("a response").status(), 204);
+    }
+}
+
+fn message_of(id: &str) -> serde_json::Value {
+    json!({"messageId": id, "role": "user", "content": id})
 }
 
 async fn send(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
@@ -121,32 +168,16 @@ async fn a_command_whose_reply_is_lost_is_applied_once() {
 #[tokio::test]
 async fn a_message_of_a_recreated_session_is_not_returned() {
     let service = ProxiedService::start("anew").await;
-    // The proxy delays every reply to the first service, so a second one changes the session.
-    let prefix = format!("sd:anew-{}", std::process::id());
-    let (_direct, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &shared_url())]);
-    let create = async || {
-        let body = json!({"businessId": "b", "userId": "u"});
-        let request = service.client.post(format!("{base}/api/sessions")).json(&body);
-        let (status, session) = send(request.header("idempotency-key", "0123456789abcdef")).await;
-        assert_eq!(status, 201, "{session}");
-        format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"))
-    };
-    let message = |id: &str| json!({"messageId": id, "role": "user", "content": id});
-    let session = create().await;
+    let direct = DirectService::start("anew");
+    let session = direct.create().await;
     let messages = format!("{session}/messages");
-    let append = |id| send(service.client.post(format!("{base}{messages}")).json(&message(id)));
-    assert_eq!(append("first").await.0, 201);
+    direct.append(&messages, message_of("first")).await;
     service.proxy.arm(Fault::Hold("LRANGE"));
     let replace = async {
-        let started = Instant::now();
-        while service.proxy.armed() != Fault::Held {
-            assert!(started.elapsed() < TEST_TIMEOUT, "no LRANGE");
-            tokio::task::yield_now().await;
-        }
-        let deleted = service.client.delete(format!("{base}{session}")).send().await;
-        assert_eq!(deleted.expect("a response").status(), 204);
-        assert_eq!(create().await, session);
-        assert_eq!(append("second").await.0, 201);
+        service.command_held().await;
+        direct.delete(&session).await;
+        assert_eq!(direct.create().await, session);
+        direct.append(&messages, message_of("second")).await;
         service.proxy.release();
     };
     let path = format!("{messages}/first");
@@ -159,42 +190,24 @@ async fn a_message_of_a_recreated_session_is_not_returned() {
 #[tokio::test]
 async fn a_known_message_is_returned_as_it_is_when_the_others_are_appended() {
     let service = ProxiedService::start("known").await;
-    let prefix = format!("sd:known-{}", std::process::id());
-    let (_direct, base) = Process::serve(&["--key-prefix", &prefix], &[("REDIS_URL", &shared_url())]);
-    let create = async || {
-        let request =
-            service.client.post(format!("{base}/api/sessions")).json(&json!({"businessId": "b", "userId": "u"}));
-        let (status, session) = send(request.header("idempotency-key", "0123456789abcdef")).await;
-        assert_eq!(status, 201, "{session}");
-        format!("/api/sessions/{}", session["sessionId"].as_str().expect("an id"))
-    };
-    let message = |id: &str| json!({"messageId": id, "role": "user", "content": id});
-    let session = create().await;
+    let direct = DirectService::start("known");
+    let session = direct.create().await;
     let messages = format!("{session}/messages");
-    let (status, body) = send(service.client.post(format!("{base}{messages}")).json(&message("known"))).await;
-    assert_eq!(status, 201, "{body}");
-    let delete = async |path: &str| {
-        let deleted = service.client.delete(format!("{base}{path}")).send().await.expect("a response");
-        assert!(deleted.status().is_success(), "{deleted:?}");
-    };
+    direct.append(&messages, message_of("known")).await;
     for (id, is_recreated, content) in [("new", false, json!(null)), ("newer", true, json!("known"))] {
         // Only the second run has the stored message.
         service.proxy.arm(Fault::Hold("{\"seq\":1,"));
         let change = async {
-            let started = Instant::now();
-            while service.proxy.armed() != Fault::Held {
-                assert!(started.elapsed() < TEST_TIMEOUT, "no second run");
-                tokio::task::yield_now().await;
-            }
+            service.command_held().await;
             if is_recreated {
-                delete(&session).await;
-                assert_eq!(create().await, session);
+                direct.delete(&session).await;
+                assert_eq!(direct.create().await, session);
             } else {
-                delete(&format!("{messages}/known")).await;
+                direct.delete(&format!("{messages}/known")).await;
             }
             service.proxy.release();
         };
-        let body = json!([message("known"), message(id)]);
+        let body = json!([message_of("known"), message_of(id)]);
         let ((status, body), ()) = tokio::join!(service.post(&messages, body), change);
         assert_eq!((status, &body[0]["content"], &body[0]["seq"]), (201, &content, &json!(1)), "{body}");
         assert_eq!((&body[1]["content"], &body[1]["seq"]), (&json!(id), &json!(2)), "{body}");
@@ -224,11 +237,7 @@ async fn pages_are_right_if_messages_are_appended_and_trimmed_between_their_read
         service.proxy.arm(Fault::Hold("LRANGE"));
         let url = format!("{path}?{query}");
         let append = async {
-            let started = Instant::now();
-            while service.proxy.armed() != Fault::Held {
-                assert!(started.elapsed() < TEST_TIMEOUT, "no LRANGE: {query}");
-                tokio::task::yield_now().await;
-            }
+            service.command_held().await;
             assert_eq!(service.post(&path, messages(101, 130)).await.0, 201);
             service.proxy.release();
         };
